@@ -22,13 +22,14 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from heapq import nlargest
 
+from msgspec import Struct
+
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.answer_scan import AnswerScan
-from serving.router.assignment import hash64
+from serving.router.assignment import Salted
 from serving.router.types import Assignment, Failure, RouterContext
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
@@ -37,6 +38,7 @@ MAX_LOOKUPS = 64  # replicas that are asked for one id
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
 _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _MASK = (1 << 64) - 1
+_OF_REPLICA = Salted("replica")
 
 
 def failure_of(status: int | None, *, only_200: bool = False) -> str | None:
@@ -63,8 +65,7 @@ def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure
     return None
 
 
-@dataclass(slots=True)
-class Tried:
+class Tried(Struct, gc=False):
     """One attempt so far."""
 
     arm: int
@@ -75,7 +76,7 @@ class Tried:
 
 def preferred(replicas: Sequence[Replica], key: str) -> list[Replica]:
     """The two replicas with the highest scores for this key, the best first; all, when there are fewer."""
-    spread = hash64("replica", key)
+    spread = _OF_REPLICA.hash64(key)
     return nlargest(2, replicas, key=lambda one: score(_hash_of(one.url), spread))
 
 
@@ -92,7 +93,7 @@ def score(replica_hash: int, key_hash: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _hash_of(url: str) -> int:
-    return hash64("replica", url)
+    return _OF_REPLICA.hash64(url)
 
 
 class Attempts:

@@ -17,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
@@ -280,7 +279,7 @@ class ClientConnection(asyncio.Protocol):
             return
         peer = self._peer() if core.needs_peer else ""
         request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
-        request_id = "req-" + secrets.token_hex(12)
+        request_id = self._front.ids.next()
         exchange = core.begin(
             request, request_id=request_id, now_s=boot_s(), wall_s=time.time(), prepared=prepared
         )

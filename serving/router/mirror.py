@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from serving.clock import boot_s
 from serving.judging.samples import Sample, SampleStore
 from serving.messages import Arm, RouteTable
-from serving.router.answer_scan import AnswerScan, json_object
+from serving.router.answer_events import json_object
+from serving.router.answer_scan import AnswerScan
 from serving.router.headers import value_of
 from serving.router.mirror_copy import (
     ANSWER_LIMIT,
