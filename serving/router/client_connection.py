@@ -89,11 +89,9 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more; True keeps the connection open for the answer."""
-        if self._is_closing:
+        if self._is_closing or self._request is None:
             return False
         self._is_half_closed = True
-        if self._request is None:
-            return False
         self._probe()
         return True
 
@@ -186,7 +184,7 @@ class ClientConnection(asyncio.Protocol):
             if parser.has_new_head and parser.refusal is None:
                 self._admit()
             if parser.refusal is not None:
-                self._send_refusal(parser.refusal, False)
+                self.refuse(parser.refusal, closes=True)
             return
         parsed = parser.requests.popleft()
         self._request = parsed
@@ -324,6 +322,11 @@ class ClientConnection(asyncio.Protocol):
 
     # ---- answers
 
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that wait for the client."""
+        return self.transport.get_write_buffer_size()
+
     def deliver(self, action: Deliver) -> None:
         """Send what the exchange delivers."""
         if self._is_closing:
@@ -348,12 +351,9 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._done()
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Send the router's own error."""
-        self._send_refusal(refusal, self._keep_alive)
-
-    def _send_refusal(self, refusal: Refusal, keep_alive: bool) -> None:
-        self._keep_alive = keep_alive
+    def refuse(self, refusal: Refusal, *, closes: bool = False) -> None:
+        """Send the router's own error. closes: the connection ends with it."""
+        self._keep_alive = self._keep_alive and not closes
         self._front.count_refusal(refusal.code, self._core)
         self._has_head = self._is_chunked = False
         self._left_bytes = None
