@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S = 300.0  # from a request's first byte to its last
-KEEP_ALIVE_S = 75.0  # between two requests
 LINGER_S = 2.0  # how long what a refused client still sends is read, so that it gets the answer and no reset
 WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
 
@@ -76,7 +75,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self._front.joined(self)
+        if (refusal := self._front.joined(self)) is not None:
+            self._parser.refuse(refusal)
+            self._next_request()
 
     def data_received(self, data: bytes) -> None:
         if self._is_closing:
@@ -136,7 +137,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._blocked_s is not None:
             return  # its answers wait, and its requests with them
         elif self._parser.is_idle:
-            if now_s - self._begun_s > KEEP_ALIVE_S:
+            if now_s - self._begun_s > self._front.load.keep_alive_s:
                 self.close_after_flush()
         elif now_s - self._begun_s > (BODY_S if self._parser.is_in_body else HEAD_S):
             self._parser.refuse(
@@ -219,6 +220,7 @@ class ClientConnection(asyncio.Protocol):
         found = find_target(method, target, front.services)
         if front.own_routes is None or not target.startswith(b"/-/"):
             client = admit(front.cores, Sent(method, target, headers, self._peer()), found)
+            client = front.refusal() or client if isinstance(client, str) else client
             if isinstance(client, Refusal):
                 self._is_head_request = method == "HEAD"
                 self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
@@ -271,10 +273,8 @@ class ClientConnection(asyncio.Protocol):
     ) -> None:
         upstream = self._front.upstream
         assert upstream is not None, "the front was not started"
-        bodies = self._front.bodies
-        if bodies.is_spent and len(parsed.body) > COUNTED_BODY:
-            text = f"the router holds {bodies.limit} bytes of requests already; retry"
-            self.refuse(Refusal(429, "overloaded", text, retry_after_s=1))
+        if (refusal := self._front.refusal(len(parsed.body))) is not None:
+            self.refuse(refusal)
             return
         peer = self._peer() if core.needs_peer else ""
         request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
@@ -324,8 +324,8 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def unread_bytes(self) -> int:
-        """Bytes that wait for the client."""
-        return self.transport.get_write_buffer_size()
+        """Bytes that wait for the client, while it does not read as fast as it is answered."""
+        return self.transport.get_write_buffer_size() if self._blocked_s is not None else 0
 
     def deliver(self, action: Deliver) -> None:
         """Send what the exchange delivers."""
