@@ -146,12 +146,16 @@ class Exchange:
         if self._continuation is not None:
             return self._received_of(self._continuation, data, now_s)
         scan = seen.scan
-        self._require(self._status is not None, "received")
+        if self.is_over or self._status is None:
+            self._require(False, "received")
         if scan is None:
             seen.first_byte_s, seen.last_byte_s = seen.first_byte_s or now_s, now_s
             self.has_begun = True
             return self._deliver(data)
-        data = seen.read(scan, data, now_s)
+        events, is_done = scan.events, scan.is_done
+        data = scan.feed(data)
+        if scan.events != events or scan.is_done is not is_done or scan.is_amid_event:
+            seen.last_byte_s = now_s  # a comment is no progress
         if self._out.is_committed and not scan.error_tail:
             return Deliver(None, data) if data else Step.HOLD
         has_begun = scan.has_content or scan.is_finished or scan.has_error or not scan.is_stream
@@ -194,16 +198,13 @@ class Exchange:
             return self._ended_of(self._continuation)
         self._require(self._status is not None, "ended")
         scan = self.seen.scan
-        cause = scan.end() if scan else None
-        rest = scan.rest if scan else b""
+        cause, rest = (scan.end(), scan.rest) if scan is not None else (None, b"")
         is_short = rest is None or (self._cover.digest is not None and scan is not None and not scan.is_done)
         if is_short and scan is not None and scan.is_whole:
             return self._complete(scan, rest or b"", now_s)
-        if (
-            not self._out.is_committed
-            and scan is not None
-            and (why := unusable(scan, cause, is_canary=self._attempts.arm == CANARY)) is not None
-        ):
+        is_canary, is_new = self._attempts.arm == CANARY, not self._out.is_committed
+        why = unusable(scan, cause, is_canary=is_canary) if scan is not None and is_new else None
+        if why is not None:
             self._failed(why)
             return Step.AGAIN
         if cause == "cut" and scan is not None and self._may_continue(scan):
@@ -313,8 +314,7 @@ class Exchange:
     def _received_of(self, one: Continuation, data: bytes, now_s: float) -> Action:
         events = one.received(data)
         if events:
-            self.seen.last_byte_s = now_s
-        self.has_begun = self.has_begun or bool(events)
+            self.seen.last_byte_s, self.has_begun = now_s, True
         if one.has_error:
             self._failed("cut")
             return Deliver(None, events, "again") if events else Step.AGAIN

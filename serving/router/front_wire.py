@@ -154,7 +154,10 @@ class WireFront:
         """Why no further request is begun now; None: it is. body_bytes: of its body, which is whole."""
         if body_bytes > COUNTED_BODY and self.bodies.is_spent:
             return overloaded(f"the router holds {self.bodies.limit} bytes of requests already")
-        return self.load.refusal(len(self.upstream.calls)) if self.upstream is not None else None
+        load = self.load
+        if load.is_late or (self.upstream and len(self.upstream.calls) >= load.requests_limit):
+            return load.refusal()
+        return None
 
     def run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run a task of a connection, and keep it until it is done."""

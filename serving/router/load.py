@@ -35,6 +35,7 @@ class Load:
     requests_limit: int = REQUESTS
     connections: int = 0
     is_undrawn: bool = False  # nothing is drawn
+    is_late: bool = False  # the event loop has been late for so long that nothing is taken on
     keep_alive_s: float = KEEP_ALIVE_S
     _late_turns: int = field(default=0, init=False)
 
@@ -47,18 +48,17 @@ class Load:
     def swept(self, *, late_s: float, requests: int, has_many_bytes: bool) -> None:
         """A turn of the sweep. late_s: of the event loop. has_many_bytes: half of a budget is used."""
         self._late_turns = self._late_turns + 1 if late_s > LATE_S else 0
+        self.is_late = self._late_turns >= REFUSED_TURNS
         is_busy = requests > self.requests_limit // 2 or self._late_turns >= UNDRAWN_TURNS
         self.is_undrawn = has_many_bytes or is_busy
         is_crowded = self.connections > self.connections_limit * 3 // 4
         self.keep_alive_s = SHORT_KEEP_ALIVE_S if is_crowded else KEEP_ALIVE_S
 
-    def refusal(self, requests: int) -> Refusal | None:
-        """Why no further request is begun; None: it is. requests: attempts at engines now."""
-        if requests >= self.requests_limit:
-            return overloaded(f"the router has {requests} requests under way, which is its limit")
-        if self._late_turns >= REFUSED_TURNS:
+    def refusal(self) -> Refusal:
+        """Why no further request is begun, where their number has its limit or the loop `is_late`."""
+        if self.is_late:
             return overloaded(f"the router's event loop has been late {self._late_turns} times in a row")
-        return None
+        return overloaded(f"the router has {self.requests_limit} requests under way, which is its limit")
 
     def crowd_refusal(self) -> Refusal | None:
         """Why a client that has just connected is not served; None: it is."""

@@ -41,14 +41,6 @@ class Seen:
     covered: bool | None = None
     own: Seen | None = None  # of an answer that was whole but for its usage, which another then gave
 
-    def read(self, scan: AnswerScan, data: bytes, now_s: float) -> bytes:
-        """Scan the next bytes of the answer; what may be passed on. A comment is no progress."""
-        events, is_done = scan.events, scan.is_done
-        data = scan.feed(data)
-        if scan.events != events or scan.is_done is not is_done or scan.is_amid_event:
-            self.last_byte_s = now_s
-        return data
-
     @property
     def error(self) -> str | None:
         """The error that the engine has reported in its answer so far; None: none."""

@@ -13,21 +13,14 @@ from serving.router.load import Load, open_files
 from tests.fakes.router_rig import Rig, router_rig, until
 
 
-def test_each_limit_ends_the_draw_at_its_half_and_refuses_at_its_end() -> None:
+def test_half_of_the_requests_or_of_a_budget_of_bytes_ends_the_draw() -> None:
     one = Load(requests_limit=10)
     found = []
-    for requests in (5, 6, 9, 10):
-        one.swept(late_s=0.0, requests=requests, has_many_bytes=False)
-        found.append((one.is_undrawn, one.refusal(requests) is not None))
+    for requests, has_many_bytes in ((5, False), (6, False), (0, True)):
+        one.swept(late_s=0.0, requests=requests, has_many_bytes=has_many_bytes)
+        found.append((one.is_undrawn, one.is_late))
 
-    assert found == [(False, False), (True, False), (True, False), (True, True)]
-
-
-def test_half_of_a_budget_of_bytes_ends_the_draw() -> None:
-    one = Load()
-    one.swept(late_s=0.0, requests=0, has_many_bytes=True)
-
-    assert (one.is_undrawn, one.refusal(0)) == (True, None)
+    assert found == [(False, False), (True, False), (True, False)]
 
 
 def test_one_late_turn_changes_nothing_and_a_loop_that_is_always_late_ends_the_draw_then_all() -> None:
@@ -35,7 +28,7 @@ def test_one_late_turn_changes_nothing_and_a_loop_that_is_always_late_ends_the_d
     found = []
     for late_s in (9.0, 0.0, *[0.6] * load.REFUSED_TURNS, 0.0):
         one.swept(late_s=late_s, requests=0, has_many_bytes=False)
-        found.append((one.is_undrawn, one.refusal(0) is not None))
+        found.append((one.is_undrawn, one.is_late))
 
     undrawn = load.REFUSED_TURNS - load.UNDRAWN_TURNS
     assert found == [
