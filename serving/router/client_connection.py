@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from serving.clock import boot_s
-from serving.router import service_choice
+from serving.router import service_choice, tunnel
 from serving.router.admission import Sent, admit, without_names
 from serving.router.answer_framing import VERSION, framed
 from serving.router.body_budget import COUNTED_BODY, BodyShare
@@ -34,6 +34,7 @@ from serving.router.relay import Client, Relay
 from serving.router.request_parser import ParsedRequest, RequestParser
 from serving.router.service_choice import Chosen
 from serving.router.types import Deliver, Head, Refusal, Request
+from serving.targets import REALTIME
 
 if TYPE_CHECKING:
     from serving.router.front_wire import WireFront
@@ -127,15 +128,13 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
         if self._blocked_s is not None and now_s - self._blocked_s > self._front.core.limits.idle_s:
             self.abort()
-        elif self._is_closing:
-            return
+        elif self._is_closing or (self._request is None and self._blocked_s is not None):
+            return  # what is blocked: its answers wait, and its requests with them
         elif self._request is not None:
             if self._is_half_closed:
                 self._probe()
             if self._relay is not None:
                 self._relay.waited(now_s)
-        elif self._blocked_s is not None:
-            return  # its answers wait, and its requests with them
         elif self._parser.is_idle:
             if now_s - self._begun_s > self._front.load.keep_alive_s:
                 self.close_after_flush()
@@ -279,6 +278,9 @@ class ClientConnection(asyncio.Protocol):
         peer = self._peer() if core.needs_peer else ""
         request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
         request_id = "req-" + secrets.token_hex(12)
+        if found.target.path == REALTIME:
+            self._task = self._front.run(tunnel.serve(self, core, request, request_id))
+            return
         exchange = core.begin(
             request, request_id=request_id, now_s=boot_s(), wall_s=time.time(), prepared=prepared
         )
@@ -355,8 +357,7 @@ class ClientConnection(asyncio.Protocol):
         """Send the router's own error. closes: the connection ends with it."""
         self._keep_alive = self._keep_alive and not closes
         self._front.count_refusal(refusal.code, self._core)
-        self._has_head = self._is_chunked = False
-        self._left_bytes = None
+        self._has_head, self._is_chunked, self._left_bytes = False, False, None
         self.deliver(refusal.answer())
 
     def _head_bytes(self, head: Head, data: bytes, then: str) -> bytes:
