@@ -36,6 +36,8 @@ def note_ready(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
     is_compared = ready_replicas(seen, state.stable.id) > 0
     canary = _noted(state.canary_ready, _up(seen, state.canary.id), now_s, is_counted=is_compared)
     stable = _noted(state.stable_ready, _up(seen, state.stable.id), now_s, is_counted=False)
+    if canary is state.canary_ready and stable is state.stable_ready:
+        return state
     return replace(state, canary_ready=canary, stable_ready=stable)
 
 

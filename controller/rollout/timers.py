@@ -56,11 +56,13 @@ def update_timers(state: RolloutState, seen: Observation, now_s: float) -> Rollo
         return replace(state, unreadable_since_s=None, unready_since_s=None)
     applied = is_applied(seen, desired_split(state))
     blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
-    state = replace(state, unreadable_since_s=since(state.unreadable_since_s, blind, now_s))
-    state = _note_load_error(note_ready(state, seen, now_s), seen, now_s)
+    blind_s, unready_s = since(state.unreadable_since_s, blind, now_s), state.unready_since_s
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
-        state = replace(state, unready_since_s=since(state.unready_since_s, unready, now_s))
+        unready_s = since(unready_s, unready, now_s)
+    if (blind_s, unready_s) != (state.unreadable_since_s, state.unready_since_s):
+        state = replace(state, unreadable_since_s=blind_s, unready_since_s=unready_s)
+    state = _note_load_error(note_ready(state, seen, now_s), seen, now_s)
     unacked = state.phase in PUBLISHED and state.acked_at_s is None and state.exposed
     if unacked and applied and seen.split is not None:
         state = replace(state, acked_at_s=now_s)
