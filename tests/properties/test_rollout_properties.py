@@ -248,6 +248,7 @@ def test_final_phases_are_absorbing(ticks: list[Tick], seen: list[Observation]) 
         assert all(isinstance(action, Notify) for action in actions)
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_a_rollback_is_allowed_from_every_phase_and_blocked_by_nothing(ticks: list[Tick]) -> None:
@@ -265,6 +266,7 @@ def test_a_rollback_is_allowed_from_every_phase_and_blocked_by_nothing(ticks: li
         assert not any(isinstance(action, SetSplit) and action.weight_bp > 0 for action in actions)
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_no_version_is_stopped_before_a_table_without_it_is_applied(ticks: list[Tick]) -> None:
@@ -375,6 +377,7 @@ def place_of(state: RolloutState) -> str:
     return state.phase.value
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.sampled_from(

@@ -212,6 +212,7 @@ def test_a_ramp_is_promoted_when_each_stage_proved_its_own_margins(
     ]
 
 
+@pytest.mark.slow
 def test_stages_are_found_by_their_weight_without_a_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str
 ) -> None:

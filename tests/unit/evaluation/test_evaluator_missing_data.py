@@ -88,6 +88,7 @@ def test_a_stage_outside_the_plan_is_refused() -> None:
         run(columns)
 
 
+@pytest.mark.slow
 def test_a_decision_in_the_first_second_has_its_time() -> None:
     columns = harmless()
     columns["t_s"] = np.zeros(24_000)

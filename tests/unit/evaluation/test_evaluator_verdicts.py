@@ -80,6 +80,7 @@ def test_missing_proofs_are_named_while_undecided() -> None:
     }
 
 
+@pytest.mark.slow
 def test_proofs_restart_with_each_stage() -> None:
     """Every gate's: what an earlier stage proved says nothing of harm that begins in this one."""
     columns = requests(3000, before=500)

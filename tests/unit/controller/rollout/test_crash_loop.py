@@ -137,6 +137,7 @@ def losses_by_chance(seed: int, *, per_hour: float, hours: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_hour", [1.0, 4.0])
 def test_replicas_lost_by_chance_at_one_rate_are_no_crash_loop(per_hour: float) -> None:
     assert not any(losses_by_chance(seed, per_hour=per_hour, hours=12) for seed in range(8))
