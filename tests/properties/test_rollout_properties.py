@@ -224,6 +224,7 @@ def test_the_weight_rises_only_after_pass_or_a_waiver(ticks: list[Tick]) -> None
             assert first or leaves_stage or before.phase is Phase.PROMOTING
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_every_published_weight_is_committed_with_it(ticks: list[Tick]) -> None:
@@ -280,6 +281,7 @@ def test_no_version_is_stopped_before_a_table_without_it_is_applied(ticks: list[
                 assert action.version in idle or not tick.after.exposed
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_stable_keeps_its_engine_until_the_bake_is_over(ticks: list[Tick]) -> None:
@@ -289,6 +291,7 @@ def test_stable_keeps_its_engine_until_the_bake_is_over(ticks: list[Tick]) -> No
             assert tick.after.phase is Phase.UNLOADING
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["no evidence", "invalid", "stale", "unproven", "jump"]), max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_without_proof_no_canary_leaves_its_first_stage(events: list[str]) -> None:

@@ -171,6 +171,7 @@ def test_a_rollback_requested_in_the_last_tick_is_not_lost(rig: Rig) -> None:
     assert rig.serving() == ("v-1", "v-1", None, ["v-1"])
 
 
+@pytest.mark.slow
 def test_the_newest_rollout_is_found_whatever_the_clock_said(rig: Rig) -> None:
     """A rollout that was started while the clock was an hour ahead does not hide the next one."""
     rig.clock.set_wall(3600.0)

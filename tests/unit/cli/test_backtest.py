@@ -89,6 +89,7 @@ def test_an_invalid_recording_exits_as_an_undecided_one(tmp_path: Path) -> None:
     assert run_line(["backtest", str(path), "--allow-unjudged", "a test", "-o", "json"]) == 6
 
 
+@pytest.mark.slow
 def test_table_starts_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backtest(str(write(HARMFUL, tmp_path / "e.jsonl")))
 

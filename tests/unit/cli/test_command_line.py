@@ -124,6 +124,7 @@ def test_deploy_wait_exits_with_0_once_the_version_is_promoted(
     assert "succeeded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rollback_wait_returns_traffic_to_stable_and_records_the_reason(
     chat: FakeController, models: Path, policy: Callable[[object], str]
 ) -> None:
@@ -753,6 +754,7 @@ def test_a_second_rollback_wait_waits_for_the_first(
     assert chat.store.rollouts("chat")[0].ended_at_s is not None
 
 
+@pytest.mark.slow
 def test_waiting_for_a_rollout_ends_with_it_even_if_another_one_has_started(
     chat: FakeController, models: Path, policy: Callable[[object], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,7 @@ def test_missing_values_of_a_user_count_once(case: str) -> None:
     assert not any("missing differently" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_a_canary_that_drops_values_is_found() -> None:
     columns, _ = users()
     lost = (columns["arm"] == 1) & (np.random.default_rng(2).random(len(columns["arm"])) < 0.1)

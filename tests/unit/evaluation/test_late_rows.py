@@ -51,6 +51,7 @@ def test_a_late_row_of_an_earlier_stage_ends_nothing(late: str) -> None:
     assert result.stages[-1].canary_requests == own
 
 
+@pytest.mark.slow
 def test_harm_is_found_beside_late_rows() -> None:
     assert run(ramp("half", errors=0.15), POLICY, stages=STAGES).decision == "rollback"
 
