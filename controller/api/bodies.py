@@ -42,6 +42,8 @@ class Health(BaseModel):
     pid: int
     leading: bool
     version: str
+    # gone or replaced since the controller opened it, so that nothing is decided; null: it is there.
+    lost_database: str | None = None
 
 
 class Outcome(NamedTuple):

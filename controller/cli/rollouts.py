@@ -9,7 +9,7 @@ import typer
 from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
-from controller.errors import CanaryctlError, Conflict, Unreachable
+from controller.errors import CanaryctlError, Conflict, LostDatabase, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -283,6 +283,8 @@ def history(
         return
     try:
         views = client.history(client.resolve_service(name), limit=limit)
+    except LostDatabase:
+        raise
     except Unreachable:
         if output.is_text:
             from controller.wiring.last_known import known_history

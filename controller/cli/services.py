@@ -23,10 +23,12 @@ from controller.cli.output import (
     emit_data,
     error_console,
     note,
+    print_error,
 )
 from controller.errors import (
     BadInput,
     CanaryctlError,
+    LostDatabase,
     RolloutRunning,
     TimedOut,
     UnknownService,
@@ -146,14 +148,29 @@ def status(
     client, name = Client(settings), service or service_
     try:
         view = client.service(client.resolve_service(name))
+    except LostDatabase as exc:  # of a controller that runs
+        print_error(exc, output)
+        _note_served(settings, name, output)
+        raise typer.Exit(exc.exit_code) from exc
     except Unreachable:
         if output.is_text:
-            from controller.wiring.last_known import last_known
+            from controller.wiring.last_known import last_known, lost_database
 
             for line in last_known(settings, name):
                 note(line)
+            if lost_database(settings) is not None:
+                _note_served(settings, name, output)
         raise
     emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+
+
+def _note_served(settings: Settings, service: str | None, output: Output) -> None:
+    """Print what users get by the route tables, for which no database is needed."""
+    if output.is_text:
+        from controller.wiring.now_served import served_lines
+
+        for line in served_lines(settings, service):
+            note(line)
 
 
 def list_services(output: OutputOption = Output.TABLE) -> None:
@@ -176,11 +193,16 @@ def _bring_up(
 
     with processes.exclusive_access(settings):
         running = processes.running(settings)
-        if running.has_cluster and (path := lost_database(settings)) is not None:
-            raise Unreachable(  # before a controller makes a new one
-                f"Ray runs and may serve, but the database {path} is gone or empty; restore it, then: "
-                "canaryctl up; to end what serves: canaryctl down"
+        is_replaced = running.has_controller and processes.has_replaced_database(settings)
+        is_needed = running.has_cluster and (is_replaced or not running.has_controller)
+        if is_needed and (lost := lost_database(settings, needs_service=False)) is not None:
+            raise Unreachable(  # nor would a controller that is started now create one
+                f"Ray runs and may serve, but {lost}; restore it, then: canaryctl up; to end what serves: "
+                "canaryctl down"
             )
+        if is_replaced:
+            processes.restart_controller(settings)
+            note("the controller was restarted: its database was replaced")
         with error_console().status("starting Ray and the controller"):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)

@@ -81,13 +81,17 @@ class Controller:
 
 
 def build(settings: Settings) -> Controller:
-    """A connected controller that is not started. Raises Unreachable, BadInput."""
+    """A connected controller that is not started. Raises Unreachable, BadInput.
+
+    It creates no database: where one is missing, what this cluster serves may be in the one that was lost.
+    `canaryctl up` creates it with a new cluster.
+    """
+    store = SqlStore(settings.database_url, may_create=False)
     cluster.connect(settings)
     # After connect: Ray reads the environment, and with it the cluster's token, when it is imported.
     from serving.fleet.fleet_ray import RayFleet
     from serving.table.traffic_ray import RayTraffic
 
-    store = SqlStore(settings.database_url)
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store, fleet.observe), RecordsAdapter(traffic)

@@ -234,8 +234,8 @@ class _Rollback:
 
     def _opened(self) -> SqlStore:
         """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves."""
-        if (path := lost_database(self._settings)) is not None:
-            raise Unreachable(f"{path} is gone or empty; restore it")
+        if (lost := lost_database(self._settings)) is not None:
+            raise Unreachable(f"{lost}; restore it")
         return SqlStore(self._settings.database_url)
 
     def _command(self, store: SqlStore, service: str) -> _Stored:

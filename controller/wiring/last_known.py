@@ -9,13 +9,14 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from controller.errors import CanaryctlError
+from controller.errors import CanaryctlError, LostDatabase
 from controller.quantities import percent
 from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.label import title
+from controller.store.database import shown_url
 from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
@@ -41,23 +42,40 @@ def known_history(settings: Settings, service: str | None, *, limit: int) -> tup
     return _read(settings, lines)
 
 
-def lost_database(settings: Settings) -> Path | None:
-    """The database's file, which is gone or empty though a cluster was started with it; None: it is not."""
-    url = sa.make_url(settings.database_url)
-    if url.get_backend_name() != "sqlite" or not settings.cluster_path.exists():
+def lost_database(settings: Settings, *, needs_service: bool = True) -> str | None:
+    """What is wrong with a database that a cluster was started with and that holds nothing, as one clause;
+    None: nothing, or it cannot be told. needs_service: one without a service holds nothing."""
+    if not settings.cluster_path.exists():
         return None
-    path = Path(url.database or "")
-    return None if path.exists() and path.stat().st_size > 0 else path
+    try:
+        with closing(_opened(settings)) as store:
+            holds_any = not needs_service or bool(store.services())
+    except LostDatabase:
+        return f"the database {_place(settings)} is gone or empty"
+    except CanaryctlError:
+        return None  # whoever needs it is told why it cannot be read
+    if holds_any:
+        return None
+    return f"the database {_place(settings)} holds no service, though Ray runs and may serve"
+
+
+def _opened(settings: Settings) -> SqlStore:
+    return SqlStore(settings.database_url, may_migrate=False, may_create=False)
+
+
+def _place(settings: Settings) -> str:
+    url = sa.make_url(settings.database_url)
+    return str(url.database) if url.get_backend_name() == "sqlite" else shown_url(url)
 
 
 def _read(settings: Settings, lines: Callable[[SqlStore], Sequence[str]]) -> tuple[str, ...]:
-    if (path := lost_database(settings)) is not None:
-        return (f"the database {path} is gone or empty; restore it before canaryctl up",)
+    if (lost := lost_database(settings)) is not None:
+        return (f"{lost}; restore it before canaryctl up",)
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return ()
     try:
-        with closing(SqlStore(settings.database_url, may_migrate=False)) as store:
+        with closing(_opened(settings)) as store:
             return tuple(lines(store))
     except CanaryctlError as exc:
         return (f"nor can the database be read: {exc}",)
