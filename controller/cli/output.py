@@ -45,24 +45,32 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output format.")]
 
 
-def console() -> Console:
-    """Standard output. Lines in a pipe are not cut to a terminal's width, nor filled up with blanks."""
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error. Lines in a pipe are not cut to a terminal's width, nor filled up
+    with blanks."""
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(width=PIPE_WIDTH, highlight=False, file=cast("TextIO", _Unpadded()))
+    if (sys.stderr if stderr else sys.stdout).isatty():
+        return Console(highlight=False, stderr=stderr)
+    return Console(width=PIPE_WIDTH, highlight=False, file=cast("TextIO", _Unpadded(stderr)))
 
 
 class _Unpadded:
-    """Standard output as a file that drops the blanks at the ends of lines, which fill a terminal's width."""
+    """A standard stream as a file that drops the blanks at the ends of lines, which fill up a width."""
+
+    def __init__(self, stderr: bool) -> None:
+        self._stderr = stderr
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self._stderr else sys.stdout
 
     def write(self, text: str) -> int:
-        sys.stdout.write(_BLANKS.sub("", text))
+        self._stream.write(_BLANKS.sub("", text))
         return len(text)
 
     def flush(self) -> None:
-        sys.stdout.flush()
+        self._stream.flush()
 
 
 def error_console() -> Console:

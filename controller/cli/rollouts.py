@@ -13,6 +13,8 @@ from controller.errors import CanaryctlError, Conflict, LostDatabase, Unreachabl
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
+SEARCHED = 500  # newest rollouts of a service, for one by its id
+
 
 def plan(
     service: options.ServiceArgument = None,
@@ -131,11 +133,18 @@ def watch(
     The exit code reports the outcome, as with `deploy --wait`, also of a rollout that has ended already. -o
     json prints the service once, at the end.
     """
-    from controller.cli import live, render
+    from controller.cli import live, render, services
 
-    client = Client(load_settings())
-    name = client.resolve_service(service or service_)
-    view = client.service(name)
+    settings, given = load_settings(), service or service_
+    client = Client(settings)
+    try:
+        name = client.resolve_service(given)
+        view = client.service(name)
+    except LostDatabase:
+        raise
+    except Unreachable:
+        services.note_last_known(settings, given, output)
+        raise
     if view.rollout is None or view.rollout.is_final:
         emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
         if output.is_text:
@@ -277,19 +286,38 @@ def history(
 
     settings = load_settings()
     client, name = Client(settings), service or service_
-    if rollout is not None:
-        view = client.rollout(client.resolve_service(name), rollout)
-        emit(view, output, lambda is_wide: render.rollout_detail(view, is_wide=is_wide))
-        return
     try:
-        views = client.history(client.resolve_service(name), limit=limit)
+        service = client.resolve_service(name)
+        if rollout is not None:
+            view = client.rollout(service, rollout)
+            emit(view, output, lambda is_wide: render.rollout_detail(view, is_wide=is_wide))
+            return
+        views = client.history(service, limit=limit)
     except LostDatabase:
         raise
     except Unreachable:
-        if output.is_text:
-            from controller.wiring.last_known import known_history
-
-            for line in known_history(settings, name, limit=limit):
-                note(line)
+        _note_stored(settings, name, limit=limit, rollout=rollout, output=output)
         raise
     emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))
+
+
+def _note_stored(
+    settings: Settings, service: str | None, *, limit: int, rollout: str | None, output: Output
+) -> None:
+    """Print on stderr what `history` would show, as last stored."""
+    if not output.is_text:
+        return
+    from controller.cli import render
+    from controller.wiring.last_known import known_history
+
+    is_wide = output is Output.WIDE
+    found = limit if rollout is None else SEARCHED
+    views, lines = known_history(settings, service, limit=found, rollout=rollout)
+    for line in lines:
+        note(line)
+    if views:
+        note("as last stored:")
+        shown = render.rollout_detail(views[0], is_wide=is_wide) if rollout is not None else None
+        console(stderr=True).print(
+            shown if shown is not None else render.history_list(views, is_wide=is_wide)
+        )

@@ -153,15 +153,21 @@ def status(
         _note_served(settings, name, output)
         raise typer.Exit(exc.exit_code) from exc
     except Unreachable:
-        if output.is_text:
-            from controller.wiring.last_known import last_known, lost_database
-
-            for line in last_known(settings, name):
-                note(line)
-            if lost_database(settings) is not None:
-                _note_served(settings, name, output)
+        note_last_known(settings, name, output)
         raise
     emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+
+
+def note_last_known(settings: Settings, service: str | None, output: Output) -> None:
+    """Print on stderr what the database knows of one service (None: of all); without it, what users get."""
+    if not output.is_text:
+        return
+    from controller.wiring.last_known import last_known, lost_database
+
+    for line in last_known(settings, service):
+        note(line)
+    if lost_database(settings) is not None:
+        _note_served(settings, service, output)
 
 
 def _note_served(settings: Settings, service: str | None, output: Output) -> None:
