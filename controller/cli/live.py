@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from controller.cli.client import TIMEOUT_S, Client, poll
-from controller.cli.output import console
+from controller.cli.output import console, goes_on, told_on_interrupt
 from controller.cli.render import CANNOT_DECIDE, log_line, rollout_parts, versions_table
 from controller.errors import CanaryctlError, RolledBack, TimedOut, Unreachable
 from controller.views.models import RolloutView, ServiceView
@@ -26,9 +26,25 @@ LOG_LINES = 14
 
 
 def watch(
-    client: Client, service: str, rollout: str, *, timeout_s: float | None, is_silent: bool = False
+    client: Client,
+    service: str,
+    rollout: str,
+    *,
+    timeout_s: float | None,
+    is_silent: bool = False,
+    on_interrupt: str = "",
 ) -> RolloutView:
-    """Final view of the rollout, shown until it ends. Raises TimedOut, Unreachable after a minute."""
+    """Final view of the rollout, shown until it ends. Raises TimedOut, Unreachable after a minute.
+
+    on_interrupt: what goes on when the user stops waiting; empty: the rollout.
+    """
+    with told_on_interrupt(on_interrupt or goes_on(rollout, service)):
+        return _watch(client, service, rollout, timeout_s=timeout_s, is_silent=is_silent)
+
+
+def _watch(
+    client: Client, service: str, rollout: str, *, timeout_s: float | None, is_silent: bool
+) -> RolloutView:
     ends_at_s = time.monotonic() + timeout_s if timeout_s is not None else None
     display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines()
 

@@ -7,7 +7,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, TextIO, cast
@@ -144,6 +145,28 @@ def gate_title(gate: str, statistic: str) -> str:
 def note(text: str) -> None:
     """Print one line for people on stderr; stdout carries only results."""
     typer.echo(text, err=True)
+
+
+class _Told(KeyboardInterrupt):
+    """An interruption of which the user knows what goes on."""
+
+
+@contextmanager
+def told_on_interrupt(text: str) -> Iterator[None]:
+    """Print `text` on Ctrl-C: what goes on without this command, and how to follow or end it. Of several, one
+    inside another, the innermost tells."""
+    try:
+        yield
+    except _Told:
+        raise
+    except KeyboardInterrupt as exc:
+        note(text)
+        raise _Told from exc
+
+
+def goes_on(rollout: str, service: str) -> str:
+    """For who stops waiting for a rollout."""
+    return f"{rollout} goes on; follow it: canaryctl watch {service}; end it: canaryctl rollback {service}"
 
 
 def requested_output(arguments: Sequence[str]) -> Output:

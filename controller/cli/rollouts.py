@@ -8,7 +8,7 @@ import typer
 
 from controller.cli import options
 from controller.cli.client import Client
-from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
+from controller.cli.output import Output, OutputOption, console, emit, emit_data, note, told_on_interrupt
 from controller.errors import CanaryctlError, Conflict, LostDatabase, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
@@ -107,7 +107,11 @@ def deploy(
         return
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
-    view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
+    with told_on_interrupt(
+        f"the controller may still start the rollout: canaryctl status {serves}; end it: canaryctl rollback "
+        f"{serves}"
+    ):
+        view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
     for warning in view.warnings if output.is_text else ():
         note(f"warning: {warning}")
     if wait:
@@ -185,7 +189,8 @@ def rollback(
         answer = client.rollback(name, reason=reason)
     except Unreachable as exc:
         raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
-    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+    leaving = f"the rollback goes on; follow it: canaryctl watch {name}"
+    _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
 
 
 def undo(
@@ -211,13 +216,15 @@ def undo(
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     answer = client.undo(name, to=to, reason=reason)
-    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+    leaving = f"the undo goes on; follow it: canaryctl watch {name}; end it: canaryctl rollback {name}"
+    _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
 
 
 def _show_return(
     client: Client,
     service: str,
     answer: CommandResult,
+    on_interrupt: str,
     *,
     wait: bool,
     timeout_s: float | None,
@@ -236,7 +243,14 @@ def _show_return(
         return
     from controller.cli import live, render
 
-    ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)
+    ended = live.watch(
+        client,
+        service,
+        rollout,
+        timeout_s=timeout_s,
+        is_silent=not output.is_text,
+        on_interrupt=on_interrupt,
+    )
     if ended.steps is not None and output.is_text:
         console().print(render.steps_line(ended.steps))
     if ended.undo:

@@ -24,6 +24,7 @@ from controller.cli.output import (
     error_console,
     note,
     print_error,
+    told_on_interrupt,
 )
 from controller.errors import (
     BadInput,
@@ -89,7 +90,8 @@ def up(
     if body is not None:
         body |= options.label(name, message, actor)
     wait_s = 0.0 if no_wait else UP_TIMEOUT_S if timeout is None else timeout
-    views = _bring_up(settings, body, port=port, api_port=api_port, wait_s=wait_s)
+    with told_on_interrupt("what was started goes on; follow it: canaryctl status; end it: canaryctl down"):
+        views = _bring_up(settings, body, port=port, api_port=api_port, wait_s=wait_s)
     if not output.is_text:
         emit_data(views if body is None else views[0], output)
         return
@@ -250,7 +252,10 @@ def _give_keys(settings: Settings, client: Client) -> None:
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
     """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
     started_s, last_error = time.monotonic(), ""
-    with error_console().status(f"loading {service}") as spinner:
+    leaving = (
+        f"{service} goes on loading; follow it: canaryctl status {service}; end it: canaryctl down {service}"
+    )
+    with told_on_interrupt(leaving), error_console().status(f"loading {service}") as spinner:
         ends_at_s = started_s + timeout_s
         for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             elapsed_s = time.monotonic() - started_s
@@ -337,7 +342,10 @@ def _remove_without_controller(settings: Settings, service: str | None) -> str:
 
 def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
     """Services that remain once `names` are removed. Raises TimedOut."""
-    with error_console().status("waiting for engines and routers to stop"):
+    leaving = (
+        f"the removal of {', '.join(names)} goes on; follow it: canaryctl list; wait for it: canaryctl down"
+    )
+    with told_on_interrupt(leaving), error_console().status("waiting for engines and routers to stop"):
         for views in poll(client.services, give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             if views is not None:
                 remaining = [view.service for view in views]
