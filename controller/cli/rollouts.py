@@ -101,12 +101,12 @@ def deploy(
         body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     serves = client.resolve_service(service or service_)
+    if allow_unproven is not None:
+        body["allow_unproven"] = allow_unproven
     if dry_run:
         planned = client.plan(serves, body)
         emit(planned, output, lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide))
         return
-    if allow_unproven is not None:
-        body["allow_unproven"] = allow_unproven
     with told_on_interrupt(
         f"the controller may still start the rollout: canaryctl status {serves}; end it: canaryctl rollback "
         f"{serves}"

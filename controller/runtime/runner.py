@@ -37,8 +37,11 @@ class Runner:
         holder: str,
         boot_clock: Callable[[], float] = boot_s,
         on_removed: Callable[[str], None] | None = None,
+        before_services: Callable[[], None] = lambda: None,
     ) -> None:
-        """on_removed: called with the name of a service whose ticks have ended because it was removed."""
+        """on_removed: called with the name of a service whose ticks have ended because it was removed.
+        before_services: called while this controller leads, each time before it looks for new services."""
+        self._before_services = before_services
         self._on_removed = on_removed
         self._store = store
         self._clock = clock
@@ -110,6 +113,7 @@ class Runner:
         while not self._stopping.is_set():
             try:
                 if self._token is not None:
+                    self._before_services()
                     self._start_loops()
                 self.faults.works(SERVICES)
             except Exception as exc:  # noqa: BLE001 - without this thread no new service would be ticked

@@ -51,6 +51,7 @@ from controller.store.ab import AbStore
 from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.direct_orders import carry_out_orders
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
 from controller.wiring.state_folder import AdminToken, remember_database
@@ -142,6 +143,7 @@ def build(settings: Settings) -> Controller:
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
         on_removed=environment.forget,
+        before_services=lambda: carry_out_orders(settings, store),
     )
     environment.serving = lambda name: split.stable if (split := traffic.observe(name)) is not None else None
     environment.is_reading = lambda: runner.is_leading

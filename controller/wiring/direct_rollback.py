@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.quantities import FULL_BP
 from controller.rollout.machine import abandon
@@ -17,6 +16,7 @@ from controller.rollout.plan import is_undo_id
 from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.direct_orders import DIRECT, keep_order
 from controller.wiring.last_known import lost_database
 from serving.messages import SplitStatus
 
@@ -69,6 +69,7 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     stored = rollback.command(service)
     if stored is not None and stored.running is not None:
         table = rollback.tombstone(service, stored.running, goal=stored.goal)
+    rollback.keep_orders()
     is_open = is_moved or (stored is not None and (stored.running or stored.undo) is not None)
     is_ready = rollback.is_ready(service, table)
     problem = _problem(service, table, stored, is_moved=is_moved, is_ready=is_ready)
@@ -156,6 +157,7 @@ class _Rollback:
         self._succeeded: list[str] = []
         self._failed: list[str] = []
         self._is_store_lost = False
+        self._commanded: set[str] = set()  # rollouts whose command the store has
         self.tombstoned: dict[str, _Table] = {}  # by rollout
 
     def result(self, problem: str | None, *, is_open: bool = False) -> DirectRollback:
@@ -232,6 +234,15 @@ class _Rollback:
             self._failed.append(f"store: not reached ({_line(exc)})")
         return None
 
+    def keep_orders(self) -> None:
+        """Keep who ended a rollout, when and why, where the store took no command for it."""
+        for rollout in self.tombstoned.keys() - self._commanded:
+            try:
+                keep_order(self._settings, rollout, self._reason, at_s=time.time())
+                self._succeeded.append("the reason is kept for the next controller's log")
+            except OSError as exc:
+                self._failed.append(f"the reason is not kept ({_line(exc)})")
+
     def _opened(self) -> SqlStore:
         """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves."""
         if (lost := lost_database(self._settings)) is not None:
@@ -246,16 +257,16 @@ class _Rollback:
             self._succeeded.append(f"store: undo {newest.id} is stored; a controller completes it")
             return _Stored(_found(newest.request, "undo"), undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
-            identity, now_s = Identity("direct", Role.ADMIN), time.time()
             try:
                 queued = store.append_command(
-                    newest.id, CommandKind.ROLLBACK, identity, reason=self._reason, at_s=now_s
+                    newest.id, CommandKind.ROLLBACK, DIRECT, reason=self._reason, at_s=time.time()
                 )
             except Exception as exc:  # noqa: BLE001 - such as a full disk; the table is told by its id
                 self._failed.append(f"store: rollback of {newest.id} not stored ({_line(exc)})")
                 return _Stored(_found(newest.state, "rollout", "stable", "id"), running=newest.id)
             if queued is None:  # it has just ended: answer for what is true now
                 return self._command(store, service)
+            self._commanded.add(newest.id)
             self._succeeded.append(
                 f"store: rollback of {newest.id} requested; the next controller completes it"
             )
