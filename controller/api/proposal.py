@@ -19,7 +19,7 @@ from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
 from controller.planning.ladder import gate_stages, latency_lines, slow_stages
 from controller.planning.risk import Assessment
-from controller.planning.unjudged import Unjudged, awaited
+from controller.planning.unjudged import Unjudged, assumed, awaited
 from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
@@ -122,7 +122,10 @@ class Proposal:
                 "requests_per_s": self.traffic.requests_per_s,
                 "unit_requests": self.traffic.unit_requests,
                 "users": self.traffic.users,
-                "basis": self.measured.summary(gated_metrics(self.policy)),
+                "basis": (
+                    *self.measured.summary(gated_metrics(self.policy)),
+                    *assumed(self.policy, self.measured),
+                ),
             }
         if self.forecast is not None:
             stages = [forecast_view(one, self.plan.stages[one.stage].weight_bp) for one in self.forecast]
