@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from controller.cli.render import CANNOT_DECIDE, Detail, rollout_parts, versions_table
+from controller.cli.render import CANNOT_DECIDE, Detail, rollout_parts, unanswered, versions_table
 from controller.cli.render_gates import BAR_WIDTH, Fold
 from controller.views.models import RolloutView, ServiceView
 
@@ -69,6 +69,7 @@ def _panel(
         top.append(Text(f"{CANNOT_DECIDE}: {service.problem}", style="bold red"))
     versions: list[RenderableType] = []
     if service is not None:
+        top += unanswered(service.model_copy(update={"rollout": rollout}))
         shown = service if has_versions else _only_troubled(service)
         if shown.versions is None or shown.versions:
             versions = [versions_table(shown, is_wide=False), *([Text()] if detail.has_ornaments else [])]

@@ -85,6 +85,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
             *_to_canary(view),
             f"  {view.url}",
         ),
+        *unanswered(view),
         versions_table(view, is_wide=is_wide),
         *(Text(missing.text, style="bold red") for missing in view.missing_keys),
         *([Text(view.unreadable, style="bold red")] if view.unreadable is not None else []),
@@ -104,6 +105,27 @@ def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:
         f", {percent(view.weight_bp)} of requests to ",
         (title(rollout.canary, rollout.canary_name), "bold"),
     ]
+
+
+def unanswered(view: ServiceView) -> list[Text]:
+    """Who answers for a version that has requests and no ready replica; empty: each answers its own."""
+    if view.versions is None or view.weight_bp is None:
+        return []
+    ready = {one.version for one in view.versions if one.ready_replicas > 0}
+    canary = view.rollout.canary if view.rollout is not None and _to_canary(view) else None
+    has_stable = view.stable in ready
+    is_stable_asked = canary is None or view.weight_bp < FULL_BP
+    if canary is not None and canary not in ready:
+        text = (
+            f"no replica of {canary} is ready: {view.stable} answers its requests"
+            if has_stable
+            else "no replica is ready: no request is answered"
+        )
+    elif is_stable_asked and not has_stable:
+        text = f"no replica of {view.stable} is ready: its requests are not answered"
+    else:
+        return []
+    return [Text(text, style="bold red")]
 
 
 def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
@@ -180,6 +202,9 @@ def rollout_parts(
         parts.append(Text(f"rolled back by {kind}: {view.cause.text}", style="red"))
     if view.steps is not None:
         parts.append(steps_line(view.steps))
+    if view.undo and view.phase in ("rolled_back", "failed"):
+        again = f"canaryctl undo {view.service} --to {view.canary}"
+        parts.append(Text(f"{view.serving} serves; to leave it: {again}, or deploy another version"))
     parts += blank
     events = [log_line(line.at_s, line.actor, line.text) for line in view.log[-detail.log_lines :]]
     if detail.crops_log:

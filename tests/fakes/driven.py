@@ -31,6 +31,7 @@ class Driven:
     replicas: int = 1
     seen: EvidenceStatus | None = field(default_factory=lambda: evidence(Verdict.UNDECIDED))
     ready: dict[str, int] = field(default_factory=dict)  # of a version, whatever is done to it
+    errors: dict[str, str] = field(default_factory=dict)  # last error of a version, whatever is done to it
     fleet_readable: bool = True
     actions: tuple[Action, ...] = ()
     wanted: list[Action] = field(default_factory=list)  # every action so far
@@ -50,6 +51,9 @@ class Driven:
             if known is not None and known.phase in (VersionPhase.READY, VersionPhase.LOADING):
                 phase = VersionPhase.READY if count else VersionPhase.LOADING
                 self.plane.versions[version] = replace(known, phase=phase, ready_replicas=count)
+        for version, error in self.errors.items():
+            if (status := self.plane.versions.get(version)) is not None:
+                self.plane.versions[version] = replace(status, last_error=error)
         self.plane.now_s += after_s - 1.0
         seen = replace(self.plane.observe(self.seen), resumed=resumed, away_s=away_s)
         seen = seen if self.fleet_readable else replace(seen, versions=None)
