@@ -286,7 +286,7 @@ def _gate_grid(reports: Sequence[GateReport], ranges: Set[str], evidence: Eviden
         count = report.decided_canary
         answer = ANSWERS.get((report.side, report.verdict), report.verdict.value)
         grid.add_row(
-            gate_title(report.gate, report.statistic),
+            gate_title(report.gate, report.statistic, report.metric),
             "in stable's range?" if report.gate in ranges else _question(question, report.limits),
             "YES" if report.is_alarm and count is not None else answer,
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",

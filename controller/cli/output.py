@@ -74,11 +74,19 @@ class _Unpadded:
         self._stream.flush()
 
 
-def error_console() -> Console:
-    """Standard error, for spinners."""
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Say what is being waited for: a spinner on a terminal, whose text may be changed, else one line. An
+    empty text says nothing."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    if not text or not sys.stderr.isatty():
+        if text:
+            note(text)
+        yield lambda text: None
+        return
+    with Console(stderr=True, highlight=False, soft_wrap=True).status(text) as spinner:
+        yield spinner.update
 
 
 def emit(
@@ -136,10 +144,11 @@ def _share(ratio: float) -> str:
     return f"{figure(100 * ratio, 3)} %"
 
 
-def gate_title(gate: str, statistic: str) -> str:
-    """The gate with the figure that its row shows: `latency_shape p50`; a mean, or one that its name says,
-    needs none."""
-    return gate if statistic == "mean" or statistic in gate else f"{gate} {statistic}"
+def gate_title(gate: str, statistic: str, metric: str = "") -> str:
+    """The gate with the figure that its row shows and its unit: `latency_shape p50 ms`; a mean, or one that
+    its name says, needs none."""
+    unit = " ms" if metric.endswith("_ms") else ""
+    return gate + unit if statistic == "mean" or statistic in gate else f"{gate} {statistic}{unit}"
 
 
 def note(text: str) -> None:

@@ -37,6 +37,7 @@ PHASE_STYLE = {
     "rolling_back": "red",
 }
 CANNOT_DECIDE = "the controller can decide nothing"
+DIRECT_ACTOR = "direct"  # of the command that a direct rollback leaves in the store
 CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
@@ -198,7 +199,8 @@ def rollout_parts(
         parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
-        kind = CAUSE_WORDS.get(view.cause.kind, view.cause.kind)
+        is_direct = view.cause.actor == DIRECT_ACTOR
+        kind = "direct rollback" if is_direct else CAUSE_WORDS.get(view.cause.kind, view.cause.kind)
         parts.append(Text(f"rolled back by {kind}: {view.cause.text}", style="red"))
     if view.steps is not None:
         parts.append(steps_line(view.steps))
@@ -318,7 +320,8 @@ def history_list(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableTy
     for view in views:
         ended_s = view.log[-1].at_s if view.log else view.entered_at_s
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.started_at_s))
-        took = f"{duration(round(max(0.0, ended_s - view.started_at_s)))}, risk {view.risk}"
+        took = duration(round(max(0.0, ended_s - view.started_at_s)))
+        took += f", risk {view.risk}" if view.risk != "none" else ""  # an undo changes nothing that has any
         head = Text.assemble((view.rollout, "bold"), f"  {started}, {took}  ", phase_text(view))
         if is_wide and view.steps is not None:
             head.append(f"  rollback {_ms(view.steps.total_ms)}")

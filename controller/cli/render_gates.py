@@ -52,7 +52,7 @@ def gates_table(
         if shown is None:
             continue
         grid.add_row(
-            gate_title(name, shown.statistic),
+            gate_title(name, shown.statistic, shown.metric),
             Text("-", style="dim")
             if is_over and harm and harm.verdict == "INVALID"
             else _progress(harm, bar_width),

@@ -9,7 +9,7 @@ import typer
 from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note, told_on_interrupt
-from controller.errors import CanaryctlError, Conflict, LostDatabase, Unreachable
+from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -50,7 +50,9 @@ def plan(
     from controller.cli import render_plan
     from controller.cli.request_bodies import change_body
 
-    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    body = change_body(
+        model=model, url=url, engine=engine, policy=policy, twin=twin, service=service or service_
+    )
     traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
     body |= {key: value for key, value in traffic.items() if value is not None}
     body |= options.label(name, None, None)
@@ -95,7 +97,13 @@ def deploy(
     from controller.cli import live, render, render_plan, services
     from controller.cli.request_bodies import change_body
 
-    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    if dry_run and wait:
+        raise BadInput("--dry-run starts nothing to wait for; leave out --wait, or --dry-run")
+    if timeout is not None and not wait:
+        raise BadInput("--timeout limits how long --wait waits; give --wait, or leave it out")
+    body = change_body(
+        model=model, url=url, engine=engine, policy=policy, twin=twin, service=service or service_
+    )
     body |= options.label(name, message, actor)
     if allow_unjudged is not None:
         body["allow_unjudged"] = allow_unjudged
@@ -180,7 +188,10 @@ def rollback(
     what serves already. With --wait: exit 0 when it is done, 5 when an undo was rolled back, 1 on failure.
     """
     settings, name = load_settings(), service or service_
+    _note_without_effect(wait=wait and not direct, timeout=timeout)
     if direct:
+        if wait:
+            note("--wait has no effect with --direct, which returns once the routers know")
         _roll_back_directly(settings, name, reason=reason, output=output)
         return
     client = Client(settings)
@@ -213,11 +224,18 @@ def undo(
     with it. Recorded as not proven, with who and why. Exit 0 also when that version serves already. With
     --wait: exit 0 when it serves, 5 when it was rolled back, 1 on failure.
     """
+    _note_without_effect(wait=wait, timeout=timeout)
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     answer = client.undo(name, to=to, reason=reason)
     leaving = f"the undo goes on; follow it: canaryctl watch {name}; end it: canaryctl rollback {name}"
     _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
+
+
+def _note_without_effect(*, wait: bool, timeout: float | None) -> None:
+    """Say so; a way back is not refused for it."""
+    if timeout is not None and not wait:
+        note("--timeout has no effect without --wait")
 
 
 def _show_return(

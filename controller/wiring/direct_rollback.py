@@ -13,7 +13,9 @@ from controller.quantities import FULL_BP
 from controller.rollout.machine import abandon
 from controller.rollout.observation import CommandKind, applied_words
 from controller.rollout.plan import is_undo_id
+from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.settings import Settings
+from controller.store.rows import RolloutRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.direct_orders import DIRECT, keep_order
@@ -41,6 +43,7 @@ class _Table:
     serves: str | None = None  # the version that gets every request; None: not one alone, or not known
     how: str = ""  # how the table is applied
     rollout: str = ""  # the rollout that it holds, now tombstoned unless it is an undo; empty: none
+    was_ended: bool = False  # it was tombstoned before
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +210,9 @@ class _Rollback:
             self.tombstoned[table.rollout] = table
             has_moved = goal is None or table.serves in (goal, None)
             now = "and gets no traffic" if has_moved else f"but {table.serves} has all traffic"
+            already = " already" if table.was_ended else ""
             self._succeeded.append(
-                f"route table: {table.rollout} is ended for good {now} ({applied_words(table.how)})"
+                f"route table: {table.rollout} is ended for good{already} {now} ({applied_words(table.how)})"
             )
         return table
 
@@ -257,13 +261,20 @@ class _Rollback:
             self._succeeded.append(f"store: undo {newest.id} is stored; a controller completes it")
             return _Stored(_found(newest.request, "undo"), undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
+            goal = _found(newest.state, "rollout", "stable", "id")
+            if _is_asked(store, newest):
+                self._commanded.add(newest.id)
+                self._succeeded.append(
+                    f"store: rollback of {newest.id} is requested already; the next controller completes it"
+                )
+                return _Stored(goal, running=newest.id)
             try:
                 queued = store.append_command(
                     newest.id, CommandKind.ROLLBACK, DIRECT, reason=self._reason, at_s=time.time()
                 )
             except Exception as exc:  # noqa: BLE001 - such as a full disk; the table is told by its id
                 self._failed.append(f"store: rollback of {newest.id} not stored ({_line(exc)})")
-                return _Stored(_found(newest.state, "rollout", "stable", "id"), running=newest.id)
+                return _Stored(goal, running=newest.id)
             if queued is None:  # it has just ended: answer for what is true now
                 return self._command(store, service)
             self._commanded.add(newest.id)
@@ -271,12 +282,22 @@ class _Rollback:
                 f"store: rollback of {newest.id} requested; the next controller completes it"
             )
             # Not the service's stable version: in Unloading that is the one to leave already.
-            return _Stored(_found(newest.state, "rollout", "stable", "id"), running=newest.id)
+            return _Stored(goal, running=newest.id)
         self._succeeded.append(f"store: {service}: no rollout runs, {stable} serves")
         attempt = store.latest_attempt(service, stable)
         before = next((one.before for one in store.served(service) if one.version.id == stable), None)
         is_newest = attempt is not None and newest is not None and attempt.id == newest.id
         return _Stored(stable, is_promoted=is_newest and before not in (None, stable))
+
+
+def _is_asked(store: SqlStore, newest: RolloutRow) -> bool:
+    """Whether a rollback that nobody has read yet is stored for the rollout."""
+    try:
+        state = state_from_json(newest.state)
+    except UnreadableState:
+        return False  # of another release: one more does no harm
+    asked = store.commands(newest.id, after_seq=state.commands_through)
+    return any(one.kind is CommandKind.ROLLBACK for one in asked)
 
 
 def _found(text: str, *keys: str) -> str | None:
@@ -311,6 +332,7 @@ def _tombstone(service: str, rollout: str | None) -> _Table:
     name = rollout or (split.rollout if split.weight_bp or split.silenced else "")
     if not name or is_undo_id(name):
         return _read(name, split)
+    was_ended = name in split.tombstoned
     deadline_at_s = time.monotonic() + ACK_TIMEOUT_S
     tombstoned = traffic.tombstone(service, name)
     while tombstoned is not None and not tombstoned.applied and time.monotonic() < deadline_at_s:
@@ -318,7 +340,7 @@ def _tombstone(service: str, rollout: str | None) -> _Table:
         tombstoned = traffic.observe(service)
     if tombstoned is None or not tombstoned.applied:
         raise Unreachable(f"the tombstone is in the table of {service}, but not every router acknowledged it")
-    return _read(name, tombstoned)
+    return replace(_read(name, tombstoned), was_ended=was_ended)
 
 
 def _has_replica(service: str, version: str) -> bool | None:

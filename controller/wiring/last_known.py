@@ -70,6 +70,19 @@ def lost_database(settings: Settings, *, needs_service: bool = True) -> str | No
     return f"the database {_place(settings)} holds no service, though Ray runs and may serve"
 
 
+def has_service(settings: Settings) -> bool:
+    """False: nothing was ever served from this state folder, or all of it was taken down."""
+    if settings.cluster_path.exists():
+        return True
+    try:
+        with closing(_opened(settings)) as store:
+            return bool(store.services())
+    except LostDatabase:
+        return False
+    except CanaryctlError:
+        return True  # not known; who starts it is told why it cannot be read
+
+
 def _opened(settings: Settings) -> SqlStore:
     return SqlStore(settings.database_url, may_migrate=False, may_create=False)
 

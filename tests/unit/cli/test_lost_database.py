@@ -12,11 +12,13 @@ import pytest
 from controller.cli import processes
 from controller.cli.main import run
 from controller.settings import load_settings
+from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.wiring import now_served
 from controller.wiring.now_served import Served
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
+from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +142,50 @@ def test_the_first_up_creates_the_database_and_a_controller_none(
         processes.start(load_settings(), ingress_port=None, api_port=None)
     with closing(SqlStore(load_settings().database_url, may_create=False)) as store:
         assert store.services() == ()
+
+
+@pytest.mark.parametrize(
+    ("table", "is_refused"),
+    [
+        (Served("chat", "v-undone", None, 0, ""), True),
+        (Served("chat", STABLE, "v-promoted", 10_000, "u-9"), True),  # all requests, by an undo unknown here
+        (Served("chat", STABLE, None, 0, ""), False),
+        (Served("chat", STABLE, CANARY, 1000, "r-00000001"), False),
+        (Served("chat", CANARY, None, 0, "r-00000001"), False),  # promoted by a rollout that still runs here
+        (Served("other", "v-undone", None, 0, ""), False),
+        (None, False),
+    ],
+)
+def test_up_refuses_a_database_that_is_older_than_what_serves(
+    home: Path,
+    table: Served | None,
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It went back silently to the version that a person had undone."""
+    with closing(SqlStore(load_settings().database_url)) as store:
+        row = ServiceRow("chat", "{}", STABLE, "s", 1.0)
+        store.put_service(row, VersionRow("chat", STABLE, "{}", "{}", 1.0))
+        store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    monkeypatch.setattr("controller.wiring.cluster.is_running", lambda settings: True)
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service: (table,) if table else None)
+
+    class Starts(Exception):
+        pass
+
+    def start(settings: object, **ports: object) -> None:
+        raise Starts
+
+    monkeypatch.setattr(processes, "start", start)
+    if is_refused:
+        assert run(["up"]) == 3
+        err = capsys.readouterr().err
+        assert f"but by this database {STABLE}: it is an older copy" in err
+        assert "canaryctl up --accept-database" in err
+        with pytest.raises(Starts):
+            run(["up", "--accept-database"])
+        assert "goes back to" in capsys.readouterr().err
+    else:
+        with pytest.raises(Starts):
+            run(["up"])

@@ -15,6 +15,7 @@ from controller.rollout.observation import CommandKind
 from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
+from controller.wiring import cluster
 from controller.wiring import direct_rollback as direct
 from controller.wiring.direct_orders import carry_out_orders, keep_order
 from tests.fakes.checkpoints import write_checkpoint
@@ -126,7 +127,7 @@ def test_a_direct_rollback_keeps_its_order_where_the_store_takes_none(
 ) -> None:
     (home / "cluster.json").write_text("{}")
     table = direct._Table(direct.Reach.APPLIED, "v-1", "acked", "r-00000001")
-    monkeypatch.setattr(direct.cluster, "connect", lambda settings: None)
+    monkeypatch.setattr(cluster, "connect", lambda settings: None)
     monkeypatch.setattr(direct, "_tombstone", lambda service, rollout: table)
     monkeypatch.setattr(direct, "_has_replica", lambda service, version: True)
 
