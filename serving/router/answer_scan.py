@@ -8,7 +8,7 @@ Rules:
 1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
    says nothing, and an end of the body is enough only on paths whose answers hold no text. Where the number
    of choices is not known, one must have finished, and then [DONE] or the end of the body completes it.
-2. A comment is no event; an event without content (a role, a keep-alive) commits nobody to this answer.
+2. A comment is no event, nor is a ping; an event without content (a role) commits nobody to this answer.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
 
@@ -41,8 +41,9 @@ PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed 
 
 _METADATA = re.compile(
     rb'"(?:finish_reason|stop_reason)":\s*"|"usage":\s*\{|"error":\s*[{"]|"message":\s*\{|\[DONE\]'
-    rb'|"type":\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error)"'
+    rb'|"type":\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error|ping)"'
 )
+_PING = re.compile(rb'\{\s*"type":\s*"ping"')
 _CONTENT = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking|data'
     rb'|transcript)":\s*"[^"]'
@@ -55,7 +56,7 @@ _LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until 
 
 @dataclass(slots=True)
 class AnswerScan:
-    """Scanner of one answer with status 200: `feed` it every byte, then call `end`.
+    """Scanner of one answer with status 200: `feed` it every byte, then call `end`, unless it breaks off.
 
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     choices: how many the request asked for; None: not known.
@@ -84,7 +85,10 @@ class AnswerScan:
     is_stream: bool = field(init=False)  # server-sent events
     _finished: set[int] = field(default_factory=set)  # indices of choices
     _has_last_event: bool = False
-    _buffer: bytes = b""  # an incomplete event of a stream, or a JSON answer so far
+    rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
+    _has_ended: bool = False
+    _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
+    _has_cr: bool = False  # in the buffer
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
     _is_first: bool = True
     _shape: EventShape | None = None  # of the last event, when others may have it
@@ -96,13 +100,18 @@ class AnswerScan:
     def is_finished(self) -> bool:
         """True when the stream has said all that it had to say, though its body may not have ended."""
         if self.choices is None:
-            return self._has_last_event or (self.is_done and bool(self._finished))
+            return self._has_last_event or (bool(self._finished) and (self.is_done or self._has_ended))
         return self._has_last_event or len(self._finished) >= max(self.choices, 1)
 
     @property
     def is_whole(self) -> bool:
         """True for a stream in which every choice has finished, and no error came."""
         return self.is_stream and self.is_finished and not self.has_error
+
+    @property
+    def is_amid_event(self) -> bool:
+        """True when an event, or an answer that is no stream, has come in part."""
+        return not self.is_stream or self._is_too_large or bool(self._buffer and self._buffer[0] != 58)  # ':'
 
     @property
     def is_between_events(self) -> bool:
@@ -119,43 +128,67 @@ class AnswerScan:
         if self._is_too_large:
             return data
         if self._is_first:
-            data, self._buffer = self._buffer + data, b""
+            if self._buffer:
+                data = bytes(self._buffer) + data
+                self._buffer.clear()
             if self.is_stream and len(data) < len(_BOM) and _BOM.startswith(data):
-                self._buffer = data  # perhaps a mark of byte order, which is no part of the first event
+                self._buffer += data  # perhaps a mark of byte order, which is no part of the first event
                 return b""
             self._is_first = False
             if self.is_stream and data.startswith(_BOM):
                 data = data[len(_BOM) :]
         if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
             return self._read_events(data)
-        buffered = self._buffer + data if self._buffer else data
-        if not self.is_stream:
-            self._set_buffer(buffered)
-            return data
-        end = end_of_events(buffered, len(self._buffer), has_cr=b"\r" in buffered)
-        block = buffered[:end] if end < len(buffered) else buffered
-        self._set_buffer(buffered[end:])
-        if self._is_too_large:
-            return self._read_events(block) + buffered[end:]
-        return self._read_events(block) if block else b""
+        known = len(self._buffer)
+        self._buffer += data
+        if self.is_stream:
+            return self._read_buffer(known, b"\r" in data)
+        if len(self._buffer) > PARSE_LIMIT:
+            self._give_up()
+        return data
+
+    def _read_buffer(self, known: int, has_cr: bool) -> bytes:
+        """Read the whole events of the buffer, of which `known` bytes hold no end."""
+        self._has_cr = self._has_cr or has_cr
+        end = end_of_events(self._buffer, known, has_cr=self._has_cr)
+        block = bytes(self._buffer[:end])
+        if end:
+            del self._buffer[:end]
+            self._has_cr = self._has_cr and b"\r" in self._buffer
+        rest = self._give_up() if len(self._buffer) > PARSE_LIMIT else b""
+        return self._read_events(block) + rest if block else rest
+
+    def _give_up(self) -> bytes:
+        """Scan no more; the bytes that are not read."""
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        self._is_too_large = True
+        return rest
 
     def end(self) -> str | None:
-        """The defect of an answer whose body ended cleanly, as a fixed word; None: none."""
+        """The body has ended as its framing declares: read what is left of it; the answer's `fault`."""
+        self._has_ended = True
         if self.is_stream:
             if self._buffer:  # a last event without a blank line: events end so
-                self.takes_ids = False  # of an event that is not passed on
-                self._read_events(self._buffer + b"\n\n")
-                self._buffer = b""
-            needs_finish = self.path in TEXT_PATHS and not self._is_too_large
-            has_finished = self.is_finished or (self.choices is None and bool(self._finished))
-            if needs_finish and not has_finished and not self.has_error:
-                return "cut"
+                lines = [one for one in bytes(self._buffer).split(b"\n") if not one.startswith(TOKEN_COMMENT)]
+                data = data_of(lines)
+                is_event_whole = data == b"[DONE]" or json_object(data) is not None
+                self.rest = b"\n".join(lines) if is_event_whole else None
+                self._buffer.clear()
+                if self.rest is not None:
+                    self.takes_ids = False  # of an event that is not passed on
+                    self._read_events(self.rest + b"\n\n")
         elif self.content_type.startswith("application/json"):
             if not self._is_too_large:
                 self._read_json_answer()
         elif self.path in TEXT_PATHS or self.content_type.startswith("text/html"):
             self.is_malformed = True  # such as a page that asks to log in
-        return self.defect
+        return self.fault
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with an answer from which nothing more comes, as a fixed word; None: nothing."""
+        needs_finish = self.is_stream and self.path in TEXT_PATHS and not self._is_too_large
+        return "cut" if needs_finish and not (self.is_finished or self.has_error) else self.defect
 
     @property
     def defect(self) -> str | None:
@@ -165,19 +198,6 @@ class AnswerScan:
         if self.has_error:
             return "error in the answer"
         return "empty" if self.is_empty else None
-
-    def rest(self) -> bytes | None:
-        """A last event without a blank line, of a stream whose body has ended; None: it is not whole."""
-        if not self.is_stream or not self._buffer:
-            return b""
-        lines = [line for line in self._buffer.split(b"\n") if not line.startswith(TOKEN_COMMENT)]
-        data = data_of(lines)
-        is_whole = data == b"[DONE]" or json_object(data) is not None
-        return b"\n".join(lines) if is_whole else None
-
-    def _set_buffer(self, data: bytes) -> None:
-        self._is_too_large = len(data) > PARSE_LIMIT
-        self._buffer = b"" if self._is_too_large else data
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
@@ -274,6 +294,8 @@ class AnswerScan:
         if data == b"[DONE]":
             self.is_done = True
             return
+        if _PING.match(data):
+            return
         self.events += 1
         if not self.has_content and _CONTENT.search(data):
             self.has_content = True
@@ -286,14 +308,15 @@ class AnswerScan:
                 self.model = word_of(event.get("model"))
 
     def _read_json_answer(self) -> None:
-        if (usual := usual_answer(self._buffer)) is not None:
+        text = bytes(self._buffer)
+        if (usual := usual_answer(text)) is not None:
             self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
             self.finish_reason, self._finished, self.has_usage_event = usual[3:]
-        elif (answer := json_object(self._buffer)) is not None:
+        elif (answer := json_object(text)) is not None:
             self._read_object(answer)
         else:
             self.is_malformed = True
-        self.has_content = not self.is_malformed and _CONTENT.search(self._buffer) is not None
+        self.has_content = not self.is_malformed and _CONTENT.search(text) is not None
 
     def _read_object(self, data: dict[str, Any] | None) -> None:
         """Read one JSON object: a whole answer or one event, of any of the served APIs."""

@@ -6,7 +6,7 @@ Rules:
    may break off. But an endpoint that answers our API key with 401 or 403 has failed.
 2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
    repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
-   on while connections are refused, and after a timeout.
+   on while connections are refused. The limit to the first byte is one for all attempts at an arm together.
 3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
 4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
    another replica of stable, if there is one.
@@ -21,7 +21,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from heapq import nlargest
 
@@ -144,13 +144,17 @@ class Attempts:
         # Stable of the newest table: its replicas may have changed while the canary held the request.
         return (self._context.table or self._table).stable
 
-    def begin(self, *, has_time: bool = True) -> tuple[Arm, Replica] | None:
-        """The version and replica to ask now; None: no replica is left, or no time for a lookup."""
+    def begin(self, has_time: Callable[[], bool] | None = None) -> tuple[Arm, Replica] | None:
+        """The version and replica to ask now; None: no replica is left, or no time.
+
+        has_time: whether the current arm may still be asked; None: it may.
+        """
         if self._assignment.is_lookup:
-            return self._begin_lookup(may_ask=has_time and self.count < MAX_LOOKUPS)
+            return self._begin_lookup(may_ask=has_time is None or has_time())
         while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
-            replica = self._choose_replica() if arm else None
+            may_ask = not self.tried or has_time is None or has_time()
+            replica = self._choose_replica() if arm and may_ask else None
             if arm is not None and replica is not None:
                 self._use(replica)
                 return arm, replica
@@ -161,7 +165,7 @@ class Attempts:
         return None
 
     def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
-        for arm in (STABLE, CANARY) if may_ask else ():
+        for arm in (STABLE, CANARY) if may_ask and self.count < MAX_LOOKUPS else ():
             self.arm = arm
             current, untried = self.current_arm, self._untried()
             if current is not None and untried:

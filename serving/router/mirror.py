@@ -81,6 +81,11 @@ class Tap:
         self._status = 0
         self._content_type = ""
 
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that wait for the client."""
+        return self._client.unread_bytes
+
     def deliver(self, action: Deliver) -> None:
         """Send this, then note it."""
         self._client.deliver(action)

@@ -32,19 +32,30 @@ def engine_headers(
 class Sender:
     """Makes the attempts of one request."""
 
-    __slots__ = ("_attempts", "_bodies", "_context", "_start", "now_s")
+    __slots__ = ("_arm", "_attempts", "_bodies", "_context", "_since_s", "_start", "now_s")
 
     def __init__(self, context: RouterContext, start: Start, attempts: Attempts) -> None:
         self._context = context
         self._start = start
         self._attempts = attempts
         self._bodies = start.bodies
+        self._arm = start.assignment.arm
+        self._since_s = start.now_s  # when this arm was first asked
         self.now_s = start.now_s  # of the attempt that is made
 
-    @property
     def has_time(self) -> bool:
-        """False when a lookup has taken so long that no further replica is asked."""
-        return not self._start.assignment.is_lookup or self._lookup_s() > 0
+        """False when the current arm has taken so long that it is not asked again."""
+        return self._left_s() > 0
+
+    def _left_s(self) -> float:
+        """The limit to the first byte from the current arm: one for all its attempts together."""
+        start, limits, arm = self._start, self._context.limits, self._attempts.arm
+        if start.assignment.is_lookup:
+            return self._lookup_s()
+        if arm != self._arm:
+            self._arm, self._since_s = arm, self.now_s
+        canary_s = limits.canary_stream_s if start.streams else limits.canary_whole_s
+        return (canary_s if arm == CANARY else limits.stable_s) - (self.now_s - self._since_s)
 
     def _lookup_s(self) -> float:
         """The limit to the first byte of a replica that is asked for an id.
@@ -63,16 +74,13 @@ class Sender:
         sent_id = start.request_id if count == 1 else f"{start.request_id}-{count}"
         headers = engine_headers(start.request, table, arm, sent_id, is_canary=is_canary)
         endpoint = Endpoint.parsed(replica.url)
-        limits = self._context.limits
-        canary_s = limits.canary_stream_s if start.streams else limits.canary_whole_s
-        limit_s = canary_s if is_canary else limits.stable_s
-        if start.assignment.is_lookup:
-            limit_s = self._lookup_s()
         if continuation is None:
+            limit_s = self._left_s()
             target, body = start.request.target, self._body_for(arm)
-        else:
+        else:  # the client reads a stream, however long it has taken so far
+            limits = self._context.limits
+            limit_s = limits.tokenize_s if continuation.is_tokenizing else limits.stable_s
             target, body = continuation.request()
-            limit_s = limits.tokenize_s if continuation.is_tokenizing else limit_s
         path = endpoint.path(target)
         return Attempt(
             *(self._attempts.arm, endpoint, path, headers, body, limit_s, arm.api_key, arm.external),

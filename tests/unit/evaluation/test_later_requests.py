@@ -102,6 +102,7 @@ def test_twins_with_long_conversations_are_promoted() -> None:
     assert result.decision == "promote"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_harm_that_begins_when_every_user_was_drawn_is_rolled_back(seed: int) -> None:
     columns = closed_group(seed, harm_from=4000)
