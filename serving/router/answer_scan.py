@@ -119,6 +119,11 @@ class AnswerScan:
         """True when an answer that should hold text has none."""
         return self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
 
+    @property
+    def is_void(self) -> bool:
+        """True for an empty answer in whose place another may be given: a response may be made later."""
+        return self.is_empty and self.path != "/v1/responses"
+
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
         if self._is_too_large:
