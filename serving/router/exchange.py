@@ -235,16 +235,16 @@ class Exchange:
 
     def _complete(self, scan: AnswerScan, rest: bytes, now_s: float) -> Action:
         """The answer is whole, but not what its engine says after it. rest: a last event."""
+        last = rest.rstrip(b"\n") + b"\n\n" if rest else b""
         if self._start.is_continuable and self._cover.lacks_usage(scan) and self._may_continue(scan):
             self._begin_continuation(scan)
-            return Step.AGAIN
+            return Deliver(None, last, "again") if last else Step.AGAIN
         is_new = self._attempts.arm == CANARY and not (self._out.is_committed or self._has_left)
         if is_new and (scan.is_void or self._cover.lacks_usage(scan)):
             self._failed("empty" if scan.is_void else None)
             return Step.AGAIN
         self._finish("answered", scan.defect, now_s)
         is_done = scan.is_done or not self._start.request.path.endswith("completions")
-        last = rest.rstrip(b"\n") + b"\n\n" if rest else b""
         return self._deliver(last if is_done else last + DONE, "end")
 
     def waited(self, now_s: float) -> Action:
