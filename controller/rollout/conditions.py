@@ -67,11 +67,11 @@ def note_lacks(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
     is_first_half = state.phase is Phase.PROMOTING and state.weight_bp != state.plan.promoted_bp
     is_met = _has_capacity(state, seen, now_s) if is_first_half else is_done(state, seen, now_s)
     is_missing = bool(_missing(state, seen, now_s))
-    return replace(
-        state,
-        lacking_since_s=since(state.lacking_since_s, not is_met, now_s),
-        missing_since_s=since(state.missing_since_s, is_missing, now_s),
-    )
+    lacking_s = since(state.lacking_since_s, not is_met, now_s)
+    missing_s = since(state.missing_since_s, is_missing, now_s)
+    if (lacking_s, missing_s) == (state.lacking_since_s, state.missing_since_s):
+        return state
+    return replace(state, lacking_since_s=lacking_s, missing_since_s=missing_s)
 
 
 def is_blink(state: RolloutState, now_s: float) -> bool:
@@ -164,7 +164,8 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         text = f"the data plane was unreadable or did not apply the split for {plan.unreadable_s:g} s"
         return Cause(CauseKind.UNREADABLE, text)
     if has_way_back and state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
-        return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s")
+        why = f": {canary.last_error}" if canary is not None and canary.last_error else ""
+        return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s{why}")
     if (text := crash_loop(state, seen)) is not None:
         return Cause(CauseKind.ENGINE, text)
     return _deadline_cause(state, seen, now_s)

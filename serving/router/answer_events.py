@@ -56,7 +56,7 @@ def events_of(block: bytes) -> list[bytes]:
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")[:-1]
 
 
-def end_of_events(data: bytearray, known: int, *, has_cr: bool) -> int:
+def end_of_events(data: bytes | bytearray, known: int, *, has_cr: bool) -> int:
     """Where the last whole event ends; 0: nowhere. `known`: how many bytes are known to hold no end.
 
     has_cr: there is a carriage return in it. Only what is new is searched: an event may come byte by byte.
@@ -69,6 +69,7 @@ def end_of_events(data: bytearray, known: int, *, has_cr: bool) -> int:
 
 
 def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
+    """A count of tokens by one of its two names; `before`: there is none that can be recorded."""
     value = usage.get(name, usage.get(other))
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
     return value if is_count else before

@@ -33,7 +33,9 @@ from serving.router.answer_events import (
     json_object,
     word_of,
 )
+from serving.router.event_shape import EventShape, shape_of
 from serving.router.types import TEXT_PATHS
+from serving.router.usual_answer import usual_answer
 
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 
@@ -49,6 +51,7 @@ _CONTENT = re.compile(
 )
 _LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
 _BOM = b"\xef\xbb\xbf"
+_LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until their shape is known
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class AnswerScan:
     _has_cr: bool = False  # in the buffer
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
     _is_first: bool = True
+    _shape: EventShape | None = None  # of the last event, when others may have it
 
     def __post_init__(self) -> None:
         self.is_stream = self.content_type.startswith("text/event-stream")
@@ -210,6 +214,30 @@ class AnswerScan:
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
+        if self.takes_ids:
+            line, _, event = block.partition(b"\n")
+            is_known = self._shape is not None and line.startswith(TOKEN_COMMENT)
+            if not (is_known and self._shape is not None and self._shape.run(event) == (1, len(event))):
+                return self._read_block(block)
+            self._note_ids(line[len(TOKEN_COMMENT) :])
+            self.events += 1
+            return event
+        at, size = 0, len(block)
+        while self._shape is None and at < _LEARNED_FROM and b"\r" not in block:
+            end = block.find(b"\n\n", at) + 2
+            if not at < end < size:  # one is left, perhaps with further line ends
+                break
+            self._read_block(block[at:end])
+            at = end
+        if self._shape is not None:
+            count, at = self._shape.run(block, at)
+            self.events += count
+        if at < size:
+            self._read_block(block[at:] if at else block)
+        return block
+
+    def _read_block(self, block: bytes) -> bytes:
+        """Read a block of events that are of no known shape."""
         are_sound = is_sound(block)
         if self.takes_ids:
             if b'"error"' in block or not are_sound:
@@ -220,6 +248,7 @@ class AnswerScan:
             self.is_malformed = True
         if self.has_content and not _may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
+            self._shape = shape_of(block) if are_sound else None
             return block
         lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
         parts: list[bytes] = []
@@ -292,12 +321,15 @@ class AnswerScan:
                 self.model = word_of(event.get("model"))
 
     def _read_json_answer(self) -> None:
-        answer = json_object(self._buffer)
-        if answer is None:
+        text = bytes(self._buffer)
+        if (usual := usual_answer(text)) is not None:
+            self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
+            self.finish_reason, self._finished, self.has_usage_event = usual[3:]
+        elif (answer := json_object(text)) is not None:
+            self._read_object(answer)
+        else:
             self.is_malformed = True
-            return
-        self.has_content = _CONTENT.search(self._buffer) is not None
-        self._read_object(answer)
+        self.has_content = not self.is_malformed and _CONTENT.search(text) is not None
 
     def _read_object(self, data: dict[str, Any] | None) -> None:
         """Read one JSON object: a whole answer or one event, of any of the served APIs."""

@@ -22,14 +22,15 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from heapq import nlargest
 from typing import cast
 
+from msgspec import Struct
+
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.answer_scan import AnswerScan
-from serving.router.assignment import hash64
+from serving.router.assignment import Salted
 from serving.router.types import Assignment, Failure, RouterContext
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
@@ -39,6 +40,7 @@ _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the sam
 _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
 _MASK = (1 << 64) - 1
+_OF_REPLICA = Salted("replica")
 
 
 def failure_of(status: int | None, *, only_200: bool = False) -> str | None:
@@ -65,8 +67,7 @@ def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure
     return cast(Failure, cause)
 
 
-@dataclass(slots=True)
-class Tried:
+class Tried(Struct, gc=False):
     """One attempt so far."""
 
     arm: int
@@ -77,7 +78,7 @@ class Tried:
 
 def preferred(replicas: Sequence[Replica], key: str) -> list[Replica]:
     """The two replicas with the highest scores for this key, the best first; all, when there are fewer."""
-    spread = hash64("replica", key)
+    spread = _OF_REPLICA.hash64(key)
     return nlargest(2, replicas, key=lambda one: score(_hash_of(one.url), spread))
 
 
@@ -94,7 +95,7 @@ def score(replica_hash: int, key_hash: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _hash_of(url: str) -> int:
-    return hash64("replica", url)
+    return _OF_REPLICA.hash64(url)
 
 
 class Attempts:

@@ -17,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
@@ -277,7 +276,7 @@ class ClientConnection(asyncio.Protocol):
             return
         peer = self._peer() if core.needs_peer else ""
         request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
-        request_id = "req-" + secrets.token_hex(12)
+        request_id = self._front.ids.next()
         if found.target.path == REALTIME:
             self._task = self._front.run(tunnel.serve(self, core, request, request_id))
             return

@@ -20,6 +20,7 @@ from serving.router.departed import Departed
 from serving.router.held import HeldBytes
 from serving.router.load import Load, open_files, overloaded
 from serving.router.mirror import Mirror
+from serving.router.request_ids import RequestIds
 from serving.router.router import RouterCore
 from serving.router.types import OwnRoutes, Refusal
 from serving.router.upstream import Upstream
@@ -49,6 +50,7 @@ class WireFront:
         self.core: RouterCore  # the only one, as a rule; its limits hold for all connections
         self.cores: dict[str, RouterCore]  # by service; replaced, never changed
         self.services: tuple[str, ...]
+        self.ids = RequestIds()
         self.bodies = BodyBudget()  # of all requests that are held now
         self.held = HeldBytes()  # of answers
         self.load = Load.of_files(open_files())

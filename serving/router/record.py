@@ -21,10 +21,12 @@ import copy
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
-from serving.messages import Outcome, RequestRecord
+from serving.messages import Outcome, RequestRecord, unfrozen
 from serving.router.answer_scan import AnswerScan
 from serving.router.attempts import Attempts, failure_of
 from serving.router.types import RouterContext, Start
+
+_Unfrozen = unfrozen(RequestRecord)
 
 End: TypeAlias = tuple[Outcome, str | None, int | None]  # (outcome, cause of an error, status)
 
@@ -117,7 +119,7 @@ def record_of(
     def ms_since_start(moment_s: float | None) -> float | None:
         return None if moment_s is None else (moment_s - start.now_s) * 1000
 
-    return RequestRecord(
+    record = _Unfrozen(
         seq=0,
         request_id=start.request_id,
         answer_id=answer_id,
@@ -154,6 +156,8 @@ def record_of(
         taken_over_by=seen.taken_over_by,
         covered=seen.covered,
     )
+    record.__class__ = RequestRecord
+    return record
 
 
 def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, Arm, Replica, RouteTable
-from serving.router.assignment import SESSION_HEADER
 from serving.router.attempts import Attempts
 from serving.router.continuation import Continuation
 from serving.router.headers import REQUEST_ID, forwarded
@@ -12,16 +13,15 @@ from serving.router.model_name import body_with_model
 from serving.router.types import Attempt, Refusal, Request, RouterContext, Start
 from serving.targets import Endpoint
 
+_PLAIN = (b"accept-encoding", b"identity")
+
 
 def engine_headers(
     request: Request, table: RouteTable, arm: Arm, sent_id: str, *, is_canary: bool
 ) -> list[tuple[bytes, bytes]]:
     """The headers with which a client's request is sent to a replica of this arm."""
-    headers = forwarded(request.headers)
-    if arm.external:  # a raw name of a user or session stays here
-        headers = [one for one in headers if one[0] != SESSION_HEADER]
-    headers.append((b"accept-encoding", b"identity"))
-    headers.append((REQUEST_ID, sent_id.encode()))
+    headers = forwarded(request.headers, is_external=arm.external)
+    headers += (_PLAIN, (REQUEST_ID, sent_id.encode()))
     if arm.has_fence:
         headers.append((SECRET_HEADER, table.secret.text.encode() if table.secret is not None else b""))
         if is_canary:
@@ -116,10 +116,21 @@ class Sender:
     def own_headers(self) -> list[tuple[bytes, bytes]]:
         """The router's own headers of the answer to the client."""
         arm = self._attempts.current_arm
+        start = self._start
         return [
-            (b"x-canaryctl-version", (arm.version if arm else "").encode()),
-            (b"x-canaryctl-arm", b"canary" if self._attempts.arm == CANARY else b"stable"),
-            (b"x-canaryctl-revision", self._start.table.table_revision.encode()),
-            (b"x-canaryctl-request-id", self._start.request_id.encode()),
-            *self._start.assignment.answer_headers,
+            *_served_by(
+                arm.version if arm else "", self._attempts.arm, start.table.epoch, start.table.revision
+            ),
+            (b"x-canaryctl-request-id", start.request_id.encode()),
+            *start.assignment.answer_headers,
         ]
+
+
+@lru_cache(maxsize=256)
+def _served_by(version: str, arm: int, epoch: int, revision: int) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that say which version answered, by which table."""
+    return (
+        (b"x-canaryctl-version", version.encode()),
+        (b"x-canaryctl-arm", b"canary" if arm == CANARY else b"stable"),
+        (b"x-canaryctl-revision", b"%d.%d" % (epoch, revision)),
+    )

@@ -54,11 +54,13 @@ def test_every_route_is_listed_or_left_out_for_a_reason() -> None:
     assert not listed & NOT_FOR_USERS
 
 
+@pytest.mark.slow
 def test_the_methods_of_a_listed_route_include_vllms() -> None:
     for path, verbs in routes().items():
         methods = methods_of(path.replace("{response_id}", "resp_1"))
         assert not methods or verbs <= set(methods), path
 
 
+@pytest.mark.slow
 def test_every_drawn_path_is_a_route_of_vllm() -> None:
     assert set(routes()) >= ELIGIBLE_PATHS

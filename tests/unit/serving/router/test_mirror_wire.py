@@ -387,6 +387,7 @@ async def test_one_unit_has_one_pair(rig: MirrorRig) -> None:
     assert (len(rig.stable.seen), len(rig.canary.seen)) == (3, 1)
 
 
+@pytest.mark.slow
 async def test_the_share_is_drawn_by_request(rig: MirrorRig) -> None:
     rig.mirror(2500, change=2)
     for _ in range(200):
