@@ -47,6 +47,8 @@ bench: $(STAMP)
 bench-router: $(STAMP)
 	$(BIN)/python -m benchmarks.router --install
 	$(BIN)/python -m benchmarks.router --plot
+	$(BIN)/python -m benchmarks.router.streams --ceiling
+	$(BIN)/python -m benchmarks.router.on_serve
 
 bench-gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate

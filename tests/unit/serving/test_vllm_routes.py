@@ -25,7 +25,6 @@ NOT_FOR_USERS = {
     *("/is_paused", "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine"),
     *("/start_weight_update", "/start_draft_weight_update", "/update_weights", "/finish_weight_update"),
     *("/update_weight_version", "/weight_info", "/weight_checker", "/get_world_size"),
-    "/v1/realtime",  # a WebSocket, which has no request that could be drawn or repeated
 }
 
 
@@ -42,7 +41,8 @@ def routes() -> dict[str, set[str]]:
             path, owner = node.args[0], node.func.value
             is_route = node.func.attr in VERBS and isinstance(owner, ast.Name) and "router" in owner.id
             if is_route and isinstance(path, ast.Constant) and isinstance(path.value, str):
-                found.setdefault(path.value, set()).add(node.func.attr.upper())
+                verb = "GET" if node.func.attr == "websocket" else node.func.attr.upper()  # its handshake
+                found.setdefault(path.value, set()).add(verb)
     return found
 
 
