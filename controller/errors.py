@@ -14,7 +14,8 @@
     |   |   `-- UnreadCommand 3  unread-command   a command was first: read it
     |   `-- StaleToken        3  stale-token      another controller holds the lease
     |-- Unreachable           4  unreachable      start what does not answer, or connect to it
-    |   `-- BusyPort          4  busy-port        free the port, or choose another
+    |   |-- BusyPort          4  busy-port        free the port, or choose another
+    |   `-- LostDatabase      4  lost-database    put the database back
     |-- RolledBack            5  rolled-back      read the evidence
     `-- TimedOut              6  timed-out        undecided: send more traffic, or wait longer
 
@@ -162,6 +163,12 @@ class BusyPort(Unreachable):
     """Another process listens on the port."""
 
     problem = "busy-port"
+
+
+class LostDatabase(Unreachable):
+    """The database is gone, or another one than was opened; nothing is created in its place."""
+
+    problem = "lost-database"
 
 
 class RolledBack(CanaryctlError):

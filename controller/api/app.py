@@ -177,7 +177,13 @@ def _add_reads(
     @app.get("/healthz")
     def health() -> Health:
         """Liveness; needs no token."""
-        return Health(status="ok", pid=os.getpid(), leading=runner.is_leading, version=version)
+        return Health(
+            status="ok",
+            pid=os.getpid(),
+            leading=runner.is_leading,
+            version=version,
+            lost_database=store.database.lost,
+        )
 
     @app.get("/v1/services", dependencies=viewer)
     def list_services() -> list[ServiceView]:

@@ -17,7 +17,13 @@ from serving.files.plain_text import unstorable
 
 
 def _storable_body(body: Any) -> Any:
-    """The body. Raises BadInput for a text that no database or terminal can take."""
+    """The body. Raises BadInput for one that is not said to be JSON, and for a text that no database or
+    terminal can take."""
+    if isinstance(body, bytes):  # FastAPI leaves any other content type unread
+        raise BadInput(
+            "the body came without the header content-type: application/json; add it "
+            "(curl: -H 'content-type: application/json')"
+        )
     try:
         found = unstorable(body)
     except RecursionError:
@@ -42,6 +48,8 @@ class Health(BaseModel):
     pid: int
     leading: bool
     version: str
+    # gone or replaced since the controller opened it, so that nothing is decided; null: it is there.
+    lost_database: str | None = None
 
 
 class Outcome(NamedTuple):

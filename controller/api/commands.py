@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from controller.api.proposal import (
     refuse_new_key,
     refuse_rejected,
     refuse_same,
+    refuse_unkept,
     refuse_unknown_audiences,
     refuse_unknown_covariates,
     version_ref,
@@ -38,7 +39,7 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Device, fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffic_model
-from controller.planning.ladder import gate_stages, make_plan
+from controller.planning.ladder import make_plan
 from controller.planning.risk import assess
 from controller.planning.unjudged import unjudged, without
 from controller.rollout.journal import log
@@ -122,6 +123,7 @@ class Commands(Returns):
         spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
         label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
         if (row := self._existing(spec, identity)) is not None:
+            refuse_unkept(row.name, label, [one.version for one in self._store.served(row.name)])
             return row
         version = spec.version()
         unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
@@ -177,10 +179,12 @@ class Commands(Returns):
             proposal,
             attempts=self._attempt_views(service, proposal.canary_id),
             missing_keys=self._missing_keys(proposal, identity),
+            rejected=None if flag_of(body, "retry") else self._rejected(proposal),
         )
         waiver = waiver_of(body, "allow_unjudged")
         named = () if waiver else [one.text for one in proposal.not_judged if one.needs == "source"]
-        if lines := (*named, *proposal.unprovable_stages()):
+        unprovable = () if waiver_of(body, "allow_unproven") else proposal.unprovable_stages()
+        if lines := (*named, *unprovable):
             raise BadSpec(list(lines))
         return proposal
 
@@ -230,29 +234,18 @@ class Commands(Returns):
             canary=version_ref(row),
             plan=proposal.plan,
             now_s=now_s,
-            byline="; ".join(filter(None, (label.byline, proposal.unjudged_note(unjudged_reason)))),
+            byline=proposal.byline(label, reason, unjudged=unjudged_reason, unproven=waiver),
         )
         for line in proposal.cautions if ab_test is None else ():
             state = log(state, now_s, line)
-        request = {
-            "version": dump(proposal.version),
-            "policy": dump(proposal.policy),
-            "gate": proposal.policy.gate_policy().to_mapping(),
-            "stages": [asdict(stage) for stage in gate_stages(proposal.plan, proposal.policy)],
-            "actor": label.actor,
-            "reason": reason,
-            "allow_unproven": waiver,
-            "allow_unjudged": unjudged_reason,
-            "not_judged": [one.gate for one in proposal.not_judged],
-        }
+        request = proposal.request(label, reason, unjudged=unjudged_reason, unproven=waiver)
         # The forecast may have taken half a minute, in which this version may have been tried and rejected.
-        before = newest.id if newest is not None else None
         self._store.create_rollout(
             state,
             request=json.dumps(request),
             at_s=now_s,
             version=row,
-            newest=before,
+            newest=newest.id if newest is not None else None,
             ab_test=ab_test(state.id) if ab_test is not None else None,
         )
         self._wake(service)
@@ -383,9 +376,18 @@ class Commands(Returns):
         """The versions that were tried, each once, the newest attempt first."""
         rollouts = self._store.rollouts(service, limit=HISTORY_LIMIT)
         for id in dict.fromkeys(state_from_json(row.state).canary.id for row in rollouts):
-            row = self._store.version(service, id)
-            if row is not None:
+            if (row := self._store.version(service, id)) is not None:
                 yield row
+
+    def _rejected(self, proposal: Proposal) -> str | None:
+        """Why a deploy of this version needs a retry; None: it needs none."""
+        if proposal.plan.twin:
+            return None
+        try:
+            self._refuse_rejected(proposal.service.name, proposal.canary_id)
+        except AlreadyRejected as exc:
+            return f"a deploy is refused without --retry: {exc}"
+        return None
 
     def _refuse_rejected(self, service: str, canary: str) -> None:
         """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""

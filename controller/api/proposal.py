@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,9 +17,9 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
-from controller.planning.ladder import latency_lines, slow_stages
+from controller.planning.ladder import gate_stages, latency_lines, slow_stages
 from controller.planning.risk import Assessment
-from controller.planning.unjudged import Unjudged, awaited
+from controller.planning.unjudged import Unjudged, assumed, awaited
 from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
@@ -65,6 +65,7 @@ class Proposal:
     not_judged: tuple[Unjudged, ...] = ()  # gates without a source; those nobody named are not in `policy`
     attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
     missing_keys: tuple[str, ...] = ()  # a line for each API key that cannot be read
+    rejected: str | None = None  # why a deploy needs a retry; None: it needs none
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
@@ -108,7 +109,12 @@ class Proposal:
             "stable_name": label_of(self.stable).shown,
             "canary_name": self.name or short_source(self.version.model or self.version.url or ""),
             "attempts": self.attempts,
-            "warnings": (*view.warnings, *self.cautions, *self.missing_keys),
+            "warnings": (
+                *view.warnings,
+                *([self.rejected] if self.rejected is not None else []),
+                *self.cautions,
+                *self.missing_keys,
+            ),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
         }
         if self.traffic is not None:
@@ -116,7 +122,10 @@ class Proposal:
                 "requests_per_s": self.traffic.requests_per_s,
                 "unit_requests": self.traffic.unit_requests,
                 "users": self.traffic.users,
-                "basis": self.measured.summary(gated_metrics(self.policy)),
+                "basis": (
+                    *self.measured.summary(gated_metrics(self.policy)),
+                    *assumed(self.policy, self.measured),
+                ),
             }
         if self.forecast is not None:
             stages = [forecast_view(one, self.plan.stages[one.stage].weight_bp) for one in self.forecast]
@@ -125,6 +134,30 @@ class Proposal:
                 "forecast_runs": max((one.runs for one in stages), default=None),
             }
         return view.model_copy(update=update)
+
+    def byline(self, label: Label, reason: str, *, unjudged: str, unproven: str) -> str:
+        """Who deploys it and why, for the log. unjudged, unproven: reasons to go without a check."""
+        parts = (
+            label.byline,
+            f"reason: {reason}" if reason else "",
+            self.unjudged_note(unjudged),
+            f"stages may stay unproven: {unproven}" if unproven else "",
+        )
+        return "; ".join(filter(None, parts))
+
+    def request(self, label: Label, reason: str, *, unjudged: str, unproven: str) -> dict[str, object]:
+        """What is stored of the deploy, for the evidence and for the record."""
+        return {
+            "version": dump(self.version),
+            "policy": dump(self.policy),
+            "gate": self.policy.gate_policy().to_mapping(),
+            "stages": [asdict(stage) for stage in gate_stages(self.plan, self.policy)],
+            "actor": label.actor,
+            "reason": reason,
+            "allow_unproven": unproven,
+            "allow_unjudged": unjudged,
+            "not_judged": [one.gate for one in self.not_judged],
+        }
 
     def unjudged_note(self, reason: str) -> str:
         """For the rollout's log: the gates that nothing judges, and why that is accepted; '': none."""
@@ -213,6 +246,18 @@ def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
     if body.get("version"):
         raise BadInput("a twin run uses the version that serves; leave --model, --url and --engine out")
     return parse_policy({**dump(policy), "twin": True})
+
+
+def refuse_unkept(service: str, label: Label, versions: Iterable[VersionRow | None]) -> None:
+    """Raises Conflict for a name or a message that no version of the running service has: it would go."""
+    known = [label_of(one) for one in versions]
+    for key in ("name", "message"):
+        given = getattr(label, key)
+        if given is not None and given not in [getattr(one, key) for one in known]:
+            raise Conflict(
+                f"{service} runs already, so {key} {given!r} would not be kept; leave it out, or give it "
+                "with a deploy"
+            )
 
 
 def refuse_unknown_covariates(policy: PolicySpec) -> None:

@@ -47,6 +47,9 @@ class Returns:
 
         Raises UnknownService, and what `undo` raises.
         """
+        return _with_lost_reason(self._rollback(service, identity, reason=reason), reason)
+
+    def _rollback(self, service: str, identity: Identity, *, reason: str) -> Outcome:
         try:
             state = self._newest_rollout(service)
         except UnreadableState:
@@ -57,13 +60,13 @@ class Returns:
         if effect == "undo" and way_back(self._store.served(service), row.stable) is None:
             effect = "already"  # the rollout is of an earlier service of this name
         if effect == "undo":
-            return self.undo(service, identity, to=None, reason=reason)
+            return self._undo(service, identity, to=None, reason=reason)
         if effect == "already" or state is None:
             if state is not None and not state.is_final:
                 return _returning(state)
             return Outcome("already", f"{service}: already serving {row.stable}{self._hint(row)}")
         # None: it ended since it was read above, so answer for what is true now.
-        return self._end(state, identity, reason) or self.rollback(service, identity, reason=reason)
+        return self._end(state, identity, reason) or self._rollback(service, identity, reason=reason)
 
     def _end_unread(self, service: str, identity: Identity, reason: str) -> Outcome:
         """Request the rollback of the newest rollout, whose state cannot be read. Raises UnreadableState
@@ -101,11 +104,14 @@ class Returns:
         A running rollout is rolled back instead if that returns to the same version. Raises UnknownService,
         BadInput for a version that has not served, NoRoom, RolloutRunning, Conflict without its API key.
         """
+        return _with_lost_reason(self._undo(service, identity, to=to, reason=reason), reason)
+
+    def _undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
         newest = self._newest_rollout(service)
         row, served = self._active_service(service), self._store.served(service)
         if newest is not None and not newest.is_final:
             ended = self._undo_while(newest, served, identity, to, reason)
-            return ended or self.undo(service, identity, to=to, reason=reason)
+            return ended or self._undo(service, identity, to=to, reason=reason)
         if to is not None:
             target: str | None = named_version(to, service, [one.version for one in served])
         else:
@@ -210,6 +216,13 @@ class Returns:
     def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
         """The rollouts of this version, newest first, however long ago."""
         return tuple(state_from_json(row.state) for row in self._store.attempts(service, canary))
+
+
+def _with_lost_reason(outcome: Outcome, reason: str) -> Outcome:
+    """The outcome; it says so where nothing is begun whose log could hold the reason."""
+    if outcome.outcome != "already" or not reason:
+        return outcome
+    return outcome._replace(text=f"{outcome.text}; nothing is begun, so the reason is not kept")
 
 
 def _returning(running: RolloutState) -> Outcome:

@@ -24,6 +24,10 @@ VERDICT_TEXT: dict[str, tuple[str, str]] = {
 }
 
 
+LEAST_P = 1e-4  # what is below decides every test, and its digits say nothing more
+COMPARISONS = ("win_rate", "cohens_d", "interval", "p")
+
+
 class SizeRow(BaseModel):
     """One sample size and its assumptions."""
 
@@ -47,6 +51,13 @@ def cell(value: object) -> str:
     if isinstance(value, tuple | list):
         return " to ".join(figure(bound, 4) for bound in value)
     return number(value) if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def p_text(value: float | None) -> str:
+    """A p-value: three digits, below what a decision needs only that; `-` for None."""
+    if value is None:
+        return "-"
+    return f"< {LEAST_P:g}" if value < LEAST_P else figure(value, 3)
 
 
 def view_table(view: AbView) -> RenderableType:
@@ -79,7 +90,7 @@ def view_table(view: AbView) -> RenderableType:
     figures.add_row("Cohen's d", cell(view.cohens_d), "difference in standard deviations")
     figures.add_row(
         "p",
-        "-" if view.p_value is None else f"{view.p_value:.3g}",
+        p_text(view.p_value),
         f"alpha {view.alpha:g}, {view.mode}{size}",
     )
     return Group(*lines, Text(), grid, Text(), figures)
@@ -121,5 +132,10 @@ def file_table(rows: Sequence[dict[str, object]], notes: Sequence[str]) -> Rende
     }  # fmt: skip
     grid = table(*titles.values())
     for row in rows:
-        grid.add_row(*(cell(row[key]) for key in titles))
+        # What compares the sides says nothing where they cannot be compared.
+        void = COMPARISONS if row["verdict"] == AbVerdict.INVALID else ()
+        cells = {key: "-" if key in void else cell(row[key]) for key in titles}
+        if "p" not in void and isinstance(p := row["p"], float):
+            cells["p"] = p_text(p)
+        grid.add_row(*cells.values())
     return Group(grid, *notes)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from controller.cli.backtest_plan import Needed
 from controller.cli.evidence_files import EvidenceFile
 from controller.cli.output import gate_title, number, slowest_line, table
-from controller.quantities import FULL_BP, percent
+from controller.quantities import FULL_BP, figure, percent
 from evaluation.betting.histogram import UNPROVABLE
 from evaluation.metrics import CATALOGUE
 from evaluation.offline.backtest import BacktestResult
@@ -30,6 +32,10 @@ ANSWERS = {
     ("guard", Verdict.UNDECIDED): "yes",
     ("guard", Verdict.INVALID): "NO",
 }
+
+CONTRADICTIONS = "contradict their own bucket"  # in the reasons of evaluation/split_reports.py
+OPEN = "not proven yet"
+TWICE = re.compile(r"\b(\w+): (\1\b)")  # `error: error < 5x`
 
 LEGEND = (
     "evidence: how much the data speak for a yes, of what a yes takes (log of the bets' winnings); "
@@ -85,8 +91,8 @@ def as_json(shown: Shown) -> dict[str, object]:
             }
             for stage in result.stages
         ],
-        "reasons": list(result.reasons),
-        "doubts": list(result.doubts),
+        "reasons": [with_shares(reason, evidence) for reason in result.reasons],
+        "doubts": [with_shares(doubt, evidence) for doubt in result.doubts],
         "not_judged": list(shown.unjudged),
         "alarms": [report.metric for report in raised_alarms(result.gates)],
         "allow_unjudged": shown.allowed,
@@ -129,7 +135,7 @@ def as_table(shown: Shown) -> RenderableType:
     ranges = {gate.name for gate in shown.policy.observed_ranges}
     lines = [Text(headline(shown))]
     if shown.result.doubts:
-        doubts = "; ".join(shown.result.doubts)
+        doubts = "; ".join(with_shares(doubt, shown.evidence) for doubt in shown.result.doubts)
         lines.append(
             Text(f"but the split is in doubt: {doubts}; is unit the key of the draw?", style="bold red")
         )
@@ -142,7 +148,7 @@ def as_table(shown: Shown) -> RenderableType:
         parts += [_stage_grid(shown.result), ""]
     shares = {report.gate: report.unanswered for report in shown.result.gates}
     notes = [Text(line, style="dim") for line in (LEGEND, slowest_line(shares)) if line is not None]
-    return Group(*parts, _gate_grid(shown.result.gates, ranges), *notes)
+    return Group(*parts, _gate_grid(shown.result.gates, ranges, shown.evidence), *notes)
 
 
 def headline(shown: Shown) -> str:
@@ -156,14 +162,38 @@ def headline(shown: Shown) -> str:
         case "promote":
             return f"PROMOTE: {', '.join(result.proofs)} proven {count} {basis}"
         case "invalid":
-            return f"INVALID: {'; '.join(result.reasons)} {basis}"
+            return f"INVALID: {'; '.join(invalid_reasons(shown))} {basis}"
         case "undecided":
             return f"UNDECIDED {count}: {_open_reasons(shown)} {basis}"
 
 
+def invalid_reasons(shown: Shown) -> list[str]:
+    """Why the result is invalid, with the shares that a mismatch is about; not what is only unproven."""
+    reasons = [with_shares(reason, shown.evidence) for reason in shown.result.reasons]
+    return [reason for reason in reasons if OPEN not in reason] or reasons
+
+
+def with_shares(reason: str, evidence: EvidenceFile) -> str:
+    """The reason, without a gate's name twice; of a sample ratio mismatch with the canary's share of the
+    requests and its mean w."""
+    reason = TWICE.sub(r"\2", reason)
+    return f"{reason}: {shares(evidence)}" if RATIO_MISMATCH in reason else reason
+
+
+def shares(evidence: EvidenceFile) -> str:
+    """`the canary has 10.1 % of 12,000 requests, by w 30 %`, of the requests that may be the canary's."""
+    arm, w = (np.asarray(evidence.columns[name], dtype=np.float64) for name in ("arm", "w"))
+    is_drawn = w > 0
+    if not is_drawn.any():
+        return "no request has a w above 0"
+    share, mean_w = (figure(100 * float(values[is_drawn].mean()), 3) for values in (arm, w))
+    return f"the canary has {share} % of {int(is_drawn.sum()):,} requests, by w {mean_w} %"
+
+
 def _open_reasons(shown: Shown) -> str:
     """What is still to be proven; the gates that have nothing to judge stand on a line of their own."""
-    reasons = [reason for reason in shown.result.reasons if "NOT JUDGED" not in reason]
+    told = [with_shares(reason, shown.evidence) for reason in shown.result.reasons]
+    reasons = [reason for reason in told if "NOT JUDGED" not in reason]
     if reasons:
         return "; ".join(reasons)
     if len(shown.result.reasons) > 0:
@@ -207,6 +237,12 @@ def next_step(shown: Shown) -> str:
             return "next: record latency in milliseconds, or a margin wider than its steps (docs/policy.md)"
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
+        case "invalid" if any(CONTRADICTIONS in reason for reason in shown.result.reasons):
+            unit = shown.evidence.unit or "unit"
+            return (
+                f"next: requests of one {unit} are on both arms, as where each request was drawn by itself: "
+                f"--ignore {unit}; or name what was drawn: --map unit=COLUMN"
+            )
         case "invalid" if any(RATIO_MISMATCH in reason for reason in shown.result.reasons):
             return (
                 "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "
@@ -240,7 +276,7 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
     return grid
 
 
-def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableType:
+def _gate_grid(reports: Sequence[GateReport], ranges: Set[str], evidence: EvidenceFile) -> RenderableType:
     """One line for each question of each gate: the answer, the evidence of its limit, after how many."""
     grid = table(
         "gate", "question", "answer", "evidence", "stable", "canary", "after", "why", drop=("why", "after")
@@ -250,14 +286,14 @@ def _gate_grid(reports: Sequence[GateReport], ranges: Set[str]) -> RenderableTyp
         count = report.decided_canary
         answer = ANSWERS.get((report.side, report.verdict), report.verdict.value)
         grid.add_row(
-            gate_title(report.gate, report.statistic),
+            gate_title(report.gate, report.statistic, report.metric),
             "in stable's range?" if report.gate in ranges else _question(question, report.limits),
             "YES" if report.is_alarm and count is not None else answer,
             f"{report.log_e:.1f} of {report.limit:.1f}" if math.isfinite(report.limit) else "-",
             number(report.stable),
             number(report.canary),
             "-" if count is None else str(count),
-            _why(report),
+            f"{_why(report)}; {shares(evidence)}" if report.gate == "served_share" else _why(report),
         )
     return grid
 

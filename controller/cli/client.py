@@ -38,6 +38,7 @@ class Client:
         self._url = settings.api_url
         self._token = admin_token(settings.home)
         self._home = settings.home
+        self._settings = settings
         self._is_own = False  # its user was looked at too
         self._is_canaryctl = False  # what listens at the URL has said so; until then it gets no token
 
@@ -148,13 +149,18 @@ class Client:
         try:
             answer = self._send(method, path, body, timeout_s=timeout_s)
         except NoAnswer as exc:
-            raise Unreachable(f"no controller answers at {self._url}; start it: canaryctl up") from exc
+            raise Unreachable(f"no controller answers at {self._url}; {self._remedy()}") from exc
         if answer.status >= 400:
             raise _error(answer, self._url)
         try:
             return answer.json()
         except ValueError as exc:
             raise _not_canaryctl(answer, self._url) from exc
+
+    def _remedy(self) -> str:
+        from controller.wiring.last_known import has_service
+
+        return "start it: canaryctl up" if has_service(self._settings) else NO_SERVICE
 
     def _view(self, shape: type[V], answer: object) -> V:
         """The answer as this view. Raises Unreachable if this release cannot read it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,10 +143,16 @@ def _arms_by_word(reading: Reading, source: Source, values: Sequence[object], wo
             found = cells.number(values[row])
         if found not in (0.0, 1.0):
             shown = f"{found:g}" if isinstance(found, float) else repr(word[:60])
+            if all(cells.says_outcome(word) for word in set(words)):
+                kinds = listed(sorted(set(words)))
+                raise BadInput(
+                    f"{reading.table.name}: {source.text} says how a request ended ({kinds}), not which "
+                    "version was drawn; give --map arm=COLUMN with one that does"
+                )
             raise reading.refuse(
                 row,
                 f"{source.text} {shown} is neither 0 (stable) nor 1 (canary); say which value is the canary: "
-                f"--canary {word[:60]}",
+                f"--canary {quote(word[:60])}",
             )
         arms[row] = int(found)
     return arms

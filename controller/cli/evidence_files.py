@@ -7,11 +7,13 @@ line: skipping rows would bias the evidence. Rows are sorted by the time of thei
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +43,7 @@ from controller.cli.evidence_sources import (
     Source,
     Term,
     has_value,
+    inner_columns,
     log_sources,
     parsed_maps,
     recognised,
@@ -67,6 +70,7 @@ class EvidenceFile:
     word: str = "row"  # what the file counts: lines, rows or items
     notes: tuple[str, ...] = ()  # how the file was read, one line each
     empty: tuple[str, ...] = ()  # metrics whose column holds no value at all
+    unit: str | None = None  # the file's column that is taken for the unit; None: none is
 
     @property
     def rows(self) -> int:
@@ -214,7 +218,9 @@ def _lacking(reading: Reading, extra: Sequence[str]) -> list[str]:
         elif name == "w":
             remedies.append("--w 5% if it was the same for every row")
         elif name == "arm" and (two := _two_valued(reading)):
-            remedies.append(" or ".join(f"--map arm={column} --canary {value}" for column, value in two))
+            remedies.append(
+                " or ".join(f"--map arm={quote(column)} --canary {quote(value)}" for column, value in two)
+            )
         else:
             remedies.append(f"--map {name}=COLUMN")
     return [
@@ -231,19 +237,29 @@ def _needed(reading: Reading, extra: Sequence[str]) -> list[str]:
 
 
 def _two_valued(reading: Reading) -> list[tuple[str, str]]:
-    """Columns of text with exactly two values, and the one that is seen later: the canary, most likely.
+    """Columns of text with exactly two values, and the one that is the canary, most likely.
 
     Never how a request ended: by that, all failures would be of one arm.
     """
     used = {column for source in reading.sources.values() for column in source.all_columns}
     found = []
-    for name, values in reading.table.columns.items():
-        if name in used or near_name(name) in CATALOGUE:
+    for column, cells in reading.table.columns.items():
+        if column in used or near_name(column) in CATALOGUE:
             continue
-        kinds = list(dict.fromkeys(value for value in values if isinstance(value, str) and value))
-        if len(kinds) == 2 and not any(says_outcome(kind) for kind in kinds):
-            found.append((name, kinds[1]))
+        for name, values in inner_columns(column, cells).items():
+            kinds = list(dict.fromkeys(value for value in values if isinstance(value, str) and value))
+            if len(kinds) == 2 and not any(says_outcome(kind) for kind in kinds):
+                found.append((name, _likely_canary(values, kinds)))
     return found[:3]
+
+
+def _likely_canary(values: Sequence[object], kinds: Sequence[str]) -> str:
+    """Of two values, the one that is called so; else the rarer one, of equals the one that is seen later."""
+    named = [kind for kind in kinds if "canary" in kind.lower()]
+    if len(named) == 1:
+        return named[0]
+    counts = Counter(values)
+    return kinds[0] if counts[kinds[0]] < counts[kinds[1]] else kinds[1]
 
 
 def _unused(reading: Reading, extra: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -262,6 +278,13 @@ def _unused(reading: Reading, extra: Sequence[str]) -> tuple[tuple[str, ...], li
         if near not in missing or (reading.log is not None and near not in CATALOGUE):
             continue
         unit = f" ({name}:s if it is in seconds)" if near.endswith("_ms") else ""
+        if near == "unit":
+            unclear.append(
+                f"{reading.table.name}: column {name!r} is unknown and close to unit; give --map unit={name} "
+                f"if all requests of one {name} were sent to one arm, or --ignore {name} if each request was "
+                "drawn by itself"
+            )
+            continue
         says = f"says the opposite of {near}" if is_opposite(name) else f"is unknown and close to {near}"
         unclear.append(
             f"{reading.table.name}: column {name!r} {says}; "
@@ -319,4 +342,5 @@ def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str,
         table.word,
         tuple(reading.notes),
         empty,
+        reading.sources["unit"].text if "unit" in reading.sources else None,
     )

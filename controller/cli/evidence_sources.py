@@ -327,6 +327,25 @@ def _unpack(table: RawTable, name: str) -> None:
         table.columns[name] = cells
 
 
+def inner_columns(name: str, cells: Sequence[object]) -> dict[str, list[object]]:
+    """The columns within one of JSON objects, by dotted name; of any other column, itself."""
+    objects = []
+    for cell in cells:
+        if isinstance(cell, str) and cell.lstrip().startswith("{"):
+            try:
+                cell = json.loads(cell)
+            except ValueError:
+                return {name: list(cells)}
+        objects.append(cell)
+    if not any(isinstance(cell, dict) for cell in objects):
+        return {name: list(cells)}
+    keys = dict.fromkeys(key for cell in objects if isinstance(cell, dict) for key in cell)
+    return {
+        f"{name}.{key}": [cell.get(key) if isinstance(cell, dict) else None for cell in objects]
+        for key in keys
+    }
+
+
 def _refuse_absent(table: RawTable, pair: str, column: str) -> None:
     if column in table.columns:
         return

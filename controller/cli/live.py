@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
-from rich.console import Group, RenderableType
 from rich.live import Live
-from rich.panel import Panel
 from rich.text import Text
 
 from controller.cli.client import TIMEOUT_S, Client, poll
-from controller.cli.output import console
-from controller.cli.render import CANNOT_DECIDE, log_line, rollout_parts, versions_table
+from controller.cli.live_frame import frame
+from controller.cli.output import console, goes_on, told_on_interrupt
+from controller.cli.render import log_line
 from controller.errors import CanaryctlError, RolledBack, TimedOut, Unreachable
 from controller.views.models import RolloutView, ServiceView
 
@@ -21,14 +20,28 @@ LAST_ANSWER_S = 0.5  # for the answer that is asked for at the end of a wait
 CONNECTION_LOST = "connection to the controller lost; retrying"
 REFRESH_PER_S = 4
 VIEW_TIMEOUT_S = 0.5  # of the versions beside the rollout, without which it is shown too
-WIDE_COLUMNS = 120  # from this width on, the gates' reasons fit
-LOG_LINES = 14
 
 
 def watch(
-    client: Client, service: str, rollout: str, *, timeout_s: float | None, is_silent: bool = False
+    client: Client,
+    service: str,
+    rollout: str,
+    *,
+    timeout_s: float | None,
+    is_silent: bool = False,
+    on_interrupt: str = "",
 ) -> RolloutView:
-    """Final view of the rollout, shown until it ends. Raises TimedOut, Unreachable after a minute."""
+    """Final view of the rollout, shown until it ends. Raises TimedOut, Unreachable after a minute.
+
+    on_interrupt: what goes on when the user stops waiting; empty: the rollout.
+    """
+    with told_on_interrupt(on_interrupt or goes_on(rollout, service)):
+        return _watch(client, service, rollout, timeout_s=timeout_s, is_silent=is_silent)
+
+
+def _watch(
+    client: Client, service: str, rollout: str, *, timeout_s: float | None, is_silent: bool
+) -> RolloutView:
     ends_at_s = time.monotonic() + timeout_s if timeout_s is not None else None
     display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines()
 
@@ -108,7 +121,7 @@ class _LiveView(_Silent):
         self._client = client
         self._console = console()
         self._live = Live(console=self._console, refresh_per_second=REFRESH_PER_S, transient=False)
-        self._last: RenderableType = Text("")
+        self._rollout: RolloutView | None = None  # the newest; None: none was read yet
         self._view: ServiceView | None = None  # the newest; None: there is none
 
     def __enter__(self) -> None:
@@ -124,21 +137,15 @@ class _LiveView(_Silent):
             pass
         except CanaryctlError:  # it was taken down
             self._view = None
-        view = self._view
-        is_wide = self._console.width >= WIDE_COLUMNS
-        gates = len({gate.gate for gate in rollout.gates})
-        shown = (view.versions or ()) if view is not None else ()
-        free_lines = self._console.height - 14 - gates - len(shown)
-        log_lines = LOG_LINES if rollout.is_final else max(3, min(free_lines, LOG_LINES))
-        problem = view.problem if view is not None else None
-        body = Group(
-            *((versions_table(view, is_wide=False), Text()) if view is not None else ()),
-            *([Text(f"{CANNOT_DECIDE}: {problem}", style="bold red")] if problem is not None else []),
-            *rollout_parts(rollout, is_wide=is_wide, log_lines=log_lines),
-        )
-        title = f"[bold]{rollout.service}[/]" + (f"  {view.url}" if view is not None else "")
-        self._last = Panel(body, title=title, title_align="left", border_style="dim")
-        self._live.update(self._last)
+        self._rollout = rollout
+        self._draw(notice=None)
 
     def on_connection_lost(self) -> None:
-        self._live.update(Group(self._last, Text(CONNECTION_LOST, style="yellow")))
+        if self._rollout is None:
+            self._live.update(Text(CONNECTION_LOST, style="yellow"))
+        else:
+            self._draw(notice=CONNECTION_LOST)
+
+    def _draw(self, *, notice: str | None) -> None:
+        if self._rollout is not None:
+            self._live.update(frame(self._rollout, self._view, console=self._console, notice=notice))

@@ -28,7 +28,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     name: LazyCommand(f"controller.cli.{module}", function, line)
     for name, module, function, line in (
         ("up", "services", "up", "Serve a model and print the base URL for OpenAI clients."),
-        ("down", "services", "down", "Remove a service, or all of them."),
+        ("down", "removal", "down", "Remove a service, or all of them."),
         ("plan", "rollouts", "plan", "Preview a deploy: risk, stages, duration, memory."),
         ("deploy", "rollouts", "deploy", "Roll out a new version beside stable."),
         ("status", "services", "status", "Show a service: its versions, its rollout and the evidence."),
@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         ("rollback", "rollouts", "rollback", "Return to the version before, immediately."),
         ("undo", "rollouts", "undo", "Serve an earlier version again, without proof."),
         ("history", "rollouts", "history", "List the rollouts of a service, newest first."),
+        ("backup", "backup", "backup", "Copy the database while it is in use."),
         ("validate", "validate", "validate", "Check a checkpoint, policy or service file offline."),
         ("controller", "foreground", "controller", "Run the controller in the foreground."),
         ("router", "foreground", "router", "Split traffic between endpoints by a table file."),

@@ -7,7 +7,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, TextIO, cast
@@ -45,31 +46,47 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output format.")]
 
 
-def console() -> Console:
-    """Standard output. Lines in a pipe are not cut to a terminal's width, nor filled up with blanks."""
+def console(*, stderr: bool = False) -> Console:
+    """Standard output, or standard error. Lines in a pipe are not cut to a terminal's width, nor filled up
+    with blanks."""
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(width=PIPE_WIDTH, highlight=False, file=cast("TextIO", _Unpadded()))
+    if (sys.stderr if stderr else sys.stdout).isatty():
+        return Console(highlight=False, stderr=stderr)
+    return Console(width=PIPE_WIDTH, highlight=False, file=cast("TextIO", _Unpadded(stderr)))
 
 
 class _Unpadded:
-    """Standard output as a file that drops the blanks at the ends of lines, which fill a terminal's width."""
+    """A standard stream as a file that drops the blanks at the ends of lines, which fill up a width."""
+
+    def __init__(self, stderr: bool) -> None:
+        self._stderr = stderr
+
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self._stderr else sys.stdout
 
     def write(self, text: str) -> int:
-        sys.stdout.write(_BLANKS.sub("", text))
+        self._stream.write(_BLANKS.sub("", text))
         return len(text)
 
     def flush(self) -> None:
-        sys.stdout.flush()
+        self._stream.flush()
 
 
-def error_console() -> Console:
-    """Standard error, for spinners."""
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[str], None]]:
+    """Say what is being waited for: a spinner on a terminal, whose text may be changed, else one line. An
+    empty text says nothing."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    if not text or not sys.stderr.isatty():
+        if text:
+            note(text)
+        yield lambda text: None
+        return
+    with Console(stderr=True, highlight=False, soft_wrap=True).status(text) as spinner:
+        yield spinner.update
 
 
 def emit(
@@ -127,15 +144,38 @@ def _share(ratio: float) -> str:
     return f"{figure(100 * ratio, 3)} %"
 
 
-def gate_title(gate: str, statistic: str) -> str:
-    """The gate with the figure that its row shows: `latency_shape p50`; a mean, or one that its name says,
-    needs none."""
-    return gate if statistic == "mean" or statistic in gate else f"{gate} {statistic}"
+def gate_title(gate: str, statistic: str, metric: str = "") -> str:
+    """The gate with the figure that its row shows and its unit: `latency_shape p50 ms`; a mean, or one that
+    its name says, needs none."""
+    unit = " ms" if metric.endswith("_ms") else ""
+    return gate + unit if statistic == "mean" or statistic in gate else f"{gate} {statistic}{unit}"
 
 
 def note(text: str) -> None:
     """Print one line for people on stderr; stdout carries only results."""
     typer.echo(text, err=True)
+
+
+class _Told(KeyboardInterrupt):
+    """An interruption of which the user knows what goes on."""
+
+
+@contextmanager
+def told_on_interrupt(text: str) -> Iterator[None]:
+    """Print `text` on Ctrl-C: what goes on without this command, and how to follow or end it. Of several, one
+    inside another, the innermost tells."""
+    try:
+        yield
+    except _Told:
+        raise
+    except KeyboardInterrupt as exc:
+        note(text)
+        raise _Told from exc
+
+
+def goes_on(rollout: str, service: str) -> str:
+    """For who stops waiting for a rollout."""
+    return f"{rollout} goes on; follow it: canaryctl watch {service}; end it: canaryctl rollback {service}"
 
 
 def requested_output(arguments: Sequence[str]) -> Output:

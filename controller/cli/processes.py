@@ -44,6 +44,7 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
 
     Raises BusyPort, Unreachable, and Conflict when a running one uses another port than the requested.
     """
+    from controller.store.sql import SqlStore
     from controller.wiring import cluster
 
     has_cluster, has_api = cluster.is_running(settings), _own_health(settings) is not None
@@ -59,6 +60,7 @@ def start(settings: Settings, *, ingress_port: int | None, api_port: int | None)
             stop_controller(settings)  # it belongs to a cluster that is gone
             health = None
         settings = save_config(settings, settings.config)
+        SqlStore(settings.database_url).close()  # while nothing serves; a controller creates none
         cluster.start(settings)
     if health is None:
         settings = save_config(settings, settings.config)
@@ -84,6 +86,11 @@ def running(settings: Settings) -> Running:
     from controller.wiring import cluster
 
     return Running(cluster.is_running(settings), _own_health(settings) is not None)
+
+
+def has_replaced_database(settings: Settings) -> bool:
+    """True: the running controller has another database open than the one that stands in its place now."""
+    return (_own_health(settings) or {}).get("lost_database") == "replaced"
 
 
 def stop_started(settings: Settings, before: Running) -> None:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from controller.cli.output import NO_ANSWER, NO_SERVICE, gate_title, number, slowest_line, table
+from controller.cli.output import NO_SERVICE, table
+from controller.cli.render_gates import (
+    BAR_WIDTH,
+    Fold,
+    folded,
+    gate_notes,
+    gates_table,
+    source_lines,
+)
 from controller.cli.render_proofs import proof_lines, proven_at, summary
 from controller.quantities import FULL_BP, NEVER_CANARY, duration, gib, percent
 from controller.spec.label import Label, title
 from controller.views.models import (
-    GateView,
     RolloutView,
     ServiceView,
     StepsView,
 )
 
-GATE_BAR_WIDTH = 6
 WEIGHT_BAR_WIDTH = 44  # with both labels 70 columns, the frame of `watch` included
 # Keyed by the view's text, not by the enumerations: importing those takes longer than drawing the tables.
 PHASE_STYLE = {
@@ -29,13 +36,8 @@ PHASE_STYLE = {
     "failed": "bold red",
     "rolling_back": "red",
 }
-VERDICT_STYLE = {
-    "PASS": "green",
-    "FAIL": "bold red",
-    "UNDECIDED": "yellow",
-    "INVALID": "magenta",
-}
 CANNOT_DECIDE = "the controller can decide nothing"
+DIRECT_ACTOR = "direct"  # of the command that a direct rollback leaves in the store
 CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
@@ -84,6 +86,7 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
             *_to_canary(view),
             f"  {view.url}",
         ),
+        *unanswered(view),
         versions_table(view, is_wide=is_wide),
         *(Text(missing.text, style="bold red") for missing in view.missing_keys),
         *([Text(view.unreadable, style="bold red")] if view.unreadable is not None else []),
@@ -103,6 +106,27 @@ def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:
         f", {percent(view.weight_bp)} of requests to ",
         (title(rollout.canary, rollout.canary_name), "bold"),
     ]
+
+
+def unanswered(view: ServiceView) -> list[Text]:
+    """Who answers for a version that has requests and no ready replica; empty: each answers its own."""
+    if view.versions is None or view.weight_bp is None:
+        return []
+    ready = {one.version for one in view.versions if one.ready_replicas > 0}
+    canary = view.rollout.canary if view.rollout is not None and _to_canary(view) else None
+    has_stable = view.stable in ready
+    is_stable_asked = canary is None or view.weight_bp < FULL_BP
+    if canary is not None and canary not in ready:
+        text = (
+            f"no replica of {canary} is ready: {view.stable} answers its requests"
+            if has_stable
+            else "no replica is ready: no request is answered"
+        )
+    elif is_stable_asked and not has_stable:
+        text = f"no replica of {view.stable} is ready: its requests are not answered"
+    else:
+        return []
+    return [Text(text, style="bold red")]
 
 
 def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
@@ -137,38 +161,89 @@ def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
     return grid
 
 
-def rollout_parts(view: RolloutView, *, is_wide: bool, log_lines: int = 8) -> list[RenderableType]:
-    """A rollout: its phase, stages, weight, gates, notes and the end of its log."""
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much of a rollout is drawn."""
+
+    log_lines: int = 8
+    bar_width: int = BAR_WIDTH
+    fold: Fold = Fold.NONE
+    has_ornaments: bool = True  # who deployed it, the bar of the weights, blank lines
+    has_remarks: bool = True  # proofs of earlier stages, alarms that decide nothing, what explains the table
+    crops_log: bool = False  # each event on one line
+
+
+def rollout_parts(
+    view: RolloutView, *, is_wide: bool, log_lines: int = 8, detail: Detail | None = None
+) -> list[RenderableType]:
+    """A rollout: its phase, stages, weight, gates, notes and the end of its log. log_lines: if no detail."""
+    detail = detail if detail is not None else Detail(log_lines)
+    blank = [Text()] if detail.has_ornaments else []
     head = Text.assemble(
         (view.rollout, "bold"), "  ", arms(view), "  ", phase_text(view),
         *([f"  risk {view.risk}"] if is_wide else []),
     )  # fmt: skip
-    parts: list[RenderableType] = [head, *byline(view), stages_line(view), weight_bar(view)]
+    parts: list[RenderableType] = [head, *(byline(view) if detail.has_ornaments else []), stages_line(view)]
+    if detail.has_ornaments:
+        parts.append(weight_bar(view))
     if view.waiting_for:
         parts.append(Text("waiting for " + "; ".join(view.waiting_for), style="dim"))
+    parts += [*_deadline(view)]
     parts += [Text(f"on hold: {hold.reason} ({hold.actor})", style="yellow") for hold in view.holds]
-    parts += proof_lines(view)
+    if detail.has_remarks:
+        parts += proof_lines(view)
     if view.gates:
-        is_over = view.is_final
-        parts += [Text(), gates_table(view.gates, is_wide=is_wide, proven=proven_at(view), is_over=is_over)]
-        invalid = () if is_wide or is_over else [gate for gate in view.gates if gate.verdict == "INVALID"]
-        parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
-        parts += [Text(line, style="dim") for line in gate_notes(view.gates)]
-    parts += _sources(view.gates)
-    parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
+        parts += [*blank, *_gate_parts(view, is_wide=is_wide, detail=detail)]
+    parts += source_lines(view.gates)
+    if detail.has_remarks:
+        parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
     parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
-        parts.append(
-            Text(
-                f"rolled back by {CAUSE_WORDS.get(view.cause.kind, view.cause.kind)}: {view.cause.text}",
-                style="red",
-            )
-        )
+        is_direct = view.cause.actor == DIRECT_ACTOR
+        kind = "direct rollback" if is_direct else CAUSE_WORDS.get(view.cause.kind, view.cause.kind)
+        parts.append(Text(f"rolled back by {kind}: {view.cause.text}", style="red"))
     if view.steps is not None:
         parts.append(steps_line(view.steps))
-    parts.append(Text())
-    parts += [log_line(line.at_s, line.actor, line.text) for line in view.log[-log_lines:]]
+    if view.undo and view.phase in ("rolled_back", "failed"):
+        again = f"canaryctl undo {view.service} --to {view.canary}"
+        parts.append(Text(f"{view.serving} serves; to leave it: {again}, or deploy another version"))
+    parts += blank
+    events = [log_line(line.at_s, line.actor, line.text) for line in view.log[-detail.log_lines :]]
+    if detail.crops_log:
+        for event in events:
+            event.no_wrap, event.overflow = True, "ellipsis"
+    return [*parts, *events]
+
+
+def _gate_parts(view: RolloutView, *, is_wide: bool, detail: Detail) -> list[RenderableType]:
+    """The gates' table with the lines that it needs."""
+    is_over = view.is_final or view.steps is not None  # a version is leaving: its arm cannot be compared
+    shown, lines = folded(view.gates, detail.fold)
+    parts: list[RenderableType] = []
+    if shown:
+        parts.append(
+            gates_table(
+                shown,
+                is_wide=is_wide,
+                proven=proven_at(view),
+                is_over=is_over,
+                bar_width=detail.bar_width,
+            )
+        )
+    parts += [Text(line, style="dim") for line in lines]
+    invalid = () if is_wide or is_over else [gate for gate in view.gates if gate.verdict == "INVALID"]
+    parts += [Text(f"{gate.gate}: {gate.reason}", style="magenta") for gate in invalid]
+    if detail.has_remarks:
+        parts += [Text(line, style="dim") for line in gate_notes(view.gates)]
     return parts
+
+
+def _deadline(view: RolloutView) -> list[Text]:
+    """When the stage that runs ends, if its evidence decides nothing before."""
+    if view.stage is None or view.deadline_at_s is None:
+        return []
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.deadline_at_s))
+    return [Text(f"deadline of the stage: {at}", style="dim")]
 
 
 def rollout_detail(view: RolloutView, *, is_wide: bool) -> RenderableType:
@@ -216,61 +291,6 @@ def weight_bar(view: RolloutView) -> Text:
     return line
 
 
-def gates_table(
-    gates: Sequence[GateView],
-    *,
-    is_wide: bool,
-    proven: Mapping[str, str] | None = None,
-    is_over: bool = False,
-) -> RenderableType:
-    """Evidence by gate: is the canary worse (rolls back), is it proven no worse (promotes)?
-
-    proven: by gate, the weights at which its stages proved it, once they are over. is_over: the rollout has
-    ended, so that its arms cannot be compared any more, which is no news.
-    """
-    proven = proven or {}
-    grid = table(
-        "gate",
-        "worse?",
-        "no worse?",
-        "stable",
-        "canary",
-        "requests",
-        *(["why"] if is_wide else []),
-        drop=("why", "requests"),
-    )
-    for name in dict.fromkeys(gate.gate for gate in gates):
-        sides = {gate.side: gate for gate in gates if gate.gate == name}
-        harm, proof = sides.get("rollback") or sides.get("guard"), sides.get("promotion")
-        shown = harm or proof
-        if shown is None:
-            continue
-        grid.add_row(
-            gate_title(name, shown.statistic),
-            Text("-", style="dim") if is_over and harm and harm.verdict == "INVALID" else _progress(harm),
-            _proven(proven[name]) if name in proven else _progress(proof),
-            _figure(shown.stable, shown.n_stable, shown.unanswered_stable),
-            _figure(shown.canary, shown.n_canary, shown.unanswered_canary),
-            f"{shown.n_stable}/{shown.n_canary}",
-            *([_reason(harm, proof)] if is_wide else []),
-        )
-    return grid
-
-
-def gate_notes(gates: Sequence[GateView]) -> list[str]:
-    """What the table alone would make a riddle of: failures as the slowest, harm that was proven harmless."""
-    shares: dict[str, tuple[float, float] | None] = {}
-    for gate in gates:
-        if gate.unanswered_stable is not None and gate.unanswered_canary is not None:
-            shares[gate.gate] = (gate.unanswered_stable, gate.unanswered_canary)
-    lines = [line] if (line := slowest_line(shares)) is not None else []
-    failed = {gate.gate: gate for gate in gates if gate.side == "rollback" and gate.verdict == "FAIL"}
-    for gate in gates:
-        if gate.side == "promotion" and gate.verdict == "PASS" and (harm := failed.get(gate.gate)):
-            lines.append(f"{gate.gate}: worse is {harm.limits}, proven is {gate.limits}: between, both hold")
-    return lines
-
-
 def steps_line(steps: StepsView) -> Text:
     """Durations of the steps in which a version leaves."""
     steps_ms = (
@@ -300,7 +320,8 @@ def history_list(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableTy
     for view in views:
         ended_s = view.log[-1].at_s if view.log else view.entered_at_s
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(view.started_at_s))
-        took = f"{duration(round(max(0.0, ended_s - view.started_at_s)))}, risk {view.risk}"
+        took = duration(round(max(0.0, ended_s - view.started_at_s)))
+        took += f", risk {view.risk}" if view.risk != "none" else ""  # an undo changes nothing that has any
         head = Text.assemble((view.rollout, "bold"), f"  {started}, {took}  ", phase_text(view))
         if is_wide and view.steps is not None:
             head.append(f"  rollback {_ms(view.steps.total_ms)}")
@@ -315,50 +336,6 @@ def _ready(view: ServiceView, version: str) -> str:
         return "unknown"
     found = next((found for found in view.versions if found.version == version), None)
     return f"{found.ready_replicas} {found.phase}" if found is not None else "0"
-
-
-def _figure(value: float | None, requests: int, unanswered: float | None) -> str:
-    """An estimate; null is a percentile among the requests without an answer where some have none."""
-    return NO_ANSWER if value is None and requests and unanswered else number(value)
-
-
-def _proven(weights: str) -> Text:
-    """The weights of the stages that proved a gate; none: it was left unproven."""
-    return Text(f"PASS at {weights}", style="green") if weights else Text("NOT PROVEN", style="yellow")
-
-
-def _progress(gate: GateView | None) -> Text:
-    """A gate's progress towards its decision, and its verdict."""
-    if gate is None:
-        return Text("-", style="dim")
-    if gate.source != "arrives":
-        return Text("NOT JUDGED", style="bold magenta")
-    filled = round(GATE_BAR_WIDTH * gate.progress_ratio)
-    style = VERDICT_STYLE.get(gate.verdict, "cyan")
-    line = Text("━" * filled, style=style)
-    line.append("╌" * (GATE_BAR_WIDTH - filled), style="dim")
-    line.append(f" {gate.verdict}", style=style)
-    return line
-
-
-def _sources(gates: Sequence[GateView]) -> list[Text]:
-    """A line for each gate whose metric does not arrive."""
-    silent = {gate.gate: gate for gate in gates if gate.source != "arrives"}.values()
-    lines = []
-    for gate in silent:
-        what = "has not arrived" if gate.source == "never" else "has stopped arriving"
-        if gate.last_value_s is not None:
-            what += time.strftime(" since %H:%M:%S", time.localtime(gate.last_value_s))
-        lines.append(Text(f"{gate.gate} NOT JUDGED: {gate.metric} {what}", style="bold magenta"))
-    return lines
-
-
-def _reason(harm: GateView | None, proof: GateView | None) -> str:
-    """The more important of two reasons: proven harm first, then what is not proven yet."""
-    if harm is not None and harm.verdict in ("FAIL", "INVALID"):
-        return harm.reason
-    shown = proof or harm
-    return shown.reason if shown is not None else ""
 
 
 def _ms(value: float | None) -> str:

@@ -73,8 +73,12 @@ def _attempt(one: AttemptView) -> str:
     ended = {"succeeded": "was promoted", "rolled_back": "was rolled back", "failed": "failed"}
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started_at_s))
     by = Label(actor=one.actor, message=one.message).byline
-    what = f"this version {ended.get(one.phase, 'is in ' + one.phase)}"
-    return f"{what} on {date} in {one.rollout}: {one.reason}{f' ({by})' if by else ''}"
+    if one.phase in ended:
+        what = f"this version {ended[one.phase]} on {date} in {one.rollout}"
+    else:
+        phase = one.phase.replace("_", " ")
+        what = f"this version has been rolled out since {date} in {one.rollout}, now {phase}"
+    return f"{what}: {one.reason}{f' ({by})' if by else ''}"
 
 
 def _forecast(view: PlanView) -> list[RenderableType]:

@@ -55,7 +55,13 @@ def _stage(one: PassView) -> Text:
         return Text(f"{head}: passed after {after}, no gate to prove")
     by = f", last by {one.last_gate}" if one.last_gate is not None else ""
     after = f"{one.proven_canary} canary requests in all and {held} at this weight"
-    return Text(f"{head}: proven after {after}{by}", style="green")
+    # The proofs below are as of the moment when the stage was left, which waits for more than the proof.
+    more = f"; figures: of all {one.canary_requests} when it was left" if _has_more(one) else ""
+    return Text(f"{head}: proven after {after}{by}{more}", style="green")
+
+
+def _has_more(one: PassView) -> bool:
+    return one.canary_requests is not None and one.canary_requests != one.proven_canary
 
 
 def _gates(one: PassView) -> list[Text]:

@@ -69,8 +69,10 @@ def change_body(
     engine: Sequence[str] | None,
     policy: str | None,
     twin: bool = False,
+    service: str | None = None,
 ) -> dict[str, Any]:
-    """Body of a deploy or its plan. Raises BadSpec, BadInput."""
+    """Body of a deploy or its plan. service: as given, for what is said of a body without a source. Raises
+    BadSpec, BadInput."""
     version: dict[str, Any] = {**_source(model, url), **engine_arguments(engine)}
     if isinstance(file := version.get("api_key_file"), str):
         version["api_key_file"] = str(Path(file).expanduser().absolute())
@@ -81,10 +83,25 @@ def change_body(
             raise BadInput("a twin run compares stable with itself; omit --model, --url and --engine")
         return {"twin": True, **body}
     if not version:
-        raise BadInput("nothing to deploy; give --model DIR, --url URL, --engine KEY=VALUE or --twin")
+        raise BadInput(
+            f"nothing to deploy; give --model DIR, --url URL, --engine KEY=VALUE or --twin{_taken(service)}"
+        )
     if model is not None or url is not None:
         parse_version(version)
     return {"version": version, **body}
+
+
+def _taken(word: str | None) -> str:
+    """What a word that was taken for the service may have meant; empty: the service."""
+    if word is None:
+        return ""
+    if word == "twin":
+        return " (twin was taken for the service; a twin run is given with --twin)"
+    if "://" in word:
+        return f" ({word} was taken for the service; an endpoint is given with --url {word})"
+    if "/" in word or Path(word).is_dir():
+        return f" ({word} was taken for the service; a checkpoint is given with --model {word})"
+    return ""
 
 
 def engine_arguments(pairs: Sequence[str] | None) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import typer
 
 from controller.cli import options
 from controller.cli.client import Client
-from controller.cli.output import Output, OutputOption, console, emit, emit_data, note
-from controller.errors import CanaryctlError, Conflict, Unreachable
+from controller.cli.output import Output, OutputOption, console, emit, emit_data, note, told_on_interrupt
+from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
+
+SEARCHED = 500  # newest rollouts of a service, for one by its id
 
 
 def plan(
@@ -48,7 +50,9 @@ def plan(
     from controller.cli import render_plan
     from controller.cli.request_bodies import change_body
 
-    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    body = change_body(
+        model=model, url=url, engine=engine, policy=policy, twin=twin, service=service or service_
+    )
     traffic = {"rate": rate, "unit_requests": unit_requests, "users": users, "quick": quick or None}
     body |= {key: value for key, value in traffic.items() if value is not None}
     body |= options.label(name, None, None)
@@ -93,19 +97,29 @@ def deploy(
     from controller.cli import live, render, render_plan, services
     from controller.cli.request_bodies import change_body
 
-    body = change_body(model=model, url=url, engine=engine, policy=policy, twin=twin)
+    if dry_run and wait:
+        raise BadInput("--dry-run starts nothing to wait for; leave out --wait, or --dry-run")
+    if timeout is not None and not wait:
+        raise BadInput("--timeout limits how long --wait waits; give --wait, or leave it out")
+    body = change_body(
+        model=model, url=url, engine=engine, policy=policy, twin=twin, service=service or service_
+    )
     body |= options.label(name, message, actor)
     if allow_unjudged is not None:
         body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     serves = client.resolve_service(service or service_)
+    if allow_unproven is not None:
+        body["allow_unproven"] = allow_unproven
     if dry_run:
         planned = client.plan(serves, body)
         emit(planned, output, lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide))
         return
-    if allow_unproven is not None:
-        body["allow_unproven"] = allow_unproven
-    view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
+    with told_on_interrupt(
+        f"the controller may still start the rollout: canaryctl status {serves}; end it: canaryctl rollback "
+        f"{serves}"
+    ):
+        view = client.deploy(serves, {**body, "retry": retry, "reason": reason})
     for warning in view.warnings if output.is_text else ():
         note(f"warning: {warning}")
     if wait:
@@ -131,11 +145,18 @@ def watch(
     The exit code reports the outcome, as with `deploy --wait`, also of a rollout that has ended already. -o
     json prints the service once, at the end.
     """
-    from controller.cli import live, render
+    from controller.cli import live, render, services
 
-    client = Client(load_settings())
-    name = client.resolve_service(service or service_)
-    view = client.service(name)
+    settings, given = load_settings(), service or service_
+    client = Client(settings)
+    try:
+        name = client.resolve_service(given)
+        view = client.service(name)
+    except LostDatabase:
+        raise
+    except Unreachable:
+        services.note_last_known(settings, given, output)
+        raise
     if view.rollout is None or view.rollout.is_final:
         emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
         if output.is_text:
@@ -167,7 +188,10 @@ def rollback(
     what serves already. With --wait: exit 0 when it is done, 5 when an undo was rolled back, 1 on failure.
     """
     settings, name = load_settings(), service or service_
+    _note_without_effect(wait=wait and not direct, timeout=timeout)
     if direct:
+        if wait:
+            note("--wait has no effect with --direct, which returns once the routers know")
         _roll_back_directly(settings, name, reason=reason, output=output)
         return
     client = Client(settings)
@@ -176,7 +200,8 @@ def rollback(
         answer = client.rollback(name, reason=reason)
     except Unreachable as exc:
         raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
-    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+    leaving = f"the rollback goes on; follow it: canaryctl watch {name}"
+    _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
 
 
 def undo(
@@ -199,16 +224,25 @@ def undo(
     with it. Recorded as not proven, with who and why. Exit 0 also when that version serves already. With
     --wait: exit 0 when it serves, 5 when it was rolled back, 1 on failure.
     """
+    _note_without_effect(wait=wait, timeout=timeout)
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     answer = client.undo(name, to=to, reason=reason)
-    _show_return(client, name, answer, wait=wait, timeout_s=timeout, output=output)
+    leaving = f"the undo goes on; follow it: canaryctl watch {name}; end it: canaryctl rollback {name}"
+    _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
+
+
+def _note_without_effect(*, wait: bool, timeout: float | None) -> None:
+    """Say so; a way back is not refused for it."""
+    if timeout is not None and not wait:
+        note("--timeout has no effect without --wait")
 
 
 def _show_return(
     client: Client,
     service: str,
     answer: CommandResult,
+    on_interrupt: str,
     *,
     wait: bool,
     timeout_s: float | None,
@@ -227,7 +261,14 @@ def _show_return(
         return
     from controller.cli import live, render
 
-    ended = live.watch(client, service, rollout, timeout_s=timeout_s, is_silent=not output.is_text)
+    ended = live.watch(
+        client,
+        service,
+        rollout,
+        timeout_s=timeout_s,
+        is_silent=not output.is_text,
+        on_interrupt=on_interrupt,
+    )
     if ended.steps is not None and output.is_text:
         console().print(render.steps_line(ended.steps))
     if ended.undo:
@@ -277,17 +318,38 @@ def history(
 
     settings = load_settings()
     client, name = Client(settings), service or service_
-    if rollout is not None:
-        view = client.rollout(client.resolve_service(name), rollout)
-        emit(view, output, lambda is_wide: render.rollout_detail(view, is_wide=is_wide))
-        return
     try:
-        views = client.history(client.resolve_service(name), limit=limit)
+        service = client.resolve_service(name)
+        if rollout is not None:
+            view = client.rollout(service, rollout)
+            emit(view, output, lambda is_wide: render.rollout_detail(view, is_wide=is_wide))
+            return
+        views = client.history(service, limit=limit)
+    except LostDatabase:
+        raise
     except Unreachable:
-        if output.is_text:
-            from controller.wiring.last_known import known_history
-
-            for line in known_history(settings, name, limit=limit):
-                note(line)
+        _note_stored(settings, name, limit=limit, rollout=rollout, output=output)
         raise
     emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))
+
+
+def _note_stored(
+    settings: Settings, service: str | None, *, limit: int, rollout: str | None, output: Output
+) -> None:
+    """Print on stderr what `history` would show, as last stored."""
+    if not output.is_text:
+        return
+    from controller.cli import render
+    from controller.wiring.last_known import known_history
+
+    is_wide = output is Output.WIDE
+    found = limit if rollout is None else SEARCHED
+    views, lines = known_history(settings, service, limit=found, rollout=rollout)
+    for line in lines:
+        note(line)
+    if views:
+        note("as last stored:")
+        shown = render.rollout_detail(views[0], is_wide=is_wide) if rollout is not None else None
+        console(stderr=True).print(
+            shown if shown is not None else render.history_list(views, is_wide=is_wide)
+        )

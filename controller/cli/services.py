@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,23 +20,28 @@ from controller.cli.output import (
     console,
     emit,
     emit_data,
-    error_console,
     note,
+    print_error,
+    progress,
+    told_on_interrupt,
 )
 from controller.errors import (
     BadInput,
     CanaryctlError,
-    RolloutRunning,
+    Conflict,
+    LostDatabase,
     TimedOut,
     UnknownService,
     Unreachable,
 )
 from controller.settings import Settings, load_settings
 from controller.spec.label import title
-from controller.views.models import CommandResult, ServiceView
+from controller.views.models import ServiceView
+
+if TYPE_CHECKING:
+    from controller.cli import processes
 
 UP_TIMEOUT_S = 900.0
-DOWN_TIMEOUT_S = 180.0
 CONNECTION_LOST_S = 30.0  # give up after this long without an answer of the controller
 
 
@@ -61,6 +65,12 @@ def up(
     actor: options.ActorOption = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait until the model answers.")] = False,
     timeout: options.TimeoutOption = None,
+    accept_database: Annotated[
+        bool,
+        typer.Option(
+            "--accept-database", help="Go back to what an older copy of the database says is in production."
+        ),
+    ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Serve a model and print the base URL for OpenAI clients.
@@ -71,6 +81,8 @@ def up(
     """
     from controller.cli.request_bodies import service_body
 
+    if no_wait and timeout is not None:
+        raise BadInput("--timeout limits a wait that --no-wait leaves out; give one of them")
     settings = load_settings()
     given = {
         "service": service,
@@ -87,7 +99,15 @@ def up(
     if body is not None:
         body |= options.label(name, message, actor)
     wait_s = 0.0 if no_wait else UP_TIMEOUT_S if timeout is None else timeout
-    views = _bring_up(settings, body, port=port, api_port=api_port, wait_s=wait_s)
+    with told_on_interrupt("what was started goes on; follow it: canaryctl status; end it: canaryctl down"):
+        views = _bring_up(
+            settings,
+            body,
+            port=port,
+            api_port=api_port,
+            wait_s=wait_s,
+            accepts_database=accept_database,
+        )
     if not output.is_text:
         emit_data(views if body is None else views[0], output)
         return
@@ -105,34 +125,6 @@ def warn_of_keys(view: ServiceView) -> None:
         note(f"warning: {missing.text}")
 
 
-def down(
-    service: options.ServiceArgument = None,
-    service_: options.ServiceOption = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
-    timeout: options.TimeoutOption = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Remove a service, or all of them.
-
-    Removing the last one also stops the controller and the Ray cluster.
-    """
-    from controller.cli import processes
-
-    settings = load_settings()
-    name = service or service_
-    if not yes:
-        if not sys.stdin.isatty():
-            raise BadInput("down stops serving users; confirm with --yes")
-        typer.confirm(f"Take down {name or 'every service'}?", abort=True)
-    with processes.exclusive_access(settings):
-        lines = _take_down(settings, name, ends_at_s=time.monotonic() + (timeout or DOWN_TIMEOUT_S))
-    if output.is_text:
-        for line in lines:
-            note(line)
-    else:
-        emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
-
-
 def status(
     service: options.ServiceArgument = None,
     service_: options.ServiceOption = None,
@@ -146,14 +138,35 @@ def status(
     client, name = Client(settings), service or service_
     try:
         view = client.service(client.resolve_service(name))
+    except LostDatabase as exc:  # of a controller that runs
+        print_error(exc, output)
+        _note_served(settings, name, output)
+        raise typer.Exit(exc.exit_code) from exc
     except Unreachable:
-        if output.is_text:
-            from controller.wiring.last_known import last_known
-
-            for line in last_known(settings, name):
-                note(line)
+        note_last_known(settings, name, output)
         raise
     emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+
+
+def note_last_known(settings: Settings, service: str | None, output: Output) -> None:
+    """Print on stderr what the database knows of one service (None: of all); without it, what users get."""
+    if not output.is_text:
+        return
+    from controller.wiring.last_known import last_known, lost_database
+
+    for line in last_known(settings, service):
+        note(line)
+    if lost_database(settings) is not None:
+        _note_served(settings, service, output)
+
+
+def _note_served(settings: Settings, service: str | None, output: Output) -> None:
+    """Print what users get by the route tables, for which no database is needed."""
+    if output.is_text:
+        from controller.wiring.now_served import served_lines
+
+        for line in served_lines(settings, service):
+            note(line)
 
 
 def list_services(output: OutputOption = Output.TABLE) -> None:
@@ -169,19 +182,29 @@ def _bring_up(
     port: int | None,
     api_port: int | None,
     wait_s: float,
+    accepts_database: bool,
 ) -> list[ServiceView]:
     """Start what is not running, create the service (None: use the existing ones), wait until it answers."""
     from controller.cli import processes
-    from controller.wiring.last_known import lost_database
+    from controller.wiring.last_known import has_service, lost_database
 
     with processes.exclusive_access(settings):
         running = processes.running(settings)
-        if running.has_cluster and (path := lost_database(settings)) is not None:
-            raise Unreachable(  # before a controller makes a new one
-                f"Ray runs and may serve, but the database {path} is gone or empty; restore it, then: "
-                "canaryctl up; to end what serves: canaryctl down"
+        is_replaced = running.has_controller and processes.has_replaced_database(settings)
+        is_needed = running.has_cluster and (is_replaced or not running.has_controller)
+        if is_needed and (lost := lost_database(settings, needs_service=False)) is not None:
+            raise Unreachable(  # nor would a controller that is started now create one
+                f"Ray runs and may serve, but {lost}; restore it, then: canaryctl up; to end what serves: "
+                "canaryctl down"
             )
-        with error_console().status("starting Ray and the controller"):
+        if is_needed:
+            _refuse_older_copy(settings, is_accepted=accepts_database)
+        if is_replaced:
+            processes.restart_controller(settings)
+            note("the controller was restarted: its database was replaced")
+        if body is None and not running.has_cluster and not has_service(settings):
+            raise UnknownService(NO_SERVICE)
+        with progress(_starting(running)):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
         _give_keys(settings, client)
@@ -208,6 +231,30 @@ def _bring_up(
         return [client.service(name) for name in names]
 
 
+def _starting(running: processes.Running) -> str:
+    """What has to be started; empty: nothing."""
+    missing = ("Ray", not running.has_cluster), ("the controller", not running.has_controller)
+    names = [name for name, is_missing in missing if is_missing]
+    return f"starting {' and '.join(names)}" if names else ""
+
+
+def _refuse_older_copy(settings: Settings, *, is_accepted: bool) -> None:
+    """Raises Conflict where the database does not lead to what users get now, unless that is accepted."""
+    from controller.wiring.now_served import older_copies
+
+    try:
+        lines = older_copies(settings)
+    except CanaryctlError:
+        return  # the controller that is started now says what is wrong with it
+    for line in lines if is_accepted else ():
+        note(f"{line}; the service goes back to that one once it is loaded")
+    if lines and not is_accepted:
+        raise Conflict(
+            f"{'; '.join(lines)}: it is an older copy; restore a newer one, or go back to what it says: "
+            "canaryctl up --accept-database"
+        )
+
+
 def _give_keys(settings: Settings, client: Client) -> None:
     """Restart the controller if an API key that it lacks is set for this command."""
     from controller.cli import processes
@@ -222,7 +269,10 @@ def _give_keys(settings: Settings, client: Client) -> None:
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
     """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
     started_s, last_error = time.monotonic(), ""
-    with error_console().status(f"loading {service}") as spinner:
+    leaving = (
+        f"{service} goes on loading; follow it: canaryctl status {service}; end it: canaryctl down {service}"
+    )
+    with told_on_interrupt(leaving), progress(f"loading {service}") as shown:
         ends_at_s = started_s + timeout_s
         for view in poll(lambda: client.service(service), give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             elapsed_s = time.monotonic() - started_s
@@ -236,7 +286,7 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
                     )
                 if stable is not None and stable.phase == "ready" and _answers(view.url):
                     return
-                spinner.update(f"{service}: {stable.phase if stable else 'waiting'} for {elapsed_s:.0f} s")
+                shown(f"{service}: {stable.phase if stable else 'waiting'} for {elapsed_s:.0f} s")
                 last_error = f" ({stable.last_error})" if stable is not None and stable.last_error else ""
             if time.monotonic() >= ends_at_s:
                 raise TimedOut(
@@ -252,70 +302,3 @@ def _answers(url: str) -> bool:
         return False
     # Some endpoints list no models and say so in JSON; Serve's own 404 is plain text.
     return answer.status == 200 or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")
-
-
-def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> list[str]:
-    """Remove the service (None: all); after the last one, stop the controller and the cluster.
-
-    Returns what was done, a line each.
-    """
-    from controller.cli import processes
-    from controller.wiring import cluster
-
-    client = Client(settings)
-    if client.health() is None:
-        return [_remove_without_controller(settings, service)]
-    if client.accepts_token() and not cluster.is_running(settings):
-        # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
-        if service is not None:
-            raise Unreachable(
-                "the Ray cluster is not running; start it: canaryctl up, or remove everything: canaryctl down"
-            )
-        processes.stop_controller(settings)
-        return [_remove_without_controller(settings, None)]
-    views = [client.service(service)] if service is not None else client.services()
-    for view in views:  # all checks before the first removal: a refusal changes nothing
-        if view.rollout is not None and not view.rollout.is_final:
-            raise RolloutRunning(
-                f"{view.service} has rollout {view.rollout.rollout} running; "
-                f"end it first: canaryctl rollback {view.service} --wait"
-            )
-    names = [view.service for view in views]
-    for name in names:
-        client.down(name)
-    done = [f"{name} is taken down" for name in names]
-    if not _wait_until_removed(client, names, ends_at_s):
-        processes.stop(settings)
-        done.append("controller and Ray stopped")
-    return done
-
-
-def _remove_without_controller(settings: Settings, service: str | None) -> str:
-    """Stop the cluster and forget all services; what was done. Raises Unreachable for a single service."""
-    from controller.wiring import cluster
-    from controller.wiring import direct_rollback as direct
-
-    if service is not None:
-        raise Unreachable(
-            f"no controller answers at {settings.api_url}; "
-            "start it: canaryctl up, or remove everything: canaryctl down"
-        )
-    had_cluster = cluster.stop(settings)
-    had_services = direct.forget_services(settings)
-    if had_cluster or had_services:
-        return "the controller or Ray had died; removed what was left"
-    return "nothing is running"
-
-
-def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
-    """Services that remain once `names` are removed. Raises TimedOut."""
-    with error_console().status("waiting for engines and routers to stop"):
-        for views in poll(client.services, give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
-            if views is not None:
-                remaining = [view.service for view in views]
-                pending = [name for name in names if name in remaining]
-                if not pending:
-                    return remaining
-                if time.monotonic() >= ends_at_s:
-                    raise TimedOut(f"{', '.join(pending)} is still being removed; run canaryctl down again")
-    raise AssertionError("poll never ends by itself")

@@ -29,8 +29,10 @@ def validate(
     valid: dict[str, object] = {}
     if policy is not None:
         gates = parse_policy(read_policy(policy)).gate_policy()
-        count = len(gates.gates) + len(gates.observed_ranges)
-        valid[f"policy {policy}"] = f"{count} gates, alpha {gates.alpha:g}"
+        deciding = [gate.name for gate in gates.gates if not gate.is_alarm]
+        deciding += [gate.name for gate in gates.observed_ranges]
+        names = ", ".join(deciding)
+        valid[f"policy {policy}"] = f"{len(deciding)} gates decide ({names}), alpha {gates.alpha:g}"
     if file is not None:
         service = parse_service(read_yaml(file)).located(file.parent)
         valid[f"service file {file}"] = service.service

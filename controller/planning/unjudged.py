@@ -73,8 +73,25 @@ def awaited(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[str, ...]:
     """A line for each deciding gate on scores of which none has come, while it is too early to say that none
     will: without one, the rollout waits for a proof that cannot come."""
     return tuple(
-        f"{gate.name}: no score of {gate.metric} has come yet; nothing can be promoted without it; "
-        f"{_source(gate.metric)}, or leave the gate out of the policy: gates: {{{gate.name}: null}}"
+        f"{gate}: no score of {metric} has come yet; nothing can be promoted without it; "
+        f"{_source(metric)}, or leave the gate out of the policy: gates: {{{gate}: null}}"
+        for gate, metric in _awaited(policy, measured)
+    )
+
+
+def assumed(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[str, ...]:
+    """A line for each gate of `awaited`, for a forecast, which can only assume that its scores will come."""
+    return tuple(
+        f"{gate}: assumed to get a score of each request; no score of {metric} has come yet, and "
+        "without one no stage is proven"
+        for gate, metric in _awaited(policy, measured)
+    )
+
+
+def _awaited(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[tuple[str, str], ...]:
+    """Gates and metrics of `awaited`."""
+    return tuple(
+        (gate.name, gate.metric)
         for gate in policy.gate_policy().gates
         if CATALOGUE[gate.metric].arrives_later
         and not (gate.is_alarm or measured.carried(gate.metric))

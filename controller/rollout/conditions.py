@@ -164,7 +164,8 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         text = f"the data plane was unreadable or did not apply the split for {plan.unreadable_s:g} s"
         return Cause(CauseKind.UNREADABLE, text)
     if has_way_back and state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
-        return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s")
+        why = f": {canary.last_error}" if canary is not None and canary.last_error else ""
+        return Cause(CauseKind.ENGINE, f"no canary replica was ready for {plan.unready_s:g} s{why}")
     if (text := crash_loop(state, seen)) is not None:
         return Cause(CauseKind.ENGINE, text)
     return _deadline_cause(state, seen, now_s)

@@ -43,6 +43,7 @@ from controller.rollout.state import (
 from evaluation.metrics import VALUES
 from evaluation.report import GateReport, Verdict
 
+FLAP_S = 60.0
 BLINK_S = 5.0  # without a ready replica: probes and reports are a few seconds late
 # Causes that say nothing against the canary's answers.
 BEARABLE = frozenset(
@@ -72,10 +73,45 @@ def note_answers(state: RolloutState, seen: Observation, now_s: float) -> Rollou
     if seen.versions is None:
         return replace(state, answers=replace(before, read_at_s=since(before.read_at_s, True, now_s)))
     stable = _noted(before.stable, seen, state.stable.id, now_s)
+    canary = _noted(before.canary, seen, state.canary.id, now_s)
+    if state.phase in LIVE and state.exposed:
+        state = _log_change(state, seen, now_s, (before.stable, stable), (before.canary, canary))
     if not state.exposed:
         stable = replace(stable, back_at_s=None)  # a first load is no loss that it came back from
-    after = Answers(stable, _noted(before.canary, seen, state.canary.id, now_s))
+    after = Answers(stable, canary)
     return state if after == before else replace(state, answers=after)
+
+
+def _log_change(
+    state: RolloutState,
+    seen: Observation,
+    now_s: float,
+    stable: tuple[ArmAnswers, ArmAnswers],
+    canary: tuple[ArmAnswers, ArmAnswers],
+) -> RolloutState:
+    """Log that an arm lost its last replica, and why, or has one again. stable, canary: before and after.
+
+    An arm that was told of as ready less than `FLAP_S` ago is not told of as lost.
+    """
+    arms = ((state.stable, stable, state.canary, canary[1]), (state.canary, canary, state.stable, stable[1]))
+    for arm, (before, after), other, other_now in arms:
+        if before.is_ready is None or before.is_ready == after.is_ready:
+            continue
+        lost, back = f"no replica of {arm.title} is ready", f"{arm.title} is ready again"
+        told = next((one for one in reversed(state.log) if one.text.startswith((lost, back))), None)
+        is_told_lost = told is not None and told.text.startswith(lost)
+        if after.is_ready:
+            state = log(state, now_s, back) if is_told_lost else state
+            continue
+        if is_told_lost or (told is not None and now_s - told.at_s < FLAP_S):
+            continue
+        status = version_status(seen, arm.id)
+        why = f" ({status.last_error})" if status is not None and status.last_error else ""
+        who = f"{other.title} answers for it" if other_now.is_ready else "nobody answers"
+        if arm is state.stable and other_now.is_ready:
+            who = "its requests are not answered"  # a canary never stands in for stable
+        state = log(state, now_s, f"{lost}{why}; {who}")
+    return state
 
 
 def _noted(before: ArmAnswers, seen: Observation, version: str, now_s: float) -> ArmAnswers:

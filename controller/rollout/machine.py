@@ -116,7 +116,7 @@ def begin(
     state = replace(state, ticked_at_s=now_s)
     if plan.twin:
         text = f"twin run of {stable.title}: stable against itself, nothing will be promoted"
-        return enter(state, Phase.PLANNING, now_s, text)
+        return enter(state, Phase.PLANNING, now_s, f"{text}; {byline}" if byline else text)
     if plan.undo:
         text = f"undo: {canary.title} served before and replaces {stable.title} without proof"
         return enter(state, Phase.PLANNING, now_s, "; ".join((text, *plan.reasons)))

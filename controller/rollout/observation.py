@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
+from controller.quantities import figure
 from controller.rollout.actions import ProbeKind, SetSplit
 from controller.rollout.state import Phase, RolloutState
 from evaluation.report import EvaluationReport, GateReport, Verdict
+
+SPLIT_GATE = "served_share"  # the gate of the sample ratio
 
 
 class VersionPhase(StrEnum):
@@ -140,7 +143,7 @@ class EvidenceStatus:
             stage=report.stage,
             verdict=report.stage_verdict,
             rollback=report.rollback,
-            gates=report.gates,
+            gates=tuple(map(_with_share, report.gates)),
             missing=tuple(
                 f"{gate.gate}: {gate.reason}"
                 for gate in report.gates
@@ -156,6 +159,16 @@ class EvidenceStatus:
             alarms=alarms,
             points=points,
         )
+
+
+def _with_share(gate: GateReport) -> GateReport:
+    """The report; of a sample ratio mismatch with the shares of the requests that the arms have."""
+    total = gate.n_canary + gate.n_stable
+    if gate.gate != SPLIT_GATE or gate.verdict is not Verdict.INVALID or not total:
+        return gate
+    share = gate.n_canary / total
+    reason = f"{gate.reason}; the canary has {figure(100 * share, 3)} % of {total:,} requests"
+    return replace(gate, canary=share, stable=1.0 - share, reason=reason)
 
 
 class CommandKind(StrEnum):

@@ -13,13 +13,15 @@ from collections.abc import Callable
 from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, UnknownService
 from controller.rollout.ports import Clock
-from controller.runtime.service_loop import PAUSE_S, LastTick, ServiceLoop, ServiceWorkers
+from controller.runtime.faults import Faults
+from controller.runtime.service_loop import PAUSE_S, LastTick, ServiceLoop, ServiceWorkers, ticks_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from serving.clock import boot_s
 
 CONTROLLER_LEASE_S = 5.0
 RENEW_S = 1.0
+LEASE, SERVICES = "renewing the lease", "reading the services"  # places of faults
 
 
 class Runner:
@@ -35,8 +37,11 @@ class Runner:
         holder: str,
         boot_clock: Callable[[], float] = boot_s,
         on_removed: Callable[[str], None] | None = None,
+        before_services: Callable[[], None] = lambda: None,
     ) -> None:
-        """on_removed: called with the name of a service whose ticks have ended because it was removed."""
+        """on_removed: called with the name of a service whose ticks have ended because it was removed.
+        before_services: called while this controller leads, each time before it looks for new services."""
+        self._before_services = before_services
         self._on_removed = on_removed
         self._store = store
         self._clock = clock
@@ -44,6 +49,7 @@ class Runner:
         self._replicas = replicas
         self._holder = holder
         self._boot_clock = boot_clock
+        self.faults = Faults()
         self._token: int | None = None  # None: another controller acts
         self._held_until_s = 0.0  # by the boot clock: a controller that was suspended knows it when it wakes
         self._stopping = threading.Event()
@@ -96,9 +102,10 @@ class Runner:
         while not self._stopping.is_set():
             try:
                 self._hold_lease()
+                self.faults.works(LEASE)
             except Exception as exc:  # noqa: BLE001 - without this thread nothing would ever act again
                 # The token stays: it is void once its time is over, and may be renewed before that.
-                telemetry.error("the lease could not be renewed", exc)
+                self.faults.failed(LEASE, exc)
             self._stopping.wait(RENEW_S)
 
     def _find_services(self) -> None:
@@ -106,9 +113,11 @@ class Runner:
         while not self._stopping.is_set():
             try:
                 if self._token is not None:
+                    self._before_services()
                     self._start_loops()
+                self.faults.works(SERVICES)
             except Exception as exc:  # noqa: BLE001 - without this thread no new service would be ticked
-                telemetry.error("the services could not be read", exc)
+                self.faults.failed(SERVICES, exc)
             self._changed.wait(RENEW_S)
             self._changed.clear()
 
@@ -138,7 +147,7 @@ class Runner:
             if thread is None or not thread.is_alive():
                 self._wakes[row.name] = threading.Event()
                 self._loops[row.name] = ServiceLoop(
-                    row.name, self._store, self._clock, self._make_workers, self._replicas
+                    row.name, self._store, self._clock, self._make_workers, self._replicas, self.faults
                 )
                 thread = threading.Thread(target=self._run, args=(row.name,), name=row.name, daemon=True)
                 self._threads[row.name] = thread
@@ -157,7 +166,7 @@ class Runner:
                     self._on_removed(service)
                 break
             except Exception as exc:  # noqa: BLE001 - a fault in one service must not end its thread
-                telemetry.error("the service's tick failed", exc, service=service)
+                self.faults.failed(ticks_of(service), exc, service=service)
                 pause_s = PAUSE_S
             if pause_s > 0:
                 wake.wait(pause_s)

@@ -13,6 +13,7 @@ from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionStatus
 from controller.rollout.ports import Clock
+from controller.runtime.faults import Faults
 from controller.runtime.reconciler import Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
@@ -23,6 +24,11 @@ PAUSE_S = 1.0  # without the lease, or after an error
 KEEP_S = 1.0
 # A rollout whose next state cannot be committed cannot be rolled back either.
 STUCK_S = 30.0
+
+
+def ticks_of(service: str) -> str:
+    """Place of the faults of a service's ticks."""
+    return f"ticks of {service}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +62,11 @@ class ServiceLoop:
         clock: Clock,
         make_workers: Callable[[str], ServiceWorkers],
         replicas: Callable[[ServiceRow], int],
+        faults: Faults | None = None,
     ) -> None:
+        """faults: the runner's; None: its own."""
         self.last = LastTick()
+        self._faults = faults if faults is not None else Faults()
         self._service = service
         self._store = store
         self._clock = clock
@@ -75,8 +84,14 @@ class ServiceLoop:
         Raises UnknownService once the service is removed, StaleToken when another controller acted.
         """
         if token is None:
-            self._store.service(self._service)  # of a removed one no controller keeps a thread
             self._workers = None
+            try:
+                self._store.service(self._service)  # of a removed one no controller keeps a thread
+            except UnknownService:
+                raise
+            except CanaryctlError as exc:
+                return self._retry(exc)
+            # What failed may fail still: only a tick under the lease tells.
             return PAUSE_S
         try:
             if self._workers is None or self._token != token:
@@ -93,6 +108,7 @@ class ServiceLoop:
     def _completed(self) -> None:
         if self.last.problem is not None:
             self.last = replace(self.last, problem=None)
+        self._faults.works(ticks_of(self._service))
         if self._is_stuck:
             telemetry.event("ticks work again, heartbeats are sent", service=self._service)
         self._failing_since_s, self._is_stuck = None, False
@@ -115,13 +131,16 @@ class ServiceLoop:
             self._workers = None
             return 0.0
         if isinstance(exc, CanaryctlError):
-            telemetry.warning("tick failed, will be retried", service=self._service, why=str(exc))
-            self.last = replace(self.last, problem=str(exc))
-            return PAUSE_S
+            return self._retry(exc)
         telemetry.error("a tick failed", exc, service=self._service)
         first = plain_text(str(exc).partition("\n")[0], limit=200)  # further lines may hold what was stored
         what = f"a bug of canaryctl, see its log: {type(exc).__name__}: {first}"
         self.last = replace(self.last, problem=what)
+        return PAUSE_S
+
+    def _retry(self, exc: CanaryctlError) -> float:
+        self._faults.failed(ticks_of(self._service), exc, service=self._service)
+        self.last = replace(self.last, problem=str(exc))
         return PAUSE_S
 
     def _tick(self, workers: ServiceWorkers, token: int) -> float:

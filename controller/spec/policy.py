@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import Any, ClassVar, Literal, Self
 
@@ -28,6 +28,8 @@ from evaluation.policy.values import PolicyError
 MAX_STAGES = 50
 MAX_NAME = 100  # characters of the names of a policy and of its gates
 _OWN_KEYS = ("metric", "kind", "threshold")
+# Keys of a stage that other rules are about: without one, they cannot be looked at.
+_RULED = frozenset({"weight", "weight_bp", "margins", "min_canary", "duration", "audience_bp"})
 _LIMITS = (
     *("load_timeout", "warm_timeout", "smoke_timeout", "promote_timeout", "drain_timeout", "unload_timeout"),
     *("unreadable_timeout", "unready_timeout", "hold_limit"),
@@ -132,10 +134,15 @@ class PolicySpec(Strict):
 
     @classmethod
     def without(cls, data: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-        """Without a gate, its margins cannot be judged, nor without the holdback the highest weight."""
+        """Without a gate, its margins cannot be judged, nor without the holdback the highest weight.
+
+        Of a stage, a key that no other rule is about goes alone, so that its margins are still looked at.
+        """
         given = [path.split(".") for path in paths]
         gates = {keys[1] for keys in given if keys[0] == "gates" and len(keys) > 1}
-        others = {keys[0] for keys in given if keys[0] != "gates" or len(keys) == 1}
+        alone = [keys for keys in given if _goes_alone(data, keys)]
+        others = {keys[0] for keys in given if (keys[0] != "gates" or len(keys) == 1) and keys not in alone}
+        data = _without_keys(data, alone)
         if "holdback" in others:
             others.add("stages")
         rest = super().without(data, others)
@@ -293,6 +300,32 @@ class PolicySpec(Strict):
 def _as_field_error(error: PolicyError) -> FieldError:
     """The evaluation's error, whose message begins with the path."""
     return FieldError(*str(error).split(" ", 1))
+
+
+def _goes_alone(data: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    """Whether a key (`stages`, index, key) can be left out of its stage, which stays one."""
+    if len(keys) != 3 or keys[0] != "stages" or keys[2] in _RULED or not keys[1].isdigit():
+        return False
+    stages = data.get("stages")
+    entry = stages[int(keys[1])] if isinstance(stages, list | tuple) else None
+    return isinstance(entry, Mapping) and not {"weight", "weight_bp"}.isdisjoint(entry)
+
+
+def _without_keys(data: Mapping[str, Any], paths: Collection[Sequence[str]]) -> Mapping[str, Any]:
+    """The policy without these keys (`stages`, index, key) of its stages."""
+    stages = data.get("stages")
+    if not paths or not isinstance(stages, list | tuple):
+        return data
+    gone = {(index, key) for _, index, key in paths}
+    return {
+        **data,
+        "stages": [
+            {key: value for key, value in entry.items() if (str(index), key) not in gone}
+            if isinstance(entry, Mapping)
+            else entry
+            for index, entry in enumerate(stages)
+        ],
+    }
 
 
 def _without_gates(data: dict[str, Any], names: Collection[str]) -> dict[str, Any]:

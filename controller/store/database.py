@@ -19,7 +19,17 @@ import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from controller.errors import BadInput, CanaryctlError, Unreachable
-from controller.store.migrations import is_current, migrate
+from controller.store.migrations import is_current, migrate, stored_schema
+from controller.store.same_database import (
+    Loss,
+    SameFile,
+    Sameness,
+    SameServerDatabase,
+    gone_or_empty,
+    never_create,
+    require_content,
+    require_same,
+)
 from serving.clock import boot_s
 
 MOUNTS = Path("/proc/self/mounts")
@@ -84,13 +94,18 @@ class Database:
         mounts: Path = MOUNTS,
         clock: Callable[[], float] | None = None,
         may_migrate: bool = True,
+        may_create: bool = True,
     ) -> None:
         """Open the database, creating or migrating it. Raises BadInput for a URL or a path that cannot hold
         the state and for a newer schema, Unreachable when no database answers.
 
         clock: of leases, in seconds, instead of the database's own. may_migrate False: raises Unreachable
-        for a database that would have to be migrated.
+        for a database that would have to be migrated. may_create False: raises LostDatabase where there is
+        none, or one without any of our tables.
         """
+        path = _sqlite_file(url)
+        if path is not None and not may_create:
+            require_content(path)
         self._engine = _engine(url, mounts)
         self._writes = self._engine.execution_options(canaryctl_writes=True)
         # Leadership never waits for a connection: every other one may be in use, waiting for a lock.
@@ -98,9 +113,17 @@ class Database:
             canaryctl_writes=True
         )
         self._clock = clock
+        self._place = str(path) if path is not None else shown_url(self._engine.url)
+        self._same: Sameness | None = None
+        if path is None:
+            self._same = server = SameServerDatabase(self._place)
+            server.watch(self._engine)
+            server.watch(self._leads)
         try:
             with self.read() as db:
                 is_newest = is_current(db)
+                if not is_newest and not may_create and stored_schema(db) == 0:
+                    raise gone_or_empty(self._place)
             if not is_newest and not may_migrate:
                 raise Unreachable(
                     f"database {shown_url(self._engine.url)} has an older schema; a controller migrates it: "
@@ -108,9 +131,17 @@ class Database:
                 )
             if not is_newest:
                 self._migrate()
+            if path is not None:
+                self._same = SameFile(path)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def lost(self) -> Loss | None:
+        """How the database was lost since it was opened, as far as is known without asking it; None: it was
+        not."""
+        return self._same.lost if self._same is not None else None
 
     def _migrate(self) -> None:
         with self.write() as db:
@@ -131,13 +162,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that reads. Raises Unreachable, BadInput."""
-        with self._translated(), self._engine.begin() as connection:
+        with self._transaction(self._engine) as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A transaction that writes; takes SQLite's write lock at its start. Raises Unreachable, BadInput."""
-        with self._translated(), self._writes.begin() as connection:
+        with self._transaction(self._writes) as connection:
             yield connection
 
     @contextmanager
@@ -146,8 +177,22 @@ class Database:
 
         Raises Unreachable, BadInput.
         """
-        with self._translated(), self._leads.begin() as connection:
+        with self._transaction(self._leads) as connection:
             yield connection
+
+    @contextmanager
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """Raises LostDatabase, and commits nothing, where the database is not the one that was opened."""
+        with self._translated():
+            self._require_same()
+            with engine.begin() as connection:
+                yield connection
+                self._require_same()
+
+    def _require_same(self) -> None:
+        # Of PostgreSQL, a new connection tells; what it told last must not keep the next from being opened.
+        if isinstance(self._same, SameFile):
+            require_same(self._same, self._place)
 
     def now_s(self, db: sa.Connection) -> float:
         """The clock that all hosts of this database share, in seconds; its zero means nothing.
@@ -231,9 +276,21 @@ def _engine(
 
         bound_answers(engine)
     if dialect == "sqlite":
+        never_create(engine, Path(parsed.database or "").absolute())
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite URL; None: it is another's, or has none."""
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        return None  # `_engine` says so
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database)).absolute()
 
 
 def _prepare_file(database: str | None, mounts: Path) -> None:

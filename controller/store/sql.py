@@ -66,9 +66,12 @@ class SqlStore:
         mounts: Path = MOUNTS,
         clock: Callable[[], float] | None = None,
         may_migrate: bool = True,
+        may_create: bool = True,
     ) -> None:
         """Open the database, see `Database`. Raises BadInput or Unreachable."""
-        self.database = Database(url, mounts=mounts, clock=clock, may_migrate=may_migrate)
+        self.database = Database(
+            url, mounts=mounts, clock=clock, may_migrate=may_migrate, may_create=may_create
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -100,8 +103,8 @@ class SqlStore:
         active = ~t.rollouts.c.is_final | (t.rollouts.c.pending != "[]")
         if service is not None:
             active &= t.rollouts.c.service == service
-        query = select(t.rollouts.c.id).where(active).order_by(t.rollouts.c.service, t.rollouts.c.seq)
-        return tuple(row.id for row in self._all(query))
+        query = select(t.rollouts.c.id).where(active)
+        return tuple(row.id for row in self._all(query.order_by(t.rollouts.c.service, t.rollouts.c.seq)))
 
     def commit(
         self,
@@ -152,11 +155,8 @@ class SqlStore:
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
         """Manual commands of the rollout after `after_seq`, in order."""
-        query = (
-            select(t.commands)
-            .where((t.commands.c.rollout == rollout) & (t.commands.c.seq > after_seq))
-            .order_by(t.commands.c.seq)
-        )
+        c = t.commands.c
+        query = select(t.commands).where((c.rollout == rollout) & (c.seq > after_seq)).order_by(c.seq)
         return tuple(
             ManualCommand(row.seq, CommandKind(row.kind), row.actor, row.role, row.reason, row.at_s)
             for row in self._all(query)
@@ -252,14 +252,14 @@ class SqlStore:
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
         """The service's rollouts, newest first."""
         c = t.rollouts.c
-        query = _ROLLOUT.where(c.service == service).order_by(c.seq.desc()).limit(limit)
-        return tuple(RolloutRow(*row) for row in self._all(query))
+        newest_first = _ROLLOUT.where(c.service == service).order_by(c.seq.desc())
+        return tuple(RolloutRow(*row) for row in self._all(newest_first.limit(limit)))
 
     def attempts(self, service: str, canary: str, *, limit: int = 100) -> tuple[RolloutRow, ...]:
         """The rollouts of this version, newest first, however long ago."""
         c = t.rollouts.c
-        here = (c.service == service) & (c.canary == canary)
-        rows = self._all(_ROLLOUT.where(here).order_by(c.seq.desc()).limit(limit))
+        here = _ROLLOUT.where((c.service == service) & (c.canary == canary))
+        rows = self._all(here.order_by(c.seq.desc()).limit(limit))
         return tuple(RolloutRow(*row) for row in rows)
 
     def latest_attempt(self, service: str, canary: str) -> RolloutRow | None:
@@ -340,8 +340,7 @@ class SqlStore:
 
     def version(self, service: str, version: str) -> VersionRow | None:
         """One version of a service; None: unknown."""
-        here = (t.versions.c.service == service) & (t.versions.c.id == version)
-        row = self._first(_VERSION.where(here))
+        row = self._first(_VERSION.where((t.versions.c.service == service) & (t.versions.c.id == version)))
         return VersionRow(*row) if row else None
 
     def served(self, service: str) -> tuple[ServedRow, ...]:
@@ -354,13 +353,13 @@ class SqlStore:
     def events(self, service: str, *, after_seq: int = 0, limit: int = 500) -> tuple[EventRow, ...]:
         """The service's log lines after `after_seq`, oldest first."""
         here = (t.events.c.service == service) & (t.events.c.seq > after_seq)
-        query = select(t.events).where(here).order_by(t.events.c.seq).limit(limit)
-        return tuple(EventRow(*row) for row in self._all(query))
+        rows = self._all(select(t.events).where(here).order_by(t.events.c.seq).limit(limit))
+        return tuple(EventRow(*row) for row in rows)
 
     def last_event(self, service: str) -> EventRow | None:
         """The newest line of the service's log; None: it has none."""
-        query = select(t.events).where(t.events.c.service == service).order_by(t.events.c.seq.desc()).limit(1)
-        row = self._first(query)
+        newest_first = select(t.events).where(t.events.c.service == service).order_by(t.events.c.seq.desc())
+        row = self._first(newest_first.limit(1))
         return EventRow(*row) if row is not None else None
 
     # --- the lease

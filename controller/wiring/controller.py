@@ -52,6 +52,7 @@ from controller.store.ab import AbStore
 from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.direct_orders import carry_out_orders
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
 from controller.wiring.state_folder import AdminToken, remember_database
@@ -82,13 +83,17 @@ class Controller:
 
 
 def build(settings: Settings) -> Controller:
-    """A connected controller that is not started. Raises Unreachable, BadInput."""
+    """A connected controller that is not started. Raises Unreachable, BadInput.
+
+    It creates no database: where one is missing, what this cluster serves may be in the one that was lost.
+    `canaryctl up` creates it with a new cluster.
+    """
+    store = SqlStore(settings.database_url, may_create=False)
     cluster.connect(settings)
     # After connect: Ray reads the environment, and with it the cluster's token, when it is imported.
     from serving.fleet.fleet_ray import RayFleet
     from serving.table.traffic_ray import RayTraffic
 
-    store = SqlStore(settings.database_url)
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store, fleet.observe), RecordsAdapter(traffic)
@@ -139,6 +144,7 @@ def build(settings: Settings) -> Controller:
         lambda row: replicas_of(store.version(row.name, row.stable)),
         holder=_lease_holder(),
         on_removed=environment.forget,
+        before_services=lambda: carry_out_orders(settings, store),
     )
     environment.serving = lambda name: split.stable if (split := traffic.observe(name)) is not None else None
     environment.is_reading = lambda: runner.is_leading

@@ -8,15 +8,17 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.quantities import FULL_BP
 from controller.rollout.machine import abandon
 from controller.rollout.observation import CommandKind, applied_words
 from controller.rollout.plan import is_undo_id
+from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.settings import Settings
+from controller.store.rows import RolloutRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.direct_orders import DIRECT, keep_order
 from controller.wiring.last_known import lost_database
 from serving.messages import SplitStatus
 
@@ -41,6 +43,7 @@ class _Table:
     serves: str | None = None  # the version that gets every request; None: not one alone, or not known
     how: str = ""  # how the table is applied
     rollout: str = ""  # the rollout that it holds, now tombstoned unless it is an undo; empty: none
+    was_ended: bool = False  # it was tombstoned before
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     stored = rollback.command(service)
     if stored is not None and stored.running is not None:
         table = rollback.tombstone(service, stored.running, goal=stored.goal)
+    rollback.keep_orders()
     is_open = is_moved or (stored is not None and (stored.running or stored.undo) is not None)
     is_ready = rollback.is_ready(service, table)
     problem = _problem(service, table, stored, is_moved=is_moved, is_ready=is_ready)
@@ -156,6 +160,7 @@ class _Rollback:
         self._succeeded: list[str] = []
         self._failed: list[str] = []
         self._is_store_lost = False
+        self._commanded: set[str] = set()  # rollouts whose command the store has
         self.tombstoned: dict[str, _Table] = {}  # by rollout
 
     def result(self, problem: str | None, *, is_open: bool = False) -> DirectRollback:
@@ -205,8 +210,9 @@ class _Rollback:
             self.tombstoned[table.rollout] = table
             has_moved = goal is None or table.serves in (goal, None)
             now = "and gets no traffic" if has_moved else f"but {table.serves} has all traffic"
+            already = " already" if table.was_ended else ""
             self._succeeded.append(
-                f"route table: {table.rollout} is ended for good {now} ({applied_words(table.how)})"
+                f"route table: {table.rollout} is ended for good{already} {now} ({applied_words(table.how)})"
             )
         return table
 
@@ -232,10 +238,19 @@ class _Rollback:
             self._failed.append(f"store: not reached ({_line(exc)})")
         return None
 
+    def keep_orders(self) -> None:
+        """Keep who ended a rollout, when and why, where the store took no command for it."""
+        for rollout in self.tombstoned.keys() - self._commanded:
+            try:
+                keep_order(self._settings, rollout, self._reason, at_s=time.time())
+                self._succeeded.append("the reason is kept for the next controller's log")
+            except OSError as exc:
+                self._failed.append(f"the reason is not kept ({_line(exc)})")
+
     def _opened(self) -> SqlStore:
         """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves."""
-        if (path := lost_database(self._settings)) is not None:
-            raise Unreachable(f"{path} is gone or empty; restore it")
+        if (lost := lost_database(self._settings)) is not None:
+            raise Unreachable(f"{lost}; restore it")
         return SqlStore(self._settings.database_url)
 
     def _command(self, store: SqlStore, service: str) -> _Stored:
@@ -246,26 +261,43 @@ class _Rollback:
             self._succeeded.append(f"store: undo {newest.id} is stored; a controller completes it")
             return _Stored(_found(newest.request, "undo"), undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
-            identity, now_s = Identity("direct", Role.ADMIN), time.time()
+            goal = _found(newest.state, "rollout", "stable", "id")
+            if _is_asked(store, newest):
+                self._commanded.add(newest.id)
+                self._succeeded.append(
+                    f"store: rollback of {newest.id} is requested already; the next controller completes it"
+                )
+                return _Stored(goal, running=newest.id)
             try:
                 queued = store.append_command(
-                    newest.id, CommandKind.ROLLBACK, identity, reason=self._reason, at_s=now_s
+                    newest.id, CommandKind.ROLLBACK, DIRECT, reason=self._reason, at_s=time.time()
                 )
             except Exception as exc:  # noqa: BLE001 - such as a full disk; the table is told by its id
                 self._failed.append(f"store: rollback of {newest.id} not stored ({_line(exc)})")
-                return _Stored(_found(newest.state, "rollout", "stable", "id"), running=newest.id)
+                return _Stored(goal, running=newest.id)
             if queued is None:  # it has just ended: answer for what is true now
                 return self._command(store, service)
+            self._commanded.add(newest.id)
             self._succeeded.append(
                 f"store: rollback of {newest.id} requested; the next controller completes it"
             )
             # Not the service's stable version: in Unloading that is the one to leave already.
-            return _Stored(_found(newest.state, "rollout", "stable", "id"), running=newest.id)
+            return _Stored(goal, running=newest.id)
         self._succeeded.append(f"store: {service}: no rollout runs, {stable} serves")
         attempt = store.latest_attempt(service, stable)
         before = next((one.before for one in store.served(service) if one.version.id == stable), None)
         is_newest = attempt is not None and newest is not None and attempt.id == newest.id
         return _Stored(stable, is_promoted=is_newest and before not in (None, stable))
+
+
+def _is_asked(store: SqlStore, newest: RolloutRow) -> bool:
+    """Whether a rollback that nobody has read yet is stored for the rollout."""
+    try:
+        state = state_from_json(newest.state)
+    except UnreadableState:
+        return False  # of another release: one more does no harm
+    asked = store.commands(newest.id, after_seq=state.commands_through)
+    return any(one.kind is CommandKind.ROLLBACK for one in asked)
 
 
 def _found(text: str, *keys: str) -> str | None:
@@ -300,6 +332,7 @@ def _tombstone(service: str, rollout: str | None) -> _Table:
     name = rollout or (split.rollout if split.weight_bp or split.silenced else "")
     if not name or is_undo_id(name):
         return _read(name, split)
+    was_ended = name in split.tombstoned
     deadline_at_s = time.monotonic() + ACK_TIMEOUT_S
     tombstoned = traffic.tombstone(service, name)
     while tombstoned is not None and not tombstoned.applied and time.monotonic() < deadline_at_s:
@@ -307,7 +340,7 @@ def _tombstone(service: str, rollout: str | None) -> _Table:
         tombstoned = traffic.observe(service)
     if tombstoned is None or not tombstoned.applied:
         raise Unreachable(f"the tombstone is in the table of {service}, but not every router acknowledged it")
-    return _read(name, tombstoned)
+    return replace(_read(name, tombstoned), was_ended=was_ended)
 
 
 def _has_replica(service: str, version: str) -> bool | None:

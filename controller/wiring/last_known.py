@@ -9,16 +9,20 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from controller.errors import CanaryctlError
+from controller.errors import CanaryctlError, LostDatabase
+from controller.evidence.snapshot import stored_status
 from controller.quantities import percent
 from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.label import title
+from controller.store.database import shown_url
 from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
+from controller.views.models import RolloutView
+from controller.views.rollout import rollout_view, unread_view
 
 
 def last_known(settings: Settings, service: str | None) -> tuple[str, ...]:
@@ -31,47 +35,87 @@ def last_known(settings: Settings, service: str | None) -> tuple[str, ...]:
     return _read(settings, lines)
 
 
-def known_history(settings: Settings, service: str | None, *, limit: int) -> tuple[str, ...]:
-    """A line for each rollout of one service (None: of all) as last stored, newest first."""
+def known_history(
+    settings: Settings, service: str | None, *, limit: int, rollout: str | None = None
+) -> tuple[tuple[RolloutView, ...], tuple[str, ...]]:
+    """Rollouts of one service (None: of all) as last stored, newest first, and lines on what keeps them from
+    being read. rollout: this one alone."""
+    views: list[RolloutView] = []
 
-    def lines(store: SqlStore) -> list[str]:
+    def read(store: SqlStore) -> list[str]:
         names = [service] if service is not None else [row.name for row in store.services()]
-        return [_past(row) for name in names for row in store.rollouts(name, limit=limit)]
+        rows = [row for name in names for row in store.rollouts(name, limit=limit)]
+        views.extend(_view(store, row) for row in rows if rollout in (None, row.id))
+        is_missing = rollout is not None and not views
+        return [f"the database has no rollout {rollout} among the newest {limit}"] if is_missing else []
 
-    return _read(settings, lines)
+    lines = _read(settings, read)
+    return tuple(views), lines
 
 
-def lost_database(settings: Settings) -> Path | None:
-    """The database's file, which is gone or empty though a cluster was started with it; None: it is not."""
-    url = sa.make_url(settings.database_url)
-    if url.get_backend_name() != "sqlite" or not settings.cluster_path.exists():
+def lost_database(settings: Settings, *, needs_service: bool = True) -> str | None:
+    """What is wrong with a database that a cluster was started with and that holds nothing, as one clause;
+    None: nothing, or it cannot be told. needs_service: one without a service holds nothing."""
+    if not settings.cluster_path.exists():
         return None
-    path = Path(url.database or "")
-    return None if path.exists() and path.stat().st_size > 0 else path
+    try:
+        with closing(_opened(settings)) as store:
+            holds_any = not needs_service or bool(store.services())
+    except LostDatabase:
+        return f"the database {_place(settings)} is gone or empty"
+    except CanaryctlError:
+        return None  # whoever needs it is told why it cannot be read
+    if holds_any:
+        return None
+    return f"the database {_place(settings)} holds no service, though Ray runs and may serve"
+
+
+def has_service(settings: Settings) -> bool:
+    """False: nothing was ever served from this state folder, or all of it was taken down."""
+    if settings.cluster_path.exists():
+        return True
+    try:
+        with closing(_opened(settings)) as store:
+            return bool(store.services())
+    except LostDatabase:
+        return False
+    except CanaryctlError:
+        return True  # not known; who starts it is told why it cannot be read
+
+
+def _opened(settings: Settings) -> SqlStore:
+    return SqlStore(settings.database_url, may_migrate=False, may_create=False)
+
+
+def _place(settings: Settings) -> str:
+    url = sa.make_url(settings.database_url)
+    return str(url.database) if url.get_backend_name() == "sqlite" else shown_url(url)
 
 
 def _read(settings: Settings, lines: Callable[[SqlStore], Sequence[str]]) -> tuple[str, ...]:
-    if (path := lost_database(settings)) is not None:
-        return (f"the database {path} is gone or empty; restore it before canaryctl up",)
+    if (lost := lost_database(settings)) is not None:
+        return (f"{lost}; restore it before canaryctl up",)
     url = sa.make_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         return ()
     try:
-        with closing(SqlStore(settings.database_url, may_migrate=False)) as store:
+        with closing(_opened(settings)) as store:
             return tuple(lines(store))
     except CanaryctlError as exc:
         return (f"nor can the database be read: {exc}",)
 
 
-def _past(row: RolloutRow) -> str:
-    """One line on a stored rollout, also on one that this release cannot read."""
-    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created_at_s))
-    name = label_of(row).shown
-    head = f"{row.service}: {at}{', ' + name if name else ''}"
+def _view(store: SqlStore, row: RolloutRow) -> RolloutView:
+    """A stored rollout, also one that this release cannot read. `reason` of a running one: what it does."""
     try:
-        return f"{head}: {_rollout(state_from_json(row.state))}"
+        state = state_from_json(row.state)
     except UnreadableState as exc:
-        return f"{head}: rollout {row.id}, which cannot be read ({exc})"
+        return unread_view(row.service, row.id, label_of(row), str(exc), row.created_at_s, row.ended_at_s)
+    view = rollout_view(state, stored_status(store.evidence(row.id)), label=label_of(row))
+    if state.is_final:
+        return view
+    text = _newest(store, row)
+    return view.model_copy(update={"reason": text, "notes": (*view.notes, text)})
 
 
 def _lines(store: SqlStore, row: ServiceRow) -> Iterator[str]:

@@ -35,6 +35,7 @@ class Driven:
     seen: EvidenceStatus | None = field(default_factory=lambda: evidence(Verdict.UNDECIDED))
     ready: dict[str, int] = field(default_factory=dict)  # of a version, whatever is done to it
     drained: dict[str, int] = field(default_factory=dict)  # replicas of a version so far
+    errors: dict[str, str] = field(default_factory=dict)  # last error of a version, whatever is done to it
     fleet_readable: bool = True
     actions: tuple[Action, ...] = ()
     wanted: list[Action] = field(default_factory=list)  # every action so far
@@ -57,6 +58,9 @@ class Driven:
         for version, count in self.drained.items():
             known = self.plane.versions[version]
             self.plane.versions[version] = replace(known, drained_replicas=count)
+        for version, error in self.errors.items():
+            if (status := self.plane.versions.get(version)) is not None:
+                self.plane.versions[version] = replace(status, last_error=error)
         self.plane.now_s += after_s - 1.0
         seen = replace(self.plane.observe(self.seen), resumed=resumed, away_s=away_s)
         seen = seen if self.fleet_readable else replace(seen, versions=None)

@@ -36,7 +36,8 @@ def test_every_column_that_is_not_understood_is_named_at_once(tmp_path: Path) ->
     assert refusals(path, w=0.1) == (
         "e.csv lacks t_s, arm; give --map t_s=timestamp, --map arm=variant (it has timestamp, variant, "
         "user_id, completion_tokens, latency_s; what each column holds: canaryctl backtest --columns)",
-        "e.csv: column 'user_id' is unknown and close to unit; give --map unit=user_id, or --ignore user_id",
+        "e.csv: column 'user_id' is unknown and close to unit; give --map unit=user_id if all requests of "
+        "one user_id were sent to one arm, or --ignore user_id if each request was drawn by itself",
         "e.csv: column 'completion_tokens' is unknown and close to tokens; give --map "
         "tokens=completion_tokens, or --ignore completion_tokens",
         "e.csv: column 'latency_s' is unknown and close to latency_ms; give --map latency_ms=latency_s "

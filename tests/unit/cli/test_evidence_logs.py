@@ -379,7 +379,7 @@ def test_a_column_that_is_read_already_is_not_offered_as_the_arm(tmp_path: Path)
     path = jsonl(tmp_path / "spend.jsonl", [litellm(n) for n in range(8)])
 
     with pytest.raises(
-        BadInput, match=r"lacks arm; give --map arm=model --canary llama-v1 \(it has request_id, "
+        BadInput, match=r"lacks arm; give --map arm=model --canary llama-v2 \(it has request_id, "
     ):
         read(path, w=0.25)
 

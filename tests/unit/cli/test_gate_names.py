@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.gate.traffic import Behaviour, Case
 from controller.cli.main import run
-from controller.cli.render import gates_table
+from controller.cli.render_gates import gates_table
 from controller.rollout.figures import with_figures
 from controller.views.rollout import gate_view
 from evaluation.report import GateReport, Verdict

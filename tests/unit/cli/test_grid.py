@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from controller.cli.output import table
-from controller.cli.render import gates_table, versions_table
+from controller.cli.render import versions_table
+from controller.cli.render_gates import gates_table
 from controller.views.models import ServiceView
 from controller.views.rollout import gate_view
 from tests.fakes.view_maker import GATE

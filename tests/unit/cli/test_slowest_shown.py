@@ -12,7 +12,7 @@ from rich.console import Console, Group
 
 from benchmarks.gate.traffic import Behaviour, Case
 from controller.cli.main import run
-from controller.cli.render import gate_notes, gates_table
+from controller.cli.render_gates import gate_notes, gates_table
 from controller.evidence.point_estimates import point_estimates
 from controller.rollout.figures import with_figures
 from controller.views.rollout import gate_view

@@ -47,7 +47,10 @@ def of_role(controller: FakeController, role: Role) -> dict[str, str]:
 async def test_health_needs_no_token_and_shows_only_liveness(api: httpx.AsyncClient) -> None:
     answer = await api.get("/healthz", headers={"authorization": ""})
 
-    assert (answer.status_code, set(answer.json())) == (200, {"status", "pid", "leading", "version"})
+    assert (answer.status_code, set(answer.json())) == (
+        200,
+        {"status", "pid", "leading", "version", "lost_database"},
+    )
 
 
 @pytest.mark.parametrize("value", ["", "Bearer ", "Bearer wrong", "Basic abc", "wrong"])

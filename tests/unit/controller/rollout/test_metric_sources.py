@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from controller.cli.render import gates_table, rollout_parts
+from controller.cli.render import rollout_parts
+from controller.cli.render_gates import gates_table
 from controller.rollout.machine import step
 from controller.rollout.observation import (
     EvidenceStatus,

@@ -134,3 +134,17 @@ def test_what_only_follows_from_another_error_is_not_reported(
     parse: Callable[[object], object], data: object, count: int
 ) -> None:
     assert len(lines(parse, data)) == count
+
+
+def test_a_misspelt_key_of_a_stage_does_not_hide_its_margins() -> None:
+    """`durration` was named, and `eror` only once that was mended."""
+    found = lines(
+        parse_policy,
+        {"stages": [{"weight": "10%", "durration": "1h", "margins": {"eror": 2.0}}, {"weight": "5%"}]},
+    )
+
+    assert [line.partition(";")[0] for line in found] == [
+        "policy.stages.0: unknown key 'durration'",
+        "policy.stages.1.weight 5 % is not above 10 %, the stage before",
+        "policy.stages.0.margins.eror is not a gate",
+    ]

@@ -39,6 +39,7 @@ class Split:
         self.rollout, self.weight_bp, self.applied, self.how = rollout, weight_bp, applied, "acknowledged"
         self.stable, self.canary = stable, canary if weight_bp else None
         self.silenced = False
+        self.tombstoned: tuple[str, ...] = ()
 
 
 class Table:

@@ -1,0 +1,45 @@
+"""`canaryctl backup`: a copy of the database, for the day on which it is lost."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from controller.cli.output import Output, OutputOption, console, emit_data
+from controller.errors import BadInput
+from controller.settings import load_settings
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy, which must not exist yet.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Copy the database while it is in use.
+
+    Needs no controller. A copy is too old once a version was promoted or undone after it: back up after each
+    (docs/at-3-am.md). PostgreSQL is copied with pg_dump.
+    """
+    import sqlalchemy as sa
+
+    from controller.store.backup import copy_database
+    from controller.store.sql import SqlStore
+
+    url = sa.make_url(load_settings().database_url)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        raise BadInput("the database is PostgreSQL; copy it with pg_dump, and restore it with pg_restore")
+    copy_database(Path(url.database), file)
+    with closing(SqlStore(f"sqlite:///{file.absolute()}", may_migrate=False, may_create=False)) as store:
+        names = [row.name for row in store.services()]
+        last = max((event.at_s for name in names if (event := store.last_event(name))), default=None)
+    if not output.is_text:
+        emit_data({"backup": str(file), "services": names, "last_event_at_s": last}, output)
+        return
+    count = f"{len(names)} service{'' if len(names) == 1 else 's'}"
+    at = (
+        f", last event {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(last))}" if last is not None else ""
+    )
+    console().print(f"{file}: {count}{at}", soft_wrap=True)

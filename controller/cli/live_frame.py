@@ -1,0 +1,92 @@
+"""The frame of `watch`, drawn so that it fits the terminal: what decides first, what is undecided last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from controller.cli.render import CANNOT_DECIDE, Detail, rollout_parts, unanswered, versions_table
+from controller.cli.render_gates import BAR_WIDTH, Fold
+from controller.views.models import RolloutView, ServiceView
+
+WIDE_COLUMNS = 120  # from this width on, the gates' reasons fit
+NARROW_COLUMNS = 100  # below it, the bars of the gates are short, so that each keeps its line
+SHORT_BAR = 2
+MAX_LOG_LINES = 14
+MIN_LOG_LINES = 3
+BORDERS = 4  # columns of the frame with its padding
+
+
+def frame(
+    rollout: RolloutView, service: ServiceView | None, *, console: Console, notice: str | None
+) -> RenderableType:
+    """The newest view in a frame of at most the terminal's height, if that can be.
+
+    service: None: it is not known, or was taken down. notice: what is wrong with the view itself, on top.
+    """
+    height = console.height - 1  # the cursor's line
+    drawn: RenderableType = Text()
+    for detail, has_versions in _details(rollout, is_narrow=console.width < NARROW_COLUMNS):
+        drawn = _panel(rollout, service, console, notice, detail, has_versions=has_versions)
+        if rollout.is_final or _lines(drawn, console) <= height:
+            break
+    return drawn
+
+
+def _details(rollout: RolloutView, *, is_narrow: bool) -> Iterator[tuple[Detail, bool]]:
+    """How much is drawn, from everything to the least, each with whether all versions are."""
+    full = Detail(MAX_LOG_LINES, SHORT_BAR if is_narrow else BAR_WIDTH)
+    for lines in range(MAX_LOG_LINES, MIN_LOG_LINES - 1, -1):
+        yield replace(full, log_lines=lines), True
+    less = replace(full, log_lines=MIN_LOG_LINES, crops_log=True)
+    yield less, True
+    less = replace(less, fold=Fold.WATCHED)
+    yield less, True
+    less = replace(less, has_ornaments=False)
+    yield less, False
+    less = replace(less, fold=Fold.ALL)
+    yield less, False
+    less = replace(less, has_remarks=False)
+    yield less, False
+    yield replace(less, log_lines=1), False
+
+
+def _panel(
+    rollout: RolloutView,
+    service: ServiceView | None,
+    console: Console,
+    notice: str | None,
+    detail: Detail,
+    *,
+    has_versions: bool,
+) -> Panel:
+    top = [Text(notice, style="yellow")] if notice is not None else []
+    if service is not None and service.problem is not None:
+        top.append(Text(f"{CANNOT_DECIDE}: {service.problem}", style="bold red"))
+    versions: list[RenderableType] = []
+    if service is not None:
+        top += unanswered(service.model_copy(update={"rollout": rollout}))
+        shown = service if has_versions else _only_troubled(service)
+        if shown.versions is None or shown.versions:
+            versions = [versions_table(shown, is_wide=False), *([Text()] if detail.has_ornaments else [])]
+    is_wide = console.width >= WIDE_COLUMNS
+    body = Group(*top, *versions, *rollout_parts(rollout, is_wide=is_wide, detail=detail))
+    title = f"[bold]{rollout.service}[/]" + (f"  {service.url}" if service is not None else "")
+    return Panel(body, title=title, title_align="left", border_style="dim")
+
+
+def _only_troubled(service: ServiceView) -> ServiceView:
+    """The service with those versions that are not ready."""
+    if service.versions is None:
+        return service
+    return service.model_copy(
+        update={"versions": tuple(one for one in service.versions if one.phase != "ready")}
+    )
+
+
+def _lines(drawn: RenderableType, console: Console) -> int:
+    return len(console.render_lines(drawn, console.options, pad=False))

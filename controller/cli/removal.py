@@ -1,0 +1,118 @@
+"""`canaryctl down`: remove a service, or all of them with what was started for them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from controller.cli import options
+from controller.cli.client import Client, poll
+from controller.cli.output import Output, OutputOption, emit_data, note, progress, told_on_interrupt
+from controller.errors import BadInput, RolloutRunning, TimedOut, Unreachable
+from controller.settings import Settings, load_settings
+from controller.views.models import CommandResult
+
+DOWN_TIMEOUT_S = 180.0
+CONNECTION_LOST_S = 30.0  # give up after this long without an answer of the controller
+
+
+def down(
+    service: options.ServiceArgument = None,
+    service_: options.ServiceOption = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip the confirmation prompt.")] = False,
+    timeout: options.TimeoutOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Remove a service, or all of them.
+
+    Removing the last one also stops the controller and the Ray cluster.
+    """
+    from controller.cli import processes
+
+    settings = load_settings()
+    name = service or service_
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInput("down stops serving users; confirm with --yes")
+        typer.confirm(f"Take down {name or 'every service'}?", abort=True)
+    with processes.exclusive_access(settings):
+        lines = _take_down(settings, name, ends_at_s=time.monotonic() + (timeout or DOWN_TIMEOUT_S))
+    if output.is_text:
+        for line in lines:
+            note(line)
+    else:
+        emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
+
+
+def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> list[str]:
+    """Remove the service (None: all); after the last one, stop the controller and the cluster.
+
+    Returns what was done, a line each.
+    """
+    from controller.cli import processes
+    from controller.wiring import cluster
+
+    client = Client(settings)
+    if client.health() is None:
+        return [_remove_without_controller(settings, service)]
+    if client.accepts_token() and not cluster.is_running(settings):
+        # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
+        if service is not None:
+            raise Unreachable(
+                "the Ray cluster is not running; start it: canaryctl up, or remove everything: canaryctl down"
+            )
+        processes.stop_controller(settings)
+        return [_remove_without_controller(settings, None)]
+    views = [client.service(service)] if service is not None else client.services()
+    for view in views:  # all checks before the first removal: a refusal changes nothing
+        if view.rollout is not None and not view.rollout.is_final:
+            raise RolloutRunning(
+                f"{view.service} has rollout {view.rollout.rollout} running; "
+                f"end it first: canaryctl rollback {view.service} --wait"
+            )
+    names = [view.service for view in views]
+    for name in names:
+        client.down(name)
+    done = [f"{name} is taken down" for name in names]
+    if not _wait_until_removed(client, names, ends_at_s):
+        processes.stop(settings)
+        done.append("controller and Ray stopped")
+    return done
+
+
+def _remove_without_controller(settings: Settings, service: str | None) -> str:
+    """Stop the cluster and forget all services; what was done. Raises Unreachable for a single service."""
+    from controller.wiring import cluster
+    from controller.wiring import direct_rollback as direct
+
+    if service is not None:
+        raise Unreachable(
+            f"no controller answers at {settings.api_url}; "
+            "start it: canaryctl up, or remove everything: canaryctl down"
+        )
+    had_cluster = cluster.stop(settings)
+    had_services = direct.forget_services(settings)
+    if had_cluster or had_services:
+        return "the controller or Ray had died; removed what was left"
+    return "nothing is running"
+
+
+def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
+    """Services that remain once `names` are removed. Raises TimedOut."""
+    leaving = (
+        f"the removal of {', '.join(names)} goes on; follow it: canaryctl list; wait for it: canaryctl down"
+    )
+    with told_on_interrupt(leaving), progress("waiting for engines and routers to stop"):
+        for views in poll(client.services, give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
+            if views is not None:
+                remaining = [view.service for view in views]
+                pending = [name for name in names if name in remaining]
+                if not pending:
+                    return remaining
+                if time.monotonic() >= ends_at_s:
+                    raise TimedOut(f"{', '.join(pending)} is still being removed; run canaryctl down again")
+    raise AssertionError("poll never ends by itself")

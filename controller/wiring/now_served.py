@@ -1,0 +1,96 @@
+"""What users get by the route tables, where no database tells. Changes nothing."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+
+from controller.quantities import FULL_BP, percent
+from controller.rollout.serialization import UnreadableState, state_from_json
+from controller.settings import Settings
+from controller.store.sql import SqlStore
+from controller.wiring import cluster
+
+TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The split of one service."""
+
+    service: str
+    stable: str | None  # None: no version has been put into service yet
+    canary: str | None  # None: no canary in the table
+    weight_bp: int
+    rollout: str  # empty: none
+
+    @property
+    def serves(self) -> str | None:
+        """The version that gets every request, or what the canary leaves; None: none is in service."""
+        return self.canary if self.canary is not None and self.weight_bp == FULL_BP else self.stable
+
+
+def served_lines(settings: Settings, service: str | None) -> tuple[str, ...]:
+    """A line for one service (None: for each); none where the tables cannot be read."""
+    return tuple(map(_line, read_tables(settings, service) or ()))
+
+
+def read_tables(settings: Settings, service: str | None) -> tuple[Served, ...] | None:
+    """The splits of the tables that answer; None: Ray does not."""
+    if not settings.cluster_path.exists():
+        return None
+    try:
+        cluster.connect(settings)
+        from serving.table.open_tables_ray import open_services
+        from serving.table.traffic_ray import RayTraffic
+
+        traffic = RayTraffic(timeout_s=TIMEOUT_S)
+        names = open_services() if service is None else (service,)
+        splits = {name: traffic.observe(name) for name in names}
+    except Exception:  # noqa: BLE001 - these lines stand beside an error that says what is wrong
+        return None
+    return tuple(
+        Served(name, split.stable, split.canary, split.weight_bp, split.rollout)
+        for name, split in splits.items()
+        if split is not None
+    )
+
+
+def older_copies(settings: Settings) -> tuple[str, ...]:
+    """A line for each service whose users get a version that its stored state does not lead to: the database
+    is an older copy, from before a promotion or an undo. Empty: none is, or the tables cannot be read."""
+    with closing(SqlStore(settings.database_url, may_migrate=False, may_create=False)) as store:
+        stored = {row.name: row.stable for row in store.services()}
+        tables = read_tables(settings, None) if stored else None
+        return tuple(
+            f"{one.service}: users get {one.serves} by the route table, but by this database {stable}"
+            for one in tables or ()
+            if (stable := stored.get(one.service)) is not None
+            and one.serves not in (None, stable)
+            and not _leads_to(store, one.service, str(one.serves))
+        )
+
+
+def _leads_to(store: SqlStore, service: str, version: str) -> bool:
+    """Whether a rollout that has not ended is of this version; True, too, of one that cannot be read."""
+    newest = next(iter(store.rollouts(service, limit=1)), None)
+    if newest is None or newest.ended_at_s is not None:
+        return False
+    try:
+        state = state_from_json(newest.state)
+    except UnreadableState:
+        return True
+    return version in (state.stable.id, state.canary.id)
+
+
+def _line(served: Served) -> str:
+    head = f"{served.service}, by its route table: "
+    if served.stable is None and not served.canary:
+        return f"{head}no version has been put into service"
+    if served.canary is None or not served.weight_bp:
+        return f"{head}100 % of requests to {served.stable}"
+    rollout = f" (rollout {served.rollout})" if served.rollout else ""
+    if served.weight_bp == FULL_BP:
+        return f"{head}100 % of requests to {served.canary}{rollout}"
+    stable, canary = percent(FULL_BP - served.weight_bp), percent(served.weight_bp)
+    return f"{head}{stable} of requests to {served.stable}, {canary} to {served.canary}{rollout}"

@@ -1,0 +1,79 @@
+"""`canaryctl backup`: a whole copy of a database in use, which can be put back."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from controller.cli.main import run
+from controller.settings import load_settings
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
+from tests.fakes.rollouts import STABLE, a_rollout
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlStore]:
+    """A database in use, whose newest rows are in its write-ahead log."""
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
+    store = SqlStore(load_settings().database_url)
+    store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    yield store
+    store.close()
+
+
+def test_a_copy_of_a_database_in_use_holds_all_of_it(
+    store: SqlStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy.db"
+
+    assert run(["backup", str(copy)]) == 0
+
+    assert f"{copy}: 1 service, last event" in capsys.readouterr().out
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("copy")] == ["copy.db"]
+    with closing(SqlStore(f"sqlite:///{copy}", may_migrate=False, may_create=False)) as other:
+        assert [row.name for row in other.services()] == ["chat"]
+        assert [row.id for row in other.rollouts("chat")] == ["r-00000001"]
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_of_a_failure(
+    store: SqlStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken.db"
+    taken.write_text("mine")
+
+    assert run(["backup", str(taken)]) == 2
+    assert "taken.db exists; give another path" in capsys.readouterr().err
+    assert taken.read_text() == "mine"
+    assert run(["backup", str(tmp_path / "no-folder" / "copy.db")]) == 2
+    assert "no-folder" in capsys.readouterr().err
+    assert not (tmp_path / "no-folder").exists()
+
+
+def test_a_lost_database_is_not_backed_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+
+    assert run(["backup", str(tmp_path / "copy.db")]) == 4
+    assert "canaryctl.db is gone or empty" in capsys.readouterr().err
+    assert not (tmp_path / "copy.db").exists()
+    assert not (tmp_path / "canaryctl.db").exists()
+
+
+def test_postgresql_has_a_tool_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+    monkeypatch.setenv("CANARYCTL_DATABASE_URL", "postgresql+psycopg://user:secret@127.0.0.1:9/db")
+
+    assert run(["backup", str(tmp_path / "copy.db")]) == 2
+    err = capsys.readouterr().err
+    assert "pg_dump" in err
+    assert "secret" not in err

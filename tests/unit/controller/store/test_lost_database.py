@@ -1,0 +1,129 @@
+"""A database that is moved, deleted, replaced or created anew while a store has it open."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from controller.auth import Identity, Role
+from controller.errors import LostDatabase
+from controller.store.rows import ServiceRow, VersionRow
+from controller.store.sql import SqlStore
+from tests.database_rig import PostgresServer, sqlite_url
+from tests.fakes.rollouts import STABLE
+
+ADA = Identity("ada", Role.ADMIN)
+CALLS: dict[str, Callable[[SqlStore], object]] = {
+    "read": lambda store: store.services(),
+    "write": lambda store: store.put_token("digest", ADA, at_s=1.0),
+    "lead": lambda store: store.acquire_lease("a", ttl_s=5.0),
+}
+
+
+def put_chat(store: SqlStore) -> None:
+    row = ServiceRow("chat", "{}", STABLE, "s", 1.0)
+    store.put_service(row, VersionRow("chat", STABLE, "{}", "{}", 1.0))
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_moved_file_is_neither_read_nor_written_nor_made_anew(tmp_path: Path, kind: str) -> None:
+    """Decisions went into the file that had no name any more, and were lost at the next start."""
+    path, away = tmp_path / "state.db", tmp_path / "away"
+    with closing(SqlStore(sqlite_url(path))) as store:
+        away.mkdir()
+        for file in tmp_path.glob("state.db*"):
+            file.rename(away / file.name)
+
+        with pytest.raises(LostDatabase, match=r"state\.db is gone .*; put the same file back, or a copy"):
+            CALLS[kind](store)
+        assert list(tmp_path.glob("state.db*")) == []
+        assert store.database.lost == "gone"
+
+        for file in away.iterdir():
+            file.rename(tmp_path / file.name)
+        CALLS[kind](store)
+        assert store.database.lost is None
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_file_that_was_replaced_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "state.db"
+    with closing(SqlStore(sqlite_url(path))) as store:
+        shutil.copy(path, tmp_path / "copy.db")
+        (tmp_path / "copy.db").replace(path)
+        before = path.read_bytes()
+
+        with pytest.raises(
+            LostDatabase, match=r"state\.db is another one than .*, then start .*: canaryctl up"
+        ):
+            CALLS[kind](store)
+        assert store.database.lost == "replaced"
+    assert path.read_bytes() == before
+
+
+def test_nothing_is_committed_once_the_file_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    with closing(SqlStore(sqlite_url(path))) as store:
+        put_chat(store)
+
+        def lose_it_within_a_transaction() -> None:
+            with store.database.write() as db:
+                db.execute(sa.text("DELETE FROM services"))
+                path.rename(tmp_path / "away.db")
+
+        with pytest.raises(LostDatabase):
+            lose_it_within_a_transaction()
+        (tmp_path / "away.db").rename(path)
+
+        assert [row.name for row in store.services()] == ["chat"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "no tables"])
+def test_a_store_that_may_not_create_makes_no_database(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "state.db"
+    if damage == "empty":
+        path.touch()
+    if damage == "no tables":
+        engine = sa.create_engine(f"sqlite:///{path}")
+        with engine.connect() as db:
+            db.execute(sa.text("PRAGMA journal_mode=WAL"))
+        engine.dispose()
+    before = path.read_bytes() if path.exists() else None
+
+    with pytest.raises(LostDatabase, match=r"state\.db is gone or empty; restore it"):
+        SqlStore(f"sqlite:///{path}", may_create=False)
+
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+@pytest.mark.integration
+def test_a_database_that_was_dropped_and_created_anew_is_left_alone(postgres: PostgresServer) -> None:
+    server = sa.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
+    url = postgres.url.replace("/postgres", "/another")
+    with server.connect() as db:
+        db.execute(sa.text("CREATE DATABASE another"))
+    try:
+        with closing(SqlStore(url)) as store:
+            put_chat(store)
+            with server.connect() as db:
+                db.execute(sa.text("DROP DATABASE another WITH (FORCE)"))
+                db.execute(sa.text("CREATE DATABASE another"))
+
+            for call in CALLS.values():
+                with pytest.raises(LostDatabase, match="is another one than"):
+                    call(store)
+            assert store.database.lost == "replaced"
+        with pytest.raises(LostDatabase, match="is gone or empty; restore it"):
+            SqlStore(url, may_create=False)
+        bare = sa.create_engine(url)
+        assert sa.inspect(bare).get_table_names() == []
+        bare.dispose()
+    finally:
+        with server.connect() as db:
+            db.execute(sa.text("DROP DATABASE IF EXISTS another WITH (FORCE)"))
+        server.dispose()
