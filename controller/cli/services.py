@@ -94,6 +94,8 @@ def up(
         "policy": policy,
     }
     body = service_body(settings, file, {key: value for key, value in given.items() if value is not None})
+    if body is None and (lost := next(iter(options.label(name, message, None)), None)) is not None:
+        raise BadInput(f"--{lost} needs a service; give --service NAME and --model DIR or --url URL")
     if port is None and body is not None:
         port = body.get("port")
     if body is not None:

@@ -101,6 +101,7 @@ def test_a_source_that_was_taken_for_the_service_is_named(
             ["deploy", "--model", "v2", "--timeout", "5s"],
             "--timeout limits how long --wait waits; give --wait",
         ),
+        (["up", "-m", "why"], "--message needs a service"),
         (["up", "--no-wait", "--timeout", "5s"], "--timeout limits a wait that --no-wait leaves out"),
         (["deploy", "--model", "v2", "--dry-run", "--wait"], "--dry-run starts nothing to wait for"),
     ],
