@@ -6,7 +6,11 @@ STAMP := $(VENV)/.installed
 TORCH := 2.13.0
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench bench-gate bench-router soak lint types unit clean install reference
+# Folders with a run of their own in `make check`; `unit-rest` runs all others.
+SHARDS := controller cli evaluation
+QUICK := $(BIN)/python -m pytest -q -m "not integration and not calibration and not slow"
+
+.PHONY: demo test check bench bench-gate bench-router soak lint types unit $(SHARDS:%=unit-%) unit-rest clean install reference
 
 demo: $(STAMP)
 	$(BIN)/canaryctl demo
@@ -15,8 +19,10 @@ test: $(STAMP)
 	$(BIN)/python -m serving.checkpoints
 	$(BIN)/python -m pytest
 
+# Three at a time on two cores: some tests wait for a clock. Not one run with two workers: each would import and
+# collect everything, 10 s of CPU in a fresh clone.
 check: $(STAMP)
-	@$(MAKE) --no-print-directory -j2 --output-sync=target lint types unit
+	@$(MAKE) --no-print-directory -j3 --output-sync=target types unit lint
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,8 +32,13 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-unit: $(STAMP)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/unit tests/properties tests/scenarios tests/contracts -m "not integration and not calibration and not slow"
+unit: $(SHARDS:%=unit-%) unit-rest
+
+$(SHARDS:%=unit-%): unit-%: $(STAMP)
+	$(QUICK) tests/unit/$*
+
+unit-rest: $(STAMP)
+	$(QUICK) tests/unit tests/properties tests/scenarios tests/contracts $(SHARDS:%=--ignore=tests/unit/%)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.router --only canaryctl
@@ -36,6 +47,8 @@ bench: $(STAMP)
 bench-router: $(STAMP)
 	$(BIN)/python -m benchmarks.router --install
 	$(BIN)/python -m benchmarks.router --plot
+	$(BIN)/python -m benchmarks.router.streams --ceiling
+	$(BIN)/python -m benchmarks.router.on_serve
 
 bench-gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate

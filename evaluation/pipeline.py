@@ -69,18 +69,17 @@ class Lane:
         answer or a failure (so unanswered); both NaN where unknown, and None where nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
+        columns = self._feed(rows, raw, unanswered, fell_back, cancelled)
         looks, following = self.attendance.due_in(rows)
-        start = 0
+        start, released = 0, []
         for stop, look in [*looks, (len(rows), following)]:
             if stop > start:
-                part = slice(start, stop)
-                known = [None if column is None else column[part] for column in (fell_back, cancelled)]
-                values = {name: column[part] for name, column in raw.items()}
-                self._feed(rows.pick(part), values, unanswered[part], *known)
+                released.append(self._add_later(rows, columns, start, stop))
                 start = stop
             self.attendance.begin(look)
             if look < following:
-                self._look()
+                released.append(self._look())
+        self._feed_later(released)
 
     def _feed(
         self,
@@ -89,9 +88,9 @@ class Lane:
         unanswered: NDArray[np.bool_],
         fell_back: Floats | None,
         cancelled: Floats | None,
-    ) -> None:
-        """Add requests between two looks."""
-        self.attendance.count(rows)
+    ) -> Floats:
+        """Feed all that later sessions do not change; returns the columns of these (columns x requests of
+        later sessions)."""
         later, of_draws = np.flatnonzero(rows.round), rows.of_draws
         own, failed = (rows.pick(of_draws), unanswered[of_draws]) if len(later) else (rows, unanswered)
         gaps = self._gaps_before(own, failed)
@@ -131,31 +130,49 @@ class Lane:
         else:
             parts.append(np.where(failed, 0.0, 1.0)[None, :])
         self._feed_units(self.sessions.add(own, np.concatenate(parts)))
-        if len(later):
-            later_parts.append(np.where(unanswered[later], 0.0, 1.0)[None, :])
-            self._feed_later(self.later.add(rows.pick(later), np.concatenate(later_parts)))
+        later_parts.append(np.where(unanswered[later], 0.0, 1.0)[None, :])
+        return np.concatenate(later_parts) if len(later) else np.empty((0, 0))
+
+    def _add_later(self, rows: Rows, columns: Floats, start: int, stop: int) -> Released | None:
+        """Count the tosses among some of the requests, and add those of later sessions; returns the sessions
+        that closed. columns: of these requests, of all rows."""
+        part = rows.pick(slice(start, stop))
+        self.attendance.count(part)
+        later = np.flatnonzero(part.round)
+        if len(later) == 0:
+            return None
+        first = int(np.count_nonzero(rows.round[:start]))
+        released = self.later.add(part.pick(later), columns[:, first : first + len(later)])
+        self.attendance.add(released)
+        return released
 
     def close_through(self, through_s: float) -> None:
         """Close sessions up to the watermark: all requests assigned before `through_s` were fed."""
         if self.metrics or self._split:
             looks, following = self.attendance.due_before(through_s)
+            released = []
             for look in looks:
                 self.attendance.begin(look)
-                self._look()
+                released.append(self._look())
             self.attendance.begin(following)
             self._feed_units(self.sessions.close_through(through_s))
-            self._feed_later(self.later.close_through(through_s))
+            released.append(self.later.close_through(through_s))
+            self.attendance.add(released[-1])
+            self._feed_later(released)
 
-    def _look(self) -> None:
-        """Make a look at everyone who was drawn: all requests up to its time were fed, and no others."""
+    def _look(self) -> Released:
+        """Make a look at everyone who was drawn: all requests up to its time were added, and no others.
+        Returns the later sessions that closed."""
         attendance = self.attendance
-        self._feed_later(self.later.close_through(attendance.next_s()))
-        returned = attendance.of_round(attendance.round_and_look()[0])
+        closed = self.later.close_through(attendance.next_s())
+        attendance.add(closed)
+        parts = attendance.parts_of_round(attendance.round_and_look()[0])
         start = 0
         for metric in self.metrics:
-            if returned is not None:
+            for returned in parts:
                 metric.look_at_everyone(attendance, returned, start)
             start += metric.later_width
+        return closed
 
     def _gaps_before(self, rows: Rows, unanswered: NDArray[np.bool_]) -> Floats:
         """The gaps of first requests, for all rows; those of later requests are not used."""
@@ -179,10 +196,11 @@ class Lane:
             metric.feed_units(released, start, gaps, 1.0 - answered)
             start += metric.width
 
-    def _feed_later(self, released: Released) -> None:
-        if len(released) == 0:
+    def _feed_later(self, closed: Sequence[Released | None]) -> None:
+        parts = [part for part in closed if part is not None and len(part)]
+        if not parts:
             return
-        self.attendance.add(released)
+        released = Released.joined(parts) if len(parts) > 1 else parts[0]
         start = sum(metric.later_width for metric in self.metrics)
         answered = released.means(start)
         gaps = self.answered_later.of(released.arm, released.w, answered)

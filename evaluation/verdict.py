@@ -237,6 +237,15 @@ def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof:
     return [t for t in metric.tracks if t.gate == gate and t.proof == proof and (t.use, t.part) in needed]
 
 
+def _unproven_text(pipeline: Pipeline, metric: MetricEvidence) -> str:
+    """Which later requests a proof says nothing of, where they are many; empty: few."""
+    share, sessions = metric.later_share.beyond(MIN_LATER_SHARE)
+    if share < MIN_LATER_SHARE:
+        return ""
+    first = sessions * pipeline.policy.session_requests
+    return f"; not of what comes after a unit's first {first} requests of an hour, {share:.0%} of its values"
+
+
 def _proof_void(pipeline: Pipeline, track: Track) -> float:
     """Sequence number from which a channel proves nothing."""
     void = later_void_since(pipeline, track.part) if track.use == "later proof" else math.inf
@@ -287,6 +296,7 @@ def _proof_report(
         text = f"{names[shown]} not proven: more values are missing on one arm than chance explains"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
+        text += _unproven_text(pipeline, metric)
     if tracks[0].use == "first proof":
         text += " (by first requests: conversations differ in length)"
     return _report(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
-
-def boot_s() -> float:
-    """CLOCK_BOOTTIME, in seconds. It includes time suspended, so that a lease expires during a suspend."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+# CLOCK_BOOTTIME, in seconds. It includes time suspended, so that a lease expires during a suspend.
+# Not a function of ours: a request reads it ten times, which so costs half.
+boot_s: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)

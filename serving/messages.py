@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from serving.access import Access, Affinity, LateCommit
 from serving.credentials import DataSecret, KeyReference, UnitKey
@@ -51,6 +51,19 @@ AssignedBy: TypeAlias = Literal[
 Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled", "open"]
 # How it became certain that no request can start under an older split. pending: not certain yet.
 AppliedHow: TypeAlias = Literal["pending", "acknowledged", "fenced", "lease"]
+
+
+_T = TypeVar("_T")
+
+
+def unfrozen(frozen: type[_T]) -> type[_T]:
+    """A class whose objects have the same fields and can be changed until `made.__class__ = frozen`.
+
+    A frozen dataclass sets its fields through object.__setattr__: 4 us for the 35 of a record, here 0.6 us.
+    """
+    defaults = {one.name: one.default for one in fields(frozen) if one.default is not MISSING}  # type: ignore[arg-type]
+    body = {"__annotations__": frozen.__annotations__, **defaults}
+    return dataclass(slots=True, eq=False, repr=False)(type(f"Unfrozen{frozen.__name__}", (), body))
 
 
 def restore(message: Any, state: list[Any]) -> None:

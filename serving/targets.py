@@ -37,8 +37,10 @@ ELIGIBLE_PATHS = frozenset(
         "/cohere/v2/chat",
     }
 )
+REALTIME = "/v1/realtime"  # a WebSocket
 # These ask for no answer; they go to stable.
 _OTHER_PATHS = {
+    REALTIME: ("GET",),
     "/v1/models": ("GET",),
     "/v1/messages/count_tokens": ("POST",),
     "/tokenize": ("POST",),

@@ -67,11 +67,11 @@ def note_lacks(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
     is_first_half = state.phase is Phase.PROMOTING and state.weight_bp != state.plan.promoted_bp
     is_met = _has_capacity(state, seen, now_s) if is_first_half else is_done(state, seen, now_s)
     is_missing = bool(_missing(state, seen, now_s))
-    return replace(
-        state,
-        lacking_since_s=since(state.lacking_since_s, not is_met, now_s),
-        missing_since_s=since(state.missing_since_s, is_missing, now_s),
-    )
+    lacking_s = since(state.lacking_since_s, not is_met, now_s)
+    missing_s = since(state.missing_since_s, is_missing, now_s)
+    if (lacking_s, missing_s) == (state.lacking_since_s, state.missing_since_s):
+        return state
+    return replace(state, lacking_since_s=lacking_s, missing_since_s=missing_s)
 
 
 def is_blink(state: RolloutState, now_s: float) -> bool:

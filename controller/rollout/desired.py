@@ -22,6 +22,7 @@ from controller.rollout.actions import (
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
+    answering_replicas,
     is_applied,
     is_unloaded,
     ready_replicas,
@@ -96,7 +97,36 @@ def _is_table_of(version: str, state: RolloutState, seen: Observation) -> bool:
 
 def _missing_split(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
     split = desired_split(state)
-    return () if not state.exposed or is_applied(seen, split) else (split,)
+    is_due = state.exposed and not is_applied(seen, split) and silent_arm(state, seen) is None
+    return (split,) if is_due else ()
+
+
+def silent_arm(state: RolloutState, seen: Observation) -> str | None:
+    """The version without a ready replica for which the split waits; None: it does not wait.
+
+    It waits while it would give that version traffic and what is published answers: a stage resumed from an
+    older copy of the database, or a canary that the routers had withdrawn. No route table is left empty for
+    it.
+    """
+    split, published = desired_split(state), seen.split
+    if split.weight_bp == 0 or seen.versions is None or published is None:
+        return None
+    is_published = (split.stable, split.canary, split.weight_bp) == (
+        published.stable,
+        published.canary,
+        published.weight_bp,
+    )
+    current = _with_traffic(published.stable, published.canary, published.weight_bp)
+    if is_published or not any(answering_replicas(seen, version) for version in current):
+        return None
+    wanted = _with_traffic(split.stable, split.canary, split.weight_bp)
+    return next((version for version in wanted if not answering_replicas(seen, version)), None)
+
+
+def _with_traffic(stable: str | None, canary: str | None, weight_bp: int) -> tuple[str, ...]:
+    """The versions to which a route table sends requests."""
+    shares = ((stable, FULL_BP - weight_bp), (canary, weight_bp))
+    return tuple(version for version, share_bp in shares if version is not None and share_bp > 0)
 
 
 def desired_split(state: RolloutState) -> SetSplit:

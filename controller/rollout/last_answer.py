@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.figures import with_figures
-from controller.rollout.journal import log, notice
+from controller.rollout.journal import log, notice, since
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
@@ -71,15 +71,15 @@ def note_answers(state: RolloutState, seen: Observation, now_s: float) -> Rollou
     """The state with what the fleet shows of both arms' ready replicas."""
     before = state.answers
     if seen.versions is None:
-        read_at_s = now_s if before.read_at_s is None else before.read_at_s
-        return replace(state, answers=replace(before, read_at_s=read_at_s))
+        return replace(state, answers=replace(before, read_at_s=since(before.read_at_s, True, now_s)))
     stable = _noted(before.stable, seen, state.stable.id, now_s)
     canary = _noted(before.canary, seen, state.canary.id, now_s)
     if state.phase in LIVE and state.exposed:
         state = _log_change(state, seen, now_s, (before.stable, stable), (before.canary, canary))
     if not state.exposed:
         stable = replace(stable, back_at_s=None)  # a first load is no loss that it came back from
-    return replace(state, answers=Answers(stable, canary))
+    after = Answers(stable, canary)
+    return state if after == before else replace(state, answers=after)
 
 
 def _log_change(

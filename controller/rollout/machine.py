@@ -18,7 +18,8 @@ Rules:
    take over; then unload until the memory release is confirmed. No version is stopped while it may get
    traffic, or while it alone could answer; a canary whose answers do no harm has its weight again when
    stable is lost while it leaves (`last_answer.py`). Until Unloading, stable keeps capacity for all
-   traffic, so a rollback is one route table.
+   traffic, so a rollback is one route table. A split that gives traffic to a version without a ready replica
+   waits while what is published answers (`desired.py`).
 4. Final phases are absorbing: only their notices are still delivered. The plan is pinned. A retry is a new
    rollout.
 5. A hold blocks forward moves only: never a rollback, never an Unloading that has started.

@@ -51,6 +51,7 @@ class VersionStatus:
     memory_bytes: int | None = None  # None: not measured
     last_error: str | None = None  # None: no error
     since_s: float = 0.0
+    drained_replicas: int = 0  # ready ones stopped by order so far, since the fleet counts: not lost
 
 
 @dataclass(frozen=True, slots=True)

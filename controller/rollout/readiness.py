@@ -1,7 +1,8 @@
 """Ready replicas of both arms over time: losses, crash loops, and how long a number of replicas has lasted.
 
 Rules:
-1. A fall of the number of ready replicas is a loss; a further fall before one came back is the same loss.
+1. A fall of the number of ready replicas is a loss; a further fall before one came back is the same loss. The
+   canary's replicas that were drained, as in a rolling restart, are not lost.
 2. A loss is early when the number had risen within `SOON_S` before it: a replica died soon after it became
    ready. Drained nodes, outages and chance take replicas that were ready for long.
 3. `CRASHES` early losses of the canary within `CRASH_WINDOW_S` are a crash loop, if stable lost none from
@@ -34,8 +35,15 @@ def note_ready(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
     if seen.versions is None:
         return state
     is_compared = ready_replicas(seen, state.stable.id) > 0
-    canary = _noted(state.canary_ready, _up(seen, state.canary.id), now_s, is_counted=is_compared)
-    stable = _noted(state.stable_ready, _up(seen, state.stable.id), now_s, is_counted=False)
+    status = version_status(seen, state.canary.id)
+    drained = status.drained_replicas if status is not None else 0
+    canary = _noted(
+        state.canary_ready, _up(seen, state.canary.id), now_s, drained=drained, is_counted=is_compared
+    )
+    # A drain of stable's node may have taken the canary's replicas harder: it is no fault of the canary's.
+    stable = _noted(state.stable_ready, _up(seen, state.stable.id), now_s, drained=0, is_counted=False)
+    if canary is state.canary_ready and stable is state.stable_ready:
+        return state
     return replace(state, canary_ready=canary, stable_ready=stable)
 
 
@@ -46,15 +54,20 @@ def _up(seen: Observation, version: str) -> int:
     return max(0, status.ready_replicas) if status is not None and is_up else 0
 
 
-def _noted(before: Readiness, count: int, now_s: float, *, is_counted: bool) -> Readiness:
-    """is_counted: an early loss is kept."""
+def _noted(before: Readiness, count: int, now_s: float, *, drained: int, is_counted: bool) -> Readiness:
+    """drained: replicas so far, 0 after the fleet began to count anew. is_counted: an early loss is kept."""
     early_at_s = tuple(at_s for at_s in before.early_losses_at_s if now_s - at_s < CRASH_WINDOW_S)
     if early_at_s != before.early_losses_at_s:
         before = replace(before, early_losses_at_s=early_at_s)
+    newly_drained = drained - before.drained if drained >= before.drained else drained
+    if drained != before.drained:
+        before = replace(before, drained=drained)
     if before.count is None:
         return replace(before, count=count)
     if count == before.count:
         return before
+    if 0 < before.count - count <= newly_drained:
+        return replace(before, count=count, changed_at_s=now_s)
     after = replace(before, count=count, changed_at_s=now_s, is_falling=count < before.count)
     if not after.is_falling:
         return replace(after, rose_at_s=now_s)

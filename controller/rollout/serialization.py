@@ -14,7 +14,7 @@ from controller.errors import CanaryctlError
 from controller.rollout.actions import Action
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.state import RolloutState
-from serving.files.plain_text import storable_values
+from serving.files.plain_text import storable_json
 
 FORMAT = 1
 # Stored keys of renamed fields: stored states stay readable, also by older releases.
@@ -40,7 +40,7 @@ def state_to_json(state: RolloutState) -> str:
     values = {
         STORED_KEYS.get(key, key): value for key, value in _state.dump_python(state, mode="json").items()
     }
-    return _dumps({"format": FORMAT, "rollout": values})
+    return storable_json({"format": FORMAT, "rollout": values})
 
 
 def state_from_json(text: str | bytes) -> RolloutState:
@@ -61,7 +61,7 @@ def state_from_json(text: str | bytes) -> RolloutState:
 
 
 def actions_to_json(actions: Sequence[Action]) -> str:
-    return _dumps(_actions.dump_python(tuple(actions), mode="json"))
+    return storable_json(_actions.dump_python(tuple(actions), mode="json"))
 
 
 def actions_from_json(text: str | bytes) -> tuple[Action, ...]:
@@ -74,7 +74,7 @@ def actions_from_json(text: str | bytes) -> tuple[Action, ...]:
 
 def evidence_to_json(evidence: EvidenceStatus) -> str:
     # Not `dump_json`: it writes an infinite interval end as null, which cannot be read again.
-    return _dumps(_evidence.dump_python(evidence, mode="json"))
+    return storable_json(_evidence.dump_python(evidence, mode="json"))
 
 
 def evidence_from_json(text: str | bytes) -> EvidenceStatus:
@@ -83,7 +83,3 @@ def evidence_from_json(text: str | bytes) -> EvidenceStatus:
         return _evidence.validate_json(text)
     except ValidationError as exc:
         raise _unreadable("evidence", exc) from exc
-
-
-def _dumps(document: object) -> str:
-    return json.dumps(storable_values(document), separators=(",", ":"))

@@ -143,6 +143,7 @@ class Readiness:
     rose_at_s: float | None = None  # when the count rose last; None: not since it was first read
     last_lost_at_s: float | None = None  # None: no replica was lost
     early_losses_at_s: tuple[float, ...] = ()  # losses soon after a rise, the newest last
+    drained: int = 0  # replicas that left by order, as the fleet counted them last
 
 
 @dataclass(frozen=True, slots=True)

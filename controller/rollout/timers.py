@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.quantities import percent
-from controller.rollout.desired import desired_split
+from controller.rollout.desired import desired_split, silent_arm
 from controller.rollout.journal import hold, log, release, since, time_limit_s
 from controller.rollout.observation import (
     Observation,
@@ -55,12 +55,17 @@ def update_timers(state: RolloutState, seen: Observation, now_s: float) -> Rollo
     if state.phase in (Phase.PLANNING, Phase.PREFLIGHT, Phase.ROLLING_BACK, Phase.UNLOADING):
         return replace(state, unreadable_since_s=None, unready_since_s=None)
     applied = is_applied(seen, desired_split(state))
-    blind = seen.split is None or seen.versions is None or (state.phase in PUBLISHED and not applied)
-    state = replace(state, unreadable_since_s=since(state.unreadable_since_s, blind, now_s))
-    state = _note_load_error(note_ready(state, seen, now_s), seen, now_s)
+    silent = silent_arm(state, seen) if state.phase in PUBLISHED else None
+    state = _note_silent_arm(state, silent, now_s)
+    is_pending = state.phase in PUBLISHED and not applied and silent is None
+    blind = seen.split is None or seen.versions is None or is_pending
+    blind_s, unready_s = since(state.unreadable_since_s, blind, now_s), state.unready_since_s
     if seen.versions is not None:
         unready = state.phase is not Phase.LOADING and ready_replicas(seen, state.canary.id) == 0
-        state = replace(state, unready_since_s=since(state.unready_since_s, unready, now_s))
+        unready_s = since(unready_s, unready, now_s)
+    if (blind_s, unready_s) != (state.unreadable_since_s, state.unready_since_s):
+        state = replace(state, unreadable_since_s=blind_s, unready_since_s=unready_s)
+    state = _note_load_error(note_ready(state, seen, now_s), seen, now_s)
     unacked = state.phase in PUBLISHED and state.acked_at_s is None and state.exposed
     if unacked and applied and seen.split is not None:
         state = replace(state, acked_at_s=now_s)
@@ -74,6 +79,19 @@ def update_timers(state: RolloutState, seen: Observation, now_s: float) -> Rollo
         text = f"{what} is applied on every router ({applied_words(seen.split.how)})"
         state = log(state, now_s, text)
     return _hold_while_both_arms_fail(state, seen, now_s)
+
+
+def _note_silent_arm(state: RolloutState, silent: str | None, now_s: float) -> RolloutState:
+    """Log once that the split waits, and for which version; None: it does not wait."""
+    key = f"withheld/{silent}"
+    if silent is not None and key not in state.alarmed:
+        text = f"{percent(state.weight_bp)} is not published: {state.title(silent)} has no ready replica"
+        state = log(state, now_s, f"{text}, and what is published answers")
+        return replace(state, alarmed=(*state.alarmed, key))
+    if silent is None and any(one.startswith("withheld/") for one in state.alarmed):
+        left = tuple(one for one in state.alarmed if not one.startswith("withheld/"))
+        return replace(state, alarmed=left)
+    return state
 
 
 def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:

@@ -211,6 +211,7 @@ def _version_status(status: plane.VersionStatus) -> VersionStatus:
         memory_bytes=status.memory_bytes,
         last_error=status.last_error,
         since_s=status.since_s,
+        drained_replicas=status.drained_replicas,
     )
 
 

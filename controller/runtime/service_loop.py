@@ -18,6 +18,7 @@ from controller.runtime.reconciler import Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
+from serving.files.plain_text import plain_text
 
 PAUSE_S = 1.0  # without the lease, or after an error
 KEEP_S = 1.0
@@ -92,14 +93,14 @@ class ServiceLoop:
                 return self._retry(exc)
             # What failed may fail still: only a tick under the lease tells.
             return PAUSE_S
-        if self._workers is None or self._token != token:
-            self._workers, self._token = self._make_workers(self._service), token
         try:
+            if self._workers is None or self._token != token:
+                self._workers, self._token = self._make_workers(self._service), token
             pause_s = self._tick(self._workers, token)
         except (StaleToken, UnknownService):
             self._completed()
             raise
-        except Exception as exc:  # noqa: BLE001 - bugs too are raised again, but count as failed ticks
+        except Exception as exc:  # noqa: BLE001 - a bug is shown and logged, and the next tick is tried
             return self._failed(exc)
         self._completed()
         return pause_s
@@ -113,7 +114,7 @@ class ServiceLoop:
         self._failing_since_s, self._is_stuck = None, False
 
     def _failed(self, exc: Exception) -> float:
-        """Seconds until the failed tick is repeated. Raises the error if it is a bug of ours."""
+        """Seconds until the failed tick is repeated."""
         now_s = self._clock.boot_s()
         if self._failing_since_s is None:
             self._failing_since_s = now_s
@@ -124,13 +125,18 @@ class ServiceLoop:
                 f"heartbeats stop, so the route table withdraws a canary in a minute: {exc}"
             )
             telemetry.error("the service is stuck", why, service=self._service)
+            self.last = replace(self.last, problem=str(why))
         if isinstance(exc, StaleWrite):
             telemetry.warning("another writer was first, reading again", service=self._service, why=str(exc))
             self._workers = None
             return 0.0
         if isinstance(exc, CanaryctlError):
             return self._retry(exc)
-        raise exc
+        telemetry.error("a tick failed", exc, service=self._service)
+        first = plain_text(str(exc).partition("\n")[0], limit=200)  # further lines may hold what was stored
+        what = f"a bug of canaryctl, see its log: {type(exc).__name__}: {first}"
+        self.last = replace(self.last, problem=what)
+        return PAUSE_S
 
     def _retry(self, exc: CanaryctlError) -> float:
         self._faults.failed(ticks_of(self._service), exc, service=self._service)

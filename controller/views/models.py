@@ -8,6 +8,7 @@ not know, and shows a value that it does not know as it is.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -331,6 +332,7 @@ def _sum(values: list[float | None]) -> float | None:
     return math.fsum(known) if known and len(known) == len(values) else None
 
 
+@cache
 def build_views() -> None:
     """Build every shape now, in a process of several threads that would otherwise build them at first use."""
     for view in _View.__subclasses__():

@@ -56,16 +56,17 @@ class Everyone:
         """Mean harm of each group in this round, K x groups."""
         mass = self.weight * self.units
         size = np.maximum(np.bincount(self.group, weights=mass), 1e-12)
-        return np.stack([np.bincount(self.group, weights=mass * harm) / size for harm in self.harm])
+        return np.array([np.bincount(self.group, weights=mass * harm) / size for harm in self.harm])
 
-    def excess(self) -> Floats:
+    def excess(self, means: Floats) -> Floats:
         """Harm above the mean of the unit's class, summed over the rounds so far, K x n."""
-        excess: Floats = self.before + self.weight * (self.harm - self.means()[:, self.group])
+        excess: Floats = self.before + self.weight * (self.harm - means[:, self.group])
         return excess
 
 
-def log_wealth(of: Everyone, limit: float) -> float:
+def log_wealth(of: Everyone, excess: Floats, limit: float) -> float:
     """Log of the mean product over the ways and the bets; these are sized for a log wealth of `limit`.
+    excess: `Everyone.excess`.
 
     Check: two units of one class, p = 0.5, harm 1 on the canary and 0 on stable: each factor is
     1 + 0.25 lam, lam = min(MULTIPLES sqrt(2 limit / 0.125), 3.6).
@@ -73,16 +74,16 @@ def log_wealth(of: Everyone, limit: float) -> float:
     if len(of.group) == 0:
         return 0.0
     terms = []
-    excess = of.excess()
+    variance, on_stable, on_canary = of.units * of.p * (1.0 - of.p), -(1.0 - of.p), of.p
+    coin = of.arm - of.p
     for off in np.concatenate((excess, excess - of.before)):  # harm that begins late is in this round alone
-        spread = float(np.sum(of.units * of.p * (1.0 - of.p) * off**2))
-        worst = float(np.max(np.maximum(-(1.0 - of.p) * off, of.p * off)))  # on whichever arm it had been
+        spread = float(np.sum(variance * off**2))
+        worst = float(np.max(np.maximum(on_stable * off, on_canary * off)))  # on whichever arm it had been
         if spread <= 1e-12 or worst <= 0.0:
             terms.append(np.zeros(len(MULTIPLES)))
             continue
         lam = np.minimum(MULTIPLES * math.sqrt(2.0 * limit / spread), SAFETY / worst)
-        x = (of.arm - of.p) * off
-        terms.append(np.log1p(lam[:, None] * x) @ of.units)
+        terms.append(np.log1p(lam[:, None] * (coin * off)) @ of.units)
     logs = np.concatenate(terms)
     prior = np.tile(PRIOR, len(terms)) / len(terms)
     top = float(np.max(logs))
@@ -108,6 +109,14 @@ class HarmSoFar:
     def is_untouched(self) -> bool:
         """Whether no round has closed: nothing to store."""
         return self.base.size == 0
+
+    def without(self, units: Ints) -> Flags:
+        """Which of the units here are none of these."""
+        rest = np.ones(len(self.unit), dtype=np.bool_)
+        if len(rest) and len(units):
+            place = np.minimum(np.searchsorted(self.unit, units), len(rest) - 1)
+            rest[place[self.unit[place] == units]] = False
+        return rest
 
     def base_of(self, ways: int, origins: int) -> Floats:
         """The base for so many origins, ways x origins."""

@@ -142,6 +142,13 @@ class LaterShare:
         total = float(np.add.accumulate(shares)[-1])
         return [part for part in range(PARTS) if shares[part] >= least or (part == 0 and total >= least)]
 
+    def beyond(self, least: float) -> tuple[float, int]:
+        """The later requests of which no proof is asked (`parts_of`): their share of the values, and after
+        how many sessions' requests of a unit in an hour they begin."""
+        rest = sorted(set(range(PARTS)) - set(self.parts_of(least)))
+        shares = self.shares
+        return sum(float(shares[part]) for part in rest), 1 << min(rest, default=PARTS)
+
 
 def _sums(part: Ints, stands: Ints) -> Ints:
     """Sums of `stands` by part."""

@@ -11,6 +11,7 @@ the canary, of no class any more: with the change, its earlier class ends for bo
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -161,13 +162,13 @@ class Attendance:
         passed = self.look - FIRST_LOOK
         return 1 + passed // LOOKS, 1 + passed % LOOKS
 
-    def of_round(self, round_: int) -> Released | None:
-        """The later sessions of a round that have closed; None: none has."""
+    def parts_of_round(self, round_: int) -> list[Released]:
+        """The later sessions of a round that have closed, by part."""
         joined = self._joined()
         if joined is None:
-            return None
+            return []
         joined = joined.pick(joined.round == round_)
-        return joined if len(joined) else None
+        return [joined.pick(joined.part == part) for part in np.unique(joined.part)]
 
     def current(self) -> NDArray[np.bool_]:
         """By origin: whether units were drawn at the present weight by the end of the look's round."""
@@ -186,15 +187,19 @@ class Attendance:
         of its group comes: they say nothing, and add no noise.
         """
         classes, buckets = np.divmod(origins // 2, BUCKETS)
-        round_ = self.round_and_look()[0]
-        judged = np.array([judged_block(bucket, round_, part) for bucket in range(BUCKETS)])
-        groups: Ints = (classes << part) + judged[buckets]
+        groups: Ints = (classes << part) + _judged_blocks(self.round_and_look()[0], part)[buckets]
         return groups
 
     def _joined(self) -> Released | None:
         if len(self._parts) > 1:
             self._parts = [Released.joined(self._parts)]
         return self._parts[0] if self._parts else None
+
+
+@lru_cache(maxsize=32)
+def _judged_blocks(round_: int, part: int) -> Ints:
+    """The judged block of a part, by bucket."""
+    return np.array([judged_block(bucket, round_, part) for bucket in range(BUCKETS)], dtype=np.int64)
 
 
 def _tosses(rows: Rows) -> NDArray[np.bool_]:
@@ -228,7 +233,7 @@ def look_at(
         share = np.where(np.arange(len(current)) % 2 == 1, sampling.canary, sampling.stable)
 
     came = (returned.origin >= 0) & current[np.maximum(returned.origin, 0)]
-    kept = current[so_far.origin] & ~np.isin(so_far.unit, returned.unit[came])
+    kept = current[so_far.origin] & so_far.without(returned.unit[came])
     unit = np.concatenate((returned.unit[came], so_far.unit[kept]))
     known = np.concatenate((returned.origin[came], so_far.origin[kept]))
     others = attendance.counts - np.bincount(known, minlength=len(current))
@@ -247,8 +252,10 @@ def look_at(
     )
     round_, look = attendance.round_and_look()
     wanted = channel.wanted(round_, look)
+    means = everyone.means()
+    excess = everyone.excess(means)
     channel.look(
-        log_wealth(everyone, wanted),
+        log_wealth(everyone, excess, wanted),
         wanted,
         seq=attendance.seq,
         canary=attendance.canary,
@@ -256,9 +263,9 @@ def look_at(
     )
     if look == LOOKS and len(origin):
         origins = np.flatnonzero(current)
-        mean = everyone.means()[:, attendance.groups(origins, part)]
+        mean = means[:, attendance.groups(origins, part)]
         base[:, origins] += share[origins] * (1.0 - mean)
-        so_far.keep(unit, known, everyone.excess()[:, : len(unit)], base)
+        so_far.keep(unit, known, excess[:, : len(unit)], base)
 
 
 def harm_of(block: UnitBlock, gate: Gate, failures: float) -> Floats:

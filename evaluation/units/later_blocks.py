@@ -13,6 +13,7 @@ before it.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 PARTS = 5  # of a unit's blocks in a round: with ten requests a block, the 11th to the 320th request
 BLOCKS = 1 << PARTS  # numbers of blocks; the last one stands for all that come after the parts
@@ -67,6 +68,7 @@ def bucket_of(unit: int) -> int:
     return _mixed(unit) % BUCKETS
 
 
+@lru_cache(maxsize=1 << 14)
 def judged_block(bucket: int, round: int, part: int) -> int:
     """Which of the 2 ** part blocks of a part is judged, from 0: the first with 1/2, else one of the others.
 

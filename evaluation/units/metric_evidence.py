@@ -256,17 +256,16 @@ class MetricEvidence:
     def look_at_everyone(self, attendance: Attendance, returned: Released, first_column: int) -> None:
         """Test all units that were drawn, with whoever has not come back in a round as the worst.
 
-        returned: the round's later sessions, with the columns of `later_values` from `first_column` on. Each
-        part of them has a test of its own: a unit has at most one later session of a part in a round.
+        returned: the round's later sessions of a part, with the columns of `later_values` from `first_column`
+        on. Each part has a test of its own: a unit has at most one later session of a part in a round.
         """
-        for part in np.unique(returned.part).tolist():
-            of_part = returned.pick(returned.part == part)
-            for gate, column, channels in self._bets.everyone:
-                if not channels[part].is_decided:
-                    block = self._later_block(of_part, column, first_column)
-                    if len(block):
-                        harm = harm_of(block, gate, self._failures)
-                        look_at(attendance, channels[part], of_part, block, harm, self._sampling)
+        part = int(returned.part[0])
+        for gate, column, channels in self._bets.everyone:
+            if not channels[part].is_decided:
+                block = self._later_block(returned, column, first_column)
+                if len(block):
+                    harm = harm_of(block, gate, self._failures)
+                    look_at(attendance, channels[part], returned, block, harm, self._sampling)
 
     def _later_block(self, returned: Released, column: Column, first_column: int) -> UnitBlock:
         if column.missing is None:

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 
 from serving.credentials import SECRET_HEADER, ControlSecret, DataSecret
 from serving.fleet.token_notes import TokenNote, TokenNotes
-from serving.targets import method_of
+from serving.targets import REALTIME, method_of
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -71,8 +71,8 @@ class EngineFront:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
             return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1003})
+        if scope["type"] == "websocket":
+            await self._serve_websocket(scope, receive, send)
             return
         headers = dict(scope["headers"])
         needed = self._control_secret if method_of(scope["path"]) is None else self._data
@@ -117,6 +117,23 @@ class EngineFront:
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=grace_s)
         self.cancel()
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket of a router; any other, and one of another path, is refused before it is accepted."""
+        secret = dict(scope["headers"]).get(SECRET_HEADER, b"")
+        is_allowed = scope["path"] == REALTIME and hmac.compare_digest(secret, self._data)
+        if not is_allowed or self.app is None or not self._is_ready:
+            status = 503 if is_allowed else 403
+            await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": b""})
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._tasks.discard(task)
 
     async def _serve(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         has_begun = has_died = False

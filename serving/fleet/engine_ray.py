@@ -107,7 +107,7 @@ class EngineReplica:
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             lifespan="off",
-            ws="none",
+            ws="auto",
         )
         self._server = QuietServer(config)
         self._serving: asyncio.Future[None] = asyncio.create_task(self._server.serve(sockets=[listening]))

@@ -73,6 +73,7 @@ class _Version:
     reload_as: Launch | None = None  # to be loaded when it is gone
     is_up: bool = False  # an external endpoint has answered its probe
     probed_s: float = 0.0  # when it was last probed
+    drained: int = 0  # replicas that said, ready until then, that Serve stops them
 
     def enter(self, phase: VersionPhase, now_s: float) -> None:
         if self.phase != phase:
@@ -194,6 +195,9 @@ class FleetCore:
             entry = _Version(launch, "loading", now_s, run_as=launch, may_be_published=True)
             self._versions[key] = entry
         entry.processes.update(report.processes)
+        before = entry.reports.get(report.replica)
+        if report.phase == "closing" and before is not None and before[0].phase == "ready":
+            entry.drained += 1
         entry.reports[report.replica] = (report, now_s)
         entry.silences.pop(report.replica, None)
         if report.error is not None:
@@ -317,6 +321,7 @@ class FleetCore:
                 last_error=entry.error,
                 since_s=entry.since_s,
                 external=entry.launch.url is not None,
+                drained_replicas=entry.drained,
             )
             for (of, name), entry in self._versions.items()
             if of == service

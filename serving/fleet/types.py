@@ -139,6 +139,7 @@ class VersionStatus:
     last_error: str | None  # one line; None: none
     since_s: float  # wall clock when it entered this phase
     external: bool = False
+    drained_replicas: int = 0  # ready ones that Serve has stopped, since the fleet actor began: not lost
 
 
 class FleetClient(Protocol):

@@ -7,6 +7,7 @@ Rules:
 2. Files have mode 0600 and the folder 0700. A file is written under another name first, so that a reader sees
    it whole or not at all.
 3. What names a user in a request (`user`, `safety_identifier`, `prompt_cache_key`, `metadata`) is left out.
+   Every text is redacted (`redaction.py`) before it is written.
 
 Invariant: only here is any text of users kept; records, logs and errors hold none.
 """
@@ -21,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from serving.judging.redaction import Redaction
 
 SETTING = "CANARYCTL_SAMPLES"  # environment variable: a folder, or `off`
 MAX_COUNT = 2_000
@@ -71,8 +74,10 @@ class SampleStore:
 
     def add(self, sample: Sample) -> bool:
         """Write the pair, then delete the oldest; False: it alone exceeds the bound. Raises OSError."""
+        plain, redaction = asdict(sample), Redaction()
         request = {key: value for key, value in sample.request.items() if key not in _NAMING}
-        values = {"format": FORMAT, **asdict(sample), "request": request}
+        texts = {"request": request, "stable": plain["stable"], "canary": plain["canary"]}
+        values = {"format": FORMAT, **plain, **{name: redaction.value(one) for name, one in texts.items()}}
         data = json.dumps(values, ensure_ascii=True).encode()
         if len(data) > self.max_bytes or self.max_count < 1:
             return False

@@ -8,7 +8,7 @@ Rules:
 1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
    says nothing, and an end of the body is enough only on paths whose answers hold no text. Where the number
    of choices is not known, one must have finished, and then [DONE] or the end of the body completes it.
-2. A comment is no event; an event without content (a role, a keep-alive) commits nobody to this answer.
+2. A comment is no event, nor is a ping; an event without content (a role) commits nobody to this answer.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
 
@@ -17,38 +17,46 @@ Invariant: no text of an answer is kept, only whether there was any.
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
+from serving.router.answer_events import (
+    TOKEN_COMMENT,
+    count_of,
+    data_of,
+    end_of_events,
+    events_of,
+    is_event,
+    is_sound,
+    json_object,
+    word_of,
+)
+from serving.router.event_shape import EventShape, shape_of
 from serving.router.types import TEXT_PATHS
+from serving.router.usual_answer import usual_answer
 
-WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
-MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
-TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 
 _METADATA = re.compile(
     rb'"(?:finish_reason|stop_reason)":\s*"|"usage":\s*\{|"error":\s*[{"]|"message":\s*\{|\[DONE\]'
-    rb'|"type":\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error)"'
+    rb'|"type":\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error|ping)"'
 )
+_PING = re.compile(rb'\{\s*"type":\s*"ping"')
 _CONTENT = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking|data'
     rb'|transcript)":\s*"[^"]'
     rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
 )
 _LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
-_BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _BOM = b"\xef\xbb\xbf"
+_LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until their shape is known
 
 
 @dataclass(slots=True)
 class AnswerScan:
-    """Scanner of one answer with status 200: `feed` it every byte, then call `end`.
+    """Scanner of one answer with status 200: `feed` it every byte, then call `end`, unless it breaks off.
 
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     choices: how many the request asked for; None: not known.
@@ -77,9 +85,13 @@ class AnswerScan:
     is_stream: bool = field(init=False)  # server-sent events
     _finished: set[int] = field(default_factory=set)  # indices of choices
     _has_last_event: bool = False
-    _buffer: bytes = b""  # an incomplete event of a stream, or a JSON answer so far
+    rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
+    _has_ended: bool = False
+    _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
+    _has_cr: bool = False  # in the buffer
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
     _is_first: bool = True
+    _shape: EventShape | None = None  # of the last event, when others may have it
 
     def __post_init__(self) -> None:
         self.is_stream = self.content_type.startswith("text/event-stream")
@@ -88,13 +100,18 @@ class AnswerScan:
     def is_finished(self) -> bool:
         """True when the stream has said all that it had to say, though its body may not have ended."""
         if self.choices is None:
-            return self._has_last_event or (self.is_done and bool(self._finished))
+            return self._has_last_event or (bool(self._finished) and (self.is_done or self._has_ended))
         return self._has_last_event or len(self._finished) >= max(self.choices, 1)
 
     @property
     def is_whole(self) -> bool:
         """True for a stream in which every choice has finished, and no error came."""
         return self.is_stream and self.is_finished and not self.has_error
+
+    @property
+    def is_amid_event(self) -> bool:
+        """True when an event, or an answer that is no stream, has come in part."""
+        return not self.is_stream or self._is_too_large or bool(self._buffer and self._buffer[0] != 58)  # ':'
 
     @property
     def is_between_events(self) -> bool:
@@ -111,43 +128,67 @@ class AnswerScan:
         if self._is_too_large:
             return data
         if self._is_first:
-            data, self._buffer = self._buffer + data, b""
+            if self._buffer:
+                data = bytes(self._buffer) + data
+                self._buffer.clear()
             if self.is_stream and len(data) < len(_BOM) and _BOM.startswith(data):
-                self._buffer = data  # perhaps a mark of byte order, which is no part of the first event
+                self._buffer += data  # perhaps a mark of byte order, which is no part of the first event
                 return b""
             self._is_first = False
             if self.is_stream and data.startswith(_BOM):
                 data = data[len(_BOM) :]
         if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
             return self._read_events(data)
-        buffered = self._buffer + data if self._buffer else data
-        if not self.is_stream:
-            self._set_buffer(buffered)
-            return data
-        end = _end_of_events(buffered, len(self._buffer))
-        block = buffered[:end] if end < len(buffered) else buffered
-        self._set_buffer(buffered[end:])
-        if self._is_too_large:
-            return self._read_events(block) + buffered[end:]
-        return self._read_events(block) if block else b""
+        known = len(self._buffer)
+        self._buffer += data
+        if self.is_stream:
+            return self._read_buffer(known, b"\r" in data)
+        if len(self._buffer) > PARSE_LIMIT:
+            self._give_up()
+        return data
+
+    def _read_buffer(self, known: int, has_cr: bool) -> bytes:
+        """Read the whole events of the buffer, of which `known` bytes hold no end."""
+        self._has_cr = self._has_cr or has_cr
+        end = end_of_events(self._buffer, known, has_cr=self._has_cr)
+        block = bytes(self._buffer[:end])
+        if end:
+            del self._buffer[:end]
+            self._has_cr = self._has_cr and b"\r" in self._buffer
+        rest = self._give_up() if len(self._buffer) > PARSE_LIMIT else b""
+        return self._read_events(block) + rest if block else rest
+
+    def _give_up(self) -> bytes:
+        """Scan no more; the bytes that are not read."""
+        rest, self._buffer = bytes(self._buffer), bytearray()
+        self._is_too_large = True
+        return rest
 
     def end(self) -> str | None:
-        """The defect of an answer whose body ended cleanly, as a fixed word; None: none."""
+        """The body has ended as its framing declares: read what is left of it; the answer's `fault`."""
+        self._has_ended = True
         if self.is_stream:
             if self._buffer:  # a last event without a blank line: events end so
-                self.takes_ids = False  # of an event that is not passed on
-                self._read_events(self._buffer + b"\n\n")
-                self._buffer = b""
-            needs_finish = self.path in TEXT_PATHS and not self._is_too_large
-            has_finished = self.is_finished or (self.choices is None and bool(self._finished))
-            if needs_finish and not has_finished and not self.has_error:
-                return "cut"
+                lines = [one for one in bytes(self._buffer).split(b"\n") if not one.startswith(TOKEN_COMMENT)]
+                data = data_of(lines)
+                is_event_whole = data == b"[DONE]" or json_object(data) is not None
+                self.rest = b"\n".join(lines) if is_event_whole else None
+                self._buffer.clear()
+                if self.rest is not None:
+                    self.takes_ids = False  # of an event that is not passed on
+                    self._read_events(self.rest + b"\n\n")
         elif self.content_type.startswith("application/json"):
             if not self._is_too_large:
                 self._read_json_answer()
         elif self.path in TEXT_PATHS or self.content_type.startswith("text/html"):
             self.is_malformed = True  # such as a page that asks to log in
-        return self.defect
+        return self.fault
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with an answer from which nothing more comes, as a fixed word; None: nothing."""
+        needs_finish = self.is_stream and self.path in TEXT_PATHS and not self._is_too_large
+        return "cut" if needs_finish and not (self.is_finished or self.has_error) else self.defect
 
     @property
     def defect(self) -> str | None:
@@ -158,31 +199,43 @@ class AnswerScan:
             return "error in the answer"
         return "empty" if self.is_empty else None
 
-    def rest(self) -> bytes | None:
-        """A last event without a blank line, of a stream whose body has ended; None: it is not whole."""
-        if not self.is_stream or not self._buffer:
-            return b""
-        lines = [line for line in self._buffer.split(b"\n") if not line.startswith(TOKEN_COMMENT)]
-        data = data_of(lines)
-        is_whole = data == b"[DONE]" or json_object(data) is not None
-        return b"\n".join(lines) if is_whole else None
-
-    def _set_buffer(self, data: bytes) -> None:
-        self._is_too_large = len(data) > PARSE_LIMIT
-        self._buffer = b"" if self._is_too_large else data
-
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
-        is_sound = _is_sound(block)
         if self.takes_ids:
-            if b'"error"' in block or not is_sound:
+            line, _, event = block.partition(b"\n")
+            is_known = self._shape is not None and line.startswith(TOKEN_COMMENT)
+            if not (is_known and self._shape is not None and self._shape.run(event) == (1, len(event))):
+                return self._read_block(block)
+            self._note_ids(line[len(TOKEN_COMMENT) :])
+            self.events += 1
+            return event
+        at, size = 0, len(block)
+        while self._shape is None and at < _LEARNED_FROM and b"\r" not in block:
+            end = block.find(b"\n\n", at) + 2
+            if not at < end < size:  # one is left, perhaps with further line ends
+                break
+            self._read_block(block[at:end])
+            at = end
+        if self._shape is not None:
+            count, at = self._shape.run(block, at)
+            self.events += count
+        if at < size:
+            self._read_block(block[at:] if at else block)
+        return block
+
+    def _read_block(self, block: bytes) -> bytes:
+        """Read a block of events that are of no known shape."""
+        are_sound = is_sound(block)
+        if self.takes_ids:
+            if b'"error"' in block or not are_sound:
                 return self._read_until_error(block)
             if TOKEN_COMMENT in block:
                 block = self._without_ids(block)
-        elif not is_sound and not all(_is_event(one) for one in _events_of(block)):
+        elif not are_sound and not all(is_event(one) for one in events_of(block)):
             self.is_malformed = True
         if self.has_content and not _may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
+            self._shape = shape_of(block) if are_sound else None
             return block
         lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
         parts: list[bytes] = []
@@ -216,13 +269,13 @@ class AnswerScan:
     def _read_until_error(self, block: bytes) -> bytes:
         """Read event after event, so that the ids are those of the events before an error or garbage."""
         passed = []
-        events = _events_of(block)
+        events = events_of(block)
         for index, event in enumerate(events):
             if self.is_done:
                 break  # nothing can follow
             known = len(self.token_ids)
             plain = self._without_ids(event + b"\n\n")
-            if _is_event(event, is_ours=True):
+            if is_event(event, is_ours=True):
                 self.takes_ids = False
                 self._read_events(plain)
                 self.takes_ids = True
@@ -241,6 +294,8 @@ class AnswerScan:
         if data == b"[DONE]":
             self.is_done = True
             return
+        if _PING.match(data):
+            return
         self.events += 1
         if not self.has_content and _CONTENT.search(data):
             self.has_content = True
@@ -250,15 +305,18 @@ class AnswerScan:
             if self.events == 1 and event is not None:
                 created = event.get("created")
                 self.created = created if type(created) is int else None
-                self.model = _word(event.get("model"))
+                self.model = word_of(event.get("model"))
 
     def _read_json_answer(self) -> None:
-        answer = json_object(self._buffer)
-        if answer is None:
+        text = bytes(self._buffer)
+        if (usual := usual_answer(text)) is not None:
+            self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
+            self.finish_reason, self._finished, self.has_usage_event = usual[3:]
+        elif (answer := json_object(text)) is not None:
+            self._read_object(answer)
+        else:
             self.is_malformed = True
-            return
-        self.has_content = _CONTENT.search(self._buffer) is not None
-        self._read_object(answer)
+        self.has_content = not self.is_malformed and _CONTENT.search(text) is not None
 
     def _read_object(self, data: dict[str, Any] | None) -> None:
         """Read one JSON object: a whole answer or one event, of any of the served APIs."""
@@ -280,7 +338,7 @@ class AnswerScan:
                     self._read_choice(choice)
         delta = data.get("delta")
         if isinstance(delta, dict):
-            self.finish_reason = _word(delta.get("stop_reason")) or self.finish_reason
+            self.finish_reason = word_of(delta.get("stop_reason")) or self.finish_reason
 
     def _read_choice(self, choice: dict[str, Any]) -> None:
         reason = choice.get("finish_reason")
@@ -289,16 +347,16 @@ class AnswerScan:
         index = choice.get("index", 0)
         if isinstance(index, int):
             self._finished.add(index)
-        self.finish_reason = _word(reason) or self.finish_reason
+        self.finish_reason = word_of(reason) or self.finish_reason
 
     def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
         if self.answer_id is None:
-            self.answer_id = _word(fields.get("id"))
-        self.finish_reason = _word(fields.get("stop_reason")) or self.finish_reason
+            self.answer_id = word_of(fields.get("id"))
+        self.finish_reason = word_of(fields.get("stop_reason")) or self.finish_reason
         usage = fields.get("usage")
         if isinstance(usage, dict):
-            self.prompt_tokens = _count(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
-            self.completion_tokens = _count(
+            self.prompt_tokens = count_of(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
+            self.completion_tokens = count_of(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )
 
@@ -320,80 +378,3 @@ def _may_hold_metadata(block: bytes) -> bool:
         and reasons != block.count(b'"finish_reason":null')
         and (_METADATA.search(block) is not None)
     )
-
-
-_SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
-_OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
-
-
-def _is_sound(block: bytes) -> bool:
-    """True when every event of a block is surely one that `_is_event` accepts; of most engines all are."""
-    try:
-        if not block.isascii():
-            block.decode()
-        start = block.find(b"\n") + 1 if block.startswith(TOKEN_COMMENT) else 0
-        if block.find(b"\n", start) == len(block) - 2 and block.startswith(b"data: {", start):
-            _SKIP(block[start + 6 : -2])  # one event of one line, most often
-            return True
-        for line in block.split(b"\n"):
-            if line.startswith(b"data: {"):
-                _SKIP(line[6:])
-            elif line and not line.startswith(_OTHER_LINES) and line != b"data: [DONE]":
-                return False
-    except ValueError:
-        return False
-    return True
-
-
-def _is_event(event: bytes, *, is_ours: bool = False) -> bool:
-    """True for an event without data, with a JSON object, or [DONE].
-
-    is_ours: of our engines, which write no line that readers ignore.
-    """
-    lines = event.split(b"\n")
-    data = data_of(lines)
-    is_known = not is_ours or all(not one or one.startswith((b"data:", *_OTHER_LINES)) for one in lines)
-    return is_known and (not data or data == b"[DONE]" or json_object(data) is not None)
-
-
-def data_of(lines: list[bytes]) -> bytes:
-    """The data of an event, given its lines; empty: it has none."""
-    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
-
-
-def _events_of(block: bytes) -> list[bytes]:
-    """The events of a block that ends with a blank line."""
-    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")[:-1]
-
-
-def _end_of_events(data: bytes, known: int) -> int:
-    """Where the last whole event ends; 0: nowhere. `known`: how many bytes are known to hold no end."""
-    start = max(known - 3, 0)
-    if b"\r" not in data:
-        found = data.rfind(b"\n\n", start)
-        return found + 2 if found >= 0 else 0
-    return max(found + len(mark) if (found := data.rfind(mark, start)) >= 0 else 0 for mark in _BOUNDARIES)
-
-
-def _count(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
-    value = usage.get(name, usage.get(other))
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_count else before
-
-
-def _word(value: object) -> str | None:
-    """A short printable text of an answer; None for anything else, which could not be recorded."""
-    is_word = isinstance(value, str) and 0 < len(value) <= WORD_LIMIT and value.isprintable()
-    return value if is_word else None  # type: ignore[return-value]
-
-
-def json_object(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in `data`; None when it is malformed, too deep or not an object."""
-    try:
-        value = msgspec.json.decode(data)
-    except (ValueError, RecursionError):
-        try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, numbers of any size
-            value = json.loads(data)
-        except (ValueError, RecursionError):
-            return None
-    return value if isinstance(value, dict) else None

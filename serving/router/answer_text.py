@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from serving.router.answer_scan import data_of, json_object
+from serving.router.answer_events import data_of, json_object
 
 Said: TypeAlias = dict[str, Any]  # 'text', 'reasoning', 'refusal', 'tool_calls' of one choice; absent: none
 

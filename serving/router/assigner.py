@@ -28,18 +28,17 @@ from serving.router.affinity import (
     signed,
 )
 from serving.router.assignment import (
-    SESSION_HEADER,
     AssignmentKey,
-    bucket_of,
+    Salted,
+    Units,
     find_key,
     salt_of,
     unit_key_of,
-    unit_of,
 )
 from serving.router.body_facts import BodyFacts
 from serving.router.burst import BurstWindow
 from serving.router.clients import ANYONE, Client, Clients, forced_arm
-from serving.router.headers import value_of
+from serving.router.headers import SESSION_HEADER, value_of
 from serving.router.outbox import Canary
 from serving.router.types import Assignment, Refusal, Request
 from serving.table.heavy_keys import UnitCounter
@@ -53,7 +52,8 @@ class Assigner:
         self._counter = UnitCounter()
         self._burst = BurstWindow()
         self._clients: Clients | None = None
-        self._unit_key = self._salt = ""
+        self._units = Units("", "")
+        self._salted = Salted("")
         self._generation = b""
         self._canary: Canary | None = None
         self._rollout = ""
@@ -61,8 +61,8 @@ class Assigner:
     def use(self, table: RouteTable) -> None:
         """Prepare for this table."""
         self._clients = Clients(table.access) if table.access is not None else None
-        self._unit_key = unit_key_of(table)
-        self._salt = salt_of(table.service, table.salt)
+        self._units = Units(unit_key_of(table), table.rollout)
+        self._salted = Salted(salt_of(table.service, table.salt))
         self._generation = generation_of(table) if table.affinity is not None else b""
         self._canary = canary_of(table)
         if table.rollout != self._rollout:
@@ -101,7 +101,7 @@ class Assigner:
         session = value_of(request.headers, SESSION_HEADER)
         key = find_key(session, facts, request_id=request_id)
         is_named = facts.key is not None or bool(session and session.strip())
-        unit = unit_of(self._unit_key, table.rollout, key.text)
+        unit = self._units.of(key.text)
         self._counter.add(unit if key.source == "sticky" else None)
         assigned_by: AssignedBy = key.source
         heavy = ""
@@ -113,7 +113,7 @@ class Assigner:
         canary = table.canary
         if canary is None:
             return Assignment(STABLE, 0.0, None, unit, key.text, assigned_by, None)
-        bucket = bucket_of(self._salt, key.text)
+        bucket = self._salted.bucket_of(key.text)
         w_bp = table.weight_bp
         if self._clients is not None:
             forced = forced_arm(client, request.headers)
@@ -162,12 +162,12 @@ class Assigner:
     ) -> tuple[AssignmentKey, str, AssignedBy]:
         """The key, unit and word for a request whose own unit is heavy."""
         if facts.opening is not None:
-            narrower = unit_of(self._unit_key, table.rollout, facts.opening)
+            narrower = self._units.of(facts.opening)
             if narrower != unit:
                 self._counter.add_more(narrower)
                 if narrower not in table.heavy:
                     return AssignmentKey(facts.opening, "sticky"), narrower, "conversation"
-        narrower = unit_of(self._unit_key, table.rollout, request_id)
+        narrower = self._units.of(request_id)
         return AssignmentKey(request_id, "request"), narrower, "heavy"
 
     def _pin(self, table: RouteTable, request: Request, wall_s: float) -> Pin | None:

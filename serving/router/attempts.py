@@ -6,7 +6,7 @@ Rules:
    may break off. But an endpoint that answers our API key with 401 or 403 has failed.
 2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
    repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
-   on while connections are refused, and after a timeout.
+   on while connections are refused. The limit to the first byte is one for all attempts at an arm together.
 3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
 4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
    another replica of stable, if there is one.
@@ -21,14 +21,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from heapq import nlargest
 
+from msgspec import Struct
+
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.answer_scan import AnswerScan
-from serving.router.assignment import hash64
+from serving.router.assignment import Salted
 from serving.router.types import Assignment, Failure, RouterContext
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
@@ -37,6 +38,7 @@ MAX_LOOKUPS = 64  # replicas that are asked for one id
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
 _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _MASK = (1 << 64) - 1
+_OF_REPLICA = Salted("replica")
 
 
 def failure_of(status: int | None, *, only_200: bool = False) -> str | None:
@@ -63,8 +65,7 @@ def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure
     return None
 
 
-@dataclass(slots=True)
-class Tried:
+class Tried(Struct, gc=False):
     """One attempt so far."""
 
     arm: int
@@ -75,7 +76,7 @@ class Tried:
 
 def preferred(replicas: Sequence[Replica], key: str) -> list[Replica]:
     """The two replicas with the highest scores for this key, the best first; all, when there are fewer."""
-    spread = hash64("replica", key)
+    spread = _OF_REPLICA.hash64(key)
     return nlargest(2, replicas, key=lambda one: score(_hash_of(one.url), spread))
 
 
@@ -92,7 +93,7 @@ def score(replica_hash: int, key_hash: int) -> int:
 
 @lru_cache(maxsize=4096)
 def _hash_of(url: str) -> int:
-    return hash64("replica", url)
+    return _OF_REPLICA.hash64(url)
 
 
 class Attempts:
@@ -143,13 +144,17 @@ class Attempts:
         # Stable of the newest table: its replicas may have changed while the canary held the request.
         return (self._context.table or self._table).stable
 
-    def begin(self, *, has_time: bool = True) -> tuple[Arm, Replica] | None:
-        """The version and replica to ask now; None: no replica is left, or no time for a lookup."""
+    def begin(self, has_time: Callable[[], bool] | None = None) -> tuple[Arm, Replica] | None:
+        """The version and replica to ask now; None: no replica is left, or no time.
+
+        has_time: whether the current arm may still be asked; None: it may.
+        """
         if self._assignment.is_lookup:
-            return self._begin_lookup(may_ask=has_time and self.count < MAX_LOOKUPS)
+            return self._begin_lookup(may_ask=has_time is None or has_time())
         while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
-            replica = self._choose_replica() if arm else None
+            may_ask = not self.tried or has_time is None or has_time()
+            replica = self._choose_replica() if arm and may_ask else None
             if arm is not None and replica is not None:
                 self._use(replica)
                 return arm, replica
@@ -160,7 +165,7 @@ class Attempts:
         return None
 
     def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
-        for arm in (STABLE, CANARY) if may_ask else ():
+        for arm in (STABLE, CANARY) if may_ask and self.count < MAX_LOOKUPS else ():
             self.arm = arm
             current, untried = self.current_arm, self._untried()
             if current is not None and untried:

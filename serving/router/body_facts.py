@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,10 +17,10 @@ from serving.router.continuable import is_continuable
 OPENING_TURNS = 4096  # in which the first assistant turn is looked for
 BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
 _NOTHING = msgspec.Raw(b"null")
+_ASSISTANT = b'"assistant"'
 
 
-@dataclass(frozen=True, slots=True)
-class BodyFacts:
+class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     """Facts of one JSON object. Texts of users are in it, and are never recorded."""
 
     model: str | None = None
@@ -50,17 +49,54 @@ class _Fields(msgspec.Struct):
     conversation: msgspec.Raw = _NOTHING
 
 
+class _Usual(msgspec.Struct, gc=False):
+    """The same fields where they have their usual types, which most bodies have: read in one pass."""
+
+    model: str | None = None
+    stream: bool | None = None
+    n: int | None = None
+    prompt: msgspec.Raw = _NOTHING
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+    system: msgspec.Raw = _NOTHING
+    messages: msgspec.Raw = _NOTHING
+    input: msgspec.Raw = _NOTHING
+    previous_response_id: msgspec.Raw = _NOTHING
+    conversation: msgspec.Raw = _NOTHING
+
+
 class _Turn(msgspec.Struct):
     role: msgspec.Raw = _NOTHING
 
 
 _FIELDS = msgspec.json.Decoder(_Fields)
+_USUAL = msgspec.json.Decoder(_Usual)
 _TURN = msgspec.json.Decoder(_Turn)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def read_facts(body: bytes) -> BodyFacts | None:
     """The facts of a body; None when it is malformed, nested too deep, or not a JSON object."""
+    try:
+        usual = _USUAL.decode(body)
+    except (ValueError, RecursionError):
+        return _read_unusual(body)
+    streams = bool(usual.stream)
+    return BodyFacts(
+        usual.model,
+        streams,
+        _choices(1 if usual.n is None else usual.n, usual.prompt),
+        usual.prompt_cache_key or usual.safety_identifier or usual.user or None,
+        # What names no assistant has no such turn: most bodies are not read a second time.
+        _opening(usual) if _ASSISTANT in body else None,
+        streams and is_continuable(body),
+        _is_given(usual.previous_response_id) or _is_given(usual.conversation),
+    )
+
+
+def _read_unusual(body: bytes) -> BodyFacts | None:
+    """The facts of any other body."""
     try:
         fields = _FIELDS.decode(body)
     except (ValueError, RecursionError):
@@ -70,7 +106,7 @@ def read_facts(body: bytes) -> BodyFacts | None:
     return BodyFacts(
         model=_text(fields.model),
         streams=streams,
-        choices=_choices(fields),
+        choices=_choices(_value(fields.n) if _is_given(fields.n) else 1, fields.prompt),
         key=next((key for key in keys if key), None),
         opening=_opening(fields),
         continuable=streams and is_continuable(body),
@@ -107,22 +143,21 @@ def _text(raw: msgspec.Raw) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _choices(fields: _Fields) -> int | None:
+def _choices(n: object, prompt: msgspec.Raw) -> int | None:
     """None where `n` is no count as JSON writes it: engines read 2.0 and "2" as they like."""
-    n = _value(fields.n) if _is_given(fields.n) else 1
     if type(n) is not int or n < 1:
         return None
-    if fields.prompt is _NOTHING or _first(fields.prompt) != b"[":
+    if prompt is _NOTHING or _first(prompt) != b"[":
         return n
     try:
-        prompts = _LIST.decode(fields.prompt)
+        prompts = _LIST.decode(prompt)
     except (ValueError, RecursionError):
         return None
     are_tokens = all(_first(one) not in (b'"', b"[") for one in prompts)
     return n if are_tokens else n * max(len(prompts), 1)
 
 
-def _opening(fields: _Fields) -> str | None:
+def _opening(fields: _Fields | _Usual) -> str | None:
     """Digest of everything up to the end of the first assistant turn; the model's name is no part of it."""
     turns = fields.messages if fields.messages is not _NOTHING else fields.input
     if turns is _NOTHING or _first(turns) != b"[":
@@ -133,7 +168,7 @@ def _opening(fields: _Fields) -> str | None:
         return None
     for index, turn in enumerate(listed[:OPENING_TURNS]):
         try:
-            is_assistant = bytes(_TURN.decode(turn).role) == b'"assistant"'
+            is_assistant = bytes(_TURN.decode(turn).role) == _ASSISTANT
         except (ValueError, RecursionError):
             return None  # no engine takes it; half a million of them would hold up everybody
         if is_assistant:

@@ -17,13 +17,12 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from serving.clock import boot_s
-from serving.router import service_choice
+from serving.router import service_choice, tunnel
 from serving.router.admission import Sent, admit, without_names
 from serving.router.answer_framing import VERSION, framed
 from serving.router.body_budget import COUNTED_BODY, BodyShare
@@ -34,6 +33,7 @@ from serving.router.relay import Client, Relay
 from serving.router.request_parser import ParsedRequest, RequestParser
 from serving.router.service_choice import Chosen
 from serving.router.types import Deliver, Head, Refusal, Request
+from serving.targets import REALTIME
 
 if TYPE_CHECKING:
     from serving.router.front_wire import WireFront
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 HEAD_S = 20.0  # from a head's first byte to its last
 BODY_S = 300.0  # from a request's first byte to its last
-KEEP_ALIVE_S = 75.0  # between two requests
 LINGER_S = 2.0  # how long what a refused client still sends is read, so that it gets the answer and no reset
 WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
 
@@ -76,7 +75,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self._front.joined(self)
+        if (refusal := self._front.joined(self)) is not None:
+            self._parser.refuse(refusal)
+            self._next_request()
 
     def data_received(self, data: bytes) -> None:
         if self._is_closing:
@@ -89,11 +90,9 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The client sends no more; True keeps the connection open for the answer."""
-        if self._is_closing:
+        if self._is_closing or self._request is None:
             return False
         self._is_half_closed = True
-        if self._request is None:
-            return False
         self._probe()
         return True
 
@@ -128,17 +127,15 @@ class ClientConnection(asyncio.Protocol):
             self.transport.abort()
         if self._blocked_s is not None and now_s - self._blocked_s > self._front.core.limits.idle_s:
             self.abort()
-        elif self._is_closing:
-            return
+        elif self._is_closing or (self._request is None and self._blocked_s is not None):
+            return  # what is blocked: its answers wait, and its requests with them
         elif self._request is not None:
             if self._is_half_closed:
                 self._probe()
             if self._relay is not None:
                 self._relay.waited(now_s)
-        elif self._blocked_s is not None:
-            return  # its answers wait, and its requests with them
         elif self._parser.is_idle:
-            if now_s - self._begun_s > KEEP_ALIVE_S:
+            if now_s - self._begun_s > self._front.load.keep_alive_s:
                 self.close_after_flush()
         elif now_s - self._begun_s > (BODY_S if self._parser.is_in_body else HEAD_S):
             self._parser.refuse(
@@ -186,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
             if parser.has_new_head and parser.refusal is None:
                 self._admit()
             if parser.refusal is not None:
-                self._send_refusal(parser.refusal, False)
+                self.refuse(parser.refusal, closes=True)
             return
         parsed = parser.requests.popleft()
         self._request = parsed
@@ -221,6 +218,7 @@ class ClientConnection(asyncio.Protocol):
         found = find_target(method, target, front.services)
         if front.own_routes is None or not target.startswith(b"/-/"):
             client = admit(front.cores, Sent(method, target, headers, self._peer()), found)
+            client = front.refusal() or client if isinstance(client, str) else client
             if isinstance(client, Refusal):
                 self._is_head_request = method == "HEAD"
                 self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
@@ -273,14 +271,15 @@ class ClientConnection(asyncio.Protocol):
     ) -> None:
         upstream = self._front.upstream
         assert upstream is not None, "the front was not started"
-        bodies = self._front.bodies
-        if bodies.is_spent and len(parsed.body) > COUNTED_BODY:
-            text = f"the router holds {bodies.limit} bytes of requests already; retry"
-            self.refuse(Refusal(429, "overloaded", text, retry_after_s=1))
+        if (refusal := self._front.refusal(len(parsed.body))) is not None:
+            self.refuse(refusal)
             return
         peer = self._peer() if core.needs_peer else ""
         request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
-        request_id = "req-" + secrets.token_hex(12)
+        request_id = self._front.ids.next()
+        if found.target.path == REALTIME:
+            self._task = self._front.run(tunnel.serve(self, core, request, request_id))
+            return
         exchange = core.begin(
             request, request_id=request_id, now_s=boot_s(), wall_s=time.time(), prepared=prepared
         )
@@ -324,6 +323,11 @@ class ClientConnection(asyncio.Protocol):
 
     # ---- answers
 
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that wait for the client, while it does not read as fast as it is answered."""
+        return self.transport.get_write_buffer_size() if self._blocked_s is not None else 0
+
     def deliver(self, action: Deliver) -> None:
         """Send what the exchange delivers."""
         if self._is_closing:
@@ -348,15 +352,11 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._done()
 
-    def refuse(self, refusal: Refusal) -> None:
-        """Send the router's own error."""
-        self._send_refusal(refusal, self._keep_alive)
-
-    def _send_refusal(self, refusal: Refusal, keep_alive: bool) -> None:
-        self._keep_alive = keep_alive
+    def refuse(self, refusal: Refusal, *, closes: bool = False) -> None:
+        """Send the router's own error. closes: the connection ends with it."""
+        self._keep_alive = self._keep_alive and not closes
         self._front.count_refusal(refusal.code, self._core)
-        self._has_head = self._is_chunked = False
-        self._left_bytes = None
+        self._has_head, self._is_chunked, self._left_bytes = False, False, None
         self.deliver(refusal.answer())
 
     def _head_bytes(self, head: Head, data: bytes, then: str) -> bytes:

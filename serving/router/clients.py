@@ -14,6 +14,8 @@ import ipaddress
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from msgspec import structs
+
 from serving.access import Access, ClientKey, TrustedHeaders, digest_of
 from serving.router.headers import RawHeaders, value_of
 from serving.router.types import Refusal, Request
@@ -71,7 +73,7 @@ class Clients:
         if not self._consumed:
             return request
         kept = tuple((name, value) for name, value in request.headers if name.lower() not in self._consumed)
-        return request if len(kept) == len(request.headers) else replace(request, headers=kept)
+        return request if len(kept) == len(request.headers) else structs.replace(request, headers=kept)
 
     def weight_bp(self, client: Client, general_bp: int) -> int:
         """By rule 3, in basis points."""

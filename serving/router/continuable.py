@@ -54,9 +54,18 @@ _NEUTRAL: dict[str, tuple[bytes, ...]] = {
     "modalities": (b'["text"]', b"null"),
 }
 
+
+class _Turn(msgspec.Struct, gc=False):
+    content: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: msgspec.Raw = msgspec.Raw(b"null")
+
+
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_TURNS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
-_PARTS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_TURNS = msgspec.json.Decoder(list[_Turn])
+_PARTS = msgspec.json.Decoder(list[_Part])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -69,9 +78,9 @@ def is_continuable(body: bytes) -> bool:
     """True when a stream that answers this body can be continued from its token ids."""
     try:
         fields = _FIELDS.decode(body)
-        others = fields.keys() - _CONTINUED
-        if any(bytes(fields[name]) not in _NEUTRAL.get(name, ()) for name in others):
-            return False
+        for name, value in fields.items():
+            if name not in _CONTINUED and bytes(value) not in _NEUTRAL.get(name, ()):
+                return False
         if "messages" in fields:
             return "prompt" not in fields and _is_text(fields["messages"])
         return "prompt" in fields and _is_one(fields["prompt"])
@@ -82,10 +91,9 @@ def is_continuable(body: bytes) -> bool:
 def _is_text(messages: msgspec.Raw) -> bool:
     """True when every part of every turn is text."""
     for turn in _TURNS.decode(messages):
-        content = turn.get("content")
-        if content is None or bytes(memoryview(content)[:1]) != b"[":
+        if bytes(memoryview(turn.content)[:1]) != b"[":
             continue
-        if any(bytes(part.get("type", b"")) != b'"text"' for part in _PARTS.decode(content)):
+        if any(bytes(part.type) != b'"text"' for part in _PARTS.decode(turn.content)):
             return False
     return True
 

@@ -10,7 +10,7 @@ from serving.messages import FULL_BP, Arm
 from serving.router.answer_scan import AnswerScan
 from serving.router.continuable import PATHS
 from serving.router.continuation import tokens_header
-from serving.router.headers import RawHeaders
+from serving.router.headers import RawHeaders, value_of
 from serving.router.takeover import wanted_usage
 from serving.router.types import RouterContext, Start
 
@@ -26,7 +26,20 @@ class Cover:
         self.digest: str | None = None  # of its vocabulary; None: the engine names no ids
         self.limit: int | None = None  # the most tokens that it may have; None: not known
 
-    def read(self, arm: Arm | None, headers: RawHeaders) -> bool:
+    def begin(
+        self, arm: Arm | None, headers: RawHeaders, *, is_canary: bool
+    ) -> tuple[AnswerScan, bool, bool | None]:
+        """For the head of an answer: its scan, whether it is held until it is whole, and is covered."""
+        kind = (value_of(headers, b"content-type") or "").lower()
+        is_unfit = self._read(arm, headers)
+        is_ours = arm is not None and arm.has_fence
+        scan = AnswerScan(self._start.request.path, kind, self._start.choices, is_ours)
+        if not is_canary:
+            return scan, False, None
+        is_held = self._must_hold(scan, is_unfit=is_unfit)
+        return scan, is_held, not scan.is_stream or is_held or self.can_continue
+
+    def _read(self, arm: Arm | None, headers: RawHeaders) -> bool:
         """Read the head of an answer; True: its engine says that it cannot be continued."""
         self.digest = self.limit = None
         if arm is None or not arm.has_fence:
@@ -45,7 +58,7 @@ class Cover:
         if arm is not None and digest is not None and digest != "none":
             self._context.vocabularies[arm.version] = digest
 
-    def must_hold(self, scan: AnswerScan, *, is_unfit: bool) -> bool:
+    def _must_hold(self, scan: AnswerScan, *, is_unfit: bool) -> bool:
         """True for a canary's stream that is held back until it is whole. is_unfit: by its engine's word."""
         table = self._start.table
         if self._context.held.is_spent:

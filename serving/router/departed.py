@@ -16,6 +16,8 @@ LIMIT = 256
 class Nobody:
     """In place of a client that has left."""
 
+    unread_bytes = 0
+
     def deliver(self, action: Deliver) -> None:
         """Nobody reads it."""
 

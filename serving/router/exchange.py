@@ -27,15 +27,14 @@ Rules:
 6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
    events are passed on, so that another can always follow.
 7. A request still open after `settle_s` is recorded as open, its end is not (`record.py`).
-
-Clocks: `now_s` is CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
+8. `now_s` is CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from serving.messages import CANARY, STABLE, Arm, Outcome
+from serving.messages import CANARY, STABLE, Outcome
 from serving.router.answer_scan import AnswerScan
 from serving.router.attempts import Attempts, failure_of, unusable
 from serving.router.continuation import Continuation
@@ -64,12 +63,13 @@ class Exchange:
         self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
-        self._seen = Seen()
+        self.seen = Seen()
         self._out = Outgoing(start.now_s, context.held)
         self._cover = Cover(context, start)
         self._now_s = start.now_s  # of the last end of an attempt
         self._continuation: Continuation | None = None
         self._is_key_refused = False  # by stable's endpoint, which was the last to fail
+        self._has_left = False  # the client, whose answer is read on for its record alone
 
     # ---- attempts
 
@@ -79,7 +79,10 @@ class Exchange:
             return self._next_of_continuation(self._continuation)
         self._require(self._attempts.replica is None, "next_attempt")
         self._sender.now_s = now_s or self._now_s
-        chosen = self._attempts.begin(has_time=self._sender.has_time)
+        if self._has_left:  # nobody is there for whom another would answer
+            self._finish("cut", self._attempts.first_cause, self._sender.now_s)
+            return Deliver(then="end")
+        chosen = self._attempts.begin(self._sender.has_time)
         if chosen is None:
             return self._refused(self._sender.no_replica(is_key_refused=self._is_key_refused))
         try:
@@ -125,37 +128,34 @@ class Exchange:
         self._status = status
         kept = returned(headers, request_id=value_of(self._request.headers, REQUEST_ID))
         if self._start.is_eligible and status == 200:
-            self._scan_answer(arm, headers)
-            if self._seen.scan is not None and self._seen.scan.is_stream:  # events may be taken out or added
+            is_canary = self._attempts.arm == CANARY and not self._start.assignment.is_lookup
+            scan, self._out.holds_all, self.seen.covered = self._cover.begin(
+                arm, headers, is_canary=is_canary
+            )
+            self.seen.scan = scan
+            if scan.is_stream:  # events may be taken out or added
                 kept = [(name, value) for name, value in kept if name != b"content-length"]
         self._out.begin(Head(status, kept + self._sender.own_headers()))
         return Step.HOLD
-
-    def _scan_answer(self, arm: Arm | None, headers: RawHeaders) -> None:
-        kind = (value_of(headers, b"content-type") or "").lower()
-        is_unfit = self._cover.read(arm, headers)
-        is_ours = arm is not None and arm.has_fence
-        scan = self._seen.scan = AnswerScan(self._request.path, kind, self._start.choices, is_ours)
-        if self._attempts.arm == CANARY and not self._start.assignment.is_lookup:  # none has it but this one
-            self._out.holds_all = self._cover.must_hold(scan, is_unfit=is_unfit)
-            self._seen.covered = not scan.is_stream or self._out.holds_all or self._cover.can_continue
 
     # ---- the body
 
     def received(self, data: bytes, *, now_s: float) -> Action:
         """Bytes of the body arrived."""
-        seen = self._seen
-        seen.last_byte_s = now_s
+        seen = self.seen
         if self._continuation is not None:
-            return self._received_of(self._continuation, data)
+            return self._received_of(self._continuation, data, now_s)
         scan = seen.scan
-        self._require(self._status is not None, "received")
+        if self.is_over or self._status is None:
+            self._require(False, "received")
         if scan is None:
-            if seen.first_byte_s is None:
-                seen.first_byte_s = now_s
-                self.has_begun = True
+            seen.first_byte_s, seen.last_byte_s = seen.first_byte_s or now_s, now_s
+            self.has_begun = True
             return self._deliver(data)
+        events, is_done = scan.events, scan.is_done
         data = scan.feed(data)
+        if scan.events != events or scan.is_done is not is_done or scan.is_amid_event:
+            seen.last_byte_s = now_s  # a comment is no progress
         if self._out.is_committed and not scan.error_tail:
             return Deliver(None, data) if data else Step.HOLD
         has_begun = scan.has_content or scan.is_finished or scan.has_error or not scan.is_stream
@@ -166,14 +166,18 @@ class Exchange:
             return self._received_error(scan, data)
         return self._hold(scan, data, has_begun)
 
+    @property
+    def reads_on(self) -> bool:
+        """True for an answer that is read at its engine's pace, however slowly its client reads."""
+        return not self._context.held.is_spent and self._cover.may_be_held
+
     def _hold(self, scan: AnswerScan, data: bytes, has_begun: bool) -> Action:
         """Keep what the client may not have yet; deliver all when it may."""
-        if not self._out.hold(data):
-            self._seen.covered = None if self._seen.covered is None else False
-            return self._deliver(b"")
-        if scan.is_stream and has_begun and not self._out.holds_all:
-            return self._deliver(b"")
-        return Step.HOLD
+        is_kept = self._out.hold(data)
+        if not is_kept:
+            self.seen.covered = None if self.seen.covered is None else False
+        may_pass = scan.is_stream and has_begun and not self._out.holds_all
+        return self._deliver(b"") if may_pass or not is_kept else Step.HOLD
 
     def _received_error(self, scan: AnswerScan, data: bytes) -> Action:
         """The engine reported an error inside its answer, of which `data` is what came before."""
@@ -193,17 +197,14 @@ class Exchange:
         if self._continuation is not None:
             return self._ended_of(self._continuation)
         self._require(self._status is not None, "ended")
-        scan = self._seen.scan
-        rest = scan.rest() if scan else b""
+        scan = self.seen.scan
+        cause, rest = (scan.end(), scan.rest) if scan is not None else (None, b"")
         is_short = rest is None or (self._cover.digest is not None and scan is not None and not scan.is_done)
         if is_short and scan is not None and scan.is_whole:
             return self._complete(scan, rest or b"", now_s)
-        cause = scan.end() if scan else None
-        if (
-            not self._out.is_committed
-            and scan is not None
-            and (why := unusable(scan, cause, is_canary=self._attempts.arm == CANARY)) is not None
-        ):
+        is_canary, is_new = self._attempts.arm == CANARY, not self._out.is_committed
+        why = unusable(scan, cause, is_canary=is_canary) if scan is not None and is_new else None
+        if why is not None:
             self._failed(why)
             return Step.AGAIN
         if cause == "cut" and scan is not None and self._may_continue(scan):
@@ -221,7 +222,7 @@ class Exchange:
         self._now_s = now_s
         if self._continuation is not None:
             return self._broken_of(self._continuation, why)
-        scan = self._seen.scan
+        scan = self.seen.scan
         if scan is not None and scan.is_whole:
             return self._complete(scan, b"", now_s)
         if not self._out.is_committed:
@@ -238,24 +239,26 @@ class Exchange:
         if self._start.is_continuable and self._cover.lacks_usage(scan) and self._may_continue(scan):
             self._begin_continuation(scan)
             return Step.AGAIN
-        if self._out.holds_all and self._attempts.arm == CANARY and self._cover.lacks_usage(scan):
+        is_held = self._out.holds_all and self._attempts.arm == CANARY and not self._has_left
+        if is_held and self._cover.lacks_usage(scan):
             self._failed(None)
             return Step.AGAIN
-        self._finish("answered", scan.end(), now_s)
+        self._finish("answered", scan.defect, now_s)
         is_done = scan.is_done or not self._request.path.endswith("completions")
         last = rest.rstrip(b"\n") + b"\n\n" if rest else b""
         return self._deliver(last if is_done else last + DONE, "end")
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
-        if self.is_over or not (self._out.is_waiting or self._continuation is not None):
+        is_waiting = self._out.is_waiting(has_begun=self.has_begun) or self._continuation is not None
+        if self.is_over or not is_waiting:
             return Step.HOLD
-        since_s = self._seen.last_byte_s if self._continuation is not None else None
+        since_s = self.seen.last_byte_s if self._continuation is not None else None
         return self._out.comment(now_s, self._context.limits.keep_alive_s, since_s) or Step.HOLD
 
     def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
         """What was held, and these bytes, for the client."""
-        scan = self._seen.scan
+        scan = self.seen.scan
         return self._out.deliver(data, then, is_stream=scan is not None and scan.is_stream)
 
     def _failed(self, why: Failure | None) -> None:
@@ -264,7 +267,7 @@ class Exchange:
         if self._continuation is not None:
             self._continuation.failed()
         else:
-            self._seen.forget()
+            self.seen.forget(is_whole=why is None)
             self._out.forget()
         self.has_begun = False
         self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
@@ -287,8 +290,7 @@ class Exchange:
         self._continuation = one
         self.has_begun = False
         is_whole = scan.is_finished and not scan.has_error
-        if not is_whole:
-            self._seen.takeover_at = one.sent
+        self.seen.cut(one.sent, is_whole=is_whole)
         self._attempts.release()
         self._attempts.cut(one.sent, is_whole=is_whole)
 
@@ -304,36 +306,36 @@ class Exchange:
 
     def _not_continued(self) -> Deliver:
         """No engine continues: an error event, unless only the usage is missing."""
-        scan = self._seen.scan
+        scan = self.seen.scan
         is_whole = scan is not None and scan.is_finished
         self._finish("answered" if is_whole else "cut", None if is_whole else "cut", self._now_s)
         return Deliver(None, DONE if is_whole else cut_event(self._context.service, scan), "end")
 
-    def _received_of(self, one: Continuation, data: bytes) -> Action:
+    def _received_of(self, one: Continuation, data: bytes, now_s: float) -> Action:
         events = one.received(data)
-        self.has_begun = self.has_begun or bool(events)
+        if events:
+            self.seen.last_byte_s, self.has_begun = now_s, True
         if one.has_error:
             self._failed("cut")
             return Deliver(None, events, "again") if events else Step.AGAIN
         return Deliver(None, events) if events else Step.HOLD
 
     def _ended_of(self, one: Continuation) -> Action:
-        if one.is_tokenizing:
-            if not one.tokenized():
-                self._failed("malformed")
-            return Step.AGAIN
-        return self._broken_of(one, "cut")
+        if not one.is_tokenizing:
+            return self._broken_of(one, "cut")
+        if not one.tokenized():
+            self._failed("malformed")
+        return Step.AGAIN
 
     def _broken_of(self, one: Continuation, why: Failure) -> Action:
-        end = one.ended()
-        if end is None:
-            self._failed(why)
-            return Step.AGAIN
-        return self._continued(end)
+        if (end := one.ended()) is not None:
+            return self._continued(end)
+        self._failed(why)
+        return Step.AGAIN
 
     def _continued(self, end: bytes) -> Deliver:
-        if self._seen.takeover_at is not None:
-            self._seen.taken_over_by = self._attempts.arm
+        if self.seen.takeover_at is not None:
+            self.seen.taken_over_by = self._attempts.arm
         self._finish("answered", None, self._now_s)
         return Deliver(None, end, "end")
 
@@ -341,7 +343,7 @@ class Exchange:
         """The engine has sent nothing for `stall_s` in mid-answer; True: the attempt is ended."""
         if self._continuation is not None:
             return self._continuation.is_whole or self._attempts.can_continue()
-        scan = self._seen.scan
+        scan = self.seen.scan
         if scan is not None and scan.is_whole:
             return True
         self._attempts.stalled()
@@ -356,14 +358,14 @@ class Exchange:
     def cancelled(self, *, now_s: float) -> None:
         """The client disconnected."""
         if not self.is_over:
-            self._finish("cancelled", None, now_s)
+            self._finish("cancelled", self.seen.error, now_s)
 
     def leave(self) -> bool:
         """The client disconnects. True: its answer goes on, unread (`record.py`, rule 4)."""
-        goes_on = self.has_begun and not self.is_recorded and self._cover.may_be_held
-        if goes_on:
+        self._has_left = self.has_begun and not self.is_recorded and self._cover.may_be_held
+        if self._has_left:
             self._out.drop()
-        return goes_on
+        return self._has_left
 
     def record_open(self) -> None:
         """`settle_deadline_s` has passed and the request is still open: record it now."""
@@ -392,7 +394,7 @@ class Exchange:
         if self.is_recorded:
             return
         self.is_recorded = True
-        end = settled((outcome, cause, status), self._seen, now_s, self.settle_deadline_s)
+        end = settled((outcome, cause, status), self.seen, now_s, self.settle_deadline_s)
         now_s = min(now_s, self.settle_deadline_s)
-        record = record_of(self._start, self._context, self._attempts, self._seen, end, now_s=now_s)
+        record = record_of(self._start, self._context, self._attempts, self.seen, end, now_s=now_s)
         self._context.on_record(record, assigned_s=self._start.now_s, canary=self._start.assignment.canary)

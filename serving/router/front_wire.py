@@ -13,14 +13,16 @@ from collections.abc import Coroutine, Sequence
 from typing import Protocol, cast
 
 from serving.clock import boot_s
-from serving.router.body_budget import BodyBudget
+from serving.router.body_budget import COUNTED_BODY, BodyBudget
 from serving.router.body_reader import BodyReader
 from serving.router.client_connection import ClientConnection
 from serving.router.departed import Departed
 from serving.router.held import HeldBytes
+from serving.router.load import Load, open_files, overloaded
 from serving.router.mirror import Mirror
+from serving.router.request_ids import RequestIds
 from serving.router.router import RouterCore
-from serving.router.types import OwnRoutes
+from serving.router.types import OwnRoutes, Refusal
 from serving.router.upstream import Upstream
 from serving.supervised import LoopState
 
@@ -48,8 +50,10 @@ class WireFront:
         self.core: RouterCore  # the only one, as a rule; its limits hold for all connections
         self.cores: dict[str, RouterCore]  # by service; replaced, never changed
         self.services: tuple[str, ...]
+        self.ids = RequestIds()
         self.bodies = BodyBudget()  # of all requests that are held now
         self.held = HeldBytes()  # of answers
+        self.load = Load.of_files(open_files())
         self.departed = Departed(self.bodies)
         self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
@@ -137,13 +141,25 @@ class WireFront:
         else:
             self.refusals[code] = self.refusals.get(code, 0) + 1
 
-    def joined(self, connection: ClientConnection) -> None:
-        """A client has connected."""
+    def joined(self, connection: ClientConnection) -> Refusal | None:
+        """A client has connected. A Refusal: there are too many."""
         self._connections.add(connection)
+        self.load.connections = len(self._connections)
+        return self.load.crowd_refusal()
 
     def left(self, connection: ClientConnection) -> None:
         """A client's connection is closed."""
         self._connections.discard(connection)
+        self.load.connections = len(self._connections)
+
+    def refusal(self, body_bytes: int = 0) -> Refusal | None:
+        """Why no further request is begun now; None: it is. body_bytes: of its body, which is whole."""
+        if body_bytes > COUNTED_BODY and self.bodies.is_spent:
+            return overloaded(f"the router holds {self.bodies.limit} bytes of requests already")
+        load = self.load
+        if load.is_late or (self.upstream and len(self.upstream.calls) >= load.requests_limit):
+            return load.refusal()
+        return None
 
     def run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run a task of a connection, and keep it until it is done."""
@@ -164,16 +180,21 @@ class WireFront:
             for core in self.cores.values():
                 core.counters.lag.add(late_s)
         self._sweep_due_s = now_s + SWEEP_S
-        is_overloaded = self.bodies.is_half_spent or self.held.is_half_spent
+        calls = len(self.upstream.calls) if self.upstream is not None else 0
+        has_many_bytes = self.bodies.is_half_spent or self.held.is_half_spent
+        self.load.swept(late_s=late_s, requests=calls, has_many_bytes=has_many_bytes)
         for core in self.cores.values():
-            core.assigner.is_overloaded = is_overloaded
+            core.assigner.is_overloaded = self.load.is_undrawn
         self.departed.check()
-        self.mirror.check(is_strained=is_overloaded or late_s > LATE_S)
+        self.mirror.check(is_strained=self.load.is_undrawn or late_s > LATE_S)
         # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+        unread = 0
         for connection in list(self._connections):
             try:
                 connection.check(now_s)
+                unread += connection.unread_bytes
             except Exception:
                 log.exception("time limits of a connection failed; it is closed")
                 connection.abort()
+        self.held.unread = unread

@@ -33,6 +33,8 @@ _NOT_FORWARDED = _HOP_BY_HOP | frozenset(
     b"host content-length expect authorization x-api-key api-key x-goog-api-key cookie "
     b"accept-encoding x-request-id".split()
 )
+SESSION_HEADER = b"x-session-id"
+_NOT_SENT_OUT = _NOT_FORWARDED | {SESSION_HEADER}  # a raw name of a user or session stays here
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
 # the others speak of an endpoint's own origin, which clients would take for the router's.
 _NOT_RETURNED = _HOP_BY_HOP | frozenset(
@@ -40,9 +42,9 @@ _NOT_RETURNED = _HOP_BY_HOP | frozenset(
 )
 
 
-def forwarded(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
-    """The client's headers that are sent to an engine."""
-    return _without(headers, _NOT_FORWARDED)
+def forwarded(headers: RawHeaders, *, is_external: bool) -> list[tuple[bytes, bytes]]:
+    """The client's headers that are sent to an engine. is_external: one that canaryctl does not run."""
+    return _without(headers, _NOT_SENT_OUT if is_external else _NOT_FORWARDED)
 
 
 def returned(headers: RawHeaders, *, request_id: str | None) -> list[tuple[bytes, bytes]]:

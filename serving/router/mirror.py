@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from serving.clock import boot_s
 from serving.judging.samples import Sample, SampleStore
 from serving.messages import Arm, RouteTable
-from serving.router.answer_scan import AnswerScan, json_object
+from serving.router.answer_events import json_object
+from serving.router.answer_scan import AnswerScan
 from serving.router.headers import value_of
 from serving.router.mirror_copy import (
     ANSWER_LIMIT,
@@ -79,6 +80,11 @@ class Tap:
         self._on_over = on_over
         self._status = 0
         self._content_type = ""
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that wait for the client."""
+        return self._client.unread_bytes
 
     def deliver(self, action: Deliver) -> None:
         """Send this, then note it."""

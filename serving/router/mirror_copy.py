@@ -152,8 +152,8 @@ class Copy:
     def _ended(self) -> None:
         scan, latency_ms = self.scan, (boot_s() - self._sent_s) * 1000
         assert scan is not None, "an answer has a head"
-        self._parts.append(scan.rest() or b"")
         cause = scan.end()
+        self._parts.append(scan.rest or b"")
         if cause is not None or self.kept.scan is None:
             self._end("failed", cause)
             return

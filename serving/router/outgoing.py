@@ -95,10 +95,13 @@ class Outgoing:
         self.is_committed = self.is_head_sent = True
         return Deliver(head, data, then)
 
-    @property
-    def is_waiting(self) -> bool:
-        """True while the client has nothing of an answer that has begun, or that replaces one."""
-        return (self.holds_all or self.is_head_sent) and not self.is_committed
+    def is_waiting(self, *, has_begun: bool) -> bool:
+        """True while the client has nothing of an answer that has begun, or that replaces one.
+
+        Before the answer's first content (`has_begun`) neither arm's client is sent anything, so that one who
+        waits no longer is lost to both.
+        """
+        return ((self.holds_all and has_begun) or self.is_head_sent) and not self.is_committed
 
     def comment(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
         """A comment for a client that waits, when one is due; None: not yet. since_s: of the last event."""

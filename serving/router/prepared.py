@@ -12,8 +12,10 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from serving.router.body_facts import BodyFacts, read_facts
 from serving.router.headers import RawHeaders, value_of
@@ -27,8 +29,7 @@ _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 ModelsByService: TypeAlias = Mapping[str, tuple[str, ...]]  # names at the endpoints of each service
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Struct, frozen=True, gc=False):
     """What `prepare` found. `refusal`: why the request is refused; None: it is not."""
 
     facts: BodyFacts = field(default_factory=BodyFacts)

@@ -9,18 +9,24 @@ Rules:
    the answer has arrived.
 4. A stream that is held back if it is the canary's (`cover.py`) is recorded alike on both arms, whenever its
    client leaves after the first content. The canary's shows nothing until its end, so that only clients of
-   stable could stop reading in mid-answer. Such an answer is read to its end, for the record alone.
+   stable could stop reading in mid-answer. Such an answer is read to its end, for the record alone. For the
+   same reason no client that reads slowly holds it up (`relay.py`), and none is sent a comment before it.
+5. What is whole but for its usage is recorded as the assigned arm gave it: neither the usage that another
+   engine adds nor another engine's whole answer changes its times and counts.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
-from serving.messages import Outcome, RequestRecord
+from serving.messages import Outcome, RequestRecord, unfrozen
 from serving.router.answer_scan import AnswerScan
 from serving.router.attempts import Attempts, failure_of
 from serving.router.types import RouterContext, Start
+
+_Unfrozen = unfrozen(RequestRecord)
 
 End: TypeAlias = tuple[Outcome, str | None, int | None]  # (outcome, cause of an error, status)
 
@@ -35,18 +41,44 @@ class Seen:
     takeover_at: int | None = None
     taken_over_by: int | None = None
     covered: bool | None = None
+    own: Seen | None = None  # of an answer that was whole but for its usage, which another then gave
 
-    def forget(self) -> None:
-        """The attempt failed before the client had anything of it."""
+    @property
+    def error(self) -> str | None:
+        """The error that the engine has reported in its answer so far; None: none."""
+        scan = self.scan
+        return scan.defect if scan is not None and (scan.has_error or scan.is_malformed) else None
+
+    def forget(self, *, is_whole: bool) -> None:
+        """The attempt is of no use to the client, who had nothing of it; is_whole: but for its usage."""
+        if is_whole:
+            self._keep()
         self.scan = self.first_byte_s = self.last_byte_s = self.covered = None
+
+    def cut(self, tokens: int, *, is_whole: bool) -> None:
+        """Another continues the answer, of which the client has these tokens; is_whole: adds its usage."""
+        if is_whole:
+            self._keep()
+        else:
+            self.takeover_at = tokens
+
+    def _keep(self) -> None:
+        if self.own is None:
+            self.own = copy.copy(self)
+            self.own.scan = copy.copy(self.scan)  # which goes on counting
 
 
 def record_of(
     start: Start, context: RouterContext, attempts: Attempts, seen: Seen, end: End, *, now_s: float
 ) -> RequestRecord:
     """The record of a request that ended so at `now_s`, which is not after its deadline."""
-    assignment, scan, table = start.assignment, seen.scan, start.table
+    assignment, table = start.assignment, start.table
     outcome, cause, status = end
+    given, own = seen.scan, seen.own
+    if own is not None:
+        seen, cause = own, own.scan.defect if own.scan is not None else None
+        outcome = "answered" if outcome in ("cancelled", "open") else outcome
+    scan = seen.scan
     has_fallen_back = attempts.has_fallen_back and not attempts.was_whole
     if outcome == "answered" and has_fallen_back:
         outcome = "fallback" if attempts.first_cause or attempts.first_4xx else "fenced"
@@ -67,13 +99,17 @@ def record_of(
             latency_until_s = open_until_s = now_s
         case "failed":
             served_arm = None
+        case "cancelled" if error is False and not is_rejected:
+            error = None
         case "cancelled":
-            error = error or None
+            pass  # known before the client left
         case "cut":
             pass  # no latency: it was not answered whole
         case _:
             assert_never(outcome)
-    answer_id = scan.answer_id if scan else None
+    answer_id = given.answer_id if given is not None and scan is not None else None
+    if own is not None:
+        latency_until_s = own.last_byte_s
     if is_rejected:  # stable's answer is not of the first attempt, and a rejection is no answer
         scan = latency_until_s = None
         is_empty = False
@@ -82,7 +118,7 @@ def record_of(
     def ms_since_start(moment_s: float | None) -> float | None:
         return None if moment_s is None else (moment_s - start.now_s) * 1000
 
-    return RequestRecord(
+    record = _Unfrozen(
         seq=0,
         request_id=start.request_id,
         answer_id=answer_id,
@@ -119,6 +155,8 @@ def record_of(
         taken_over_by=seen.taken_over_by,
         covered=seen.covered,
     )
+    record.__class__ = RequestRecord
+    return record
 
 
 def settled(end: End, seen: Seen, now_s: float, deadline_s: float) -> End:
@@ -128,6 +166,7 @@ def settled(end: End, seen: Seen, now_s: float, deadline_s: float) -> End:
 
 def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:
     """How a request that had not ended by its deadline is recorded."""
+    seen = seen.own or seen
     scan, last_byte_s = seen.scan, seen.last_byte_s
     if seen.first_byte_s is None or seen.first_byte_s >= deadline_s:
         return "open", "silent", None

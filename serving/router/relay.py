@@ -19,8 +19,17 @@ from serving.router.upstream import Call, Upstream
 log = logging.getLogger("canaryctl.router")
 
 
+# Bytes that wait for a client up to which an answer that may be held is read on. A canary's client, who has
+# nothing before its end, holds nothing up; so stable's must not either, or its answers would look slower.
+READ_ON = 4 << 20
+
+
 class Client(Protocol):
     """The connection of a client, as a relay needs it."""
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that it was sent and that wait here."""
 
     def deliver(self, action: Deliver) -> None:
         """Send this; `then` says whether the answer has ended."""
@@ -80,15 +89,14 @@ class Relay:
     def slow(self) -> None:
         """The client does not read as fast as the engine answers."""
         self._is_slow = True
-        if self._call is not None:
-            self._call.pause()
+        self._pause()
 
     def ready(self) -> None:
         """The client reads again."""
         if not self._is_slow:
             return
         self._is_slow = False
-        if self._call is not None:
+        if self._call is not None and self._call.is_paused:
             self._call.resume()
             deadline_s = boot_s() + self._stall_s
             self._call.deadline_s = max(
@@ -113,10 +121,13 @@ class Relay:
         now_s = boot_s()
         try:
             action = self._exchange.received(data, now_s=now_s)
-            if self._exchange.has_begun and self._call is not None:
-                self._call.deadline_s = now_s + self._stall_s
+            call = self._call
+            if self._exchange.has_begun and call is not None and self._exchange.seen.last_byte_s == now_s:
+                call.deadline_s = now_s + self._stall_s
                 self._is_stalled = False
             self._do(action)
+            if self._is_slow:
+                self._pause()
         except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
@@ -173,7 +184,15 @@ class Relay:
         if not call.is_over:
             self._call = call
             if self._is_slow:
-                call.pause()
+                self._pause()
+
+    def _pause(self) -> None:
+        """Read no more for a client that reads slowly, unless the answer is read on all the same."""
+        call = self._call
+        if call is None or call.is_paused:
+            return
+        if not (self._exchange.reads_on and self._client.unread_bytes <= READ_ON):
+            call.pause()
 
     def _do(self, action: Action) -> None:
         if action is Step.HOLD:

@@ -25,6 +25,7 @@ from serving.judging.samples import SampleStore
 from serving.loopback_ray import keep_on_loopback
 from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
+from serving.router.heap import keep_collections_short
 from serving.router.ingress_ray import Ingress
 from serving.router.metrics import SETTING, BadMetricsAddress, MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
@@ -151,6 +152,7 @@ class RouterReplica:
         front = make_front(service, namespace=namespace)
         start_metrics(front, os.environ.get(SETTING))
         self._ingress = Ingress(front)
+        keep_collections_short()
 
     def __serve_build_asgi_app__(self) -> Ingress:
         return self._ingress

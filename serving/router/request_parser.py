@@ -12,9 +12,9 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import httptools
+from msgspec import Struct
 
 from serving.router.types import Refusal
 
@@ -28,8 +28,7 @@ FRAMED_LIMIT = BODY_LIMIT + (16 << 20)  # bytes of a body with what frames its c
 _HEAD_END = b"\r\n\r\n"  # of every head; llhttp takes no other
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRequest:
+class ParsedRequest(Struct, frozen=True, gc=False):
     """A whole request. Names of headers are in lower case."""
 
     method: str

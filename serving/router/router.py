@@ -62,6 +62,8 @@ class RouterCore:
         self.counters = Counters()
         self.assigner = Assigner()
         self.table: RouteTable | None = None
+        self.models: tuple[str, ...] = ()  # at the table's endpoints; a body is prepared for each
+        self.needs_peer = False  # the table trusts headers of some addresses alone
         self.in_flight: dict[str, int] = {}
         self.vocabularies: dict[str, str] = {}
         self.unfit: set[str] = set()
@@ -83,6 +85,9 @@ class RouterCore:
             if (table.epoch, table.change) < self.applied:
                 return  # of a table that went back: not obeyed, so no lease either
             self.table = table
+            arms = (table.stable, table.canary)
+            self.models = tuple(arm.model for arm in arms if arm is not None and arm.model is not None)
+            self.needs_peer = table.access is not None and bool(table.access.trusted)
             self.assigner.use(table)
         self._polled_s = sent_s
         self._lease_until_s = max(self._lease_until_s, sent_s + self._lease_s)
@@ -108,17 +113,6 @@ class RouterCore:
         for url, count in dict(self.in_flight).items():
             counts[names.get(url, "left")] += count
         return counts
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The model names at the endpoints of the current table; a body is prepared for each."""
-        arms = (self.table.stable, self.table.canary) if self.table else ()
-        return tuple(arm.model for arm in arms if arm is not None and arm.model is not None)
-
-    @property
-    def needs_peer(self) -> bool:
-        """True when the table trusts headers of some addresses alone."""
-        return self.table is not None and self.table.access is not None and bool(self.table.access.trusted)
 
     def begin(
         self,

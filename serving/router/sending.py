@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from serving.credentials import SECRET_HEADER
 from serving.messages import CANARY, Arm, Replica, RouteTable
-from serving.router.assignment import SESSION_HEADER
 from serving.router.attempts import Attempts
 from serving.router.continuation import Continuation
 from serving.router.headers import REQUEST_ID, forwarded
@@ -12,16 +13,15 @@ from serving.router.model_name import body_with_model
 from serving.router.types import Attempt, Refusal, Request, RouterContext, Start
 from serving.targets import Endpoint
 
+_PLAIN = (b"accept-encoding", b"identity")
+
 
 def engine_headers(
     request: Request, table: RouteTable, arm: Arm, sent_id: str, *, is_canary: bool
 ) -> list[tuple[bytes, bytes]]:
     """The headers with which a client's request is sent to a replica of this arm."""
-    headers = forwarded(request.headers)
-    if arm.external:  # a raw name of a user or session stays here
-        headers = [one for one in headers if one[0] != SESSION_HEADER]
-    headers.append((b"accept-encoding", b"identity"))
-    headers.append((REQUEST_ID, sent_id.encode()))
+    headers = forwarded(request.headers, is_external=arm.external)
+    headers += (_PLAIN, (REQUEST_ID, sent_id.encode()))
     if arm.has_fence:
         headers.append((SECRET_HEADER, table.secret.text.encode() if table.secret is not None else b""))
         if is_canary:
@@ -32,19 +32,30 @@ def engine_headers(
 class Sender:
     """Makes the attempts of one request."""
 
-    __slots__ = ("_attempts", "_bodies", "_context", "_start", "now_s")
+    __slots__ = ("_arm", "_attempts", "_bodies", "_context", "_since_s", "_start", "now_s")
 
     def __init__(self, context: RouterContext, start: Start, attempts: Attempts) -> None:
         self._context = context
         self._start = start
         self._attempts = attempts
         self._bodies = dict(start.bodies)
+        self._arm = start.assignment.arm
+        self._since_s = start.now_s  # when this arm was first asked
         self.now_s = start.now_s  # of the attempt that is made
 
-    @property
     def has_time(self) -> bool:
-        """False when a lookup has taken so long that no further replica is asked."""
-        return not self._start.assignment.is_lookup or self._lookup_s() > 0
+        """False when the current arm has taken so long that it is not asked again."""
+        return self._left_s() > 0
+
+    def _left_s(self) -> float:
+        """The limit to the first byte from the current arm: one for all its attempts together."""
+        start, limits, arm = self._start, self._context.limits, self._attempts.arm
+        if start.assignment.is_lookup:
+            return self._lookup_s()
+        if arm != self._arm:
+            self._arm, self._since_s = arm, self.now_s
+        canary_s = limits.canary_stream_s if start.streams else limits.canary_whole_s
+        return (canary_s if arm == CANARY else limits.stable_s) - (self.now_s - self._since_s)
 
     def _lookup_s(self) -> float:
         """The limit to the first byte of a replica that is asked for an id.
@@ -63,16 +74,13 @@ class Sender:
         sent_id = start.request_id if count == 1 else f"{start.request_id}-{count}"
         headers = engine_headers(start.request, table, arm, sent_id, is_canary=is_canary)
         endpoint = Endpoint.parsed(replica.url)
-        limits = self._context.limits
-        canary_s = limits.canary_stream_s if start.streams else limits.canary_whole_s
-        limit_s = canary_s if is_canary else limits.stable_s
-        if start.assignment.is_lookup:
-            limit_s = self._lookup_s()
         if continuation is None:
+            limit_s = self._left_s()
             target, body = start.request.target, self._body_for(arm)
-        else:
+        else:  # the client reads a stream, however long it has taken so far
+            limits = self._context.limits
+            limit_s = limits.tokenize_s if continuation.is_tokenizing else limits.stable_s
             target, body = continuation.request()
-            limit_s = limits.tokenize_s if continuation.is_tokenizing else limit_s
         path = endpoint.path(target)
         return Attempt(
             *(self._attempts.arm, endpoint, path, headers, body, limit_s, arm.api_key, arm.external),
@@ -108,10 +116,21 @@ class Sender:
     def own_headers(self) -> list[tuple[bytes, bytes]]:
         """The router's own headers of the answer to the client."""
         arm = self._attempts.current_arm
+        start = self._start
         return [
-            (b"x-canaryctl-version", (arm.version if arm else "").encode()),
-            (b"x-canaryctl-arm", b"canary" if self._attempts.arm == CANARY else b"stable"),
-            (b"x-canaryctl-revision", self._start.table.table_revision.encode()),
-            (b"x-canaryctl-request-id", self._start.request_id.encode()),
-            *self._start.assignment.answer_headers,
+            *_served_by(
+                arm.version if arm else "", self._attempts.arm, start.table.epoch, start.table.revision
+            ),
+            (b"x-canaryctl-request-id", start.request_id.encode()),
+            *start.assignment.answer_headers,
         ]
+
+
+@lru_cache(maxsize=256)
+def _served_by(version: str, arm: int, epoch: int, revision: int) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers that say which version answered, by which table."""
+    return (
+        (b"x-canaryctl-version", version.encode()),
+        (b"x-canaryctl-arm", b"canary" if arm == CANARY else b"stable"),
+        (b"x-canaryctl-revision", b"%d.%d" % (epoch, revision)),
+    )

@@ -40,6 +40,7 @@ import uvloop
 from serving.clock import boot_s
 from serving.messages import Arm, RouteTable
 from serving.router.front_wire import WireFront
+from serving.router.heap import keep_collections_short
 from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
 from serving.router.table_reader import TableFileError, listed, read_tables
@@ -165,11 +166,16 @@ class FileTableSource:
             elif before != self.cores.keys():
                 _print_line(f"services are now {listed(self.cores)}")
             for core in self.cores.values():
-                # A standalone router's records have no reader: discard them as soon as they are complete.
                 core.on_table(None, sent_s=boot_s())
-                core.report(now_s=boot_s(), wall_s=time.time())
-                core.outbox.acknowledge()
+                discard_records(core)
                 self.count(core, now_s=boot_s())
+
+
+def discard_records(core: RouterCore) -> None:
+    """Take all complete records, however many batches: a standalone router's have no reader."""
+    while core.report(now_s=boot_s(), wall_s=time.time()).records:
+        core.outbox.acknowledge()
+    core.outbox.acknowledge()
 
 
 def make_front(path: Path) -> WireFront:
@@ -251,6 +257,7 @@ async def _serve(front: WireFront, listening: socket.socket) -> None:
         loop.add_signal_handler(number, lambda: (at_once if stopping.is_set() else stopping).set())
     await front.start()
     await front.listen(listening)
+    keep_collections_short()
     await stopping.wait()
     ending = loop.create_task(front.stop())
     await asyncio.wait({ending, loop.create_task(at_once.wait())}, return_when=asyncio.FIRST_COMPLETED)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from serving.router.answer_scan import json_object
+from serving.router.answer_events import json_object
 from serving.router.continuable import LIMITS, SENT, TEMPLATE, fields_of
 
 DEFAULT_COMPLETION = 16  # tokens of a completion without max_tokens, in OpenAI's API

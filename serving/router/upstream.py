@@ -155,7 +155,7 @@ class Call:
             self._pool.keep(connection)
             self.listener.on_failed("withheld")
             return
-        lines = [f"{self.method} {attempt.path} HTTP/1.1\r\nhost: {attempt.endpoint.authority}\r\n".encode()]
+        lines = [_start_of(self.method, attempt.path, attempt.endpoint.authority)]
         if attempt.api_key is not None:
             try:
                 key = self._pool.key(attempt.api_key)
@@ -167,7 +167,7 @@ class Call:
             self._key = KeyFilter(key)
             lines.append(b"authorization: Bearer " + key.encode() + b"\r\n")
         for name, value in attempt.headers:
-            lines.append(b"%b: %b\r\n" % (name, value))
+            lines += (name, b": ", value, b"\r\n")
         if attempt.body or self.method == "POST":
             lines.append(b"content-length: %d\r\n\r\n" % len(attempt.body))
         else:
@@ -325,6 +325,12 @@ class Upstream:
                 self._schedule()
             else:
                 self._timer = None
+
+
+@lru_cache(maxsize=1024)
+def _start_of(method: str, path: str, authority: str) -> bytes:
+    """The first two lines of a request."""
+    return f"{method} {path} HTTP/1.1\r\nhost: {authority}\r\n".encode()
 
 
 @lru_cache(maxsize=4096)

@@ -25,12 +25,16 @@ def evidence(verdict: Verdict = Verdict.PASS, stage: int = 0, **fields: object) 
 
 @dataclass
 class Driven:
-    """One rollout; every tick performs what the tick before wanted, then observes."""
+    """One rollout; every tick performs what the tick before wanted, then observes.
+
+    A state in which more than the time has changed is stored and read again.
+    """
 
     plan: Plan = PLAN
     replicas: int = 1
     seen: EvidenceStatus | None = field(default_factory=lambda: evidence(Verdict.UNDECIDED))
     ready: dict[str, int] = field(default_factory=dict)  # of a version, whatever is done to it
+    drained: dict[str, int] = field(default_factory=dict)  # replicas of a version so far
     errors: dict[str, str] = field(default_factory=dict)  # last error of a version, whatever is done to it
     fleet_readable: bool = True
     actions: tuple[Action, ...] = ()
@@ -51,6 +55,9 @@ class Driven:
             if known is not None and known.phase in (VersionPhase.READY, VersionPhase.LOADING):
                 phase = VersionPhase.READY if count else VersionPhase.LOADING
                 self.plane.versions[version] = replace(known, phase=phase, ready_replicas=count)
+        for version, count in self.drained.items():
+            known = self.plane.versions[version]
+            self.plane.versions[version] = replace(known, drained_replicas=count)
         for version, error in self.errors.items():
             if (status := self.plane.versions.get(version)) is not None:
                 self.plane.versions[version] = replace(status, last_error=error)
@@ -59,7 +66,8 @@ class Driven:
         seen = seen if self.fleet_readable else replace(seen, versions=None)
         after, self.actions = step(self.state, seen)
         self.wanted += self.actions
-        self.state = state_from_json(state_to_json(after))
+        is_same = replace(after, ticked_at_s=self.state.ticked_at_s) == self.state
+        self.state = after if is_same else state_from_json(state_to_json(after))
         return self.state
 
     def ticks(self, count: int, after_s: float = 1.0) -> RolloutState:

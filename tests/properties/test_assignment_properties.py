@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +35,7 @@ def test_rising_weights_never_move_a_key_back_to_stable(salt: str, key: str, lad
     assert arms == sorted(arms)
 
 
+@pytest.mark.slow
 @given(body=bodies, session=st.text(max_size=4))
 def test_any_body_has_one_deterministic_key(body: dict[str, object], session: str) -> None:
     facts = read_facts(json.dumps(body).encode())

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +126,7 @@ def test_a_score_is_not_proven_while_the_loss_reaches_the_margin(
     assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(weights, shares, shares, st.floats(1.0, 5.0), st.floats(0.001, 0.05), st.floats(0.0, 0.1), shares)
 def test_a_rate_is_not_proven_while_it_reaches_both_margins(

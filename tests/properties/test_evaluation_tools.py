@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,7 @@ def test_the_ratio_interval_contains_the_observed_ratio(
     assert high >= min(observed, 1e4)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     before=st.lists(st.tuples(outcomes, st.booleans()), max_size=12),
@@ -97,6 +99,7 @@ def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]
     assert (np.diff(np.array(adjusted)[order]) >= 0).all()
 
 
+@pytest.mark.slow
 @given(a=st.lists(outcomes, min_size=2, max_size=30), b=st.lists(outcomes, min_size=2, max_size=30))
 def test_swapping_the_sides_reverses_u(a: list[float], b: list[float]) -> None:
     forth, back = mann_whitney(np.array(a), np.array(b)), mann_whitney(np.array(b), np.array(a))

@@ -113,7 +113,7 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: "-".join(map(str, key)))
-@pytest.mark.parametrize("case", [*STICKY, SINGLE])
+@pytest.mark.parametrize("case", [*(pytest.param(case, marks=pytest.mark.slow) for case in STICKY), SINGLE])
 def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
     got, twins = both(case)
 
@@ -125,6 +125,7 @@ def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "key",
     [
@@ -162,6 +163,7 @@ def test_the_twins_covariates_change_the_bets() -> None:
     assert {name: e for name, e in with_them.items() if without[name] != e}.keys() == {"quality"}
 
 
+@pytest.mark.slow
 def test_the_twins_traffic_moves_every_channel_and_many_decide() -> None:
     of_all = {(case, key): twin for case in (*STICKY, SINGLE) for key, twin in both(case)[1].items()}
     for case, (gate, use, margin) in list(of_all):

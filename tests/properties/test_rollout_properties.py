@@ -224,6 +224,7 @@ def test_the_weight_rises_only_after_pass_or_a_waiver(ticks: list[Tick]) -> None
             assert first or leaves_stage or before.phase is Phase.PROMOTING
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_every_published_weight_is_committed_with_it(ticks: list[Tick]) -> None:
@@ -248,6 +249,7 @@ def test_final_phases_are_absorbing(ticks: list[Tick], seen: list[Observation]) 
         assert all(isinstance(action, Notify) for action in actions)
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_a_rollback_is_allowed_from_every_phase_and_blocked_by_nothing(ticks: list[Tick]) -> None:
@@ -265,6 +267,7 @@ def test_a_rollback_is_allowed_from_every_phase_and_blocked_by_nothing(ticks: li
         assert not any(isinstance(action, SetSplit) and action.weight_bp > 0 for action in actions)
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_no_version_is_stopped_before_a_table_without_it_is_applied(ticks: list[Tick]) -> None:
@@ -278,6 +281,7 @@ def test_no_version_is_stopped_before_a_table_without_it_is_applied(ticks: list[
                 assert action.version in idle or not tick.after.exposed
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_stable_keeps_its_engine_until_the_bake_is_over(ticks: list[Tick]) -> None:
@@ -287,6 +291,7 @@ def test_stable_keeps_its_engine_until_the_bake_is_over(ticks: list[Tick]) -> No
             assert tick.after.phase is Phase.UNLOADING
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["no evidence", "invalid", "stale", "unproven", "jump"]), max_size=60))
 @settings(max_examples=100, deadline=None)
 def test_without_proof_no_canary_leaves_its_first_stage(events: list[str]) -> None:
@@ -375,6 +380,7 @@ def place_of(state: RolloutState) -> str:
     return state.phase.value
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.sampled_from(

@@ -132,6 +132,7 @@ def test_a_snapshot_at_any_row_continues_with_the_same_bits(case: str, rows: lis
     assert live(case, rows) == undisturbed(case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_live_rollout_bets_the_same_bits_as_a_backtest(case: str) -> None:
     """Except mirrored pairs, which files do not have; the live rollout may have more alarms."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,7 @@ class Simulation:
         return routers_that_may
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(script=st.lists(steps, min_size=5, max_size=60))
 def test_no_router_starts_a_canary_request_after_an_applied_withdrawal(
@@ -119,6 +121,7 @@ def test_no_router_starts_a_canary_request_after_an_applied_withdrawal(
             assert simulation.may_start() == []
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(script=st.lists(steps, max_size=40))
 def test_a_withdrawal_is_applied_within_one_lease_and_its_margin(

@@ -106,10 +106,10 @@ def test_a_stream_is_passed_on_byte_for_byte_and_read_alike_in_any_pieces(
     for parts in ([data] if data else [], cut(data, sizes)):
         scan = AnswerScan(CHAT, SSE)
         passed = b"".join(scan.feed(part) for part in parts)
-        whole, rest = data.removeprefix(b"\xef\xbb\xbf"), scan.rest()
+        ends.append(scan.end())
+        whole, rest = data.removeprefix(b"\xef\xbb\xbf"), scan.rest
         if len(parts) == 1:  # None: the beginning of an event, which is no use to anybody
             assert whole.startswith(passed) if rest is None else passed + rest == whole
-        ends.append(scan.end())
         facts.append((scan.events, scan.has_content, scan.finish_reason, scan.has_error, scan.answer_id))
 
     if b"\r" not in data:
@@ -134,3 +134,72 @@ def test_the_ids_of_tokens_are_taken_out_whole_in_any_pieces(
 
     assert passed == b"".join(event + b"\n\n" for event in events)
     assert list(scan.token_ids) == [one for ids, _ in blocks for one in ids]
+
+
+@st.composite
+def json_answers(draw: st.DrawFn) -> bytes:
+    """A JSON answer of the usual shape, or nearly."""
+    texts: st.SearchStrategy[object] = st.text(max_size=3)
+    odd = texts | st.none() | st.booleans() | st.integers(-1, 10**10) | st.just(1.0)
+    counts = st.integers(0, 9) | odd
+    usage = st.fixed_dictionaries({}, optional={"prompt_tokens": counts, "completion_tokens": counts})
+    message = st.fixed_dictionaries({"content": odd})
+    choice = st.fixed_dictionaries(
+        {}, optional={"index": st.integers(0, 2) | odd, "finish_reason": odd, "message": message}
+    )
+    others = dict.fromkeys(("error", "type", "response", "message", "delta", "stop_reason"), odd)
+    fields = {"id": odd, "usage": usage | odd, "choices": st.lists(choice | odd, max_size=3) | odd}
+    return json.dumps(draw(st.fixed_dictionaries({}, optional=fields | others))).encode()
+
+
+@given(data=json_answers(), choices=st.integers(1, 2))
+def test_an_answer_of_the_usual_shape_is_read_as_any_other(data: bytes, choices: int) -> None:
+    facts = []
+    for text in (data, data[:-1] + (b"," if len(data) > 2 else b"") + b'"type": null}'):  # the same, unusual
+        scan = AnswerScan(CHAT, "application/json", choices)
+        scan.feed(text)
+        words = scan.end(), scan.answer_id, scan.finish_reason
+        facts.append((words, scan.prompt_tokens, scan.completion_tokens, scan.is_finished, scan.has_content))
+
+    if b'"type"' not in data:
+        assert facts[0] == facts[1]
+
+
+TEXTS = st.text(max_size=6) | st.sampled_from(
+    ['"', "\\", "\n", "[DONE]", '"usage": {', "\u2028", "\ud800", ""]
+)
+RAW = st.sampled_from([b"a", b"\xff", b"\x00", b"\\", b"\\u00e9", b'","finish_reason":"stop"', b"\n\n", b'"'])
+
+
+@given(texts=st.lists(TEXTS | RAW, min_size=2, max_size=6), takes_ids=st.booleans(), is_ascii=st.booleans())
+def test_an_event_of_a_known_shape_is_read_as_any_other(
+    texts: list[str | bytes], takes_ids: bool, is_ascii: bool
+) -> None:
+    facts = []
+    for has_shape in (True, False):
+        scan, passed = AnswerScan(CHAT, SSE, takes_ids=takes_ids), []
+        for text in ["first", "second", *texts]:
+            text = json.dumps(text, ensure_ascii=is_ascii)[1:-1] if isinstance(text, str) else text
+            raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+            event = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n' % raw
+            scan._shape = scan._shape if has_shape else None
+            passed.append(scan.feed(b": ids 7\n" + event if takes_ids else event))
+        defects = scan.is_malformed, scan.has_error, scan.error_tail
+        facts.append((passed, scan.events, scan.end(), list(scan.token_ids), defects))
+
+    assert facts[0] == facts[1]
+
+
+@given(texts=st.lists(TEXTS | RAW, min_size=2, max_size=8), sizes=st.lists(st.integers(100, 400), min_size=1))
+def test_events_that_come_together_are_read_as_one_by_one(texts: list[str | bytes], sizes: list[int]) -> None:
+    raws = [json.dumps(text)[1:-1].encode() if isinstance(text, str) else text for text in texts]
+    shape = b'data: {"choices":[{"index":0,"delta":{"content":"%s"},"finish_reason":null}]}\n\n'
+    data = b"".join(shape % raw for raw in raws) + b'data: {"choices":[{"finish_reason":"stop"}]}\n\n'
+    facts = []
+    for parts in ([data], cut(data, sizes)):
+        scan = AnswerScan(CHAT, SSE)
+        passed = b"".join(scan.feed(part) for part in parts)
+        facts.append((passed, scan.events, scan.has_content, scan.finish_reason, scan.is_malformed))
+
+    assert facts[0] == facts[1]
+    assert facts[0][0] == data

@@ -151,6 +151,7 @@ def test_the_late_notice_of_an_earlier_promotion_moves_no_stable_version(rig: Ri
     assert rig.serving() == ("v-3", "v-3", None, ["v-3"])
 
 
+@pytest.mark.slow
 def test_a_rollback_requested_in_the_last_tick_is_not_lost(rig: Rig) -> None:
     """It comes between the read of the commands and the commit that would end the rollout."""
     asked: list[object] = []
@@ -170,6 +171,7 @@ def test_a_rollback_requested_in_the_last_tick_is_not_lost(rig: Rig) -> None:
     assert rig.serving() == ("v-1", "v-1", None, ["v-1"])
 
 
+@pytest.mark.slow
 def test_the_newest_rollout_is_found_whatever_the_clock_said(rig: Rig) -> None:
     """A rollout that was started while the clock was an hour ahead does not hide the next one."""
     rig.clock.set_wall(3600.0)
@@ -189,6 +191,7 @@ def test_the_newest_rollout_is_found_whatever_the_clock_said(rig: Rig) -> None:
     assert rig.serving() == ("v-1", "v-1", None, ["v-1"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_s", [3600.0, -3600.0])
 def test_a_drain_takes_its_time_whatever_the_clock_says(rig: Rig, by_s: float) -> None:
     rig.deploy("r-1", "v-2")

@@ -144,6 +144,7 @@ def test_the_newest_attempt_of_a_version_is_the_last_one_whatever_the_clock_says
 # --- the stable version
 
 
+@pytest.mark.slow
 def test_a_notice_that_is_delivered_late_does_not_take_back_a_later_promotion(rig: Rig) -> None:
     rig.notifier.works = False
     rig.deploy("r-00000001")
@@ -175,6 +176,7 @@ def test_a_promotion_from_a_version_that_no_longer_serves_is_refused(rig: Rig) -
 # --- commands
 
 
+@pytest.mark.slow
 def test_a_rollback_in_the_last_tick_of_unloading_takes_effect(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_prefix_ends_with_the_named_canary_request() -> None:
     assert len(prefix(events, 10**6)["arm"]) == len(events.columns["arm"])
 
 
+@pytest.mark.slow
 def test_harm_is_found_by_both_policies_and_sooner_by_strict() -> None:
     events = [simulate(HARM, rep) for rep in range(6)]
     times = {
@@ -175,6 +176,7 @@ def test_a_digest_is_of_one_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert digest.whole_digest(after) != digest.whole_digest(before)
 
 
+@pytest.mark.slow
 def test_the_digest_of_a_trial_of_covariates_is_of_bets_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [trial for name, trial in TRIALS.items() if name.startswith("covariates: quality")]
     plain = TRIALS["errors 5% -> 6.0%, per request"]

@@ -39,6 +39,7 @@ def test_a_beginning_has_the_result_of_its_own_backtest(sticky: bool, preset: st
         assert [replace(gate, interval=None) for gate in own.gates] == list(ours.gates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("sticky", [False, True])
 def test_a_rollback_is_found_where_the_first_backtest_with_one_finds_it(sticky: bool, seed: int) -> None:

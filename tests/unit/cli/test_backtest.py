@@ -59,6 +59,7 @@ def backtest(*arguments: str) -> None:
     app(args=["backtest", *arguments], standalone_mode=False)
 
 
+@pytest.mark.slow
 def test_json_holds_the_result_of_the_backtest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backtest(str(write(HARMFUL, tmp_path / "e.jsonl")), "-o", "json")
     answer = json.loads(capsys.readouterr().out)
@@ -88,6 +89,7 @@ def test_an_invalid_recording_exits_as_an_undecided_one(tmp_path: Path) -> None:
     assert run_line(["backtest", str(path), "--allow-unjudged", "a test", "-o", "json"]) == 6
 
 
+@pytest.mark.slow
 def test_table_starts_with_the_decision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backtest(str(write(HARMFUL, tmp_path / "e.jsonl")))
 
@@ -236,6 +238,7 @@ def test_plot_marks_the_decision_with_its_reason_in_a_distinct_colour(
         assert mark.get_color() not in others
 
 
+@pytest.mark.slow
 def test_plot_shows_each_proof_reaching_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = result(HARMLESS.name)
     proof = plotted(traced(HARMLESS.name), judged, monkeypatch).axes[1]

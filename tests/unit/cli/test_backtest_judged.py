@@ -111,6 +111,7 @@ def without(columns: Columns, *names: str) -> Columns:
     return {name: values for name, values in columns.items() if name not in names}
 
 
+@pytest.mark.slow
 def test_a_presets_gate_without_a_column_blocks_until_it_is_acknowledged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_presets_gate_without_a_column_blocks_until_it_is_acknowledged(
     )
 
 
+@pytest.mark.slow
 def test_the_output_names_what_was_not_judged_below_the_decision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_ramp_is_promoted_when_each_stage_proved_its_own_margins(
     ]
 
 
+@pytest.mark.slow
 def test_stages_are_found_by_their_weight_without_a_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str
 ) -> None:

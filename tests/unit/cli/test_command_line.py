@@ -124,6 +124,7 @@ def test_deploy_wait_exits_with_0_once_the_version_is_promoted(
     assert "succeeded" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rollback_wait_returns_traffic_to_stable_and_records_the_reason(
     chat: FakeController, models: Path, policy: Callable[[object], str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_rollback_wait_returns_traffic_to_stable_and_records_the_reason(
     assert chat.traffic.tables["chat"].weight_bp == 0
 
 
+@pytest.mark.slow
 def test_watch_exits_with_the_rollouts_exit_code(
     chat: FakeController, models: Path, policy: Callable[[object], str]
 ) -> None:
@@ -496,6 +498,7 @@ def test_a_rolled_back_version_is_refused_without_retry(
     assert run([*arguments, "--retry", "--wait", "--timeout", "20s"]) == 0
 
 
+@pytest.mark.slow
 def test_a_rolled_back_version_is_refused_even_if_its_memory_release_is_unconfirmed(
     chat: FakeController,
     models: Path,
@@ -734,6 +737,7 @@ def test_undo_wait_exits_with_5_when_the_old_version_fails_its_smoke_test(
     assert chat.store.service("chat").stable == promoted
 
 
+@pytest.mark.slow
 def test_a_second_rollback_wait_waits_for_the_first(
     chat: FakeController, models: Path, policy: Callable[[object], str]
 ) -> None:
@@ -750,6 +754,7 @@ def test_a_second_rollback_wait_waits_for_the_first(
     assert chat.store.rollouts("chat")[0].ended_at_s is not None
 
 
+@pytest.mark.slow
 def test_waiting_for_a_rollout_ends_with_it_even_if_another_one_has_started(
     chat: FakeController, models: Path, policy: Callable[[object], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_plan_and_deploy_warn_of_scores_that_have_not_come(
     run(["rollback", "chat", "--wait"])
 
 
+@pytest.mark.slow
 def test_deploy_names_the_gate_and_the_stage_that_stand_against_it_at_once(
     chat: FakeController,
     change: Callable[..., list[str]],

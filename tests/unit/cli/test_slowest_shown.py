@@ -34,6 +34,7 @@ SHAPE = replace(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_percentile_is_of_all_requests_and_the_table_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def some(columns: Columns, share: float) -> np.ndarray:
     return chosen[columns["unit"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["never streams", "always fails", "is never judged"])
 def test_missing_values_of_a_user_count_once(case: str) -> None:
     """Half of the users never stream; 3 % fail always; 70 % are never judged: on both arms alike."""
@@ -72,6 +73,7 @@ def test_missing_values_of_a_user_count_once(case: str) -> None:
     assert not any("missing differently" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_a_canary_that_drops_values_is_found() -> None:
     columns, _ = users()
     lost = (columns["arm"] == 1) & (np.random.default_rng(2).random(len(columns["arm"])) < 0.1)
@@ -80,6 +82,7 @@ def test_a_canary_that_drops_values_is_found() -> None:
     assert any("missing differently" in reason for reason in run(columns).reasons)
 
 
+@pytest.mark.slow
 def test_users_that_always_fall_back_are_counted_once() -> None:
     """5 % of the users: their requests would look like one in three, in a row."""
     columns, _ = users(turns=(8.0, 8.0))
@@ -101,6 +104,7 @@ def test_longer_conversations_are_no_harm(preset: str, turns: tuple[float, float
     assert run(columns, preset).decision in ("promote", "undecided")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", [(2.0, 7.0), (7.0, 2.0)])
 def test_the_first_request_speaks_for_the_unit_and_not_the_first_event(turns: tuple[float, float]) -> None:
     """A version that makes people ask more has more conversations with some event."""
@@ -113,6 +117,7 @@ def test_the_first_request_speaks_for_the_unit_and_not_the_first_event(turns: tu
     assert harm.verdict is Verdict.UNDECIDED
 
 
+@pytest.mark.slow
 def test_turns_that_differ_leave_the_proof_to_first_requests() -> None:
     """Latency grows by a tenth a turn and the canary, exactly at the margin, has half of the turns: by
     sessions it looks faster than it is."""

@@ -88,6 +88,7 @@ def test_a_stage_outside_the_plan_is_refused() -> None:
         run(columns)
 
 
+@pytest.mark.slow
 def test_a_decision_in_the_first_second_has_its_time() -> None:
     columns = harmless()
     columns["t_s"] = np.zeros(24_000)
@@ -123,6 +124,7 @@ def test_alarms_are_quiet_without_harm_and_without_values() -> None:
     assert [report.gate for report in result.gates if report.is_alarm] == ["flagged_alarm"]
 
 
+@pytest.mark.slow
 def test_a_live_rollout_has_the_alarms_of_a_backtest() -> None:
     columns = harmless(6000, 1000)
     columns["ttft_ms"] = columns["latency_ms"] * np.where(columns["arm"] == 1, 3.0, 1.0)

@@ -74,6 +74,7 @@ def test_the_size_of_blocks_changes_no_bit(size: int) -> None:
     assert essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))) == essence(expected.gates)
 
 
+@pytest.mark.slow
 def test_a_restored_evaluator_makes_the_same_snapshot() -> None:
     saved = streamed(CASES["sticky users"](), POLICY, seed=2).snapshot()
 
@@ -109,6 +110,7 @@ def test_a_snapshot_without_a_required_part_is_refused() -> None:
         Evaluator.restore(POLICY, ONE_STAGE, body + snapshots._sum(body))
 
 
+@pytest.mark.slow
 def test_state_stays_below_20_kib_a_metric() -> None:
     rng = np.random.default_rng(5)
     columns = requests(20_000)

@@ -80,6 +80,7 @@ def test_missing_proofs_are_named_while_undecided() -> None:
     }
 
 
+@pytest.mark.slow
 def test_proofs_restart_with_each_stage() -> None:
     """Every gate's: what an earlier stage proved says nothing of harm that begins in this one."""
     columns = requests(3000, before=500)
@@ -126,6 +127,7 @@ def test_the_floor_counts_the_requests_of_the_stage_alone() -> None:
     assert report.stage_canary == int(columns["arm"][2000:].sum())
 
 
+@pytest.mark.slow
 def test_a_higher_rung_requires_more_evidence() -> None:
     columns = requests(3000, before=500)
     reports = [streamed(columns, ERRORS, stages=(StagePlan(0.2, n),)).report() for n in (0, 10_000)]
@@ -154,6 +156,7 @@ def test_what_else_is_invalid_is_told_from_unequal_load() -> None:
     assert (report.stage_verdict, report.only_load) == (Verdict.INVALID, False)
 
 
+@pytest.mark.slow
 def test_a_latency_that_is_missing_stays_the_reason_under_unequal_load() -> None:
     columns = requests(3000, before=500)
     columns["latency_ms"][columns["arm"] == 1] = np.nan

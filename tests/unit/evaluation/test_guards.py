@@ -112,6 +112,7 @@ def test_a_fifth_of_both_arms_failing_for_long_never_rolls_back() -> None:
     assert GuardAction.ROLLBACK not in {verdict.action for verdict in verdicts if verdict is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rest", "failing", "outage"), [(0.02, 0.01, 2000), (0.02, 0.5, 0)])
 def test_failures_of_clients_at_a_higher_weight_are_no_fault_of_the_canary(
     rest: float, failing: float, outage: int
@@ -121,6 +122,7 @@ def test_failures_of_clients_at_a_higher_weight_are_no_fault_of_the_canary(
         assert rolled_back(*with_staff(rest, share=0.05, failing=failing, outage=outage, seed=seed)) is None
 
 
+@pytest.mark.slow
 def test_a_shared_outage_right_after_a_raise_is_no_fault_of_the_canary() -> None:
     """The window reaches back to the lower weight, where stable has most units: 40 of 40."""
     for seed in range(5):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ ROOT = Path(__file__).parents[3]
 IMPORTS = (ast.Import, ast.ImportFrom)
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """The parsed modules of evaluation/, by dotted name."""
     paths = (ROOT / "evaluation").rglob("*.py")

@@ -41,7 +41,7 @@ def ramp(late: str, *, errors: float = 0.01, rows: int = 3000) -> Columns:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("late", ["none", "last", "half"])
+@pytest.mark.parametrize("late", ["none", "last", pytest.param("half", marks=pytest.mark.slow)])
 def test_a_late_row_of_an_earlier_stage_ends_nothing(late: str) -> None:
     columns = ramp(late, rows=3000 if late != "half" else 4500)
     result = run(columns, POLICY, stages=STAGES)
@@ -51,11 +51,12 @@ def test_a_late_row_of_an_earlier_stage_ends_nothing(late: str) -> None:
     assert result.stages[-1].canary_requests == own
 
 
+@pytest.mark.slow
 def test_harm_is_found_beside_late_rows() -> None:
     assert run(ramp("half", errors=0.15), POLICY, stages=STAGES).decision == "rollback"
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 7, 500])
+@pytest.mark.parametrize("rows_at_once", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 7)), 500])
 def test_the_result_does_not_depend_on_where_blocks_end(rows_at_once: int) -> None:
     columns = ramp("half", rows=2000)
     reports = []

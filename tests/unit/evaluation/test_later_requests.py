@@ -102,6 +102,7 @@ def test_twins_with_long_conversations_are_promoted() -> None:
     assert result.decision == "promote"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_harm_that_begins_when_every_user_was_drawn_is_rolled_back(seed: int) -> None:
     columns = closed_group(seed, harm_from=4000)
@@ -152,7 +153,7 @@ def test_a_margin_is_not_proven_by_the_first_twenty_turns_alone(seed: int) -> No
 @pytest.mark.slow
 def test_the_part_of_a_conversation_with_a_fifth_of_the_values_must_prove_its_margin() -> None:
     """Of 160 turns, ten are of the session, and 10, 20, 40 and 80 of the parts, with a judged block each."""
-    shares = {}
+    shares, beyond = {}, {}
     for turns in (11, 40, 160):
         evaluator = Evaluator.start(GatePolicy.default().only("error"), stages=STAGE, seed_latency_ms={})
         columns = conversations(1, harm=False, turns=(turns, turns), users=150)
@@ -163,10 +164,34 @@ def test_the_part_of_a_conversation_with_a_fifth_of_the_values_must_prove_its_ma
         evaluator.report()
         later = evaluator.pipeline.metrics["error"].later_share
         shares[turns] = later.shares.tolist(), later.parts_of(0.2)
+        beyond[turns] = later.beyond(0.2)
 
     assert shares[11] == (pytest.approx([1 / 11, 0, 0, 0, 0]), [])
     assert shares[40] == (pytest.approx([0.25, 0.5, 0, 0, 0], abs=0.04), [0, 1])
     assert shares[160] == (pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 0], abs=0.06), [0, 2, 3])
+    assert beyond == {
+        11: (pytest.approx(1 / 11), 1),
+        40: (0.0, 4),
+        160: (pytest.approx(1 / 8, abs=0.06), 2),
+    }
+
+
+@pytest.mark.slow
+def test_a_proof_says_which_later_requests_it_does_not_cover() -> None:
+    """Lengths fall as 1/k: five parts of about a ninth of the values each, of which none has a fifth."""
+    parts = []
+    for seed, length in enumerate((8, 11, 15, 21, 30, 42, 60, 85, 120)):
+        of_length = conversations(seed, harm=False, turns=(length, length), users=1200 // length)
+        of_length["unit"] = of_length["unit"] + 10_000 * seed
+        parts.append(of_length)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.argsort(columns["t_s"], kind="stable")
+    columns = {name: column[order] for name, column in columns.items()}
+    result = judged(columns, GatePolicy.default().only("quality"))
+    report = next(gate for gate in result.gates if gate.side == "promotion")
+
+    assert report.verdict is Verdict.PASS
+    assert "not of what comes after a unit's first 20 requests of an hour" in report.reason
 
 
 def test_where_few_requests_are_later_ones_they_need_no_proof() -> None:

@@ -64,6 +64,7 @@ def test_a_canary_beyond_the_margin_is_not_proven(times: float, recorded: Record
     assert sum(map(proven, results)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.98, 0.6])
 def test_exact_values_among_the_steps_do_not_hide_them(share: float) -> None:
     """Two routers, one of which records exactly: at the margin, what was rounded up by both is not faster."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
+import pytest
+
 from serving.access import Access, Affinity
-from serving.messages import Arm, AttemptRecord, RecordBatch, RequestRecord, RouteTable
+from serving.messages import Arm, AttemptRecord, RecordBatch, RequestRecord, RouteTable, unfrozen
 from serving.table.orders import Split
 from serving.table.records_log import RecordLog
 
@@ -75,3 +77,14 @@ def test_the_records_log_keeps_the_attempts() -> None:
     (read,) = log.read(0, 10, now_s=2.0, wall_s=9.0).events
 
     assert read == replace(RECORD, seq=1)
+
+
+def test_a_record_that_was_made_unfrozen_is_as_good_as_any_and_frozen() -> None:
+    values = {one.name: getattr(RECORD, one.name) for one in fields(RECORD) if one.name != "covered"}
+    record = unfrozen(RequestRecord)(**values)
+    record.__class__ = RequestRecord
+
+    assert record == replace(RECORD, covered=None)  # a field that was left out has its default
+    assert copy.deepcopy(record) == record
+    with pytest.raises(FrozenInstanceError):
+        record.seq = 1  # type: ignore[misc]

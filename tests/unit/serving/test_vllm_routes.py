@@ -25,7 +25,6 @@ NOT_FOR_USERS = {
     *("/is_paused", "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine"),
     *("/start_weight_update", "/start_draft_weight_update", "/update_weights", "/finish_weight_update"),
     *("/update_weight_version", "/weight_info", "/weight_checker", "/get_world_size"),
-    "/v1/realtime",  # a WebSocket, which has no request that could be drawn or repeated
 }
 
 
@@ -42,7 +41,8 @@ def routes() -> dict[str, set[str]]:
             path, owner = node.args[0], node.func.value
             is_route = node.func.attr in VERBS and isinstance(owner, ast.Name) and "router" in owner.id
             if is_route and isinstance(path, ast.Constant) and isinstance(path.value, str):
-                found.setdefault(path.value, set()).add(node.func.attr.upper())
+                verb = "GET" if node.func.attr == "websocket" else node.func.attr.upper()  # its handshake
+                found.setdefault(path.value, set()).add(verb)
     return found
 
 
@@ -54,11 +54,13 @@ def test_every_route_is_listed_or_left_out_for_a_reason() -> None:
     assert not listed & NOT_FOR_USERS
 
 
+@pytest.mark.slow
 def test_the_methods_of_a_listed_route_include_vllms() -> None:
     for path, verbs in routes().items():
         methods = methods_of(path.replace("{response_id}", "resp_1"))
         assert not methods or verbs <= set(methods), path
 
 
+@pytest.mark.slow
 def test_every_drawn_path_is_a_route_of_vllm() -> None:
     assert set(routes()) >= ELIGIBLE_PATHS

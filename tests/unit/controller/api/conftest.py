@@ -9,13 +9,18 @@ import httpx
 import pytest
 
 from controller.auth import admin_token
-from tests.fakes.controller import FakeController
+from tests.fakes.controller import FakeController, SharedApi
+
+
+@pytest.fixture(scope="session")
+def shared_api() -> SharedApi:
+    return SharedApi()
 
 
 @pytest.fixture
-def controller(tmp_path: Path) -> FakeController:
+def controller(tmp_path: Path, shared_api: SharedApi) -> FakeController:
     """Without ticks: the API's answers must not depend on one, and tests end rollouts themselves."""
-    return FakeController(tmp_path)
+    return FakeController(tmp_path, api=shared_api)
 
 
 @pytest.fixture

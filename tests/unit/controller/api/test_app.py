@@ -383,6 +383,7 @@ QUALITY_ONLY = {
 }
 
 
+@pytest.mark.slow
 async def test_a_plan_forecasts_its_duration_at_the_given_traffic(
     api: httpx.AsyncClient, model: Path
 ) -> None:

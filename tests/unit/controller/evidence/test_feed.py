@@ -321,6 +321,7 @@ def a_trip_and_recovery(log: FakeLog, count: int) -> None:
     log.watermark_s = START_S + 0.1 * count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_guard_that_trips_in_a_page_is_seen_though_the_next_page_fails(restart: bool) -> None:
     log = Interrupted()
@@ -380,6 +381,7 @@ def observed_with(
     return observe(feeds, state, START_S + 1000, fleet), feeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, 2000], ids=["by weight", "counted"])
 def test_latency_is_not_proven_while_the_arms_carry_different_load(count: int) -> None:
     log = FakeLog()

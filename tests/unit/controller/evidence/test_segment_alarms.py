@@ -92,6 +92,7 @@ def test_harm_hidden_by_the_mean_raises_an_alarm_and_decides_nothing() -> None:
     assert (evidence.rollback, evidence.verdict is Verdict.FAIL) == (None, False)
 
 
+@pytest.mark.slow
 def test_a_harmless_canary_raises_no_alarm() -> None:
     evidence = observe(feeds_on(log_with_harm_to_long_requests(accuracy=0.97)), in_stage(), START_S + 1000)
 
@@ -227,6 +228,7 @@ def test_unreadable_segments_start_again_and_raised_alarms_stay() -> None:
     assert evidence == expected
 
 
+@pytest.mark.slow
 def test_unsettled_requests_keep_their_segments_across_a_restart() -> None:
     log = FakeLog(watermark_s=START_S)
     for n in range(1600):

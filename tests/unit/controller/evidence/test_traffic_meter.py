@@ -175,6 +175,7 @@ def test_old_requests_drop_out_and_the_state_stays_bounded(monkeypatch: pytest.M
     assert (len(meter.reader._join._requests), len(meter._sessions), len(meter._blocks)) == (100, 50, 40)
 
 
+@pytest.mark.slow
 def test_a_restarted_controller_measures_the_same_from_the_log() -> None:
     records: list[Event] = [request(n, error=n % 7 == 0, assigned_by="sticky") for n in range(12_000)]
     records += [ScoreRecord(0, f"q{n}", "quality", 0.5, 1.0) for n in range(11_000, 12_000)]

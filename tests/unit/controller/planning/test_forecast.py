@@ -49,6 +49,7 @@ def test_a_provable_stage_has_its_time_and_last_gate() -> None:
     assert (stage.slowest_gate, refusals([stage], plan(), POLICY, TrafficModel(5.0))) == ("quality", ())
 
 
+@pytest.mark.slow
 def test_a_stage_that_can_prove_nothing_is_refused_with_the_reason() -> None:
     traffic = TrafficModel(5.0, users=100)
 

@@ -117,6 +117,63 @@ def test_nodes_drained_one_after_the_other_are_no_crash_loop(order: tuple[str, s
     assert driven.ticks(int(CRASH_WINDOW_S / 10), after_s=10.0).phase is Phase.STAGE
 
 
+def rolling_restart(driven: Driven, *, are_drained: bool, replicas: int = 4) -> Phase:
+    """The canary's replicas, one after the other, each replaced 20 s later."""
+    for number in range(replicas):
+        driven.ready[NEW] = replicas - 1
+        if are_drained:
+            driven.drained[NEW] = number + 1
+        driven.ticks(20)
+        driven.ready[NEW] = replicas
+        driven.ticks(2)
+    return driven.state.phase
+
+
+def test_a_fast_rolling_restart_of_the_canary_alone_is_no_crash_loop() -> None:
+    drained, lost = in_stage(replicas=4), in_stage(replicas=4)
+
+    assert rolling_restart(drained, are_drained=True) is Phase.STAGE
+    assert drained.state.canary_ready.last_lost_at_s is None
+    assert rolling_restart(lost, are_drained=False) is Phase.ROLLED_BACK
+
+
+def test_a_replica_that_dies_beside_drained_ones_is_lost() -> None:
+    driven = in_stage(replicas=4)
+    driven.ready[NEW], driven.drained[NEW] = 3, 1
+    driven.ticks(5)
+    driven.ready[NEW] = 2
+    second_s = driven.tick().ticked_at_s
+    assert driven.state.canary_ready.last_lost_at_s == second_s
+
+    driven.ready[NEW] = 4
+    driven.ticks(5)
+    driven.ready[NEW], driven.drained[NEW] = 2, 2  # one of the two
+    third_s = driven.tick().ticked_at_s
+    assert driven.state.canary_ready.last_lost_at_s == third_s
+
+
+def test_losses_are_seen_after_the_fleet_began_to_count_anew() -> None:
+    driven = in_stage(replicas=2)
+    driven.drained[NEW] = 5
+    driven.tick()
+    driven.drained[NEW] = 0
+    driven.tick()
+    driven.ready[NEW] = 1
+    lost_s = driven.tick().ticked_at_s
+
+    assert driven.state.canary_ready.last_lost_at_s == lost_s
+
+
+def test_drains_do_not_delay_the_end_of_the_bake() -> None:
+    driven = Driven(replace(PLAN, bake_s=600.0), replicas=4)
+    driven.until(Phase.BAKING)
+    driven.seen = evidence()
+    driven.ticks(580)
+    rolling_restart(driven, are_drained=True)
+
+    assert driven.ticks(30).phase is not Phase.BAKING
+
+
 def losses_by_chance(seed: int, *, per_hour: float, hours: int) -> bool:
     """True: a crash loop is found where both arms of ten lose replicas at one rate, each for a minute."""
     rng, every_s = random.Random(seed), 5.0
@@ -137,6 +194,7 @@ def losses_by_chance(seed: int, *, per_hour: float, hours: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("per_hour", [1.0, 4.0])
 def test_replicas_lost_by_chance_at_one_rate_are_no_crash_loop(per_hour: float) -> None:
     assert not any(losses_by_chance(seed, per_hour=per_hour, hours=12) for seed in range(8))

@@ -201,3 +201,41 @@ def test_the_last_tick_says_why_ticks_fail_until_one_works(rig: Rig, monkeypatch
         assert rig.loop.last.versions
     rig.loop.tick(1)
     assert rig.loop.last.problem is None
+
+
+@pytest.mark.parametrize("broken", ["commit", "workers"])
+def test_a_tick_that_fails_by_a_bug_says_so_and_the_next_one_is_tried(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    rig.deploy()
+
+    def fails(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug\n[SQL: with a secret]")
+
+    with monkeypatch.context() as patch:
+        if broken == "commit":
+            patch.setattr(rig.store, "commit", fails)
+        else:
+            patch.setattr(Keeper, "__init__", fails)
+        pauses_s = [rig.loop.tick(2 if broken == "workers" else 1) for _ in range(3)]
+        problem = rig.loop.last.problem
+
+    assert (pauses_s, problem) == ([1.0] * 3, "a bug of canaryctl, see its log: ZeroDivisionError: a bug")
+    assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == ["a tick failed"] * 3
+    rig.store.release_lease(1)
+    assert rig.store.acquire_lease("test", ttl_s=60.0) is not None
+    rig.loop.tick(2)
+    assert rig.loop.last.problem is None
+
+
+def test_a_service_that_is_stuck_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.deploy()
+    rig.tick_until(Phase.STAGE)
+    fail_commits(rig, monkeypatch, StaleWrite("another writer"))
+    rig.fleet.engines["chat", CANARY].phase = VersionPhase.FAILED
+
+    for _ in range(40):
+        rig.clock.advance(1.0)
+        rig.loop.tick(1)
+
+    assert str(rig.loop.last.problem).startswith("no tick of chat was completed for 30 s")

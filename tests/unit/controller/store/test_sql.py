@@ -255,6 +255,7 @@ def with_attempts(store: SqlStore, count: int) -> None:
         store.commit(ended, (), expected_version=0, evidence=None)
 
 
+@pytest.mark.slow
 def test_an_attempt_is_found_among_any_number_of_others(store: SqlStore) -> None:
     with_attempts(store, 120)
 

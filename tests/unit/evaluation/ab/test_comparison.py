@@ -132,6 +132,7 @@ def test_a_fixed_test_refuses_invalid_outcomes(bad: float) -> None:
         fixed_horizon([0.5] * 40, [0.5] * 39 + [bad], SCORE)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_sequential_test_contains_the_difference() -> None:
     missed = 0
     for seed in range(40):

@@ -34,6 +34,10 @@ def everyone(arm: list[int], harm: list[float], *, p: float = 0.3, groups: int =
     )
 
 
+def wealth_of(look: Everyone) -> float:
+    return log_wealth(look, look.excess(look.means()), 9.0)
+
+
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_over_all_coins_the_product_has_mean_one(p: float, groups: int) -> None:
@@ -41,7 +45,7 @@ def test_over_all_coins_the_product_has_mean_one(p: float, groups: int) -> None:
     mean = 0.0
     for arm in itertools.product((0, 1), repeat=len(harm)):
         chance = p ** sum(arm) * (1.0 - p) ** (len(arm) - sum(arm))
-        mean += chance * math.exp(log_wealth(everyone(list(arm), harm, p=p, groups=groups), 9.0))
+        mean += chance * math.exp(wealth_of(everyone(list(arm), harm, p=p, groups=groups)))
 
     assert mean == pytest.approx(1.0, abs=1e-12)
 
@@ -54,9 +58,9 @@ def test_over_all_coins_the_product_of_all_rounds_has_mean_one(p: float) -> None
     for arm in itertools.product((0, 1), repeat=5):
         look = everyone(list(arm), rounds[0], p=p)
         for harm in rounds[1:]:
-            look = replace(everyone(list(arm), harm, p=p), before=look.excess())
+            look = replace(everyone(list(arm), harm, p=p), before=look.excess(look.means()))
         chance = p ** sum(arm) * (1.0 - p) ** (5 - sum(arm))
-        mean += chance * math.exp(log_wealth(look, 9.0))
+        mean += chance * math.exp(wealth_of(look))
 
     assert mean == pytest.approx(1.0, abs=1e-12)
 
@@ -71,7 +75,7 @@ def test_who_never_came_back_is_kept_by_origin_and_the_others_by_unit() -> None:
 
 
 def test_two_units_have_the_documented_factors() -> None:
-    got = log_wealth(everyone([1, 0], [1.0, 0.0], p=0.5), 9.0)
+    got = wealth_of(everyone([1, 0], [1.0, 0.0], p=0.5))
     lam = np.minimum(MULTIPLES * math.sqrt(2.0 * 9.0 / 0.125), SAFETY / 0.25)
 
     assert got == pytest.approx(math.log(float(np.sum(PRIOR * (1.0 + 0.25 * lam) ** 2))))
@@ -91,11 +95,11 @@ def test_equal_units_may_be_counted_in_one_row() -> None:
         before=apart.before[:, rows],
     )
 
-    assert log_wealth(together, 9.0) == pytest.approx(log_wealth(apart, 9.0), abs=1e-12)
+    assert wealth_of(together) == pytest.approx(wealth_of(apart), abs=1e-12)
 
 
 def test_a_class_in_which_nobody_came_back_says_nothing() -> None:
-    assert log_wealth(everyone([1, 0, 0, 1], [1.0] * 4), 9.0) == 0.0
+    assert wealth_of(everyone([1, 0, 0, 1], [1.0] * 4)) == 0.0
 
 
 def test_the_looks_of_all_rounds_spend_alpha_once() -> None:
@@ -118,3 +122,12 @@ def test_a_decision_stays_and_is_the_first() -> None:
     channel.look(wanted + 9.0, wanted, seq=11, canary=5, at_s=3.0)
 
     assert (channel.decision.seq, channel.decision.canary, channel.decision.at_s) == (9, 4, 2.0)
+
+
+def test_units_that_are_not_kept_are_told_apart() -> None:
+    so_far = HarmSoFar()
+    assert so_far.without(np.array([4])).tolist() == []
+    so_far.keep(np.array([9, 2, 5]), np.array([0, 1, 0]), np.zeros((1, 3)), np.zeros((1, 2)))
+    assert so_far.unit.tolist() == [2, 5, 9]
+    assert so_far.without(np.array([10, 5, 1])).tolist() == [True, False, True]
+    assert so_far.without(np.array([], dtype=np.int64)).tolist() == [True] * 3

@@ -23,6 +23,7 @@ def forecast(
     return only
 
 
+@pytest.mark.slow
 def test_a_first_stage_is_proven_in_a_few_hundred_requests() -> None:
     got = forecast(StagePlan(0.1, 300), TrafficModel(5.0))
 
@@ -31,6 +32,7 @@ def test_a_first_stage_is_proven_in_a_few_hundred_requests() -> None:
     assert 300 <= got.requests_median <= 500
 
 
+@pytest.mark.slow
 def test_seconds_are_requests_at_the_stages_own_rate() -> None:
     got = forecast(StagePlan(0.1, 300), TrafficModel(5.0))
 

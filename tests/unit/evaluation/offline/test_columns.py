@@ -345,6 +345,7 @@ NAMES = st.sampled_from(["t_s", "unit", "arm", "w", "assigned_by", "request_id",
 SOME = st.sampled_from(["unit", "assigned_by", "latency_ms", "tokens", "quality", "error", "fell_back"])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     columns=st.dictionaries(NAMES, st.one_of(ANYTHING, st.lists(ANYTHING, max_size=4)), max_size=8),
@@ -387,6 +388,7 @@ def tables(draw: st.DrawFn) -> Loose:
     return out
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(columns=tables(), policy=st.sampled_from(["default", "strict"]))
 def test_tables_of_extreme_values_are_evaluated_or_refused(columns: Any, policy: str) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from serving.files.plain_text import plain_text, storable, storable_values
+from serving.files.plain_text import plain_text, storable, storable_json, storable_values
 from serving.fleet.types import one_line
 
 
@@ -28,6 +28,14 @@ def test_the_texts_of_a_document_are_replaced_however_deep() -> None:
         '{"a\N{REPLACEMENT CHARACTER}": ["\N{REPLACEMENT CHARACTER}", ["x", '
         '{"b": "\N{REPLACEMENT CHARACTER}"}]], "n": 1, "none": null}'.encode()
     )
+
+
+def test_the_json_of_a_document_has_storable_texts_alone() -> None:
+    codes = (*range(0x2FF), *range(0xD7F0, 0xE010), 0xFFFD, 0x1F600)
+    documents = [{f"a{chr(code)}": [f"{chr(code)}\\u0000"]} for code in codes]
+
+    read = [json.loads(storable_json(document)) for document in documents]
+    assert read == [storable_values(document) for document in documents]
 
 
 @pytest.mark.parametrize("bad", ["\0", "\ud800", "\x1b", "\n", "\u2028", "\u202e", "\x7f"])

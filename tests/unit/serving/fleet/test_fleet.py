@@ -430,6 +430,20 @@ def test_a_closing_replica_may_stop_only_when_every_router_has_a_table_without_i
     assert harness.orders() == ()
 
 
+def test_replicas_that_close_are_counted_as_drained_and_those_that_die_are_not() -> None:
+    harness, one = two_ready()
+    harness.report(one, "closing", index=1)
+    harness.report(one, "closing", index=1)
+    harness.report(one, "ready", index=2)
+    harness.report(one, "stalled", index=2)
+    harness.report(one, "closing", index=2)
+    harness.report(one, "failed", index=0)
+    harness.core.on_replica_lost("chat", one.version, "r0")
+    (status,) = harness.core.statuses("chat")
+
+    assert (status.ready_replicas, status.drained_replicas) == (0, 1)
+
+
 def test_the_only_replica_that_closes_leaves_an_empty_arm() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)

@@ -249,3 +249,38 @@ def test_what_readers_of_events_accept_is_no_defect_of_an_endpoint(odd: bytes) -
     scan.feed(event + odd + b"\n\n")
 
     assert scan.end() is None
+
+
+def test_an_event_that_comes_byte_by_byte_is_searched_once() -> None:
+    one = AnswerScan(CHAT, "text/event-stream")
+    one.feed(b'data: {"id":"')
+
+    class Counted(bytearray):
+        searched = 0
+
+        def rfind(self, sub: object, start: int = 0, *end: int) -> int:  # type: ignore[override]
+            type(self).searched += len(self) - start
+            return super().rfind(sub, start, *end)  # type: ignore[arg-type]
+
+    one._buffer = Counted(one._buffer)
+    for _ in range(2000):
+        one.feed(b"xxxx")
+
+    assert Counted.searched < 2000 * 8
+
+
+@pytest.mark.parametrize("text", [b": ping\n\n", b'event: ping\ndata: {"type": "ping"}\n\n'])
+def test_a_ping_is_no_event(text: bytes) -> None:
+    one = AnswerScan("/v1/messages", "text/event-stream")
+    start = event({"type": "message_start", "message": {"id": "m"}})
+
+    assert one.feed(start + text) == start + text
+    assert (one.events, one.is_amid_event) == (1, False)
+
+
+def test_of_a_stream_that_broke_off_within_its_usage_only_the_usage_is_missing() -> None:
+    one = AnswerScan(CHAT, "text/event-stream")
+    one.feed(delta("Hel") + delta(None, "stop") + b'data: {"id":"c","usage":{"pro')
+
+    assert (one.is_whole, one.fault) == (True, None)
+    assert (one.end(), one.rest) == (None, None)

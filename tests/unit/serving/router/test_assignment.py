@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 
@@ -15,6 +16,7 @@ from serving.router.assignment import (
     unit_of,
 )
 from serving.router.body_facts import OPENING_TURNS, BodyFacts, read_facts
+from serving.router.request_ids import RequestIds
 
 
 def test_the_hash_has_its_reference_value() -> None:
@@ -161,3 +163,11 @@ def test_the_search_for_a_conversations_opening_has_an_end(turns: list[object]) 
 
     assert facts is not None
     assert facts.opening is None
+
+
+def test_ids_of_requests_are_long_and_none_comes_twice() -> None:
+    ids = RequestIds()
+    made = [ids.next() for _ in range(1000)]
+
+    assert len(set(made)) == 1000
+    assert all(re.fullmatch(r"req-[0-9a-f]{24}", one) for one in made)

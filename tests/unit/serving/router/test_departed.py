@@ -147,6 +147,30 @@ async def test_a_departed_answer_that_fails_is_a_failure_of_its_arm() -> None:
     assert (record.outcome, record.error, record.cause) == ("cut", True, "cut")
 
 
+async def test_a_departed_canary_that_fails_is_asked_no_more_and_stable_neither() -> None:
+    async with router_rig() as rig:
+        rig.publish(weight_bp=9999, change=2)
+        may_cut = asyncio.Event()
+
+        async def cut(request: web.Request) -> web.StreamResponse:
+            response = await rig.canary.stream(request, ANSWER[:8])
+            await may_cut.wait()
+            assert request.transport is not None
+            request.transport.abort()
+            return response
+
+        rig.canary.behave = cut
+        asking = asyncio.create_task(rig.ask(user="u", stream=True, **TOOLS))
+        await until(lambda: rig.core.held.total > 0)
+        asking.cancel()
+        await until(lambda: len(rig.front.departed) == 1)
+        may_cut.set()
+        record = await rig.record()
+
+    assert (record.arm, record.error, record.cause, record.outcome) == (1, True, "cut", "cut")
+    assert (len(rig.canary.seen), len(rig.stable.seen)) == (1, 0)
+
+
 async def test_answers_without_a_client_end_with_the_front() -> None:
     async with router_rig() as rig:
         rig.publish(weight_bp=1, change=2)

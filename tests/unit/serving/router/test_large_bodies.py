@@ -173,6 +173,7 @@ def test_commas_in_a_text_are_no_values() -> None:
     assert prepare(body, [], (), route="POST /x", is_eligible=True).facts.key == "alice"
 
 
+@pytest.mark.slow
 def test_a_compressed_body_that_is_too_large_without_its_compression_is_413() -> None:
     bodies = [b'{"prompt": "' + b"a" * (PLAIN_LIMIT - 14 + more) + b'"}' for more in (0, 1)]
     first, second = (

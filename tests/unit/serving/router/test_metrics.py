@@ -106,6 +106,7 @@ async def break_canary(rig: Rig) -> None:
     rig.canary.behave = fail  # type: ignore[assignment]
 
 
+@pytest.mark.slow
 async def test_what_clients_send_makes_no_series() -> None:
     async with router_rig() as rig:
         await rig.ask(user="alice")

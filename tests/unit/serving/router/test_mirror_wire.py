@@ -387,6 +387,7 @@ async def test_one_unit_has_one_pair(rig: MirrorRig) -> None:
     assert (len(rig.stable.seen), len(rig.canary.seen)) == (3, 1)
 
 
+@pytest.mark.slow
 async def test_the_share_is_drawn_by_request(rig: MirrorRig) -> None:
     rig.mirror(2500, change=2)
     for _ in range(200):
@@ -397,16 +398,17 @@ async def test_the_share_is_drawn_by_request(rig: MirrorRig) -> None:
 
 
 async def test_the_text_of_a_pair_is_stored_and_in_no_record(rig: MirrorRig) -> None:
-    rig.canary.text = "another text"
-    await rig.ask(messages=[{"role": "user", "content": "a secret question"}], user="jane")
+    rig.canary.text = "another text for a@x.org"
+    await rig.ask(messages=[{"role": "user", "content": "a secret question of a@x.org"}], user="jane")
     (pair,) = await rig.pairs()
     samples = rig.front.mirror.samples
     assert samples is not None
     await until(lambda: len(samples.read()) == 1)
     (sample,) = samples.read()
 
-    assert sample["request"]["messages"][0]["content"] == "a secret question"
-    assert (sample["stable"], sample["canary"]) == ([{"text": "the text"}], [{"text": "another text"}])
+    assert sample["request"]["messages"][0]["content"] == "a secret question of [email-1]"
+    assert sample["stable"] == [{"text": "the text"}]
+    assert sample["canary"] == [{"text": "another text for [email-1]"}]
     assert (sample["stable_version"], sample["canary_version"]) == ("v-1", "v-2")
     assert (sample["request_id"], sample["same_text"]) == (pair.request_id, False)
     assert "jane" not in json.dumps(sample)
@@ -450,3 +452,23 @@ async def test_an_error_in_the_tap_is_no_error_of_the_request(
 
     assert answer.content == b"".join(CHUNKS)
     assert again.status_code == 200
+
+
+async def test_in_a_stage_only_what_was_drawn_for_stable_is_copied(rig: MirrorRig) -> None:
+    canary = Arm("v-2", (Replica(rig.canary.url),))
+    stable = Arm("v-1", (Replica(rig.stable.url),))
+    table = RouteTable("chat", 1, 2, 2, "r-1", "r-1", 5000, stable, canary, 1, SECRET)
+    rig.core.on_table(replace(table, mirror=canary, mirror_bp=10_000), sent_s=boot_s())
+    for index in range(12):
+        await rig.ask(user=f"u{index}")
+    await until(lambda: busy(rig.front) == (0, 0, 0))
+    rig.core.on_table(None, sent_s=boot_s() + 1)
+    events = rig.events()
+    drawn = {one.request_id: one.arm for one in events if isinstance(one, RequestRecord)}
+    copied = [one.request_id for one in events if isinstance(one, MirrorRecord)]
+
+    assert len(drawn) == 12
+    assert 0 < len(copied) < 12
+    assert sorted(copied) == sorted(one for one, arm in drawn.items() if arm == 0)
+    assert len(rig.canary.seen) == 12  # its own requests, and the copies
+    assert rig.core.in_flight == {}

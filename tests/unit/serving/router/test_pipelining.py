@@ -104,6 +104,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return waiting
 
 
+@pytest.mark.slow
 async def test_a_client_that_sends_on_and_reads_nothing_is_read_no_further(
     rig: Rig, parsed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,93 @@
+"""Server-sent events as bytes: where they end, whether they are sound, their data. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
+MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
+TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
+_BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+_SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
+_OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
+
+
+def is_sound(block: bytes) -> bool:
+    """True when every event of a block is surely one that `is_event` accepts; of most engines all are."""
+    try:
+        if not block.isascii():
+            block.decode()
+        start = block.find(b"\n") + 1 if block.startswith(TOKEN_COMMENT) else 0
+        if block.find(b"\n", start) == len(block) - 2 and block.startswith(b"data: {", start):
+            _SKIP(block[start + 6 : -2])  # one event of one line, most often
+            return True
+        for line in block.split(b"\n"):
+            if line.startswith(b"data: {"):
+                _SKIP(line[6:])
+            elif line and not line.startswith(_OTHER_LINES) and line != b"data: [DONE]":
+                return False
+    except ValueError:
+        return False
+    return True
+
+
+def is_event(event: bytes, *, is_ours: bool = False) -> bool:
+    """True for an event without data, with a JSON object, or [DONE].
+
+    is_ours: of our engines, which write no line that readers ignore.
+    """
+    lines = event.split(b"\n")
+    data = data_of(lines)
+    is_known = not is_ours or all(not one or one.startswith((b"data:", *_OTHER_LINES)) for one in lines)
+    return is_known and (not data or data == b"[DONE]" or json_object(data) is not None)
+
+
+def data_of(lines: list[bytes]) -> bytes:
+    """The data of an event, given its lines; empty: it has none."""
+    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+
+
+def events_of(block: bytes) -> list[bytes]:
+    """The events of a block that ends with a blank line."""
+    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")[:-1]
+
+
+def end_of_events(data: bytes | bytearray, known: int, *, has_cr: bool) -> int:
+    """Where the last whole event ends; 0: nowhere. `known`: how many bytes are known to hold no end.
+
+    has_cr: there is a carriage return in it. Only what is new is searched: an event may come byte by byte.
+    """
+    start = max(known - 3, 0)
+    if not has_cr:
+        found = data.rfind(b"\n\n", start)
+        return found + 2 if found >= 0 else 0
+    return max(found + len(mark) if (found := data.rfind(mark, start)) >= 0 else 0 for mark in _BOUNDARIES)
+
+
+def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
+    """A count of tokens by one of its two names; `before`: there is none that can be recorded."""
+    value = usage.get(name, usage.get(other))
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return value if is_count else before
+
+
+def word_of(value: object) -> str | None:
+    """A short printable text of an answer; None for anything else, which could not be recorded."""
+    is_word = isinstance(value, str) and 0 < len(value) <= WORD_LIMIT and value.isprintable()
+    return value if is_word else None  # type: ignore[return-value]
+
+
+def json_object(data: bytes | bytearray) -> dict[str, Any] | None:
+    """The JSON object in `data`; None when it is malformed, too deep or not an object."""
+    try:
+        value = msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, numbers of any size
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
