@@ -134,3 +134,12 @@ def test_up_says_what_it_does_where_no_spinner_can_be_drawn(
     assert "starting" not in err  # both run
     assert services._starting(Running(False, False)) == "starting Ray and the controller"
     assert services._starting(Running(True, False)) == "starting the controller"
+
+
+@pytest.mark.parametrize(
+    "command", [["down", "--yes"], ["rollback", "--direct"], ["rollback", "chat", "--direct"], ["status"]]
+)
+def test_no_command_but_up_creates_a_database(home: Path, command: list[str]) -> None:
+    run(command)
+
+    assert not list(home.glob("*.db*"))
