@@ -147,7 +147,7 @@ def status(
     except Unreachable:
         note_last_known(settings, name, output)
         raise
-    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width))
 
 
 def note_last_known(settings: Settings, service: str | None, output: Output) -> None:
