@@ -3,8 +3,8 @@
 Of values and scores the question is the win rate, and the p-value is the larger of two: Brunner and Munzel's,
 which holds where the sides differ in spread, and Mann and Whitney's, which holds where few units are off the
 usual value. (Flags of 0.5 % at 6000 : 300: the small side often has none, its variance is estimated as zero,
-and Brunner and Munzel's alone names the same winner in 22 % of tests of identical versions.) Of rates it is the difference, by the score test and its inversion
-(`fixed_rates.py`).
+and Brunner and Munzel's alone names the same winner in 22 % of tests of identical versions.) Of rates it is
+the difference, by the score test and its inversion (`fixed_rates.py`).
 
 Units drawn at different splits must not be pooled: where the split went from 5 to 50 % while quality drifted,
 the pooled test names a winner between identical versions. Each weight is a stratum of its own (van Elteren).
@@ -40,9 +40,9 @@ def fixed_horizon(a: ArrayLike, b: ArrayLike, question: AbQuestion) -> AbResult:
     """Two-sided test, win rate, d and interval of the same question, so that both agree.
 
     a, b: outcomes of each side, independent units. TOO_FEW below 30 a side, with p = 1. Of values and scores
-    the interval is of the win rate (Brunner and Munzel, up to 0.5 where Mann-Whitney shows nothing), of rates of the difference (`fixed_rates.py`; with
-    enough events the test is Mann-Whitney's, ties and continuity corrected). Raises ValueError for outcomes
-    that are not on the scale.
+    the interval is of the win rate (Brunner and Munzel, up to 0.5 where Mann-Whitney shows nothing), of rates
+    of the difference (`fixed_rates.py`; with enough events the test is Mann-Whitney's, ties and continuity
+    corrected). Raises ValueError for outcomes that are not on the scale.
     Source: Brunner & Munzel (2000); Mann & Whitney (1947); Miettinen & Nurminen (1985).
     Check: scipy.stats.brunnermunzel(b, a); scipy.stats.mannwhitneyu(b, a, method="asymptotic").
     """
@@ -181,13 +181,11 @@ def _placements(y: Floats, others: Floats) -> Floats:
     return np.asarray(counts / (2.0 * len(others)), dtype=np.float64)
 
 
-def _win_interval(
-    win: WinRate, rank_p: float, question: AbQuestion
-) -> tuple[float, tuple[float, float]]:
-    """The two-sided p-value and the interval of the win rate in the direction of better: it contains 0.5 where
-    the p-value is above alpha.
+def _win_interval(win: WinRate, rank_p: float, question: AbQuestion) -> tuple[float, tuple[float, float]]:
+    """The two-sided p-value and the interval of the win rate in the direction of better: it contains 0.5
+    where the p-value is above alpha.
 
-    rank_p: Mann and Whitney's, which the p-value is at least. It is alone where the variance is zero: of sides
+    rank_p: Mann and Whitney's, which the p-value is at least; alone where the variance is zero: of sides
     without any overlap, or of equal constants.
     """
     share = win.share if question.higher_is_better else 1.0 - win.share

@@ -72,8 +72,8 @@ class LogHistogram:
     """Counts of values by logarithm. The range is centred on the first values, which are buffered until there
     are enough; values outside it are counted in the end bins. The counts do not depend on the blocks.
 
-    with_steps: count how many of a bin's values are the same, by the majority vote of Boyer and Moore: it shows
-    whether values are recorded in steps, also where they are only from some time on.
+    with_steps: count how many of a bin's values are the same, by the majority vote of Boyer and Moore: it
+    shows whether values are recorded in steps, also where they are only from some time on.
     """
 
     def __init__(self, *, with_steps: bool = False) -> None:

@@ -5,8 +5,8 @@ when the canary's weight rose: the first values of a stage are slower than the l
 changes within a stage, while the canary's weight stays, is not by the canary: longer prompts, a busy hour.
 And a hold ends when stable is as fast again.
 
-Levels of few values are noisy, more so where slow requests come in bursts; so both must be above their standard
-error. It is measured: by how much levels of successive values within a stage differ.
+Levels of few values are noisy, more so where slow requests come in bursts; so both count less one
+standard error. It is measured: by how much levels of successive values within a stage differ.
 
 Only requests that a coin assigned are compared, each of stable's by the inverse of its P(stable): so clients
 with a weight of their own, who leave stable when the canary begins, count as much as before it.

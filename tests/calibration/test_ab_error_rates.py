@@ -81,7 +81,7 @@ def test_one_look_at_the_planned_size_is_wrong_with_probability_alpha() -> None:
 def test_few_units_off_the_usual_value_name_a_winner_at_most_as_often_as_promised(
     n_a: int, n_b: int, share: float, size: float
 ) -> None:
-    """Flags, thumbs, and judged scores that are nearly always full, of identical versions at uneven splits."""
+    """Flags, thumbs, and judged scores that are nearly always full: identical versions, uneven splits."""
     question, wrong, runs = AbQuestion(Scale.SCORE, higher_is_better=False, alpha=0.05), 0, 400
     for seed in range(runs):
         rng = np.random.default_rng(seed)

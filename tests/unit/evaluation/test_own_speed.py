@@ -99,7 +99,9 @@ def test_a_hold_ends_when_stable_is_as_fast_again() -> None:
     assert not is_held(judged(columns))
 
 
-def own_speed(rng: np.random.Generator, *, is_bursty: bool, raises: float = 1.0, cut: int = 100_000) -> OwnSpeed:
+def own_speed(
+    rng: np.random.Generator, *, is_bursty: bool, raises: float = 1.0, cut: int = 100_000
+) -> OwnSpeed:
     """Stable's requests over five stages of 2000, 1000 before them; each stage `raises` times slower."""
     stage = np.concatenate((np.full(1000, -1), np.repeat(np.arange(5), 2000)))
     weight = np.concatenate((np.zeros(1000), np.repeat([0.02, 0.05, 0.1, 0.25, 0.5], 2000)))
@@ -113,7 +115,9 @@ def own_speed(rng: np.random.Generator, *, is_bursty: bool, raises: float = 1.0,
     speed = OwnSpeed()
     for start in range(0, size, cut):
         part = slice(start, start + cut)
-        speed.learn(replace(rows, arm=rows.arm[part], logged_w=weight[part], stage=rows.stage[part]), values[part])
+        speed.learn(
+            replace(rows, arm=rows.arm[part], logged_w=weight[part], stage=rows.stage[part]), values[part]
+        )
     return speed
 
 

@@ -83,7 +83,7 @@ def test_exact_values_among_the_steps_do_not_hide_them(share: float) -> None:
 
 @pytest.mark.parametrize("times", [1.2, 1.3])
 def test_a_recorder_that_changes_to_steps_hides_no_harm(times: float) -> None:
-    """Exact for 1000 requests, then in steps of 500 ms on both arms: at and beyond the margin, nothing is proven."""
+    """Exact for 1000 requests, then in steps of 500 ms on both arms: at the margin, nothing is proven."""
 
     def changed(ms: Floats) -> Floats:
         out: Floats = np.where(np.arange(len(ms)) < 1000, ms, np.ceil(ms / 500.0) * 500.0)

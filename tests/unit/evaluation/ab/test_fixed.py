@@ -19,7 +19,8 @@ def test_the_test_of_values_is_the_larger_of_two_of_scipy() -> None:
         a, b = np.round(rng.lognormal(0.0, 0.3, n_a), 1), np.round(rng.lognormal(0.1, 0.8, n_b), 1)
         found = fixed_horizon(a, b, LATENCY)
         expected = max(
-            brunnermunzel(b, a).pvalue, mannwhitneyu(b, a, method="asymptotic", alternative="two-sided").pvalue
+            brunnermunzel(b, a).pvalue,
+            mannwhitneyu(b, a, method="asymptotic", alternative="two-sided").pvalue,
         )
         assert found.p_value == pytest.approx(expected, abs=2e-4)
 
@@ -69,7 +70,7 @@ def test_sides_without_overlap_have_a_winner() -> None:
 
 @pytest.mark.parametrize("splits", [(0.05,), (0.05, 0.051)])
 def test_few_flags_and_an_uneven_split_name_no_winner(splits: tuple[float, ...]) -> None:
-    """Identical versions, 0.5 % flagged: the small side has none in 22 % of tests, and is no winner by that."""
+    """Identical versions, 0.5 % flagged: the small side often has none, and is no winner by that."""
     question, winners, n = AbQuestion(Scale.SCORE, False, 0.05), 0, 60
     for seed in range(n):
         rng = np.random.default_rng(seed)
