@@ -84,7 +84,8 @@ class LogHistogram:
         self._with_steps = with_steps
         self.first_values: Floats = np.empty(0)  # the same values
         size = BINS if with_steps else 0
-        self.step: Floats = np.full(size, np.nan)  # of each bin the value that leads the vote; NaN: none yet
+        # The value that leads the vote of each bin; NaN: none.
+        self.step: NDArray[np.float32] = np.full(size, np.nan, dtype=np.float32)
         self.repeats: NDArray[np.uint32] = np.zeros(size, dtype=np.uint32)  # values the same since it leads
         self.votes: NDArray[np.uint32] = np.zeros(size, dtype=np.uint32)  # how far it leads
 
@@ -119,15 +120,18 @@ class LogHistogram:
         """
         used, place = np.unique(index, return_inverse=True)
         steps, votes, repeats = (of[used].tolist() for of in (self.step, self.votes, self.repeats))
-        for value, bin_ in zip(values.tolist(), place.tolist(), strict=True):
+        stored = values.astype(np.float32).tolist()  # as it is kept, so that no cut between blocks matters
+        for value, lead, bin_ in zip(values.tolist(), stored, place.tolist(), strict=True):
             step = steps[bin_]
-            if abs(value - step) <= SAME * step:
+            if votes[bin_] == 0:
+                steps[bin_], votes[bin_], repeats[bin_] = lead, 1, 1
+            elif abs(value - step) <= SAME * step:
                 votes[bin_] += 1
                 repeats[bin_] += 1
-            elif votes[bin_]:
+            elif votes[bin_] > 1:
                 votes[bin_] -= 1
             else:
-                steps[bin_], votes[bin_], repeats[bin_] = value, 1, 1
+                steps[bin_], votes[bin_], repeats[bin_] = math.nan, 0, 0
         self.step[used], self.votes[used], self.repeats[used] = steps, votes, repeats
 
     def steps(self) -> Steps:
@@ -142,7 +146,7 @@ class LogHistogram:
         repeated = int(self.repeats[is_step].sum(dtype=np.int64))
         if repeated < STEP_SHARE * self.total:
             return NO_STEPS
-        points = np.sort(self.step[is_step])
+        points = np.sort(self.step[is_step].astype(np.float64))
         return Steps(points, is_mixed=repeated < (1.0 - EXACT_SHARE) * self.total)
 
     def occupied(self) -> tuple[Floats, Floats]:
