@@ -16,10 +16,11 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-#: The formats before 10 hold other evidence (9: harm of later sessions by round alone; 8: without parts,
+#: The formats before 11 hold other evidence (10: no noise of stable's speed, no votes for
+#: recorded steps; 9: harm of later sessions by round alone; 8: without parts,
 #: no recorded steps; 7: no later ones; the earlier ones: requests where units are bet on now) and cannot be
 #: carried over.
-FORMAT = 10
+FORMAT = 11
 
 
 class SnapshotMismatch(ValueError):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
-from evaluation.gate_texts import USES, beyond, harm, margin
+from evaluation.gate_texts import USES, beyond, harm, margin, requests_text
 from evaluation.metrics import STREAMED, UNANSWERED, VALUES, Kind
 from evaluation.open_proofs import step_notes, steps_text, why_not
 from evaluation.pipeline import Pipeline, stage_proofs
@@ -296,6 +296,10 @@ def _proof_report(
         text = f"{names[shown]} not proven: more values are missing on one arm than chance explains"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
+        estimates = point_estimates(metric, gate, _unanswered(pipeline))
+        rows = float(metric.counts.sum()) / max(metric.columns[0].units.rows, 1)
+        narrowest = min(proofs, key=lambda proof: proof.margin)
+        text += requests_text(gate, narrowest, *estimates, requests_per_unit=rows)
         text += _unproven_text(pipeline, metric)
     if tracks[0].use == "first proof":
         text += " (by first requests: conversations differ in length)"

@@ -67,8 +67,8 @@ def returning_trials() -> list[Trial]:
         ),
     ]
     for name, says, world, most in (
-        ("harm from the 11th turn on", "each conversation's first ten answers are as good", long_harm, 2000),
-        ("harm from the 21st turn on", "each conversation's first twenty are as good", deep_harm, 4500),
+        ("harm from the 11th turn on", "each conversation's first ten answers are as good", long_harm, 1500),
+        ("harm from the 21st turn on", "each conversation's first twenty are as good", deep_harm, 4300),
         ("harm from the 61st turn on", "each conversation's first sixty are as good", deepest_harm, 14_000),
         ("harm after every user was seen", "a group of 600, harm after 2000 good requests", closed_harm, 500),
     ):

@@ -102,7 +102,7 @@ class MeasuredBaseline:
         if not self.is_enough:
             line = (
                 f"measured over {self.requests:,} requests, {MIN_REQUESTS} are needed: typical figures are "
-                f"used (errors 1 %, hallucination 3 %, quality {typical.score_mean:g})"
+                f"used (errors 1 %, rejected 0.1 %, hallucination 3 %, quality {typical.score_mean:g})"
             )
             silent = [name for name in sorted(set(gated) & JUDGED) if self._never_came(name)]
             return (line, *(f"{name}: no scores in the last {self.settled:,} requests" for name in silent))

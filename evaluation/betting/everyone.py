@@ -6,18 +6,24 @@ sessions roll back only together with a second test, of all units that were draw
 not. One that stayed away counts as the worst, on both arms. A canary that keeps more units has more outcomes,
 each no worse than that.
 
-A unit's harm is that of all rounds so far, one outcome, so its coin is bet once a look. (Of one round alone,
+A unit's harm is that of all rounds so far, one outcome, so its coin counts once a look. (Of one round alone,
 the noise of who happens to come drowns the harm: where 7 % come back in an hour, errors that went from 1 to
 30 % in later sessions were promoted.)
 
 Units of one class had the same P(canary) `p` and were drawn in the same round. With A the arm, h the harm in
 a round, c the mean harm of the unit's class in it, and d the sum of h - c over the rounds since the unit was
-drawn, the factor is `1 + lam (A - p) d`. If no h depends on the arm, d and lam are functions of the outcomes
-alone, the coins are fair given them, and the product has mean 1: exact, without a past to learn from. So has
-the one with d of the present round alone, which finds harm that begins late; the mean of both is used. A
-canary that does less harm lowers it. It is looked at a few times a round, and each look has its own part of
-alpha: what is absent at one look may be there at the next, so the product is no supermartingale.
-"""
+drawn, the statistic is the sum of (A - p) d. The null is Fisher's sharp one: no unit's h, nor whether it
+comes back, depends on its arm. Then d is a function of the outcomes alone, given which the coins are fair and
+independent, and the p-value is P(this sum or more) over the coins, without a model of outcomes or a past to
+learn from. Its value is Chernoff's bound, which holds exactly, or where many coins matter the saddlepoint
+approximation: Lugannani and Rice's, with Daniels' correction for sums on a lattice as wide as the largest
+|d|. (Against full enumeration it was at most 0.4 % below the exact tail, and mostly above.) Harm that is
+equal only in the mean is not of the null: a canary that is much better for few and a little worse for most
+can be found worse. So it only guards: no rollback follows from it alone.
+
+The same is asked of d of the present round alone, which finds harm that begins late; the smallest p-value
+counts times their number. It is looked at a few times a round, and each look has its own part of alpha, so
+that no look needs to be valid together with another."""
 
 from __future__ import annotations
 
@@ -29,11 +35,11 @@ import numpy as np
 from evaluation.betting.unit_block import Flags, Floats, Ints
 from evaluation.betting.wealth import Decision
 
-#: Bets, as multiples of the one that reaches the limit with the least difference, and their prior.
-MULTIPLES, PRIOR = np.array([1.0, 2.0]), np.array([0.7, 0.3])
 LOOKS = 6  # in a round: a session length apart
 LAST_SHARE = 0.5  # of a round's alpha, for its last look, when all its sessions have closed
-SAFETY = 0.9
+MAX_TILT = 30.0  # over the largest |d|: beyond it the bound is that of the worst coins to 1e-13
+STEPS = 30  # of Newton's method, safeguarded by bisection
+MIN_VARIANCE = 1.0  # of the tilted sum, in squares of the largest |d|: with less, Chernoff's bound is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Everyone:
     """All units of a look. Arrays of equal length n, but `harm`: K x n, by way of measuring it.
 
     `group`: of the unit's class. `p`: P(canary) of its toss. `arm`: of that toss. `weight`: part of a whole
-    unit's bet, in [0, 1]. `units`: how many are exactly like this. `before`: d of the closed rounds, K x n.
+    unit, in [0, 1]. `units`: how many are exactly like this. `before`: d of the closed rounds, K x n.
     """
 
     group: Ints
@@ -64,30 +70,59 @@ class Everyone:
         return excess
 
 
-def log_wealth(of: Everyone, excess: Floats, limit: float) -> float:
-    """Log of the mean product over the ways and the bets; these are sized for a log wealth of `limit`.
+def surprise(of: Everyone, excess: Floats) -> float:
+    """-log of the p-value: how rarely fair coins put so much harm on the canary; at least 0.
     excess: `Everyone.excess`.
 
-    Check: two units of one class, p = 0.5, harm 1 on the canary and 0 on stable: each factor is
-    1 + 0.25 lam, lam = min(MULTIPLES sqrt(2 limit / 0.125), 3.6).
+    Check: two units of one class, p = 0.5, harm 1 on the canary and 0 on stable: log 4.
     """
     if len(of.group) == 0:
         return 0.0
-    terms = []
-    variance, on_stable, on_canary = of.units * of.p * (1.0 - of.p), -(1.0 - of.p), of.p
-    coin = of.arm - of.p
-    for off in np.concatenate((excess, excess - of.before)):  # harm that begins late is in this round alone
-        spread = float(np.sum(variance * off**2))
-        worst = float(np.max(np.maximum(on_stable * off, on_canary * off)))  # on whichever arm it had been
-        if spread <= 1e-12 or worst <= 0.0:
-            terms.append(np.zeros(len(MULTIPLES)))
-            continue
-        lam = np.minimum(MULTIPLES * math.sqrt(2.0 * limit / spread), SAFETY / worst)
-        terms.append(np.log1p(lam[:, None] * (coin * off)) @ of.units)
-    logs = np.concatenate(terms)
-    prior = np.tile(PRIOR, len(terms)) / len(terms)
-    top = float(np.max(logs))
-    return top + math.log(float(np.sum(prior * np.exp(logs - top))))
+    offs = np.concatenate((excess, excess - of.before)) if np.any(np.abs(of.before) > 1e-9) else excess
+    sums = offs @ (of.units * (of.arm - of.p))
+    variances = (offs * offs) @ (of.units * of.p * (1.0 - of.p))
+    # Below one standard deviation nothing is said: such a p-value, times the ways, decides no look.
+    told = np.flatnonzero((sums > 0.0) & (variances > 1e-12) & (sums * sums >= variances))
+    rarest = min(
+        (_log_tail(of, offs[way], float(sums[way]), float(variances[way])) for way in told), default=0.0
+    )
+    return max(0.0, -rarest - math.log(len(offs)))
+
+
+def _log_tail(of: Everyone, off: Floats, total: float, variance: float) -> float:
+    """Log of P(the sum of (A - p) d over fair coins >= total), or of a bound on it. off: d of each row.
+
+    Source: Lugannani & Rice (1980); Daniels, Tail probability approximations (1987), for the lattice.
+    """
+    p, units, width = of.p, of.units, float(np.max(np.abs(off)))
+    mean = float((units * p) @ off)
+    low, cap = 0.0, MAX_TILT / width
+    high, tilt, slope, tilted_variance = cap, min(total / variance, cap), math.inf, 0.0
+    for _ in range(STEPS):
+        odds = p * np.exp(tilt * off)
+        chance = odds / (1.0 - p + odds)
+        slope = float((units * chance) @ off) - mean - total
+        tilted_variance = float((units * chance * (1.0 - chance)) @ (off * off))
+        if abs(slope) <= 1e-10 * math.sqrt(variance) or (slope < 0.0 and tilt == cap):
+            break
+        low, high = (low, min(tilt, math.nextafter(cap, 0.0))) if slope > 0.0 else (tilt, high)
+        step = tilt - slope / max(tilted_variance, 1e-300)
+        tilt = step if low < step < high else cap if step >= high == cap else (low + high) / 2.0
+    bound = float(units @ np.log1p(p * np.expm1(tilt * off))) - tilt * (mean + total)
+    is_found = abs(slope) <= 1e-6 * math.sqrt(variance)
+    if not is_found or tilted_variance < MIN_VARIANCE * width * width or bound >= -0.05:
+        return bound
+    root = math.sqrt(-2.0 * bound)
+    lattice = -math.expm1(-tilt * width) / width * math.sqrt(tilted_variance)
+    factor = _mills_less_inverse(root) + 1.0 / lattice
+    return min(bound, bound - 0.5 * math.log(2.0 * math.pi) + math.log(factor)) if factor > 0.0 else bound
+
+
+def _mills_less_inverse(z: float) -> float:
+    """(1 - Phi(z)) / phi(z) - 1 / z. Check: -0.344320 at 1."""
+    if z < 25.0:
+        return math.sqrt(math.pi / 2.0) * math.erfc(z / math.sqrt(2.0)) * math.exp(z * z / 2.0) - 1.0 / z
+    return -(z**-3) + 3.0 * z**-5
 
 
 class HarmSoFar:
@@ -157,12 +192,12 @@ class EveryoneChannel:
         return self.is_idle or self.decision.is_reached or math.isinf(self.decision.limit)
 
     def wanted(self, round_: int, look: int) -> float:
-        """The log wealth at which a look decides. look: of the round, from 1 to LOOKS."""
+        """The `surprise` at which a look decides. look: of the round, from 1 to LOOKS."""
         share = LAST_SHARE if look == LOOKS else (1.0 - LAST_SHARE) / (LOOKS - 1)
         return self.decision.limit + math.log(round_ * (round_ + 1.0) / share)
 
     def look(self, log_e: float, wanted: float, *, seq: int, canary: int, at_s: float) -> None:
-        """Note a look's log wealth; the peak is less what the round and the look have cost."""
+        """Note a look's -log p as its log_e; the peak is less what the round and the look have cost."""
         decision = self.decision
         decision.log_e = log_e - (wanted - decision.limit)
         decision.peak = max(decision.peak, decision.log_e)

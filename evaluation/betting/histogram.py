@@ -19,7 +19,6 @@ FIRST = 32  # values whose median centres the range, so that one outlier cannot
 SAME = 1e-5  # relative: closer values are one, as differences of time stamps are not exact
 UNPROVABLE = "cannot be proven by such values"
 STEP_SHARE = 0.1  # of all values that are repeats of their bin's step: fewer are chance
-EARLY = 4  # values of a bin, by which it is given up
 EXACT_SHARE = 0.05  # of all values that are on no step: more are said to be exact
 
 
@@ -73,8 +72,8 @@ class LogHistogram:
     """Counts of values by logarithm. The range is centred on the first values, which are buffered until there
     are enough; values outside it are counted in the end bins. The counts do not depend on the blocks.
 
-    with_steps: count how many of a bin's values repeat its first one: it shows whether values are recorded in
-    steps.
+    with_steps: count how many of a bin's values are the same, by the majority vote of Boyer and Moore: it
+    shows whether values are recorded in steps, also where they are only from some time on.
     """
 
     def __init__(self, *, with_steps: bool = False) -> None:
@@ -85,13 +84,15 @@ class LogHistogram:
         self._with_steps = with_steps
         self.first_values: Floats = np.empty(0)  # the same values
         size = BINS if with_steps else 0
-        self.step: Floats = np.full(size, np.nan)  # the first value of each bin; NaN: none; infinite: no step
-        self.repeats: NDArray[np.uint32] = np.zeros(size, dtype=np.uint32)  # values that are the same
+        # The value that leads the vote of each bin; NaN: none.
+        self.step: NDArray[np.float32] = np.full(size, np.nan, dtype=np.float32)
+        self.repeats: NDArray[np.uint32] = np.zeros(size, dtype=np.uint32)  # values the same since it leads
+        self.votes: NDArray[np.uint32] = np.zeros(size, dtype=np.uint32)  # how far it leads
 
     @property
     def __state__(self) -> tuple[str, ...]:
         kept = ("counts", "first_bin", "total", "waiting")
-        return (*kept, "first_values", "step", "repeats") if self._with_steps else kept
+        return (*kept, "first_values", "step", "repeats", "votes") if self._with_steps else kept
 
     def add(self, values: Floats) -> None:
         """Count finite values of at least 0; the unit is the caller's."""
@@ -108,32 +109,33 @@ class LogHistogram:
                 return
             self.first_bin = int(np.sort(bins[:FIRST])[FIRST // 2]) - BELOW
         index = np.clip(bins - self.first_bin, 0, BINS - 1)
-        before = self.counts.astype(np.int64)
         self.counts += np.bincount(index, minlength=BINS).astype(np.uint32)
         self.total += len(bins)
         if self._with_steps:
-            self._count_repeats(np.maximum(values, SMALLEST), index, before)
+            self._vote(np.maximum(values, SMALLEST), index)
 
-    def _count_repeats(self, values: Floats, index: Ints, before: Ints) -> None:
-        """Note the first value of each bin, and count the values that are the same. A bin is given up
-        (infinite) when of its first EARLY values none is the same as the first. before: the counts without
-        these values.
+    def _vote(self, values: Floats, index: Ints) -> None:
+        """Let each value vote in its bin: for the leading value if it is the same, else against it; where the
+        lead is used up, the next value leads. What more than half of a bin's values are leads in the end.
         """
-        used, first = np.unique(index, return_index=True)
-        self.step[used] = np.where(np.isnan(self.step[used]), values[first], self.step[used])
-        order = np.argsort(index, kind="stable")
-        rank = np.arange(len(index)) - np.searchsorted(index[order], index[order], side="left")
-        is_early = np.empty(len(index), dtype=np.bool_)
-        is_early[order] = before[index[order]] + rank < EARLY
-        step = self.step[index]
-        is_same = np.isfinite(step) & (np.abs(values - np.where(np.isfinite(step), step, 0.0)) <= SAME * step)
-        early = self.repeats + np.bincount(index[is_same & is_early], minlength=BINS)
-        self.repeats += np.bincount(index[is_same], minlength=BINS).astype(np.uint32)
-        is_given_up = (before < EARLY) & (self.counts >= EARLY) & (early <= 1)
-        self.step[is_given_up], self.repeats[is_given_up] = np.inf, 0
+        used, place = np.unique(index, return_inverse=True)
+        steps, votes, repeats = (of[used].tolist() for of in (self.step, self.votes, self.repeats))
+        stored = values.astype(np.float32).tolist()  # as it is kept, so that no cut between blocks matters
+        for value, lead, bin_ in zip(values.tolist(), stored, place.tolist(), strict=True):
+            step = steps[bin_]
+            if votes[bin_] == 0:
+                steps[bin_], votes[bin_], repeats[bin_] = lead, 1, 1
+            elif abs(value - step) <= SAME * step:
+                votes[bin_] += 1
+                repeats[bin_] += 1
+            elif votes[bin_] > 1:
+                votes[bin_] -= 1
+            else:
+                steps[bin_], votes[bin_], repeats[bin_] = math.nan, 0, 0
+        self.step[used], self.votes[used], self.repeats[used] = steps, votes, repeats
 
     def steps(self) -> Steps:
-        """The steps in which values are recorded: what half of a bin's values repeat, and twice as many as
+        """The steps in which values are recorded: what half of a bin's values are, and twice as many as
         are in the bins beside it, which are 1 % wide. `NO_STEPS` unless they are `STEP_SHARE` of all values.
         """
         if not self._with_steps or self.total == 0:
@@ -144,7 +146,7 @@ class LogHistogram:
         repeated = int(self.repeats[is_step].sum(dtype=np.int64))
         if repeated < STEP_SHARE * self.total:
             return NO_STEPS
-        points = np.sort(self.step[is_step])
+        points = np.sort(self.step[is_step].astype(np.float64))
         return Steps(points, is_mixed=repeated < (1.0 - EXACT_SHARE) * self.total)
 
     def occupied(self) -> tuple[Floats, Floats]:

@@ -36,7 +36,9 @@ _Z90 = NormalDist().inv_cdf(0.9)
 class Baseline:
     """Statistics of stable: rates by metric, mean and sd of scores, sd of the logarithm of values."""
 
-    rates: dict[str, float] = field(default_factory=lambda: {"error": 0.01, "hallucinated": 0.03})
+    rates: dict[str, float] = field(
+        default_factory=lambda: {"error": 0.01, "hallucinated": 0.03, "rejected": 0.001}
+    )
     rate: float = 0.02  # of metrics that `rates` does not name
     score_mean: float = 0.8
     score_sd: float = 0.2

@@ -21,8 +21,9 @@ from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
+from evaluation.units.later_blocks import PARTS
 from evaluation.units.units import REQUEST, STICKY, Assignments
-from evaluation.verdict import gate_reports
+from evaluation.verdict import MIN_LATER_SHARE, gate_reports
 
 RUN_ROWS = 100_000  # of one run; later proofs stay unknown
 FIRST_LOOK_CANARY = 200  # canary requests before proofs are first checked; then a quarter more each time
@@ -92,7 +93,7 @@ class TrafficModel:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One simulated run. proofs: canary units at each gate's proof."""
+    """One simulated run. proofs: canary units at each gate's proof, that by later requests included."""
 
     proofs: Mapping[str, float]
     units: float  # simulated canary units
@@ -104,6 +105,26 @@ def counted_requests(unit_requests: float, session_requests: int) -> float:
     """Mean requests of a session up to the maximum that count."""
     continues = 1 - 1 / unit_requests  # P(another request)
     return (1 - continues**session_requests) * unit_requests
+
+
+def units_for_later(unit_requests: float, session_requests: int) -> float:
+    """How many times the units of a session's proof the proofs by later requests need, at least 1.
+
+    Of each part of later requests that must be proven, a unit says something if its conversation reaches the
+    judged block. Conversations have a geometric number of requests, as in `_table`.
+    Check: units_for_later(20, 10) = 3.490; units_for_later(3, 10) = 1.
+    """
+    continues = 1 - 1 / unit_requests
+    # P(a conversation is longer than so many sessions), up to the end of the last part.
+    longer = [continues ** (session_requests * sessions) for sessions in range((1 << PARTS) + 1)]
+    shares = [longer[1 << part] - longer[2 << part] for part in range(PARTS)]
+    reached = [1.0]
+    for part, share in enumerate(shares):
+        if share < MIN_LATER_SHARE and not (part == 0 and sum(shares) >= MIN_LATER_SHARE):
+            continue
+        first, *others = longer[1 << part : 2 << part]
+        reached.append((first + sum(others) / len(others)) / 2 if others else first)
+    return 1 / min(reached)
 
 
 def one_run(
@@ -134,6 +155,8 @@ def one_run(
             lane.close_through(math.inf)
     proofs, is_hopeless = _proofs(pipeline, stages)
     units_per_request = canary_units / max(pipeline.canary, 1)
+    # Sessions are simulated alone; later requests prove the same margins by fewer of the units.
+    units_per_request *= units_for_later(traffic.unit_requests, policy.session_requests)
     is_complete = is_hopeless or len(proofs) == len(policy.gates) or canary_units >= max_units
     return Run(
         {gate: canary * units_per_request for gate, canary in proofs.items()},

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.everyone import LOOKS, Everyone, EveryoneChannel, log_wealth
+from evaluation.betting.everyone import LOOKS, Everyone, EveryoneChannel, surprise
 from evaluation.betting.unit_block import Floats, Ints, UnitBlock
 from evaluation.metrics import Kind
 from evaluation.policy.gates import Gate, Sampling
@@ -255,7 +255,7 @@ def look_at(
     means = everyone.means()
     excess = everyone.excess(means)
     channel.look(
-        log_wealth(everyone, excess, wanted),
+        surprise(everyone, excess),
         wanted,
         seq=attendance.seq,
         canary=attendance.canary,

@@ -233,7 +233,10 @@ class Sessions:
         canary = np.maximum.accumulate(np.concatenate(([self.given[1]], self.close_canary[:count])))
         at_s = np.maximum.accumulate(np.concatenate(([self.given[2]], self.close_at_s[:count])))
         self.given = np.array([seq[-1], canary[-1], at_s[-1]])
+        # By session: in order of arrival, its values would be in another order in another batch.
         is_released = self.owners < count
+        requests = np.flatnonzero(is_released)
+        requests = requests[np.argsort(self.owners[requests], kind="stable")]
         released = Released(
             self.draw[:count],
             self.arm[:count],
@@ -242,8 +245,8 @@ class Sessions:
             seq[1:].astype(np.int64),
             canary[1:].astype(np.int64),
             at_s[1:],
-            self.owners[is_released],
-            self.values[:, is_released],
+            self.owners[requests],
+            self.values[:, requests],
             self.round[:count],
             self.part[:count],
             self.fresh[:count],

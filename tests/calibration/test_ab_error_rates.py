@@ -74,6 +74,23 @@ def test_one_look_at_the_planned_size_is_wrong_with_probability_alpha() -> None:
     assert stats.binom.ppf(0.001, 1000, ALPHA) <= wrong <= stats.binom.ppf(0.999, 1000, ALPHA)
 
 
+@pytest.mark.parametrize(
+    ("n_a", "n_b", "share", "size"),
+    [(12_000, 600, 0.002, 1.0), (1900, 100, 0.03, 1.0), (540, 60, 0.02, 1.0), (760, 40, 0.1, 0.5)],
+)
+def test_few_units_off_the_usual_value_name_a_winner_at_most_as_often_as_promised(
+    n_a: int, n_b: int, share: float, size: float
+) -> None:
+    """Flags, thumbs, and judged scores that are nearly always full: identical versions, uneven splits."""
+    question, wrong, runs = AbQuestion(Scale.SCORE, higher_is_better=False, alpha=0.05), 0, 400
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        a, b = ((rng.random(n) < share) * size for n in (n_a, n_b))
+        wrong += fixed_horizon(a, b, question).verdict is not AbVerdict.NOT_SHOWN
+
+    assert wrong <= stats.binom.ppf(0.999, runs, 0.05)
+
+
 @pytest.mark.parametrize("graded", [0.1, 0.5, 0.97])
 def test_a_healthy_test_is_called_invalid_at_most_as_often_as_promised(graded: float) -> None:
     invalid = 0

@@ -48,7 +48,7 @@ def play_everyone(
             bettors, so_far = with_before(people, before)
             if look == 6:
                 before |= so_far
-            played.last = log_wealth(bettors, limit + cost) - cost
+            played.last = surprise(bettors) - cost
             played.peak = max(played.peak, played.last)
             if played.last >= limit:
                 played.seq = max(row for row in rows if rollout.columns["t_s"][row] <= now_s)
@@ -62,7 +62,10 @@ def with_before(
     """Each one's excess harm, that of the closed rounds included; and the same by toss."""
     if not people:
         return [], {}
-    ways = range(len(people[0][4]))
+    ways, is_first = (
+        range(len(people[0][4])),
+        all(abs(harm) <= 1e-9 for person in people for harm in before.get(person[0], [])),
+    )
     means = {key: [mean_of(people, key, way) for way in ways] for key in {person[1] for person in people}}
     so_far = {
         toss: [before.get(toss, [0.0] * 4)[way] + weight * (harms[way] - means[key][way]) for way in ways]
@@ -71,7 +74,7 @@ def with_before(
     bettors = []
     for toss, key, p, arm, harms, weight in people:
         alone = [weight * (harms[way] - means[key][way]) for way in ways]
-        bettors.append((p, arm, so_far[toss] + alone))
+        bettors.append((p, arm, so_far[toss] + ([] if is_first else alone)))
     return bettors, so_far
 
 
@@ -157,23 +160,46 @@ def harms_of(gate: Gate, units: Sequence[Unit], failures: float) -> list[list[fl
     return out
 
 
-def log_wealth(people: Sequence[Bettor], limit: float) -> float:
-    """The mixture of the products over the ways to measure harm, each with two bets."""
-    if not people:
+def surprise(people: Sequence[Bettor]) -> float:
+    """-log of the smallest p-value of the ways times their number; at least 0."""
+    ways = len(people[0][2]) if people else 0
+    tails = [log_tail([(p, arm, excess[way]) for p, arm, excess in people]) for way in range(ways)]
+    return max(0.0, -min(tails) - math.log(ways)) if tails else 0.0
+
+
+def log_tail(people: Sequence[tuple[float, int, float]]) -> float:
+    """Log P(the harm that the coins put on the canary, or more), coin by coin, with the tilt by bisection."""
+    total = sum((arm - p) * off for p, arm, off in people)
+    spread = sum(p * (1.0 - p) * off**2 for p, _, off in people)
+    if spread <= 1e-12 or total < math.sqrt(spread):
         return 0.0
-    terms: list[tuple[float, float]] = []
-    ways = len(people[0][2])
-    for way in range(ways):
-        offs = [(p, arm, excess[way]) for p, arm, excess in people]
-        spread = sum(p * (1.0 - p) * off**2 for p, _, off in offs)
-        worst = max(max(-(1.0 - p) * off, p * off) for p, _, off in offs)
-        for times, prior in ((1.0, 0.7), (2.0, 0.3)):
-            if spread <= 1e-12 or worst <= 0.0:
-                terms.append((prior, 0.0))
-                continue
-            lam = min(times * math.sqrt(2.0 * limit / spread), 0.9 / worst)
-            terms.append((prior, sum(math.log1p(lam * (arm - p) * off) for p, arm, off in offs)))
-    return math.log(sum(prior / ways * math.exp(value) for prior, value in terms))
+    widest = max(abs(off) for _, _, off in people)
+
+    def tilted(tilt: float) -> list[tuple[float, float]]:
+        return [
+            (1.0 / (1.0 + (1.0 - p) / p * math.exp(-tilt * off)) if p else 0.0, off) for p, _, off in people
+        ]
+
+    def mean(tilt: float) -> float:
+        return sum((q - p) * off for (q, off), (p, _, _) in zip(tilted(tilt), people, strict=True))
+
+    low, high = 0.0, 30.0 / widest
+    is_beyond = mean(high) < total
+    for _ in range(0 if is_beyond else 90):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if mean(middle) < total else (low, middle)
+    tilt = high
+    chernoff = -tilt * total
+    for p, _, off in people:
+        chernoff += math.log(1.0 - p + p * math.exp(tilt * off)) - tilt * p * off
+    variance = sum(q * (1.0 - q) * off**2 for q, off in tilted(tilt))
+    if is_beyond or variance < widest**2 or chernoff >= -0.05:
+        return chernoff
+    root = math.sqrt(-2.0 * chernoff)
+    above = math.erfc(root / math.sqrt(2.0)) / 2.0
+    density = math.exp(chernoff) / math.sqrt(2.0 * math.pi)
+    step = (1.0 - math.exp(-tilt * widest)) / widest * math.sqrt(variance)
+    return min(chernoff, math.log(above + density * (1.0 / step - 1.0 / root)))
 
 
 def mean_of(people: Sequence[Person], key: object, way: int) -> float:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from evaluation import snapshot as snapshots
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import feed
-from evaluation.offline.columns import checked_table
+from evaluation.offline.columns import checked_table, policy_for_columns
 from evaluation.pipeline import Pipeline
+from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Pair, Score
 from tests.fakes.evidence_maker import Columns, draw_at, scores_at
@@ -82,6 +83,54 @@ def whole(case: str) -> Bits:
 @pytest.mark.slow
 def test_rows_cut_anywhere_give_the_same_bits(case: str, cuts: list[int]) -> None:
     assert pipeline_in(case, cuts) == whole(case)
+
+
+@cache
+def in_steps() -> Columns:
+    """Conversations of two to eight requests that overlap; half of the latencies end in steps of 250 ms."""
+    rng, people = np.random.default_rng(101), 260
+    turns = rng.integers(2, 9, people)
+    unit = np.repeat(np.arange(people), turns)
+    begin_s = np.repeat(np.sort(rng.uniform(0.0, 700.0, people)), turns)
+    t_s = begin_s + np.concatenate([np.sort(rng.uniform(0.0, 500.0, count)) for count in turns])
+    arm = (rng.random(people) < 0.25)[unit]
+    latency_ms = 800.0 * np.exp(0.5 * rng.standard_normal(len(unit))) * np.where(arm, 1.1, 1.0)
+    rounded = np.ceil(latency_ms / 250.0) * 250.0
+    latency_ms = np.where(rng.random(len(unit)) < 0.5, rounded, latency_ms)
+    order = np.argsort(t_s, kind="stable")
+    columns = {
+        "t_s": t_s,
+        "unit": unit,
+        "arm": arm.astype(np.int64),
+        "w": np.full(len(unit), 0.25),
+        "assigned_by": np.full(len(unit), "sticky"),
+        "error": np.zeros(len(unit)),
+        "latency_ms": latency_ms,
+    }
+    return {name: values[order] for name, values in columns.items()}
+
+
+def bits_in_steps(cuts: list[int]) -> Bits:
+    policy = policy_for_columns(in_steps(), GatePolicy.default())
+    table = checked_table(in_steps(), policy)
+    pipeline = Pipeline(policy, (StagePlan(0.25, 0, {"latency_shape": 1.2}),))
+    for start, stop in zip([0, *cuts], [*cuts, len(in_steps()["t_s"])], strict=True):
+        feed(pipeline, table.pick(slice(start, stop)))
+    for lane in pipeline.lanes:
+        lane.close_through(float("inf"))
+    return channels(pipeline)
+
+
+@cache
+def whole_in_steps() -> Bits:
+    return bits_in_steps([])
+
+
+@few
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40, unique=True).map(sorted))
+def test_rows_partly_in_steps_cut_anywhere_give_the_same_bits(cuts: list[int]) -> None:
+    """A session's values leave in its own order, whichever sessions leave with it."""
+    assert bits_in_steps(cuts) == whole_in_steps()
 
 
 @cache

@@ -81,6 +81,35 @@ def test_exact_values_among_the_steps_do_not_hide_them(share: float) -> None:
     assert all("recorded in steps" in twin.notes[0] for twin in twins)
 
 
+@pytest.mark.parametrize("times", [1.2, 1.3])
+def test_a_recorder_that_changes_to_steps_hides_no_harm(times: float) -> None:
+    """Exact for 1000 requests, then in steps of 500 ms on both arms: at the margin, nothing is proven."""
+
+    def changed(ms: Floats) -> Floats:
+        out: Floats = np.where(np.arange(len(ms)) < 1000, ms, np.ceil(ms / 500.0) * 500.0)
+        return out
+
+    def with_start(seed: int) -> Columns:
+        columns = rollout(times, exact, seed=seed, median=800.0, canary=300)
+        columns["w"][:1000] = 0.0
+        before = np.flatnonzero((columns["arm"] == 1) & (np.arange(3000) < 1000))
+        columns["latency_ms"][before] /= times
+        columns["arm"][:1000] = 0
+        return {**columns, "latency_ms": changed(columns["latency_ms"])}
+
+    results = [run(with_start(seed), POLICY) for seed in range(6)]
+
+    assert sum(map(proven, results)) <= 1
+
+
+def test_what_most_values_of_a_bin_are_is_its_step_whenever_it_began() -> None:
+    """Ten exact values lie in the bin before the first of thirty on the step."""
+    bin_ = 1000.0 * np.linspace(1.0, 1.004, 10)
+    values = np.concatenate((np.full(32, 500.0), bin_, np.full(30, 1003.0)))
+
+    assert histogram_of(values).steps().points.tolist() == [500.0, 1003.0]
+
+
 def test_a_twin_in_wide_buckets_cannot_be_proven_and_says_the_remedy() -> None:
     result = run(rollout(1.0, to_buckets, seed=1, canary=1500), POLICY)
 

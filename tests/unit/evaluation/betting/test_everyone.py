@@ -1,4 +1,4 @@
-"""The test of everyone who was drawn: exact where outcomes do not depend on the arm."""
+"""The test of everyone who was drawn: a valid p-value where no outcome depends on its unit's arm."""
 
 from __future__ import annotations
 
@@ -9,16 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.betting.everyone import (
-    LOOKS,
-    MULTIPLES,
-    PRIOR,
-    SAFETY,
-    Everyone,
-    EveryoneChannel,
-    HarmSoFar,
-    log_wealth,
-)
+from evaluation.betting.everyone import LOOKS, Everyone, EveryoneChannel, HarmSoFar, surprise
 
 
 def everyone(arm: list[int], harm: list[float], *, p: float = 0.3, groups: int = 1) -> Everyone:
@@ -34,35 +25,97 @@ def everyone(arm: list[int], harm: list[float], *, p: float = 0.3, groups: int =
     )
 
 
-def wealth_of(look: Everyone) -> float:
-    return log_wealth(look, look.excess(look.means()), 9.0)
+def surprise_of(look: Everyone) -> float:
+    return surprise(look, look.excess(look.means()))
 
 
-@pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
+def assert_valid(law: list[tuple[float, float]]) -> None:
+    """law: of each outcome of the coins, its probability and surprise. P(p-value <= a) <= a for each a."""
+    passed = 0.0
+    for surprise_, chance in sorted(((surprise_, chance) for chance, surprise_ in law), reverse=True):
+        passed += chance
+        if surprise_ > 0.0:
+            assert passed <= math.exp(-surprise_) * 1.005
+
+
+@pytest.mark.parametrize("p", [0.02, 0.3, 0.9, 0.99])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_over_all_coins_the_product_has_mean_one(p: float, groups: int) -> None:
-    harm = [1.0, 0.2, 0.9, 0.0, 0.4, 1.0, 0.3, 0.8]
-    mean = 0.0
-    for arm in itertools.product((0, 1), repeat=len(harm)):
-        chance = p ** sum(arm) * (1.0 - p) ** (len(arm) - sum(arm))
-        mean += chance * math.exp(wealth_of(everyone(list(arm), harm, p=p, groups=groups)))
+def test_over_all_coins_of_few_units_the_p_value_is_valid(p: float, groups: int) -> None:
+    harm = [1.0, 0.2, 0.9, 0.0, 0.4, 1.0, 0.3, 0.8, 1.0]
+    law = [
+        (
+            p ** sum(arm) * (1.0 - p) ** (len(arm) - sum(arm)),
+            surprise_of(everyone(list(arm), harm, p=p, groups=groups)),
+        )
+        for arm in itertools.product((0, 1), repeat=len(harm))
+    ]
 
-    assert mean == pytest.approx(1.0, abs=1e-12)
+    assert_valid(law)
+    assert max(surprise_ for _, surprise_ in law) > 0.5
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3])
-def test_over_all_coins_the_product_of_all_rounds_has_mean_one(p: float) -> None:
+def test_over_all_coins_the_p_value_of_several_rounds_is_valid(p: float) -> None:
     """A unit comes in some rounds, and has one coin in all of them."""
-    rounds = [[1.0, 0.2, 1.0, 0.0, 1.0], [1.0, 1.0, 0.3, 0.9, 1.0], [0.1, 1.0, 1.0, 0.7, 1.0]]
-    mean = 0.0
-    for arm in itertools.product((0, 1), repeat=5):
+    rounds = [
+        [1.0, 0.2, 1.0, 0.0, 1.0, 0.5, 1.0],
+        [1.0, 1.0, 0.3, 0.9, 1.0, 0.1, 1.0],
+        [0.1, 1, 1, 0.7, 1, 1, 1],
+    ]
+    law = []
+    for arm in itertools.product((0, 1), repeat=7):
         look = everyone(list(arm), rounds[0], p=p)
         for harm in rounds[1:]:
             look = replace(everyone(list(arm), harm, p=p), before=look.excess(look.means()))
-        chance = p ** sum(arm) * (1.0 - p) ** (5 - sum(arm))
-        mean += chance * math.exp(wealth_of(look))
+        law.append((p ** sum(arm) * (1.0 - p) ** (7 - sum(arm)), surprise_of(look)))
 
-    assert mean == pytest.approx(1.0, abs=1e-12)
+    assert_valid(law)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.02, 0.25, 0.9, 0.999])
+@pytest.mark.parametrize(("bad", "good"), [(3, 60), (40, 40), (200, 12), (30, 900)])
+def test_many_units_with_ties_have_a_valid_p_value(p: float, bad: int, good: int) -> None:
+    """Exact over all coins: of the bad units, and of the good ones, binomially many are on the canary."""
+    chances = [[math.comb(n, k) * p**k * (1.0 - p) ** (n - k) for k in range(n + 1)] for n in (bad, good)]
+    law = []
+    for on_bad, on_good in itertools.product(range(bad + 1), range(good + 1)):
+        chance = chances[0][on_bad] * chances[1][on_good]
+        if chance < 1e-11:
+            continue
+        look = Everyone(
+            group=np.zeros(4, dtype=np.int64),
+            p=np.full(4, p),
+            arm=np.array([True, False, True, False]),
+            harm=np.array([[1.0, 1.0, 0.0, 0.0]]),
+            weight=np.ones(4),
+            units=np.array([on_bad, bad - on_bad, on_good, good - on_good], dtype=np.float64),
+            before=np.zeros((1, 4)),
+        )
+        law.append((chance, surprise_of(look)))
+
+    assert_valid(law)
+
+
+def test_a_p_value_of_many_coins_is_close_to_the_exact_one() -> None:
+    """40 bad units of 400, half of all on the canary, 30 of the 40: the tail by the binomials."""
+    look = Everyone(
+        group=np.zeros(4, dtype=np.int64),
+        p=np.full(4, 0.5),
+        arm=np.array([True, False, True, False]),
+        harm=np.array([[1.0, 1.0, 0.0, 0.0]]),
+        weight=np.ones(4),
+        units=np.array([30.0, 10.0, 180.0, 180.0]),
+        before=np.zeros((1, 4)),
+    )
+    weights = [[math.comb(n, k) / 2**n for k in range(n + 1)] for n in (40, 360)]
+    exact = sum(
+        weights[0][bad] * weights[1][good]
+        for bad in range(41)
+        for good in range(361)
+        if 0.9 * (bad - 20) - 0.1 * (good - 180) >= 9.0 - 1e-9
+    )
+
+    assert exact <= math.exp(-surprise_of(look)) <= 1.6 * exact
 
 
 def test_who_never_came_back_is_kept_by_origin_and_the_others_by_unit() -> None:
@@ -74,11 +127,8 @@ def test_who_never_came_back_is_kept_by_origin_and_the_others_by_unit() -> None:
     assert so_far.above_of(unit, origin, 1).tolist() == [[-0.375, -0.75, 0.0, 0.0]]
 
 
-def test_two_units_have_the_documented_factors() -> None:
-    got = wealth_of(everyone([1, 0], [1.0, 0.0], p=0.5))
-    lam = np.minimum(MULTIPLES * math.sqrt(2.0 * 9.0 / 0.125), SAFETY / 0.25)
-
-    assert got == pytest.approx(math.log(float(np.sum(PRIOR * (1.0 + 0.25 * lam) ** 2))))
+def test_two_units_have_the_documented_p_value() -> None:
+    assert surprise_of(everyone([1, 0], [1.0, 0.0], p=0.5)) == pytest.approx(math.log(4.0))
 
 
 def test_equal_units_may_be_counted_in_one_row() -> None:
@@ -95,11 +145,11 @@ def test_equal_units_may_be_counted_in_one_row() -> None:
         before=apart.before[:, rows],
     )
 
-    assert wealth_of(together) == pytest.approx(wealth_of(apart), abs=1e-12)
+    assert surprise_of(together) == pytest.approx(surprise_of(apart), abs=1e-12)
 
 
 def test_a_class_in_which_nobody_came_back_says_nothing() -> None:
-    assert wealth_of(everyone([1, 0, 0, 1], [1.0] * 4)) == 0.0
+    assert surprise_of(everyone([1, 0, 0, 1], [1.0] * 4)) == 0.0
 
 
 def test_the_looks_of_all_rounds_spend_alpha_once() -> None:
