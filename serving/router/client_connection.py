@@ -195,9 +195,8 @@ class ClientConnection(asyncio.Protocol):
         found = find_target(parsed.method, parsed.target, front.services)
         if isinstance(found, Refusal):
             if front.own_routes is not None and parsed.target.startswith(b"/-/"):
-                self._task = front.run(
-                    service_choice.answer_own(front.own_routes, parsed.target, found, self)
-                )
+                answer = service_choice.answer_own(front.own_routes, parsed.target, found, self)
+                self._task = front.run(answer)
             else:
                 self.refuse(without_names(front.cores, self._sent(parsed), found))
             return
@@ -357,7 +356,8 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = self._keep_alive and not closes
         self._front.count_refusal(refusal.code, self._core)
         self._has_head, self._is_chunked, self._left_bytes = False, False, None
-        self.deliver(refusal.answer())
+        target = self._request.target if self._request is not None else self._parser.target
+        self.deliver(refusal.answer(target.decode("latin-1")))
 
     def _head_bytes(self, head: Head, data: bytes, then: str) -> bytes:
         """The head as bytes; decides how the body is framed."""

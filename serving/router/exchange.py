@@ -41,7 +41,7 @@ from serving.router.continuation import Continuation
 from serving.router.cover import Cover
 from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.model_name import NotRenamed
-from serving.router.outgoing import Outgoing, cut_event, event_of
+from serving.router.outgoing import Outgoing, cut_event
 from serving.router.record import Seen, record_of, settled
 from serving.router.sending import Sender
 from serving.router.takeover import DONE
@@ -64,7 +64,7 @@ class Exchange:
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
         self.seen = Seen()
-        self._out = Outgoing(start.now_s, context.held)
+        self._out = Outgoing(start.now_s, context.held, start.request.path)
         self._cover = Cover(context, start)
         self._now_s = start.now_s  # of the last end of an attempt
         self._continuation: Continuation | None = None
@@ -97,7 +97,7 @@ class Exchange:
             return refusal
         self._status = refusal.status
         self._finish("failed", "no answer", self._now_s)
-        return Deliver(None, event_of(refusal), "end")
+        return Deliver(None, refusal.event(self._request.path), "end")
 
     def may_start(self, now_s: float) -> bool:
         """Checked just before the head is written; False withholds a canary request."""

@@ -28,14 +28,16 @@ class Outgoing:
         "_held_bytes",
         "_is_muted",
         "_is_unread",
+        "_path",
         "_sent_s",
         "holds_all",
         "is_committed",
         "is_head_sent",
     )
 
-    def __init__(self, now_s: float, budget: HeldBytes) -> None:
+    def __init__(self, now_s: float, budget: HeldBytes, path: str) -> None:
         self._budget = budget
+        self._path = path  # of the request, by which an error has its shape
         self.is_committed = False  # something of the current answer
         self.is_head_sent = False
         self.holds_all = False  # late commit: until the answer is whole
@@ -86,7 +88,7 @@ class Outgoing:
             if not self.is_committed and head is not None and not is_stream:
                 self._held, self._is_muted = [], True
                 text = f"the answer to this request has status {head.status} and is no stream"
-                data = event_of(Refusal(head.status, "no_stream", text))
+                data = Refusal(head.status, "no_stream", text).event(self._path)
             head = None
         if self._held:
             data = b"".join([*self._held, data])
@@ -118,13 +120,8 @@ class Outgoing:
 
 
 def cut_event(service: str, scan: AnswerScan | None) -> bytes:
-    """An event on which OpenAI clients raise; b'' where the stream is not between two events."""
+    """An event on which clients raise; b'' where the stream is not between two events."""
     if scan is None or not scan.is_between_events:
         return b""
     message = f"the answer of service {service} was cut before its end; send it again"
-    return event_of(Refusal(502, "cut", message))
-
-
-def event_of(refusal: Refusal) -> bytes:
-    """The router's own error as an event of a stream, on which OpenAI clients raise."""
-    return b"data: " + refusal.body() + b"\n\n"
+    return Refusal(502, "cut", message).event(scan.path)

@@ -160,6 +160,11 @@ class RequestParser:
         return self._is_in_body
 
     @property
+    def target(self) -> bytes:
+        """The target of the request that is being read, or was read last; empty: there is none yet."""
+        return b"".join(self._target)
+
+    @property
     def head(self) -> tuple[str, bytes, tuple[tuple[bytes, bytes], ...]]:
         """Method, target and headers of the request whose body is being read."""
         return self._parser.get_method().decode("ascii"), b"".join(self._target), tuple(self._headers)

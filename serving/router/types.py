@@ -88,6 +88,24 @@ class Attempt(Struct, frozen=True, gc=False):
         return f"{self.endpoint.scheme}://{self.endpoint.authority}{self.path}"
 
 
+# Anthropic's names of errors by their status.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def is_anthropic(target: str) -> bool:
+    """True for a path, whatever precedes it and with or without a query, of Anthropic's API."""
+    return target.partition("?")[0].rstrip("/").endswith(("/v1/messages", "/v1/messages/count_tokens"))
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """An error answer of the router itself."""
@@ -98,17 +116,27 @@ class Refusal:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     retry_after_s: int | None = None  # None: a retry will not help
 
-    def body(self) -> bytes:
-        """The error as JSON in OpenAI's shape."""
+    def body(self, target: str = "") -> bytes:
+        """The error as JSON, in the shape of the API that the request's target belongs to; else OpenAI's."""
+        if is_anthropic(target):
+            kind = _ANTHROPIC_TYPES.get(self.status)
+            kind = kind or ("invalid_request_error" if self.status < 500 else "api_error")
+            error = {"type": kind, "message": self.message, "code": self.code}
+            return json.dumps({"type": "error", "error": error}).encode()
         kind = "invalid_request_error" if self.status < 500 else "service_unavailable"
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
-        return json.dumps({"error": error}).encode()
+        named = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        return json.dumps({"error": named}).encode()
 
-    def answer(self) -> Deliver:
+    def event(self, target: str) -> bytes:
+        """The error as an event of a stream, on which clients of the target's API raise."""
+        name = b"event: error\n" if is_anthropic(target) else b""
+        return name + b"data: " + self.body(target) + b"\n\n"
+
+    def answer(self, target: str = "") -> Deliver:
         """The error as a whole answer."""
         wait_s = self.retry_after_s
         after = () if wait_s is None else ((b"retry-after", b"%d" % wait_s),)
-        return json_answer(self.status, self.body(), (*after, *self.headers))
+        return json_answer(self.status, self.body(target), (*after, *self.headers))
 
 
 class Head(Struct, frozen=True, gc=False):

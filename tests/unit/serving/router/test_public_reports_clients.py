@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
+from aiohttp import web
 
 from serving.router.request_parser import ParsedRequest, RequestParser
+from serving.router.types import Limits
 from tests.fakes.router_rig import CHAT, Rig, router_rig
 from tests.unit.serving.router.test_wire_limits import exchange, status
+
+
+LIMITS = Limits(connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
 
 
 @pytest.fixture
@@ -70,3 +78,89 @@ def test_http_1_0_gets_no_interim_answer(version: bytes, waits: bool) -> None:
     parser.feed(b"POST /v1/x HTTP/" + version + b"\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
 
     assert parser.wants_continue is waits
+
+
+# ---- errors of /v1/messages
+
+MESSAGES = "/chat/v1/messages"
+
+
+def events_of(text: str) -> list[tuple[str | None, dict[str, object]]]:
+    """Name and data of each event; Anthropic's clients pass over those without a name that they know."""
+    found = []
+    for event in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in event.split("\n") if ": " in line and line[0] != ":")
+        if "data" in fields:
+            found.append((fields.get("event"), json.loads(fields["data"])))
+    return found
+
+
+def delta(text: str) -> bytes:
+    data = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
+    return b"event: content_block_delta\ndata: " + json.dumps(data).encode() + b"\n\n"
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(delta("Hello"))
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def test_a_cut_stream_of_messages_ends_with_an_event_that_its_clients_read(rig: Rig) -> None:
+    rig.publish(change=2, canary=False)
+    rig.stable.behave = cut
+    answer = await rig.client.post(MESSAGES, json={"messages": [], "stream": True})
+    name, data = events_of(answer.text)[-1]
+
+    assert (name, data["type"]) == ("error", "error")
+    assert data["error"]["type"] == "api_error"  # type: ignore[index]
+
+
+async def test_a_held_stream_that_stable_refuses_ends_with_that_event() -> None:
+    async def overloaded(_request: web.Request) -> web.StreamResponse:
+        return web.json_response({"type": "error"}, status=529)
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(delta("Hello"))
+        await asyncio.sleep(0.6)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async with router_rig(replace(LIMITS, keep_alive_s=0.1)) as rig:
+        rig.publish(weight_bp=9999, change=2)
+        rig.canary.behave, rig.stable.behave = slow, overloaded
+        answer = await rig.client.post(MESSAGES, json={"messages": [], "stream": True})
+
+    assert [(name, data["error"]["type"]) for name, data in events_of(answer.text)] == [  # type: ignore[index]
+        ("error", "overloaded_error")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status_code", "kind"),
+    [
+        (MESSAGES, b"{", 400, "invalid_request_error"),
+        ("/v1/messages", b"[]", 400, "invalid_request_error"),
+        ("/other/v1/messages?beta=true", b"{}", 404, "not_found_error"),
+    ],
+)
+async def test_errors_of_messages_are_in_anthropics_shape(
+    rig: Rig, path: str, content: bytes, status_code: int, kind: str
+) -> None:
+    answer = await rig.client.post(path, content=content)
+    data = answer.json()
+
+    assert answer.status_code == status_code
+    assert (data["type"], data["error"]["type"]) == ("error", kind)
+
+
+async def test_other_errors_stay_in_openais_shape(rig: Rig) -> None:
+    answer = await rig.client.post(CHAT, content=b"{")
+
+    assert (answer.json()["error"]["type"], "type" in answer.json()) == ("invalid_request_error", False)
