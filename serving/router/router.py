@@ -162,7 +162,8 @@ class RouterCore:
         n = facts.choices if facts.streams else 1
         may = facts.continuable and request.path in CONTINUABLE_PATHS
         start = Start(
-            request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may
+            *(request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may),
+            is_background=facts.is_background,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange

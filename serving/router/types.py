@@ -235,11 +235,13 @@ class Start(Struct, frozen=True, gc=False):
     bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
     choices: int | None = 1  # answers that the request asks for; None: not known
     is_continuable: bool = False  # a stream that another engine could continue
+    is_background: bool = False  # the answer only names a response that is made later
 
     @property
     def creates(self) -> bool:
         """Whether it makes something that lasts, of which a repetition would make two."""
-        return self.request.method == "POST" and self.request.path in CREATING_PATHS
+        is_job = self.is_background and self.request.path == "/v1/responses"
+        return is_job or (self.request.method == "POST" and self.request.path in CREATING_PATHS)
 
     @property
     def only_200(self) -> bool:
