@@ -10,10 +10,21 @@ import msgspec
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
+BOM = b"\xef\xbb\xbf"
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
+
+
+def begins_events(data: bytes) -> bool | None:
+    """Whether these first bytes of a body begin an event; None: they are too few to tell."""
+    if BOM.startswith(data):
+        return None
+    text = data.removeprefix(BOM).lstrip(b"\r\n")
+    if text.startswith((b"data:", *_OTHER_LINES)):
+        return True
+    return None if any(one.startswith(text) for one in (b"data:", *_OTHER_LINES)) else False
 
 
 def is_sound(block: bytes) -> bool:

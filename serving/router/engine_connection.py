@@ -49,7 +49,7 @@ class EngineConnection(asyncio.Protocol):
         is_broken = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # a 101 that nobody asked for
             is_broken = True
         if not self._is_in_body:
             self._head_bytes += len(data)

@@ -10,11 +10,15 @@ replaced is refused, for two servers may read it differently.
 from __future__ import annotations
 
 import json
+from typing import Any
+
+import msgspec
 
 from serving.router.form import BadForm, Part, boundary_of, read_form, written_form
 from serving.router.headers import RawHeaders
 
 FORM = "multipart/form-data"
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class NotRenamed(ValueError):
@@ -49,7 +53,7 @@ def model_of_form(body: bytes, headers: RawHeaders) -> str | None:
 def renamed(body: bytes, content_type: str, model: str) -> bytes:
     """The body with this model name. Raises NotRenamed unless it is a JSON object or a plain form.
 
-    Check: b'{"model": "chat"}' and gpt-4o give b'{"model": "gpt-4o"}'.
+    Check: b'{"model": "chat"}' and gpt-4o give b'{"model":"gpt-4o"}'.
     """
     if content_type.partition(";")[0].strip().lower() == FORM:
         try:
@@ -58,10 +62,17 @@ def renamed(body: bytes, content_type: str, model: str) -> bytes:
         except BadForm as exc:
             raise NotRenamed(f"the form has no clear model name: {exc}; correct it") from exc
     try:
-        fields = json.loads(body)
-        if isinstance(fields, dict):
-            # Some servers ignore the case of a key.
-            rest = {key: value for key, value in fields.items() if not _is_model(key)}
+        # The other values stay as they are written: their bytes are copied.
+        fields = _FIELDS.decode(body)
+        # Some servers ignore the case of a key.
+        rest: dict[str, Any] = {key: value for key, value in fields.items() if not _is_model(key)}
+        return msgspec.json.encode({"model": model, **rest})
+    except (ValueError, RecursionError):
+        pass
+    try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, a mark of byte order
+        loaded = json.loads(body)
+        if isinstance(loaded, dict):
+            rest = {key: value for key, value in loaded.items() if not _is_model(key)}
             return json.dumps({"model": model, **rest}).encode()
     except (ValueError, RecursionError):
         pass

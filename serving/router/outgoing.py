@@ -2,7 +2,7 @@
 
 Rules:
 1. Of an answer that fails while it is held back the client has seen nothing: another takes its place.
-2. A client that waits for a held answer is sent the head and comments. What follows is then part of that
+2. A client that waits for a stream, held or not begun, is sent its head and comments, which commit nobody. What follows is then part of that
    stream, whatever it is: an answer that is no stream becomes an error event.
 """
 
@@ -52,6 +52,12 @@ class Outgoing:
         """The head of an answer, which is held back."""
         self._head = head
 
+    def as_stream(self) -> None:
+        """The answer whose head is held back is a stream: events may be taken out or added."""
+        if (head := self._head) is not None:
+            kept = [one for one in head.headers if one[0] not in (b"content-length", b"content-type")]
+            self._head = Head(head.status, [*kept, (b"content-type", b"text/event-stream")])
+
     def hold(self, data: bytes) -> bool:
         """Hold these bytes back; False: they are too many."""
         self._held_bytes += len(data)
@@ -97,13 +103,12 @@ class Outgoing:
         self.is_committed = self.is_head_sent = True
         return Deliver(head, data, then)
 
-    def is_waiting(self, *, has_begun: bool) -> bool:
-        """True while the client has nothing of an answer that has begun, or that replaces one.
+    def is_waiting(self, *, is_stream: bool) -> bool:
+        """True while the client has nothing of a stream whose head has come, or of what replaces one.
 
-        Before the answer's first content (`has_begun`) neither arm's client is sent anything, so that one who
-        waits no longer is lost to both.
+        Balancers end a connection that is silent for a minute, which a long prompt takes. Both arms alike.
         """
-        return ((self.holds_all and has_begun) or self.is_head_sent) and not self.is_committed
+        return ((is_stream and self._head is not None) or self.is_head_sent) and not self.is_committed
 
     def comment(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
         """A comment for a client that waits, when one is due; None: not yet. since_s: of the last event."""

@@ -23,6 +23,7 @@ from typing import Protocol
 
 from serving.clock import boot_s
 from serving.credentials import KeyFilter, KeyReference, NoKey
+from serving.router.decompressed import Decompressor, decompressor_of
 from serving.router.engine_connection import Address, EngineConnection, Headers
 from serving.router.types import Attempt, Failure, Limits
 from serving.targets import Endpoint
@@ -66,6 +67,7 @@ class Call:
         "_connecting",
         "_connection",
         "_is_paused",
+        "_decompressor",
         "_key",
         "_pool",
         "attempt",
@@ -89,6 +91,7 @@ class Call:
         self._connection: EngineConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._key: KeyFilter | None = None
+        self._decompressor: Decompressor | None = None  # of an answer that is compressed
         self._again = attempt.may_be_stale
         self._is_paused = False
 
@@ -189,9 +192,17 @@ class Call:
         if self._key is not None:
             headers = [(name, self._key.whole(value)) for name, value in headers]
             self._pool.on_status(self.attempt.api_key, status)
+        if self.method != "HEAD":
+            self._decompressor, headers = decompressor_of(status, headers)
         self.listener.on_head(status, headers)
 
     def data(self, data: bytes) -> None:
+        if self._decompressor is not None:
+            try:
+                data = self._decompressor.feed(data)
+            except ValueError:
+                self.fail("malformed")
+                return
         if self._key is not None:
             data = self._key.feed(data)
         if data:
@@ -199,6 +210,10 @@ class Call:
 
     def end(self, connection: EngineConnection, *, is_reusable: bool) -> None:
         """The answer is whole."""
+        if self._decompressor is not None and not self._decompressor.is_whole:
+            connection.drop()
+            self.lost(is_reused=False, has_bytes=True)
+            return
         held = self._key.end() if self._key is not None else b""
         if held:
             self.listener.on_data(held)

@@ -7,12 +7,15 @@ import json
 import zlib
 
 import pytest
+from aiohttp import web
 
 from serving.router.answer_scan import AnswerScan
 from serving.router.form import BadForm, read_form, written_form
 from serving.router.model_name import renamed
+from serving.router.outgoing import KEEP_ALIVE
 from serving.router.types import Attempt, Deliver, Refusal, Step
-from tests.unit.serving.router.test_exchange import begin, core, record, request, table
+from tests.fakes.router_rig import Behaviour, router_rig
+from tests.unit.serving.router.test_exchange import begin, core, request, table
 
 CHAT = "/v1/chat/completions"
 SSE = "text/event-stream"
@@ -158,7 +161,7 @@ def test_what_is_no_event_keeps_its_kind(body: bytes, streams: bool) -> None:
     passed = b"".join(one.feed(body[at : at + 1]) for at in range(len(body)))
     one.end()
 
-    assert (passed, one.is_stream) == (body, False)
+    assert (passed + (one.rest or b""), one.is_stream) == (body, False)
 
 
 @pytest.mark.parametrize("weight_bp", [0, 10_000])
@@ -183,38 +186,50 @@ def compressed(body: bytes, coding: str) -> bytes:
     return gzip.compress(body) if coding.endswith("gzip") else zlib.compress(body)
 
 
-@pytest.mark.parametrize("weight_bp", [0, 10_000])
+def gzipped(body: bytes, kind: str, coding: str = "gzip") -> Behaviour:
+    async def behave(request: web.Request) -> web.StreamResponse:
+        headers = {"content-type": kind, "content-encoding": coding}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        for at in range(0, len(body), 50_000):
+            await response.write(body[at : at + 50_000])
+        return response
+
+    return behave
+
+
+@pytest.mark.parametrize("is_canary", [False, True])
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "GZIP"])
-def test_a_compressed_answer_is_not_malformed(coding: str, weight_bp: int) -> None:
-    router = core(table(weight_bp=weight_bp))
-    exchange = begin(router)
-    exchange.next_attempt()
-    body = compressed(json.dumps(WHOLE).encode(), coding.lower())
-    headers = [(b"content-type", b"application/json"), (b"content-encoding", coding.encode())]
-    exchange.answered(200, [*headers, (b"content-length", b"%d" % len(body))])
-    for at in range(len(body)):
-        exchange.received(body[at : at + 1], now_s=10.2)
-    sent = exchange.ended(now_s=10.3)
-    one = record(router)
+async def test_a_compressed_answer_is_not_malformed(coding: str, is_canary: bool) -> None:
+    async with router_rig() as rig:
+        rig.publish(change=2, canary=is_canary)
+        engine = rig.canary if is_canary else rig.stable
+        engine.behave = gzipped(compressed(json.dumps(WHOLE).encode(), coding.lower()), JSON, coding)
+        answer = await rig.ask()
+        one = await rig.record()
 
-    assert isinstance(sent, Deliver) and sent.head is not None
-    assert json.loads(sent.data) == WHOLE
-    assert not {b"content-encoding", b"content-length"} & dict(sent.head.headers).keys()
-    assert (one.error, one.arm, one.completion_tokens) == (False, weight_bp // 10_000, 1)
+    assert (answer.json(), "content-encoding" in answer.headers) == (WHOLE, False)
+    assert (one.error, one.served_arm, one.completion_tokens) == (False, int(is_canary), 1)
 
 
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(b"x" * 100)[:-20], gzip.compress(b"0" * (65 << 20))])
-def test_what_cannot_be_decompressed_is_malformed(body: bytes) -> None:
-    router = core(table(weight_bp=10_000))
-    exchange = begin(router)
-    exchange.next_attempt()
-    exchange.answered(200, [(b"content-type", b"application/json"), (b"content-encoding", b"gzip")])
-    action = exchange.received(body, now_s=10.2)
-    if action is Step.HOLD:
-        action = exchange.ended(now_s=10.3)
+async def test_a_compressed_stream_is_passed_on_as_events() -> None:
+    body = chunk(0, "A") + chunk(0, None, "stop") + DONE
+    async with router_rig() as rig:
+        rig.canary.behave = gzipped(gzip.compress(body), SSE)
+        answer = await rig.ask(stream=True)
 
-    assert action is Step.AGAIN
-    assert isinstance(exchange.next_attempt(), Attempt)
+    assert answer.content == body
+
+
+@pytest.mark.parametrize(
+    "body", [b"no gzip", gzip.compress(b"x" * 100)[:-20], gzip.compress(b"0" * (65 << 20)), b""]
+)
+async def test_a_canary_whose_answer_cannot_be_decompressed_is_replaced(body: bytes) -> None:
+    async with router_rig() as rig:
+        rig.canary.behave = gzipped(body, JSON)
+        answer = await rig.ask()
+
+    assert (answer.status_code, answer.json()["id"]) == (200, "id-stable")
 
 
 # ---- forms and bodies that are renamed
@@ -258,3 +273,55 @@ def test_a_name_that_cannot_be_decoded_is_refused(written: bytes) -> None:
 )
 def test_only_the_models_bytes_change(body: str, expected: str) -> None:
     assert renamed(body.encode(), "application/json", "m") == expected.encode()
+
+
+# ---- streams that wait for their first content
+
+EVENT_STREAM = [(b"content-type", b"text/event-stream")]
+ROLE = b'data: {"id": "c", "choices": [{"index": 0, "delta": {"role": "assistant"}}]}\n\n'
+TOOLS = {"tools": [{"type": "function", "function": {"name": "f"}}]}
+
+
+@pytest.mark.parametrize("weight_bp", [0, 5000, 10_000])
+@pytest.mark.parametrize(("path", "more"), [(CHAT, {}), (CHAT, TOOLS), ("/v1/messages", {}), (RESPONSES, {})])
+def test_a_stream_that_waits_for_its_first_token_is_kept_alive(
+    path: str, more: dict[str, object], weight_bp: int
+) -> None:
+    router = core(table(weight_bp=weight_bp))
+    exchange = begin(router, request({"stream": True, **more}, path=path))
+    exchange.next_attempt()
+    before = exchange.waited(99.0)
+    exchange.answered(200, EVENT_STREAM)
+    exchange.received(ROLE + b": PROCESSING\n\n", now_s=10.2)
+    waited = [exchange.waited(now_s) for now_s in (14.0, 15.2, 17.0, 20.3)]
+
+    assert before is Step.HOLD
+    assert [isinstance(one, Deliver) for one in waited] == [False, True, False, True]
+    assert [one.head is not None for one in waited if isinstance(one, Deliver)] == [True, False]
+    assert {one.data for one in waited if isinstance(one, Deliver)} == {KEEP_ALIVE}
+
+
+def test_a_comment_commits_nobody_to_the_canary() -> None:
+    router = core(table())
+    exchange = begin(router, request({"stream": True}))
+    exchange.next_attempt()
+    exchange.answered(200, EVENT_STREAM)
+    exchange.waited(15.2)
+    exchange.broken("cut", now_s=16.0)
+    second = exchange.next_attempt()
+    while isinstance(second, Attempt) and "canary" in second.url:  # once more on the arm
+        exchange.broken("refused", now_s=16.1)
+        second = exchange.next_attempt()
+    exchange.answered(200, EVENT_STREAM)
+    sent = exchange.received(chunk(0, "A"), now_s=17.0)
+
+    assert isinstance(second, Attempt) and "stable" in second.url
+    assert sent == Deliver(None, chunk(0, "A"))
+
+
+def test_an_answer_that_is_no_stream_is_waited_for_in_silence() -> None:
+    exchange = begin(core(table()), request({}))
+    exchange.next_attempt()
+    exchange.answered(200, [(b"content-type", b"application/json")])
+
+    assert exchange.waited(99.0) is Step.HOLD
