@@ -3,8 +3,9 @@
 Rules:
 1. A client's path is decoded and normalised, then looked up in a list of the routes that serve users. What is
    not listed is refused: an engine's control routes, its metrics, and whatever a later vLLM adds.
-2. A percent-encoding may only stand for an unreserved character (RFC 3986, 6.2.2.2) or one of = : @ +, which
-   ids have and which mean nothing else in a path. An encoded slash (but in the name of a model), dot segments, a backslash or any other character are refused, because two servers could read them differently.
+2. A percent-encoding may only stand for an unreserved character (RFC 3986, 6.2.2.2), or for one of = : @ +,
+   which ids have and which mean nothing else in a path. An encoded slash (but in the name of a model), dot
+   segments, a backslash or any other character are refused, because two servers could read them differently.
    Repeated slashes and one at the end are dropped.
 3. A `Target` can only be made of a listed path in its one spelling, an `Endpoint` only of a parsed address;
    `Endpoint.url` is the one place where they meet. No URL is ever made of a client's text.

@@ -113,7 +113,7 @@ def read_facts(body: bytes, *, is_messages: bool = False) -> BodyFacts | None:
     )
 
 
-def _read_unusual(body: bytes, *, is_messages: bool) -> BodyFacts | None:
+def _read_unusual(body: bytes, *, is_messages: bool = False) -> BodyFacts | None:
     """The facts of any other body."""
     try:
         fields = _FIELDS.decode(body)

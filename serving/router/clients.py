@@ -97,7 +97,10 @@ class Clients:
 def keys_of(headers: RawHeaders) -> list[str]:
     """The API keys that a client sent, one a header: a program may add its own to what a user has set."""
     scheme, _, key = (value_of(headers, b"authorization") or "").strip().partition(" ")
-    keys = [key if scheme.lower() == "bearer" else "", *(value_of(headers, one) or "" for one in _KEY_HEADERS)]
+    keys = [
+        key if scheme.lower() == "bearer" else "",
+        *(value_of(headers, one) or "" for one in _KEY_HEADERS),
+    ]
     return [key.strip() for key in keys if key.strip()]
 
 

@@ -52,6 +52,10 @@ def decompressor_of(
     A part of a file (206) stays compressed: its bytes are counted.
     """
     for name, value in headers:
-        if name == b"content-encoding" and status != 206 and value.decode("latin-1").strip().lower() in _CODINGS:
+        if (
+            name == b"content-encoding"
+            and status != 206
+            and value.decode("latin-1").strip().lower() in _CODINGS
+        ):
             return Decompressor(), [one for one in headers if one[0] not in _OF_CODING]
     return None, list(headers)

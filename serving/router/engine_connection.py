@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 import httptools
 
+from serving.clock import boot_s
+
 if TYPE_CHECKING:
     from serving.router.upstream import Call, Upstream
 
@@ -25,6 +27,7 @@ class EngineConnection(asyncio.Protocol):
         self._pool = pool
         self.address = address
         self.call: Call | None = None
+        self.made_s = boot_s()
         self.idle_since_s = 0.0
         self.is_reused = False
         self.is_closed = False

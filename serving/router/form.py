@@ -23,7 +23,8 @@ MAX_HEADER_BYTES = 1024  # of one header of a part
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _NAME = re.compile(rb"[0-9A-Za-z_.\[\]-]{1,128}")
 _ENCODED_NAME = re.compile(
-    rb";\s*filename\*\s*=\s*(utf-8|iso-8859-1)'[A-Za-z0-9-]*'([!#$&+.^_`|~0-9A-Za-z%-]+)\s*(?:;|$)", re.IGNORECASE
+    rb";\s*filename\*\s*=\s*(utf-8|iso-8859-1)'[A-Za-z0-9-]*'([!#$&+.^_`|~0-9A-Za-z%-]+)\s*(?:;|$)",
+    re.IGNORECASE,
 )
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 

@@ -73,6 +73,8 @@ class WireFront:
         """Serve these from now on, at least one; requests under way end where they began."""
         for core in cores:
             core.held = self.held
+            if self.upstream is not None:
+                core.unreachable = self.upstream.reachability.reasons
         self.core, self.cores = cores[0], {core.service: core for core in cores}
         self.services = tuple(self.cores)
 
@@ -84,6 +86,7 @@ class WireFront:
         """Open the connection pool and start the background, in the running event loop."""
         self.upstream = Upstream(self.core.limits)
         for core in self.cores.values():
+            core.unreachable = self.upstream.reachability.reasons
             await self._background.start(core)
         self._sweep()
 

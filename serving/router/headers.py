@@ -35,7 +35,10 @@ _NOT_FORWARDED = _HOP_BY_HOP | frozenset(
 )
 SESSION_HEADER = b"x-session-id"
 CLAUDE_SESSION_HEADER = b"x-claude-code-session-id"  # what Claude Code calls it
-_NOT_SENT_OUT = _NOT_FORWARDED | {SESSION_HEADER, CLAUDE_SESSION_HEADER}  # a raw name of a user or session stays here
+_NOT_SENT_OUT = _NOT_FORWARDED | {
+    SESSION_HEADER,
+    CLAUDE_SESSION_HEADER,
+}  # a raw name of a user or session stays here
 # They say whose bill a client's own key goes to; an endpoint refuses them beside the service's key.
 _NOT_SENT_WITH_KEY = _NOT_SENT_OUT | {b"openai-organization", b"openai-project", b"x-goog-user-project"}
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
@@ -45,9 +48,7 @@ _NOT_RETURNED = _HOP_BY_HOP | frozenset(
 )
 
 
-def forwarded(
-    headers: RawHeaders, *, is_external: bool, has_key: bool = False
-) -> list[tuple[bytes, bytes]]:
+def forwarded(headers: RawHeaders, *, is_external: bool, has_key: bool = False) -> list[tuple[bytes, bytes]]:
     """The client's headers that are sent to an engine. is_external: one that canaryctl does not run.
 
     has_key: it is sent an API key of the service's own.

@@ -2,8 +2,8 @@
 
 Rules:
 1. Of an answer that fails while it is held back the client has seen nothing: another takes its place.
-2. A client that waits for a stream, held or not begun, is sent its head and comments, which commit nobody. What follows is then part of that
-   stream, whatever it is: an answer that is no stream becomes an error event.
+2. A client that waits for a stream, held or not begun, is sent its head and comments, which commit nobody.
+   What follows is then part of that stream: an answer that is no stream becomes an error event.
 """
 
 from __future__ import annotations

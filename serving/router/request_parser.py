@@ -257,7 +257,7 @@ class RequestParser:
 
 
 def _is_ignored_offer(method: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
-    """True unless the offer is a WebSocket's, or the request one for a tunnel (CONNECT), which has no body."""
+    """True unless the offer is a WebSocket's, or the request asks for a tunnel (CONNECT)."""
     is_websocket = any(name == b"upgrade" and value.lower() == b"websocket" for name, value in headers)
     return method != b"CONNECT" and not (method == b"GET" and is_websocket)
 

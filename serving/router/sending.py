@@ -111,8 +111,17 @@ class Sender:
             headers = ((b"x-should-retry", b"false"), *self.own_headers())  # which clients' libraries obey
             return Refusal(502, "may_be_made", message, headers)
         version = stable.version if stable else "none"
-        message = f"service {service}: no replica of stable version {version} answers; retry"
+        message = f"service {service}: no replica of stable version {version} answers{self._why()}; retry"
         return self.refusal(503, "no_capacity", message, retry_after_s=1)
+
+    def _why(self) -> str:
+        """Why the last replica was not reached, in brackets; empty: it was."""
+        tried = self._attempts.tried
+        if not tried or tried[-1].cause != "refused":
+            return ""
+        endpoint = Endpoint.parsed(tried[-1].url)
+        reason = self._context.unreachable.get(f"{endpoint.scheme}://{endpoint.authority}")
+        return f" ({reason})" if reason is not None else ""
 
     def refusal(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> Refusal:
         """An error of the router's own, with its headers."""

@@ -41,8 +41,7 @@ def test_a_form_without_a_model_gets_one() -> None:
 
 def test_a_json_body_with_several_models_keeps_the_endpoint_s_alone() -> None:
     assert (
-        renamed(b'{"model":"a","Model":"b","model":"c"}', "application/json", "large")
-        == b'{"model":"large"}'
+        renamed(b'{"model":"a","Model":"b","model":"c"}', "application/json", "large") == b'{"model":"large"}'
     )
 
 

@@ -23,7 +23,9 @@ JSON = "application/json"
 RESPONSES = "/v1/responses"
 
 
-def scan(body: bytes, *, path: str = CHAT, kind: str = SSE, n: int | None = 1, step: int = 10_000) -> AnswerScan:
+def scan(
+    body: bytes, *, path: str = CHAT, kind: str = SSE, n: int | None = 1, step: int = 10_000
+) -> AnswerScan:
     scanned = AnswerScan(path, kind, n)
     for at in range(0, len(body), step):
         scanned.feed(body[at : at + step])
@@ -172,7 +174,8 @@ def test_a_stream_by_another_name_is_sent_as_one_and_at_once(weight_bp: int) -> 
     exchange.answered(200, [(b"content-type", b"application/json"), (b"content-length", b"999")])
     sent = exchange.received(chunk(0, "A"), now_s=10.2)
 
-    assert isinstance(sent, Deliver) and sent.head is not None
+    assert isinstance(sent, Deliver)
+    assert sent.head is not None
     names = dict(sent.head.headers)
     assert (sent.data, names[b"content-type"], b"content-length" in names) == (
         *(chunk(0, "A"), b"text/event-stream", False),
@@ -315,7 +318,8 @@ def test_a_comment_commits_nobody_to_the_canary() -> None:
     exchange.answered(200, EVENT_STREAM)
     sent = exchange.received(chunk(0, "A"), now_s=17.0)
 
-    assert isinstance(second, Attempt) and "stable" in second.url
+    assert isinstance(second, Attempt)
+    assert "stable" in second.url
     assert sent == Deliver(None, chunk(0, "A"))
 
 

@@ -26,7 +26,6 @@ from serving.targets import Target
 from tests.fakes.router_rig import CHAT, SECRET, Rig, router_rig
 from tests.unit.serving.router.test_wire_limits import exchange, status
 
-
 LIMITS = Limits(connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
 
 
