@@ -194,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
         front = self._front
         found = find_target(parsed.method, parsed.target, front.services)
         if isinstance(found, Refusal):
-            if front.own_routes is not None and parsed.target.startswith(b"/-/"):
+            if front.own_routes is not None and parsed.target.startswith(front.own_prefixes):
                 answer = service_choice.answer_own(front.own_routes, parsed.target, found, self)
                 self._task = front.run(answer)
             else:
@@ -215,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
         parser.has_new_head = False
         method, target, headers = parser.head
         found = find_target(method, target, front.services)
-        if front.own_routes is None or not target.startswith(b"/-/"):
+        if not target.startswith(front.own_prefixes):
             client = admit(front.cores, Sent(method, target, headers, self._peer()), found)
             client = front.refusal() or client if isinstance(client, str) else client
             if isinstance(client, Refusal):

@@ -164,7 +164,7 @@ class Deliver(Struct, gc=False):
 
 
 Action: TypeAlias = Step | Deliver
-# Answers a path below /-/ of the server that the router runs in: status and body; None: it has no such path.
+# Answers a path that is none of a service's (below /-/, /health): status and body; None: it has no such path.
 OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
 
 
