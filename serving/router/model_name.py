@@ -10,7 +10,6 @@ replaced is refused, for two servers may read it differently.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import msgspec
 
@@ -65,8 +64,12 @@ def renamed(body: bytes, content_type: str, model: str) -> bytes:
         # The other values stay as they are written: their bytes are copied.
         fields = _FIELDS.decode(body)
         # Some servers ignore the case of a key.
-        rest: dict[str, Any] = {key: value for key, value in fields.items() if not _is_model(key)}
-        return msgspec.json.encode({"model": model, **rest})
+        parts: list[bytes | msgspec.Raw] = [b'{"model":', msgspec.json.encode(model)]
+        for key, value in fields.items():
+            if not _is_model(key):
+                parts += (b",", msgspec.json.encode(key), b":", value)
+        # Joined here: msgspec's encoder crashes where there is no memory for a large text.
+        return b"".join([*parts, b"}"])
     except (ValueError, RecursionError):
         pass
     try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, a mark of byte order

@@ -64,7 +64,7 @@ class Resolver:
         now_s = boot_s()
         if not name.found or now_s - name.at_s >= FRESH_S:
             await self._renew(host, name, may_be_stale=bool(name.found) and now_s - name.at_s < STALE_S)
-        return [(*one[:4], (one[4][0], port, *one[4][2:])) for one in name.found]  # type: ignore[misc]
+        return [(*one[:4], (one[4][0], port, *one[4][2:])) for one in name.found]
 
     async def _renew(self, host: str, name: _Name, *, may_be_stale: bool) -> None:
         running = name.running or self._begin(host, name)

@@ -84,9 +84,8 @@ async def raw_engine(answer: bytes, *, reads_body: bool = True) -> AsyncIterator
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heads.append(await reader.readuntil(b"\r\n\r\n"))
-        length = next(
-            (int(one[15:]) for one in heads[-1].lower().split(b"\r\n") if one.startswith(b"content-length:")), 0
-        )
+        lines = heads[-1].lower().split(b"\r\n")
+        length = next((int(one[15:]) for one in lines if one.startswith(b"content-length:")), 0)
         if reads_body:
             await reader.readexactly(length)
         writer.write(answer)
@@ -105,7 +104,8 @@ def publish(rig: Rig, url: str) -> None:
     rig.core.on_table(replace(rig.core.table, change=3, stable=stable), sent_s=boot_s())
 
 
-BODY = json.dumps({"id": "a", "choices": [{"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}]})
+CHOICE = {"index": 0, "message": {"content": "hi"}, "finish_reason": "stop"}
+BODY = json.dumps({"id": "a", "choices": [CHOICE]})
 KIND = b"content-type: application/json\r\n"
 SIZED = b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY.encode())
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -224,5 +224,3 @@ async def test_a_stream_outlives_the_end_of_the_router(rig: Rig) -> None:
     await stopping
 
     assert answer.content == TEXT + FIN + DONE
-
-
