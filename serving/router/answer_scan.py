@@ -24,6 +24,7 @@ from typing import Any
 
 from serving.router.answer_events import (
     BOM,
+    METADATA,
     TOKEN_COMMENT,
     begins_events,
     count_of,
@@ -33,6 +34,7 @@ from serving.router.answer_events import (
     is_event,
     is_sound,
     json_object,
+    may_hold_metadata,
     word_of,
 )
 from serving.router.event_shape import EventShape, shape_of
@@ -41,10 +43,6 @@ from serving.router.usual_answer import usual_answer
 
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 
-_METADATA = re.compile(
-    rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
-    rb'|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error|ping)"'
-)
 _PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
 _CONTENT = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking|data'
@@ -129,6 +127,11 @@ class AnswerScan:
         """True when an answer that should hold text has none."""
         return self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
 
+    @property
+    def is_void(self) -> bool:
+        """True for an empty answer in whose place another may be given: a response may be made later."""
+        return self.is_empty and self.path != "/v1/responses"
+
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
         if self._is_too_large:
@@ -181,21 +184,29 @@ class AnswerScan:
         if self.streams:
             self.rest = bytes(self._buffer)  # too few bytes to be known as an event
         if self.is_stream:
-            if self._buffer:  # a last event without a blank line: events end so
-                lines = [one for one in bytes(self._buffer).split(b"\n") if not one.startswith(TOKEN_COMMENT)]
-                data = data_of(lines)
-                is_event_whole = data == b"[DONE]" or json_object(data) is not None
-                self.rest = b"\n".join(lines) if is_event_whole else None
+            if self._buffer:
+                self._read_rest(bytes(self._buffer).split(b"\n"))
                 self._buffer.clear()
-                if self.rest is not None:
-                    self.takes_ids = False  # of an event that is not passed on
-                    self._read_events(self.rest + b"\n\n")
         elif self.content_type.startswith("application/json"):
             if not self._is_too_large:
                 self._read_json_answer()
         elif self.path in TEXT_PATHS or self.content_type.startswith("text/html"):
             self.is_malformed = True  # such as a page that asks to log in
         return self.fault
+
+    def _read_rest(self, lines: list[bytes]) -> None:
+        """Read a last event without a blank line: events end so. It is of use only as the answer's end."""
+        named = [one for one in lines if one.startswith(TOKEN_COMMENT)] if self.takes_ids else []
+        kept = [one for one in lines if not one.startswith(TOKEN_COMMENT)]
+        data = data_of(kept)
+        if data != b"[DONE]" and json_object(data) is None:
+            self.rest = None
+            return
+        self.rest, self.takes_ids = b"\n".join(kept), False
+        self._read_events(self.rest + b"\n\n")
+        if self.is_finished:
+            for line in named:
+                self._note_ids(line[len(TOKEN_COMMENT) :])
 
     @property
     def fault(self) -> str | None:
@@ -246,7 +257,7 @@ class AnswerScan:
                 block = self._without_ids(block)
         elif not are_sound and not all(is_event(one) for one in events_of(block)):
             self.is_malformed = True
-        if self.has_content and not _may_hold_metadata(block):
+        if self.has_content and not may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             self._shape = shape_of(block) if are_sound else None
             return block
@@ -312,7 +323,7 @@ class AnswerScan:
         self.events += 1
         if not self.has_content and _CONTENT.search(data):
             self.has_content = True
-        if self.events == 1 or _METADATA.search(data):
+        if self.events == 1 or METADATA.search(data):
             event = json_object(data)
             self._read_object(event)
             if self.events == 1 and event is not None:
@@ -373,22 +384,3 @@ class AnswerScan:
             self.completion_tokens = count_of(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )
-
-
-def _may_hold_metadata(block: bytes) -> bool:
-    """False only when `_METADATA` finds nothing; of most events that is known without the search."""
-    if (
-        b'"usage"' in block
-        or b'"error"' in block
-        or b'"message' in block
-        or b'"type"' in block
-        or b"stop_reason" in block
-        or b"[DONE]" in block
-    ):
-        return _METADATA.search(block) is not None
-    reasons = block.count(b'"finish_reason"')
-    return (
-        reasons > 0
-        and reasons != block.count(b'"finish_reason":null')
-        and (_METADATA.search(block) is not None)
-    )

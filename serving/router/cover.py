@@ -42,8 +42,10 @@ class Cover:
         """Whether the answer is held until it is whole, and is covered; anew when it turns out a stream."""
         if not self._is_canary:
             return False, None
-        is_held = self._must_hold(scan, is_unfit=self._is_unfit)
-        return is_held, not scan.is_stream or is_held or self.can_continue
+        if not scan.is_stream:
+            return False, True
+        is_held = self._must_hold(is_unfit=self._is_unfit)
+        return is_held, is_held or self.can_continue
 
     def _read(self, arm: Arm | None, headers: RawHeaders) -> bool:
         """Read the head of an answer; True: its engine says that it cannot be continued."""
@@ -64,13 +66,13 @@ class Cover:
         if arm is not None and digest is not None and digest != "none":
             self._context.vocabularies[arm.version] = digest
 
-    def _must_hold(self, scan: AnswerScan, *, is_unfit: bool) -> bool:
+    def _must_hold(self, *, is_unfit: bool) -> bool:
         """True for a canary's stream that is held back until it is whole. is_unfit: by its engine's word."""
-        table = self._start.table
-        if self._context.held.is_spent:
+        if self._start.is_continuable and not is_unfit:
             return False
-        is_lost = not self._start.is_continuable or is_unfit
-        return is_lost and scan.is_stream and table.late_commit == "hold" and table.weight_bp < FULL_BP
+        table = self._start.table
+        may_hold = table.late_commit == "hold" and table.weight_bp < FULL_BP
+        return may_hold and not self._context.held.is_spent
 
     @property
     def may_be_held(self) -> bool:
