@@ -68,9 +68,7 @@ class LimitsSpec(BaseModel):
     # Between two requests of a client's connection. More than the balancer in front keeps its own: one that
     # sends a request while it is closed answers 502.
     client_idle_s: float = Field(default=75.0, ge=1, le=3600, strict=True)
-    upstream_age_s: float = Field(
-        default=60.0, ge=1, le=3600, strict=True
-    )  # of a kept one
+    upstream_age_s: float = Field(default=60.0, ge=1, le=3600, strict=True)  # of a kept one
 
 
 class TableSpec(ClientFields):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from serving.router import client_connection, load, request_parser
+from serving.router import client_connection, request_parser
 from serving.router.request_parser import RequestParser
 from tests.fakes.router_rig import CHAT, CHUNKS, Rig, chunk, router_rig, until
 
