@@ -3,7 +3,8 @@
 Rules:
 1. A client's path is decoded and normalised, then looked up in a list of the routes that serve users. What is
    not listed is refused: an engine's control routes, its metrics, and whatever a later vLLM adds.
-2. A percent-encoding may only stand for an unreserved character (RFC 3986, 6.2.2.2). An encoded slash, dot
+2. A percent-encoding may only stand for an unreserved character (RFC 3986, 6.2.2.2), or for one of = : @ +,
+   which ids have and which mean nothing else in a path. An encoded slash (but in the name of a model), dot
    segments, a backslash or any other character are refused, because two servers could read them differently.
    Repeated slashes and one at the end are dropped.
 3. A `Target` can only be made of a listed path in its one spelling, an `Endpoint` only of a parsed address;
@@ -50,7 +51,8 @@ _OTHER_PATHS = {
     "/v1/batches": ("GET", "POST"),
 }
 _METHODS = dict.fromkeys(ELIGIBLE_PATHS, ("POST",)) | _OTHER_PATHS
-_ID = r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,254}"
+# As other gateways make them too: with = : @ +, and longer than any of OpenAI's. The path has its own limit.
+_ID = r"[A-Za-z0-9_~-][A-Za-z0-9._~=:@+-]*"
 # What an id names is kept by one engine alone: that of the request which made it.
 _STATEFUL_PATHS = (
     (re.compile(rf"/v1/responses/(?!render\b){_ID}"), ("GET", "DELETE")),  # render is a route of vLLM
@@ -61,9 +63,10 @@ _STATEFUL_PATHS = (
     (re.compile(rf"/v1/batches/{_ID}"), ("GET",)),
     (re.compile(rf"/v1/batches/{_ID}/cancel"), ("POST",)),
 )
-_PATHS_WITH_ID = (*_STATEFUL_PATHS, (re.compile(rf"/v1/models/{_ID}"), ("GET",)))
-_UNRESERVED = re.compile(r"[A-Za-z0-9._~/-]+")
+_PATHS_WITH_ID = (*_STATEFUL_PATHS, (re.compile(rf"/v1/models/{_ID}(?:/{_ID})*"), ("GET",)))
+_PLAIN = re.compile(r"[A-Za-z0-9._~/=:@+-]+")
 _ENCODED = re.compile(r"%([0-9A-Fa-f]{2})")
+_OF_MODEL = re.compile(r"(?:/[A-Za-z0-9._-]+)?/v1/models/[^/]+$")  # clients encode the slash of a name
 _QUERY = re.compile(r"[!-~]*")
 _BASE_PATH = re.compile(r"(?:/[A-Za-z0-9._~:@%+=,-]+)*")
 _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
@@ -115,10 +118,11 @@ def normalised(raw: bytes) -> str | None:
         return None
     text = raw.decode("latin-1")
     if "%" in text:
-        if "2f" in {code.lower() for code in _ENCODED.findall(text)}:
+        has_slash = "2f" in {code.lower() for code in _ENCODED.findall(text)}
+        if has_slash and not _OF_MODEL.match(text):
             return None
         text = _ENCODED.sub(lambda found: chr(int(found[1], 16)), text)
-    if not _UNRESERVED.fullmatch(text):
+    if not _PLAIN.fullmatch(text):
         return None
     if "//" in text or "/." in text or text.endswith("/"):
         segments = [segment for segment in text.split("/") if segment]

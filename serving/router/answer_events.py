@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -10,10 +11,25 @@ import msgspec
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
+BOM = b"\xef\xbb\xbf"
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
+METADATA = re.compile(
+    rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
+    rb'|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error|ping)"'
+)
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
+
+
+def begins_events(data: bytes) -> bool | None:
+    """Whether these first bytes of a body begin an event; None: they are too few to tell."""
+    if BOM.startswith(data):
+        return None
+    text = data.removeprefix(BOM).lstrip(b"\r\n")
+    if text.startswith((b"data:", *_OTHER_LINES)):
+        return True
+    return None if any(one.startswith(text) for one in (b"data:", *_OTHER_LINES)) else False
 
 
 def is_sound(block: bytes) -> bool:
@@ -91,3 +107,22 @@ def json_object(data: bytes | bytearray) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
+
+
+def may_hold_metadata(block: bytes) -> bool:
+    """False only when `METADATA` finds nothing; of most events that is known without the search."""
+    if (
+        b'"usage"' in block
+        or b'"error"' in block
+        or b'"message' in block
+        or b'"type"' in block
+        or b"stop_reason" in block
+        or b"[DONE]" in block
+    ):
+        return METADATA.search(block) is not None
+    reasons = block.count(b'"finish_reason"')
+    return (
+        reasons > 0
+        and reasons != block.count(b'"finish_reason":null')
+        and (METADATA.search(block) is not None)
+    )

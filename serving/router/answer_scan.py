@@ -23,7 +23,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.router.answer_events import (
+    BOM,
+    METADATA,
     TOKEN_COMMENT,
+    begins_events,
     count_of,
     data_of,
     end_of_events,
@@ -31,6 +34,7 @@ from serving.router.answer_events import (
     is_event,
     is_sound,
     json_object,
+    may_hold_metadata,
     word_of,
 )
 from serving.router.event_shape import EventShape, shape_of
@@ -39,18 +43,13 @@ from serving.router.usual_answer import usual_answer
 
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 
-_METADATA = re.compile(
-    rb'"(?:finish_reason|stop_reason)":\s*"|"usage":\s*\{|"error":\s*[{"]|"message":\s*\{|\[DONE\]'
-    rb'|"type":\s*"(?:response\.(?:completed|incomplete|failed)|message_stop|error|ping)"'
-)
-_PING = re.compile(rb'\{\s*"type":\s*"ping"')
+_PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
 _CONTENT = re.compile(
     rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking|data'
-    rb'|transcript)":\s*"[^"]'
-    rb'|"(?:tool_calls|function_call)":\s*[\[{]\s*["{]'
+    rb'|transcript)"\s*:\s*"[^"]'
+    rb'|"(?:tool_calls|function_call)"\s*:\s*[\[{]\s*["{]'
 )
 _LAST_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
-_BOM = b"\xef\xbb\xbf"
 _LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until their shape is known
 
 
@@ -60,13 +59,15 @@ class AnswerScan:
 
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     choices: how many the request asked for; None: not known.
-    takes_ids: its engine's front names token ids in comments.
+    takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream, which
+    is known by its first bytes if its engine names another content type.
     """
 
     path: str
     content_type: str
     choices: int | None = 1
     takes_ids: bool = False
+    streams: bool = False
     answer_id: str | None = None
     finish_reason: str | None = None
     prompt_tokens: int | None = None
@@ -84,6 +85,7 @@ class AnswerScan:
     error_tail: bytes = b""  # the event of an error and what came with it, when `takes_ids`; not passed on
     is_stream: bool = field(init=False)  # server-sent events
     _finished: set[int] = field(default_factory=set)  # indices of choices
+    _finishes: int = 0  # of choices, whose indices some engines all call 0
     _has_last_event: bool = False
     rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
     _has_ended: bool = False
@@ -95,13 +97,15 @@ class AnswerScan:
 
     def __post_init__(self) -> None:
         self.is_stream = self.content_type.startswith("text/event-stream")
+        self.streams = self.streams and not self.is_stream and self.path in TEXT_PATHS  # it is not known yet
 
     @property
     def is_finished(self) -> bool:
         """True when the stream has said all that it had to say, though its body may not have ended."""
         if self.choices is None:
             return self._has_last_event or (bool(self._finished) and (self.is_done or self._has_ended))
-        return self._has_last_event or len(self._finished) >= max(self.choices, 1)
+        count = self._finishes if self.is_done else len(self._finished)
+        return self._has_last_event or count >= max(self.choices, 1)
 
     @property
     def is_whole(self) -> bool:
@@ -136,12 +140,17 @@ class AnswerScan:
             if self._buffer:
                 data = bytes(self._buffer) + data
                 self._buffer.clear()
-            if self.is_stream and len(data) < len(_BOM) and _BOM.startswith(data):
+            if self.streams:
+                if (are_events := begins_events(data)) is None:
+                    self._buffer += data
+                    return b""
+                self.is_stream, self.streams = are_events, False
+            if self.is_stream and len(data) < len(BOM) and BOM.startswith(data):
                 self._buffer += data  # perhaps a mark of byte order, which is no part of the first event
                 return b""
             self._is_first = False
-            if self.is_stream and data.startswith(_BOM):
-                data = data[len(_BOM) :]
+            if self.is_stream and data.startswith(BOM):
+                data = data[len(BOM) :]
         if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
             return self._read_events(data)
         known = len(self._buffer)
@@ -172,6 +181,8 @@ class AnswerScan:
     def end(self) -> str | None:
         """The body has ended as its framing declares: read what is left of it; the answer's `fault`."""
         self._has_ended = True
+        if self.streams:
+            self.rest = bytes(self._buffer)  # too few bytes to be known as an event
         if self.is_stream:
             if self._buffer:
                 self._read_rest(bytes(self._buffer).split(b"\n"))
@@ -246,7 +257,7 @@ class AnswerScan:
                 block = self._without_ids(block)
         elif not are_sound and not all(is_event(one) for one in events_of(block)):
             self.is_malformed = True
-        if self.has_content and not _may_hold_metadata(block):
+        if self.has_content and not may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             self._shape = shape_of(block) if are_sound else None
             return block
@@ -312,7 +323,7 @@ class AnswerScan:
         self.events += 1
         if not self.has_content and _CONTENT.search(data):
             self.has_content = True
-        if self.events == 1 or _METADATA.search(data):
+        if self.events == 1 or METADATA.search(data):
             event = json_object(data)
             self._read_object(event)
             if self.events == 1 and event is not None:
@@ -360,6 +371,7 @@ class AnswerScan:
         index = choice.get("index", 0)
         if isinstance(index, int):
             self._finished.add(index)
+            self._finishes += 1
         self.finish_reason = word_of(reason) or self.finish_reason
 
     def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
@@ -372,22 +384,3 @@ class AnswerScan:
             self.completion_tokens = count_of(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )
-
-
-def _may_hold_metadata(block: bytes) -> bool:
-    """False only when `_METADATA` finds nothing; of most events that is known without the search."""
-    if (
-        b'"usage"' in block
-        or b'"error"' in block
-        or b'"message' in block
-        or b'"type"' in block
-        or b"stop_reason" in block
-        or b"[DONE]" in block
-    ):
-        return _METADATA.search(block) is not None
-    reasons = block.count(b'"finish_reason"')
-    return (
-        reasons > 0
-        and reasons != block.count(b'"finish_reason":null')
-        and (_METADATA.search(block) is not None)
-    )

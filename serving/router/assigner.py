@@ -38,7 +38,7 @@ from serving.router.assignment import (
 from serving.router.body_facts import BodyFacts
 from serving.router.burst import BurstWindow
 from serving.router.clients import ANYONE, Client, Clients, forced_arm
-from serving.router.headers import SESSION_HEADER, value_of
+from serving.router.headers import CLAUDE_SESSION_HEADER, SESSION_HEADER, value_of
 from serving.router.outbox import Canary
 from serving.router.types import Assignment, Refusal, Request
 from serving.table.heavy_keys import UnitCounter
@@ -99,6 +99,8 @@ class Assigner:
     ) -> Assignment | Refusal:
         """The arm of an eligible request. table: the one that was given to `use` last."""
         session = value_of(request.headers, SESSION_HEADER)
+        if request.path == "/v1/messages" and not (session and session.strip()):
+            session = value_of(request.headers, CLAUDE_SESSION_HEADER)
         key = find_key(session, facts, request_id=request_id)
         is_named = facts.key is not None or bool(session and session.strip())
         unit = self._units.of(key.text)

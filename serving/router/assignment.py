@@ -4,7 +4,8 @@ Rules:
 1. One formula: `bucket = hash64(salt, key) mod 10000`; canary if `bucket < weight_bp`. A raised weight
    therefore moves keys one way only, and every router assigns the same key to the same arm. The service's
    name is part of the salt: two services never pick the same users, whatever their salts.
-2. The key is the first of: header x-session-id; body `prompt_cache_key`, `safety_identifier`, `user`;
+2. The key is the first of: header x-session-id; body `prompt_cache_key`, `safety_identifier`, `user`; of
+   /v1/messages also x-claude-code-session-id, after x-session-id, and `metadata.user_id`, after `user`;
    everything up to the end of the first assistant turn, Anthropic's `system` included; the request itself.
    Its source is not hashed: a unit keeps its name when the source of its key changes.
 3. A raw key never leaves this module's callers: records carry `unit_of`, an HMAC under a random key of the

@@ -38,6 +38,7 @@ MAX_LOOKUPS = 64  # replicas that are asked for one id
 
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
 _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
+_NOTHING_MADE = frozenset({"refused", "withheld", "key refused", "error in the answer", None})
 _UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
 _MASK = (1 << 64) - 1
 _OF_REPLICA = Salted("replica")
@@ -118,6 +119,7 @@ class Attempts:
         self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
         self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
+        self.may_be_made = False  # what the request creates, by an attempt that failed after it was sent
         self.was_redone = False  # stable answered anew where only the usage was missing
         self.was_whole = False  # the answer of the assigned arm was whole, but for what stable adds
 
@@ -210,6 +212,9 @@ class Attempts:
             self._fall_back()
             return
         self._note_failure(why)
+        if self._creates and why not in _NOTHING_MADE:
+            self._is_exhausted = self.may_be_made = True  # no other may make a second
+            return
         is_stable = self.arm == STABLE
         is_repeated = why in _REPEATED or (why == "timeout" and is_stable)
         can_repeat = self._may_repeat and is_repeated and not self._creates
@@ -266,7 +271,7 @@ class Attempts:
             self._may_repeat = False
             if can_repeat and self.count < MAX_ATTEMPTS:
                 return False
-            is_replaced = self.arm == CANARY
+            is_replaced = self.arm == CANARY and not (self._creates and status in (502, 504))
         if is_replaced:
             self._fall_back()
         return not is_replaced

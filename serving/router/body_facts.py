@@ -15,7 +15,7 @@ import msgspec
 from serving.router.continuable import is_continuable
 
 OPENING_TURNS = 4096  # in which the first assistant turn is looked for
-BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")
+BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")  # then, of /v1/messages, metadata.user_id
 _NOTHING = msgspec.Raw(b"null")
 _ASSISTANT = b'"assistant"'
 
@@ -26,12 +26,13 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     streams: bool = False
     choices: int | None = 1  # answers that a stream has: `n` for each prompt; None: not known
-    key: str | None = None  # the first of BODY_KEYS that is a text and not empty
+    key: str | None = None  # the first of BODY_KEYS (and metadata.user_id) that is a text and not empty
     opening: str | None = (
         None  # digest of the conversation up to its first assistant turn; None: no such turn
     )
     continuable: bool = False  # a stream of it can be continued by another engine
     has_state: bool = False  # it names an earlier response or a conversation that a server keeps
+    is_background: bool = False  # the answer only names a response that is made later
 
 
 class _Fields(msgspec.Struct):
@@ -47,6 +48,8 @@ class _Fields(msgspec.Struct):
     input: msgspec.Raw = _NOTHING
     previous_response_id: msgspec.Raw = _NOTHING
     conversation: msgspec.Raw = _NOTHING
+    background: msgspec.Raw = _NOTHING
+    metadata: msgspec.Raw = _NOTHING
 
 
 class _Usual(msgspec.Struct, gc=False):
@@ -64,38 +67,53 @@ class _Usual(msgspec.Struct, gc=False):
     input: msgspec.Raw = _NOTHING
     previous_response_id: msgspec.Raw = _NOTHING
     conversation: msgspec.Raw = _NOTHING
+    background: bool | None = None
+    metadata: msgspec.Raw = _NOTHING
 
 
 class _Turn(msgspec.Struct):
     role: msgspec.Raw = _NOTHING
 
 
+class _Metadata(msgspec.Struct):
+    user_id: msgspec.Raw = _NOTHING
+
+
 _FIELDS = msgspec.json.Decoder(_Fields)
 _USUAL = msgspec.json.Decoder(_Usual)
 _TURN = msgspec.json.Decoder(_Turn)
+_METADATA = msgspec.json.Decoder(_Metadata)
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_BOM = b"\xef\xbb\xbf"  # engines pass over it at the start of a body
 
 
-def read_facts(body: bytes) -> BodyFacts | None:
-    """The facts of a body; None when it is malformed, nested too deep, or not a JSON object."""
+def read_facts(body: bytes, *, is_messages: bool = False) -> BodyFacts | None:
+    """The facts of a body; None when it is malformed, nested too deep, or not a JSON object.
+
+    is_messages: it is of Anthropic's API, where metadata.user_id names the user and the session.
+    """
     try:
         usual = _USUAL.decode(body)
     except (ValueError, RecursionError):
-        return _read_unusual(body)
+        return _read_unusual(body.removeprefix(_BOM), is_messages=is_messages)
     streams = bool(usual.stream)
     return BodyFacts(
         usual.model,
         streams,
         _choices(1 if usual.n is None else usual.n, usual.prompt),
-        usual.prompt_cache_key or usual.safety_identifier or usual.user or None,
+        usual.prompt_cache_key
+        or usual.safety_identifier
+        or usual.user
+        or (_user_of(usual.metadata) if is_messages else None),
         # What names no assistant has no such turn: most bodies are not read a second time.
         _opening(usual) if _ASSISTANT in body else None,
         streams and is_continuable(body),
         _is_given(usual.previous_response_id) or _is_given(usual.conversation),
+        bool(usual.background),
     )
 
 
-def _read_unusual(body: bytes) -> BodyFacts | None:
+def _read_unusual(body: bytes, *, is_messages: bool = False) -> BodyFacts | None:
     """The facts of any other body."""
     try:
         fields = _FIELDS.decode(body)
@@ -107,11 +125,22 @@ def _read_unusual(body: bytes) -> BodyFacts | None:
         model=_text(fields.model),
         streams=streams,
         choices=_choices(_value(fields.n) if _is_given(fields.n) else 1, fields.prompt),
-        key=next((key for key in keys if key), None),
+        key=next((key for key in keys if key), _user_of(fields.metadata) if is_messages else None),
         opening=_opening(fields),
         continuable=streams and is_continuable(body),
         has_state=_is_given(fields.previous_response_id) or _is_given(fields.conversation),
+        is_background=bool(_value(fields.background)),
     )
+
+
+def _user_of(metadata: msgspec.Raw) -> str | None:
+    """metadata.user_id of Anthropic's API; None: there is none, or it is empty or no text."""
+    if metadata is _NOTHING or _first(metadata) != b"{":
+        return None
+    try:
+        return _text(_METADATA.decode(metadata).user_id) or None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _value(raw: msgspec.Raw) -> Any:

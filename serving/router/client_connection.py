@@ -194,10 +194,9 @@ class ClientConnection(asyncio.Protocol):
         front = self._front
         found = find_target(parsed.method, parsed.target, front.services)
         if isinstance(found, Refusal):
-            if front.own_routes is not None and parsed.target.startswith(b"/-/"):
-                self._task = front.run(
-                    service_choice.answer_own(front.own_routes, parsed.target, found, self)
-                )
+            if front.own_routes is not None and parsed.target.startswith(front.own_prefixes):
+                answer = service_choice.answer_own(front.own_routes, parsed.target, found, self)
+                self._task = front.run(answer)
             else:
                 self.refuse(without_names(front.cores, self._sent(parsed), found))
             return
@@ -216,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
         parser.has_new_head = False
         method, target, headers = parser.head
         found = find_target(method, target, front.services)
-        if front.own_routes is None or not target.startswith(b"/-/"):
+        if not target.startswith(front.own_prefixes):
             client = admit(front.cores, Sent(method, target, headers, self._peer()), found)
             client = front.refusal() or client if isinstance(client, str) else client
             if isinstance(client, Refusal):
@@ -357,7 +356,8 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = self._keep_alive and not closes
         self._front.count_refusal(refusal.code, self._core)
         self._has_head, self._is_chunked, self._left_bytes = False, False, None
-        self.deliver(refusal.answer())
+        target = self._request.target if self._request is not None else self._parser.target
+        self.deliver(refusal.answer(target.decode("latin-1")))
 
     def _head_bytes(self, head: Head, data: bytes, then: str) -> bytes:
         """The head as bytes; decides how the body is framed."""

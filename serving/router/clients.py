@@ -1,8 +1,9 @@
 """Who sent a request: its API key, audience and category, by the route table's `Access`. Pure.
 
 Rules:
-1. The key is in Authorization (Bearer), x-api-key or api-key, the first of them that is there. An unknown key
-   is as good as none, unless the service requires one.
+1. The key is in Authorization (Bearer), x-api-key or api-key: the first of them that is known. An unknown key
+   is as good as none, unless the service requires one. A browser asks before it sends any (a CORS preflight):
+   that question needs none.
 2. Audience and category come from the key, and from the headers that the table names, which count only from
    the networks that it trusts. Those headers reach no engine, whoever sent them.
 3. `w(key)` is the largest of the general weight and the weights of the client's audiences and categories.
@@ -57,10 +58,11 @@ class Clients:
         access = self._access
         found: ClientKey | None = None
         if access.keys or access.keys_required:
-            key = key_of(request.headers)
-            found = access.keys.get(digest_of(key)) if key is not None else None
-            if found is None and access.keys_required:
-                return _unauthorised(key is not None)
+            keys = keys_of(request.headers)
+            known = (access.keys.get(digest_of(key)) for key in keys)
+            found = next((one for one in known if one is not None), None)
+            if found is None and access.keys_required and not _is_preflight(request):
+                return _unauthorised(bool(keys))
         client = ANYONE
         if found is not None:
             client = Client(found.audiences, found.categories, found.may_force, found.name)
@@ -92,17 +94,23 @@ class Clients:
         return any(address in network for network in self._networks)
 
 
-def key_of(headers: RawHeaders) -> str | None:
-    """The API key that a client sent; None: it sent none."""
-    authorization = value_of(headers, b"authorization")
-    if authorization is not None:
-        scheme, _, key = authorization.strip().partition(" ")
-        return key.strip() or None if scheme.lower() == "bearer" else None
-    for name in _KEY_HEADERS:
-        key = (value_of(headers, name) or "").strip()
-        if key:
-            return key
-    return None
+def keys_of(headers: RawHeaders) -> list[str]:
+    """The API keys that a client sent, one a header: a program may add its own to what a user has set."""
+    scheme, _, key = (value_of(headers, b"authorization") or "").strip().partition(" ")
+    keys = [
+        key if scheme.lower() == "bearer" else "",
+        *(value_of(headers, one) or "" for one in _KEY_HEADERS),
+    ]
+    return [key.strip() for key in keys if key.strip()]
+
+
+def _is_preflight(request: Request) -> bool:
+    """True for a browser's question whether a page may send a request (CORS); it has no body."""
+    if request.method != "OPTIONS":
+        return False
+    names = {name for name, value in request.headers if (name, value) != (b"content-length", b"0")}
+    is_asked = {b"origin", b"access-control-request-method"} <= names
+    return is_asked and not names & {b"content-length", b"transfer-encoding"}
 
 
 def forced_arm(client: Client, headers: RawHeaders) -> str | Refusal | None:

@@ -18,11 +18,12 @@ from serving.router.types import RouterContext, Start
 class Cover:
     """Of the current answer of one request."""
 
-    __slots__ = ("_context", "_start", "digest", "limit")
+    __slots__ = ("_context", "_is_canary", "_is_unfit", "_start", "digest", "limit")
 
     def __init__(self, context: RouterContext, start: Start) -> None:
         self._context = context
         self._start = start
+        self._is_canary = self._is_unfit = False
         self.digest: str | None = None  # of its vocabulary; None: the engine names no ids
         self.limit: int | None = None  # the most tokens that it may have; None: not known
 
@@ -31,15 +32,20 @@ class Cover:
     ) -> tuple[AnswerScan, bool, bool | None]:
         """For the head of an answer: its scan, whether it is held until it is whole, and is covered."""
         kind = (value_of(headers, b"content-type") or "").lower()
-        is_unfit = self._read(arm, headers)
+        self._is_unfit, self._is_canary = self._read(arm, headers), is_canary
         is_ours = arm is not None and arm.has_fence
-        scan = AnswerScan(self._start.request.path, kind, self._start.choices, is_ours)
-        if not is_canary:
-            return scan, False, None
+        start = self._start
+        scan = AnswerScan(start.request.path, kind, start.choices, is_ours, start.streams)
+        return scan, *self.of(scan)
+
+    def of(self, scan: AnswerScan) -> tuple[bool, bool | None]:
+        """Whether the answer is held until it is whole, and is covered; anew when it turns out a stream."""
+        if not self._is_canary:
+            return False, None
         if not scan.is_stream:
-            return scan, False, True
-        is_held = self._must_hold(is_unfit=is_unfit)
-        return scan, is_held, is_held or self.can_continue
+            return False, True
+        is_held = self._must_hold(is_unfit=self._is_unfit)
+        return is_held, is_held or self.can_continue
 
     def _read(self, arm: Arm | None, headers: RawHeaders) -> bool:
         """Read the head of an answer; True: its engine says that it cannot be continued."""

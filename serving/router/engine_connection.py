@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 
 import httptools
 
+from serving.clock import boot_s
+
 if TYPE_CHECKING:
     from serving.router.upstream import Call, Upstream
 
@@ -25,6 +27,7 @@ class EngineConnection(asyncio.Protocol):
         self._pool = pool
         self.address = address
         self.call: Call | None = None
+        self.made_s = boot_s()
         self.idle_since_s = 0.0
         self.is_reused = False
         self.is_closed = False
@@ -49,7 +52,7 @@ class EngineConnection(asyncio.Protocol):
         is_broken = False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # a 101 that nobody asked for
             is_broken = True
         if not self._is_in_body:
             self._head_bytes += len(data)

@@ -22,8 +22,8 @@ Rules:
    stable, whose answer the user gets. A refusal by the canary's fence is no evidence about the version.
 4. A stream that is cut later is continued by stable (`continuation.py`), where the engine has named the ids
    of its tokens and stable has the same vocabulary (`cover.py`). Else it ends with an error event.
-5. Late commit: a canary's stream that could not be continued is held until it is whole, up to HOLD_LIMIT,
-   with comments for the client that waits (`waited`). It ends when the canary has the full weight.
+5. Late commit: a canary's stream that could not be continued is held until it is whole, up to HOLD_LIMIT.
+   It ends when the canary has the full weight. Who waits for a stream is sent comments (`waited`).
 6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
    events are passed on, so that another can always follow.
 7. A request still open after `settle_s` is recorded as open, its end is not (`record.py`).
@@ -40,7 +40,7 @@ from serving.router.continuation import Continuation
 from serving.router.cover import Cover
 from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.model_name import NotRenamed
-from serving.router.outgoing import Outgoing, cut_event, event_of
+from serving.router.outgoing import Outgoing, cut_event
 from serving.router.record import End, Seen, end_at_deadline, record_of
 from serving.router.sending import Sender
 from serving.router.takeover import DONE
@@ -62,7 +62,7 @@ class Exchange:
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
         self.seen = Seen()
-        self._out = Outgoing(start.now_s, context.held)
+        self._out = Outgoing(start.now_s, context.held, start.request.path)
         self._cover = Cover(context, start)
         self._now_s = start.now_s  # of the last end of an attempt
         self._continuation: Continuation | None = None
@@ -95,7 +95,7 @@ class Exchange:
             return refusal
         self._status = refusal.status
         self._finish("failed", "no answer", self._now_s)
-        return Deliver(None, event_of(refusal), "end")
+        return Deliver(None, refusal.event(self._start.request.path), "end")
 
     def may_start(self, now_s: float) -> bool:
         """Checked just before the head is written; False withholds a canary request."""
@@ -127,13 +127,11 @@ class Exchange:
         kept = returned(headers, request_id=value_of(self._start.request.headers, REQUEST_ID))
         if self._start.is_eligible and status == 200:
             is_canary = self._attempts.arm == CANARY and not self._start.assignment.is_lookup
-            scan, self._out.holds_all, self.seen.covered = self._cover.begin(
-                arm, headers, is_canary=is_canary
-            )
-            self.seen.scan = scan
-            if scan.is_stream:  # events may be taken out or added
-                kept = [(name, value) for name, value in kept if name != b"content-length"]
+            begun = self._cover.begin(arm, headers, is_canary=is_canary)
+            self.seen.scan, self._out.holds_all, self.seen.covered = begun
         self._out.begin(Head(status, kept + self._sender.own_headers()))
+        if self.seen.is_stream and value_of(kept, b"content-length") is not None:
+            self._out.as_stream()
         return Step.HOLD
 
     # ---- the body
@@ -150,8 +148,11 @@ class Exchange:
             seen.first_byte_s, seen.last_byte_s = seen.first_byte_s or now_s, now_s
             self.has_begun = True
             return self._deliver(data)
-        events, is_done = scan.events, scan.is_done
+        events, is_done, was_stream = scan.events, scan.is_done, scan.is_stream
         data = scan.feed(data)
+        if scan.is_stream is not was_stream:  # its engine gave it another content type
+            self._out.as_stream()
+            self._out.holds_all, seen.covered = self._cover.of(scan)
         if scan.events != events or scan.is_done is not is_done or scan.is_amid_event:
             seen.last_byte_s = now_s  # a comment is no progress
         if self._out.is_committed and not scan.error_tail:
@@ -249,7 +250,7 @@ class Exchange:
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
-        is_waiting = self._out.is_waiting(has_begun=self.has_begun) or self._continuation is not None
+        is_waiting = self._continuation is not None or self._out.is_waiting(is_stream=self.seen.is_stream)
         if self.is_over or not is_waiting:
             return Step.HOLD
         since_s = self.seen.last_byte_s if self._continuation is not None else None
@@ -257,8 +258,7 @@ class Exchange:
 
     def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
         """What was held, and these bytes, for the client."""
-        is_stream = self.seen.scan is not None and self.seen.scan.is_stream
-        return self._out.deliver(data, then, is_stream=is_stream)
+        return self._out.deliver(data, then, is_stream=self.seen.is_stream)
 
     def _failed(self, why: Failure | None) -> None:
         """The current attempt failed before anything of it was sent; None: it was whole but for its usage."""

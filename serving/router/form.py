@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -21,6 +22,10 @@ MAX_HEADER_BYTES = 1024  # of one header of a part
 
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=?-]{1,70}")
 _NAME = re.compile(rb"[0-9A-Za-z_.\[\]-]{1,128}")
+_ENCODED_NAME = re.compile(
+    rb";\s*filename\*\s*=\s*(utf-8|iso-8859-1)'[A-Za-z0-9-]*'([!#$&+.^_`|~0-9A-Za-z%-]+)\s*(?:;|$)",
+    re.IGNORECASE,
+)
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 
 
@@ -83,6 +88,19 @@ def written_form(parts: list[Part], boundary: bytes) -> bytes:
     return b"".join([*lines, b"--" + boundary + b"--\r\n"])
 
 
+def _encoded_name(disposition: bytes) -> bytes:
+    """The name of `filename*=CHARSET'LANGUAGE'NAME` (RFC 8187) in UTF-8. Raises BadForm."""
+    found = _ENCODED_NAME.search(disposition)
+    try:
+        if found is not None:
+            name = unquote_to_bytes(found[2]).decode(found[1].decode()).encode()
+            if name and not _CONTROL.search(name):
+                return name
+    except UnicodeDecodeError:
+        pass
+    raise BadForm("a part's filename* is not CHARSET''NAME in UTF-8 or ISO-8859-1, percent-encoded")
+
+
 class _Reader:
     """Collects parts from the parser's callbacks."""
 
@@ -120,8 +138,11 @@ class _Reader:
         self._headers[name] = value
 
     def _end_part(self) -> None:
-        kind, options = parse_options_header(self._headers.get(b"content-disposition"))
+        disposition = self._headers.get(b"content-disposition", b"")
+        kind, options = parse_options_header(disposition)
         name, filename = options.get(b"name", b""), options.get(b"filename")
+        if filename is None and b"filename*" in disposition.lower():
+            filename = _encoded_name(disposition)
         if kind != b"form-data" or options.keys() - {b"name", b"filename"} or not _NAME.fullmatch(name):
             raise BadForm("a part has no plain name (letters, digits, _ . - [ ])")
         encoding = self._headers.get(b"content-transfer-encoding", b"binary").lower()

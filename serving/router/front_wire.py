@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Protocol, cast
 
 from serving.clock import boot_s
@@ -68,22 +69,35 @@ class WireFront:
         self._sweep_due_s = 0.0
         self._is_stopping = False
         self._own_routes: OwnRoutes | None = None
+        self.own_prefixes: tuple[bytes, ...] = ()  # of the paths that those answer
+        self._upstream_age_s: float | None = None  # None: by the limits of the core
 
     def serve(self, cores: Sequence[RouterCore]) -> None:
         """Serve these from now on, at least one; requests under way end where they began."""
         for core in cores:
             core.held = self.held
+            if self.upstream is not None:
+                core.unreachable = self.upstream.reachability.reasons
         self.core, self.cores = cores[0], {core.service: core for core in cores}
         self.services = tuple(self.cores)
 
-    def serve_own_routes(self, answer: OwnRoutes) -> None:
-        """Answer paths below `/-/` by this function: status and body, or None for the usual 404."""
-        self._own_routes = answer
+    def serve_own_routes(self, answer: OwnRoutes, prefixes: tuple[bytes, ...] = (b"/-/",)) -> None:
+        """Answer paths that begin so by this function: status and body, or None for the usual 404."""
+        self._own_routes, self.own_prefixes = answer, prefixes
+
+    def use_limits(self, client_idle_s: float, upstream_age_s: float) -> None:
+        """Keep connections of clients idle for so long, and those to engines to this age."""
+        self.load.client_idle_s, self._upstream_age_s = client_idle_s, upstream_age_s
+        if self.upstream is not None:
+            self.upstream.limits = replace(self.upstream.limits, connection_age_s=upstream_age_s)
 
     async def start(self) -> None:
         """Open the connection pool and start the background, in the running event loop."""
         self.upstream = Upstream(self.core.limits)
+        if self._upstream_age_s is not None:
+            self.use_limits(self.load.client_idle_s, self._upstream_age_s)
         for core in self.cores.values():
+            core.unreachable = self.upstream.reachability.reasons
             await self._background.start(core)
         self._sweep()
 
@@ -170,7 +184,7 @@ class WireFront:
 
     @property
     def own_routes(self) -> OwnRoutes | None:
-        """What answers paths below `/-/`; None: nothing."""
+        """What answers paths with one of `own_prefixes`; None: nothing."""
         return self._own_routes
 
     def _sweep(self) -> None:

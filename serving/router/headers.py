@@ -34,7 +34,13 @@ _NOT_FORWARDED = _HOP_BY_HOP | frozenset(
     b"accept-encoding x-request-id".split()
 )
 SESSION_HEADER = b"x-session-id"
-_NOT_SENT_OUT = _NOT_FORWARDED | {SESSION_HEADER}  # a raw name of a user or session stays here
+CLAUDE_SESSION_HEADER = b"x-claude-code-session-id"  # what Claude Code calls it
+_NOT_SENT_OUT = _NOT_FORWARDED | {
+    SESSION_HEADER,
+    CLAUDE_SESSION_HEADER,
+}  # a raw name of a user or session stays here
+# They say whose bill a client's own key goes to; an endpoint refuses them beside the service's key.
+_NOT_SENT_WITH_KEY = _NOT_SENT_OUT | {b"openai-organization", b"openai-project", b"x-goog-user-project"}
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
 # the others speak of an endpoint's own origin, which clients would take for the router's.
 _NOT_RETURNED = _HOP_BY_HOP | frozenset(
@@ -42,8 +48,13 @@ _NOT_RETURNED = _HOP_BY_HOP | frozenset(
 )
 
 
-def forwarded(headers: RawHeaders, *, is_external: bool) -> list[tuple[bytes, bytes]]:
-    """The client's headers that are sent to an engine. is_external: one that canaryctl does not run."""
+def forwarded(headers: RawHeaders, *, is_external: bool, has_key: bool = False) -> list[tuple[bytes, bytes]]:
+    """The client's headers that are sent to an engine. is_external: one that canaryctl does not run.
+
+    has_key: it is sent an API key of the service's own.
+    """
+    if has_key:
+        return _without(headers, _NOT_SENT_WITH_KEY)
     return _without(headers, _NOT_SENT_OUT if is_external else _NOT_FORWARDED)
 
 

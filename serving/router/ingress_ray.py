@@ -106,7 +106,7 @@ class Ingress:
             refusal = Refusal(503, "no_router", text, retry_after_s=1)
             headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
             await send({"type": "http.response.start", "status": 503, "headers": headers})
-            await send({"type": "http.response.body", "body": refusal.body()})
+            await send({"type": "http.response.body", "body": refusal.body(scope["path"])})
 
     async def _pass_on(self, scope: Message, body: bytes, send: Callable[[Message], Awaitable[None]]) -> None:
         from yarl import URL

@@ -36,7 +36,8 @@ class Load:
     connections: int = 0
     is_undrawn: bool = False  # nothing is drawn
     is_late: bool = False  # the event loop has been late for so long that nothing is taken on
-    keep_alive_s: float = KEEP_ALIVE_S
+    client_idle_s: float = KEEP_ALIVE_S  # between two requests of a connection, as long as there are few
+    keep_alive_s: float = KEEP_ALIVE_S  # the same as of now
     _late_turns: int = field(default=0, init=False)
 
     @classmethod
@@ -52,7 +53,7 @@ class Load:
         is_busy = requests > self.requests_limit // 2 or self._late_turns >= UNDRAWN_TURNS
         self.is_undrawn = has_many_bytes or is_busy
         is_crowded = self.connections > self.connections_limit * 3 // 4
-        self.keep_alive_s = SHORT_KEEP_ALIVE_S if is_crowded else KEEP_ALIVE_S
+        self.keep_alive_s = SHORT_KEEP_ALIVE_S if is_crowded else self.client_idle_s
 
     def refusal(self) -> Refusal:
         """Why no further request is begun, where their number has its limit or the loop `is_late`."""

@@ -114,7 +114,7 @@ class Copy:
             return
         start = self.kept.start
         kind = (value_of(headers, b"content-type") or "").lower()
-        self.scan = AnswerScan(start.request.path, kind, start.choices, self._arm.has_fence)
+        self.scan = AnswerScan(start.request.path, kind, start.choices, self._arm.has_fence, start.streams)
 
     def on_data(self, data: bytes) -> None:
         """Bytes of the answer arrived."""

@@ -2,8 +2,8 @@
 
 Rules:
 1. Of an answer that fails while it is held back the client has seen nothing: another takes its place.
-2. A client that waits for a held answer is sent the head and comments. What follows is then part of that
-   stream, whatever it is: an answer that is no stream becomes an error event.
+2. A client that waits for a stream, held or not begun, is sent its head and comments, which commit nobody.
+   What follows is then part of that stream: an answer that is no stream becomes an error event.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ class Outgoing:
         "_held_bytes",
         "_is_muted",
         "_is_unread",
+        "_path",
         "_sent_s",
         "holds_all",
         "is_committed",
         "is_head_sent",
     )
 
-    def __init__(self, now_s: float, budget: HeldBytes) -> None:
+    def __init__(self, now_s: float, budget: HeldBytes, path: str) -> None:
         self._budget = budget
+        self._path = path  # of the request, by which an error has its shape
         self.is_committed = False  # something of the current answer
         self.is_head_sent = False
         self.holds_all = False  # late commit: until the answer is whole
@@ -49,6 +51,12 @@ class Outgoing:
     def begin(self, head: Head) -> None:
         """The head of an answer, which is held back."""
         self._head = head
+
+    def as_stream(self) -> None:
+        """The answer whose head is held back is a stream: events may be taken out or added."""
+        if (head := self._head) is not None:
+            kept = [one for one in head.headers if one[0] not in (b"content-length", b"content-type")]
+            self._head = Head(head.status, [*kept, (b"content-type", b"text/event-stream")])
 
     def hold(self, data: bytes) -> bool:
         """Hold these bytes back; False: they are too many."""
@@ -87,7 +95,7 @@ class Outgoing:
             if not self.is_committed and head is not None and not is_stream:
                 self._held, self._is_muted = [], True
                 text = f"the answer to this request has status {head.status} and is no stream"
-                data = event_of(Refusal(head.status, "no_stream", text))
+                data = Refusal(head.status, "no_stream", text).event(self._path)
             head = None
         if self._held:
             data = b"".join([*self._held, data])
@@ -96,13 +104,12 @@ class Outgoing:
         self.is_committed = self.is_head_sent = True
         return Deliver(head, data, then)
 
-    def is_waiting(self, *, has_begun: bool) -> bool:
-        """True while the client has nothing of an answer that has begun, or that replaces one.
+    def is_waiting(self, *, is_stream: bool) -> bool:
+        """True while the client has nothing of a stream whose head has come, or of what replaces one.
 
-        Before the answer's first content (`has_begun`) neither arm's client is sent anything, so that one who
-        waits no longer is lost to both.
+        Balancers end a connection that is silent for a minute, which a long prompt takes. Both arms alike.
         """
-        return ((self.holds_all and has_begun) or self.is_head_sent) and not self.is_committed
+        return ((is_stream and self._head is not None) or self.is_head_sent) and not self.is_committed
 
     def comment(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
         """A comment for a client that waits, when one is due; None: not yet. since_s: of the last event."""
@@ -119,13 +126,8 @@ class Outgoing:
 
 
 def cut_event(service: str, scan: AnswerScan | None) -> bytes:
-    """An event on which OpenAI clients raise; b'' where the stream is not between two events."""
+    """An event on which clients raise; b'' where the stream is not between two events."""
     if scan is None or not scan.is_between_events:
         return b""
     message = f"the answer of service {service} was cut before its end; send it again"
-    return event_of(Refusal(502, "cut", message))
-
-
-def event_of(refusal: Refusal) -> bytes:
-    """The router's own error as an event of a stream, on which OpenAI clients raise."""
-    return b"data: " + refusal.body() + b"\n\n"
+    return Refusal(502, "cut", message).event(scan.path)

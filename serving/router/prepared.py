@@ -54,11 +54,12 @@ def prepare(
     if by_service is None and not models and not is_eligible:
         return Prepared()
     facts: BodyFacts | None = None
+    is_messages = route.endswith("/v1/messages")
     plain = _plain(body, headers)
     if (refusal := _too_complex(plain, headers, route)) is not None:
         return Prepared(refusal=refusal)
     if by_service is not None:
-        facts = read_facts(plain) or BodyFacts(model=model_of_form(body, headers))
+        facts = read_facts(plain, is_messages=is_messages) or BodyFacts(model=model_of_form(body, headers))
         models = by_service.get(facts.model or "", ())
     bodies: dict[str, bytes] = {}
     for model in models:
@@ -69,7 +70,7 @@ def prepare(
     if by_service is None:
         if not is_eligible:
             return Prepared(bodies=bodies)
-        facts = read_facts(plain)
+        facts = read_facts(plain, is_messages=is_messages)
     if facts is None and _must_be_json(headers):
         message = f"the body of {route} is not a JSON object; correct it"
         return Prepared(refusal=Refusal(400, "invalid_json", message))

@@ -10,7 +10,8 @@ Rules:
 4. A stream that is held back if it is the canary's (`cover.py`) is recorded alike on both arms, whenever its
    client leaves after the first content. The canary's shows nothing until its end, so that only clients of
    stable could stop reading in mid-answer. Such an answer is read to its end, for the record alone. For the
-   same reason no client that reads slowly holds it up (`relay.py`), and none is sent a comment before it.
+   same reason no client that reads slowly holds it up (`relay.py`). Before the first content the clients of
+   both arms are sent the same comments.
 5. What is whole but for its usage is recorded as the assigned arm gave it: neither the usage that another
    engine adds nor another engine's whole answer changes its times and counts.
 """
@@ -42,6 +43,11 @@ class Seen:
     taken_over_by: int | None = None
     covered: bool | None = None
     own: Seen | None = None  # of an answer that was whole but for its usage, which another then gave
+
+    @property
+    def is_stream(self) -> bool:
+        """True when the current answer is a stream."""
+        return self.scan is not None and self.scan.is_stream
 
     @property
     def error(self) -> str | None:

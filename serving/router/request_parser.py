@@ -7,6 +7,9 @@ Rules:
    clear answer, and the connection is closed.
 3. Requests that a client sends ahead (pipelining) are answered in order. No more than PIPELINE_LIMIT are
    parsed ahead; what follows them waits as bytes, and the connection is read no further (`is_full`).
+4. An offer of another protocol (h2c, as clients in Java make with every request) is ignored, and the request
+   read as if it had not been made (RFC 9110, 7.8). llhttp ends such a request with its head, so the head is
+   parsed anew without the offer. The one offer that is kept is a WebSocket's, a GET without a body.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ PIPELINE_LIMIT = 8  # requests that wait, parsed
 FRAMED_LIMIT = BODY_LIMIT + (16 << 20)  # bytes of a body with what frames its chunks
 
 
+_OF_OFFER = frozenset({b"upgrade", b"http2-settings"})
 _READ = frozenset({b"content-length", b"content-encoding", b"expect"})  # headers with a meaning here
 _HEAD_END = b"\r\n\r\n"  # of every head; llhttp takes no other
 
@@ -59,6 +63,7 @@ class RequestParser:
         self._is_encoded = False
         self._body: bytes | bytearray = b""
         self._is_begun = self._is_in_body = self._has_ended = False
+        self._has_offer = False  # of another protocol, which the last request makes; it is parsed again
         self._unread = b""  # what waits until requests are taken out
 
     @property
@@ -111,8 +116,10 @@ class RequestParser:
         was_in_body, self._has_ended = self._is_in_body, False
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # answered as if the client had not asked; the connection ends after it
+        except httptools.HttpParserUpgrade as exc:
+            if self._has_offer:
+                self._parse_without_offer(data[exc.args[0] :])
+                return
         except httptools.HttpParserError as exc:
             if self.refusal is None:
                 reason = str(exc).partition("\n")[0][:100] or "malformed"
@@ -130,6 +137,19 @@ class RequestParser:
             if self._head_bytes > HEAD_LIMIT:
                 self._refuse_head()
 
+    def _parse_without_offer(self, rest: bytes) -> None:
+        """Parse the last head again as if no other protocol were offered, then what follows it. By rule 4."""
+        start = b"%s %s HTTP/%s\r\n" % (
+            self._parser.get_method(),
+            b"".join(self._target),
+            self._parser.get_http_version().encode(),
+        )
+        head = [name + b": " + value + b"\r\n" for name, value in _without_offer(self._headers)]
+        self._has_offer, self._parser = False, httptools.HttpRequestParser(self)
+        self._parse(b"".join([start, *head, b"\r\n"]))
+        if rest and self.refusal is None:
+            self._parse(rest)
+
     @property
     def _body_left(self) -> int:
         """Bytes of a declared length that have not come; 0: none is declared."""
@@ -139,6 +159,11 @@ class RequestParser:
     def is_in_body(self) -> bool:
         """True after a head, before the end of its body."""
         return self._is_in_body
+
+    @property
+    def target(self) -> bytes:
+        """The target of the request that is being read, or was read last; empty: there is none yet."""
+        return b"".join(self._target)
 
     @property
     def head(self) -> tuple[str, bytes, tuple[tuple[bytes, bytes], ...]]:
@@ -194,6 +219,8 @@ class RequestParser:
             self.wants_continue = True
 
     def on_headers_complete(self) -> None:
+        if self.wants_continue and self._parser.get_http_version() != "1.1":
+            self.wants_continue = False  # HTTP/1.0 knows no interim answers
         self._is_in_body = self.has_new_head = True
 
     def on_body(self, data: bytes) -> None:
@@ -213,6 +240,9 @@ class RequestParser:
         self._is_begun = self._is_in_body = self.has_new_head = False
         self._has_ended = True
         is_upgrade = self._parser.should_upgrade()
+        if is_upgrade and _is_ignored_offer(self._parser.get_method(), self._headers):
+            self._has_offer = True
+            return
         body = self._body if isinstance(self._body, bytes) else bytes(self._body)
         self.requests.append(
             ParsedRequest(
@@ -227,6 +257,24 @@ class RequestParser:
         )
         self._body = b""
         self._body_bytes = 0
+
+
+def _is_ignored_offer(method: bytes, headers: list[tuple[bytes, bytes]]) -> bool:
+    """True unless the offer is a WebSocket's, or the request asks for a tunnel (CONNECT)."""
+    is_websocket = any(name == b"upgrade" and value.lower() == b"websocket" for name, value in headers)
+    return method != b"CONNECT" and not (method == b"GET" and is_websocket)
+
+
+def _without_offer(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers without those that offer another protocol."""
+    kept = []
+    for name, value in headers:
+        if name == b"connection":
+            tokens = (token.strip() for token in value.split(b","))
+            value = b", ".join(one for one in tokens if one.lower() not in _OF_OFFER)
+        if name not in _OF_OFFER:
+            kept.append((name, value))
+    return kept
 
 
 def _after_heads(data: bytes, start: int, count: int) -> int:

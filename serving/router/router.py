@@ -13,6 +13,7 @@ Clocks: `now_s` and `sent_s` are CLOCK_BOOTTIME, `wall_s` seconds since the epoc
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from serving.messages import STABLE, RecordBatch, RequestRecord, RouteTable, UnitCounts
 from serving.router.assigner import Assigner, canary_of
@@ -67,7 +68,8 @@ class RouterCore:
         self.in_flight: dict[str, int] = {}
         self.vocabularies: dict[str, str] = {}
         self.unfit: set[str] = set()
-        self.held = HeldBytes()  # of its front
+        self.unreachable: Mapping[str, str] = {}  # of its front, as is the next
+        self.held = HeldBytes()
         self._clock = MonotonicWallClock()
         self._unrecorded: dict[str, Exchange] = {}  # eligible requests by id, in order of assignment
         self._lease_s = lease_s
@@ -162,7 +164,8 @@ class RouterCore:
         n = facts.choices if facts.streams else 1
         may = facts.continuable and request.path in CONTINUABLE_PATHS
         start = Start(
-            request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may
+            *(request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may),
+            is_background=facts.is_background,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange

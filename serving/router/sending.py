@@ -20,7 +20,7 @@ def engine_headers(
     request: Request, table: RouteTable, arm: Arm, sent_id: str, *, is_canary: bool
 ) -> list[tuple[bytes, bytes]]:
     """The headers with which a client's request is sent to a replica of this arm."""
-    headers = forwarded(request.headers, is_external=arm.external)
+    headers = forwarded(request.headers, is_external=arm.external, has_key=arm.api_key is not None)
     headers += (_PLAIN, (REQUEST_ID, sent_id.encode()))
     if arm.has_fence:
         headers.append((SECRET_HEADER, table.secret.text.encode() if table.secret is not None else b""))
@@ -106,9 +106,23 @@ class Sender:
                 "service's own API key, not yours; the operator must correct it"
             )
             return self.refusal(502, "endpoint_key_refused", message)
+        if self._attempts.may_be_made:
+            message = f"service {service}: no answer came, but what was asked for may have been made"
+            message += "; look for it before you send this again"
+            headers = ((b"x-should-retry", b"false"), *self.own_headers())  # which clients' libraries obey
+            return Refusal(502, "may_be_made", message, headers)
         version = stable.version if stable else "none"
-        message = f"service {service}: no replica of stable version {version} answers; retry"
+        message = f"service {service}: no replica of stable version {version} answers{self._why()}; retry"
         return self.refusal(503, "no_capacity", message, retry_after_s=1)
+
+    def _why(self) -> str:
+        """Why the last replica was not reached, in brackets; empty: it was."""
+        tried = self._attempts.tried
+        if not tried or tried[-1].cause != "refused":
+            return ""
+        endpoint = Endpoint.parsed(tried[-1].url)
+        reason = self._context.unreachable.get(f"{endpoint.scheme}://{endpoint.authority}")
+        return f" ({reason})" if reason is not None else ""
 
     def refusal(self, status: int, code: str, message: str, retry_after_s: int | None = None) -> Refusal:
         """An error of the router's own, with its headers."""

@@ -15,10 +15,11 @@ canary gets no new request once the file is reloaded.
     weight_bp: 500                             # 5 %
     salt: 2026-11-spring                       # a new salt assigns all keys anew
     affinity: {key_env: TOKEN_KEY}             # tokens that keep clients on their version; optional
+    limits: {client_idle_s: 620}               # of the whole router (`LimitsSpec`); optional
 
 With the keys of `files/client_rules.py` for its clients. Several services on one port are a list,
 `services:`, each as above; `keys`, `keys_required`, `trust` and `affinity` beside it hold for those that have
-none of their own.
+none of their own, and `limits` stands there alone. GET /health answers 200 without a key.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ from serving.router.front_wire import WireFront
 from serving.router.heap import keep_collections_short
 from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
-from serving.router.table_reader import TableFileError, listed, read_tables
+from serving.router.table_reader import TableFileError, listed, read_file, read_tables
+from serving.router.table_schema import LimitsSpec
+from serving.router.types import OwnRoutes
 from serving.supervised import LoopState, SupervisedLoops
 from serving.table.heavy_keys import HeavyKeys
 
 RELOAD_CHECK_S = 0.5
+HEALTH_PATHS = (b"/health", b"/healthz")
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 
 
@@ -82,6 +86,8 @@ class FileTableSource:
     def __init__(self, path: Path) -> None:
         self.cores: dict[str, RouterCore] = {}  # by service, in the order of the file
         self.on_services: Callable[[tuple[RouterCore, ...]], None] | None = None  # they have changed
+        self.limits = LimitsSpec()
+        self.on_limits: Callable[[float, float], None] | None = None  # the file was read
         self._path = path
         self._router = f"static:{os.getpid()}:{secrets.token_hex(3)}"
         self._loaded: tuple[int, int, int] | None = None  # stamp of the file when it was last read
@@ -114,7 +120,8 @@ class FileTableSource:
             return None
         self._loaded = stamp
         try:
-            tables = read_tables(self._path, change=self._change + 1)
+            file = read_file(self._path, change=self._change + 1)
+            tables = file.tables
             if self.cores and not tables.keys() & self.cores.keys():  # more likely a mistake than a wish
                 raise TableFileError(
                     f"table {self._path}: service {listed(tables)} is none of those that are served, "
@@ -122,6 +129,9 @@ class FileTableSource:
                 )
         except TableFileError as exc:
             return str(exc)
+        self.limits = file.limits
+        if self.on_limits is not None:
+            self.on_limits(file.limits.client_idle_s, file.limits.upstream_age_s)
         before, self.cores = self.cores, {name: self._core(name) for name in tables}
         self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in tables}
         for name, table in self._puttings_in.use(tables).items():
@@ -185,8 +195,21 @@ def make_front(path: Path) -> WireFront:
     if error is not None:
         raise TableFileError(error)
     front = WireFront(tuple(source.cores.values()), source)
-    source.on_services = front.serve
+    source.on_services, source.on_limits = front.serve, front.use_limits
+    front.use_limits(source.limits.client_idle_s, source.limits.upstream_age_s)
+    front.serve_own_routes(_health_of(front), HEALTH_PATHS)
     return front
+
+
+def _health_of(front: WireFront) -> OwnRoutes:
+    """Answers a balancer's question, which needs no key."""
+
+    async def answer(path: str) -> tuple[int, bytes] | None:
+        if path.encode() not in HEALTH_PATHS:
+            return None
+        return (503, b"stopping\n") if front.is_stopping else (200, b"ok\n")
+
+    return answer
 
 
 def check(table_path: str | Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -17,7 +18,14 @@ from serving.credentials import KeyReference, NoKey, UnitKey
 from serving.files.client_rules import KeySpec, TrustSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.table_schema import SHARED, AffinitySpec, CanarySpec, TableSpec, UpstreamSpec
+from serving.router.table_schema import (
+    SHARED,
+    AffinitySpec,
+    CanarySpec,
+    LimitsSpec,
+    TableSpec,
+    UpstreamSpec,
+)
 
 SHORTEST_TOKEN_KEY = 16  # bytes
 _FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
@@ -27,8 +35,21 @@ class TableFileError(ValueError):
     """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
 
 
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """What a file holds."""
+
+    tables: dict[str, RouteTable]  # by service
+    limits: LimitsSpec
+
+
 def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
     """The tables in the file by service, as revision `change`. Raises TableFileError."""
+    return read_file(path, change=change).tables
+
+
+def read_file(path: Path, *, change: int) -> TableFile:
+    """All that the file holds, its tables as revision `change`. Raises TableFileError."""
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as exc:
@@ -42,9 +63,11 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
     except ValueError as exc:
         raise TableFileError(f"table {path}: {exc}") from exc
     tables: dict[str, RouteTable] = {}
+    limits = LimitsSpec()
     for where, entry in entries:
         try:
-            table = _table(TableSpec.model_validate(entry), path.parent, change)
+            spec = TableSpec.model_validate(entry)
+            table, limits = _table(spec, path.parent, change), spec.limits
         except ValidationError as exc:
             raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
         except ValueError as exc:
@@ -52,7 +75,7 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
         if table.service in tables:
             raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
         tables[table.service] = table
-    return tables
+    return TableFile(tables, limits)
 
 
 def _entries(data: object) -> list[tuple[str, object]]:
@@ -69,6 +92,8 @@ def _entries(data: object) -> list[tuple[str, object]]:
         raise ValueError("services is no list of services; write each with a dash")
     entries: list[tuple[str, object]] = []
     for number, one in enumerate(services):
+        if isinstance(one, dict) and "limits" in one:
+            raise ValueError(f"services.{number}.limits: holds for all services; write it beside services")
         entry = {**shared, **one} if isinstance(one, dict) else one
         entries.append((f"services.{number}.", entry))
     return entries
@@ -174,6 +199,7 @@ def _known_at(loc: tuple[int | str, ...]) -> str:
         "keys": KeySpec,
         "trust": TrustSpec,
         "affinity": AffinitySpec,
+        "limits": LimitsSpec,
     }
     fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else TableSpec).model_fields
     names = [field.alias or name for name, field in fields.items()]

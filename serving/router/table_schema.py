@@ -11,7 +11,8 @@ from serving.files.client_rules import ClientFields
 from serving.messages import FULL_BP
 from serving.targets import RESERVED_NAMES, Endpoint
 
-SHARED = ("keys", "keys_required", "trust", "affinity")  # keys of a file that hold for several services
+# Keys of a file that hold for several services; the last for the whole file alone.
+SHARED = ("keys", "keys_required", "trust", "affinity", "limits")
 
 
 class UpstreamSpec(BaseModel):
@@ -60,6 +61,16 @@ class AffinitySpec(BaseModel):
         return self
 
 
+class LimitsSpec(BaseModel):
+    """Limits of the connections of the whole router, in seconds."""
+
+    model_config = ConfigDict(extra="forbid")
+    # Between two requests of a client's connection. More than the balancer in front keeps its own: one that
+    # sends a request while it is closed answers 502.
+    client_idle_s: float = Field(default=75.0, ge=1, le=3600, strict=True)
+    upstream_age_s: float = Field(default=60.0, ge=1, le=3600, strict=True)  # of a kept one
+
+
 class TableSpec(ClientFields):
     """One service."""
 
@@ -69,6 +80,7 @@ class TableSpec(ClientFields):
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
     salt: str = ""
     affinity: AffinitySpec | None = None
+    limits: LimitsSpec = LimitsSpec()
 
     @field_validator("service")
     @classmethod

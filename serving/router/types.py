@@ -58,6 +58,7 @@ class Limits:
     stall_s: float = 30.0  # between bytes: later it is an error on either arm, and the canary is replaced
     tokenize_s: float = 15.0  # until stable has tokenized the prompt of a stream that it takes over
     keep_alive_s: float = 5.0  # after which a client that waits for a held answer gets a comment
+    connection_age_s: float = 60.0  # of a kept connection to an engine, which is then closed
     mirror_s: float = 300.0  # for a whole copy of a request to a mirrored canary
     table_s: float = 5.0  # until a router that has just started has its first table
 
@@ -96,6 +97,24 @@ class Attempt(Struct, frozen=True, gc=False):
         return f"{self.endpoint.scheme}://{self.endpoint.authority}{self.path}"
 
 
+# Anthropic's names of errors by their status.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
+def is_anthropic(target: str) -> bool:
+    """True for a path, whatever precedes it and with or without a query, of Anthropic's API."""
+    return target.partition("?")[0].rstrip("/").endswith(("/v1/messages", "/v1/messages/count_tokens"))
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """An error answer of the router itself."""
@@ -106,17 +125,27 @@ class Refusal:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     retry_after_s: int | None = None  # None: a retry will not help
 
-    def body(self) -> bytes:
-        """The error as JSON in OpenAI's shape."""
+    def body(self, target: str = "") -> bytes:
+        """The error as JSON, in the shape of the API that the request's target belongs to; else OpenAI's."""
+        if is_anthropic(target):
+            kind = _ANTHROPIC_TYPES.get(self.status)
+            kind = kind or ("invalid_request_error" if self.status < 500 else "api_error")
+            error = {"type": kind, "message": self.message, "code": self.code}
+            return json.dumps({"type": "error", "error": error}).encode()
         kind = "invalid_request_error" if self.status < 500 else "service_unavailable"
-        error = {"message": self.message, "type": kind, "param": None, "code": self.code}
-        return json.dumps({"error": error}).encode()
+        named = {"message": self.message, "type": kind, "param": None, "code": self.code}
+        return json.dumps({"error": named}).encode()
 
-    def answer(self) -> Deliver:
+    def event(self, target: str) -> bytes:
+        """The error as an event of a stream, on which clients of the target's API raise."""
+        name = b"event: error\n" if is_anthropic(target) else b""
+        return name + b"data: " + self.body(target) + b"\n\n"
+
+    def answer(self, target: str = "") -> Deliver:
         """The error as a whole answer."""
         wait_s = self.retry_after_s
         after = () if wait_s is None else ((b"retry-after", b"%d" % wait_s),)
-        return json_answer(self.status, self.body(), (*after, *self.headers))
+        return json_answer(self.status, self.body(target), (*after, *self.headers))
 
 
 class Head(Struct, frozen=True, gc=False):
@@ -143,7 +172,7 @@ class Deliver(Struct, gc=False):
 
 
 Action: TypeAlias = Step | Deliver
-# Answers a path below /-/ of the server that the router runs in: status and body; None: it has no such path.
+# Answers a path that is none of a service's (below /-/, /health): status and body; None: it has no such path.
 OwnRoutes: TypeAlias = Callable[[str], Awaitable[tuple[int, bytes] | None]]
 
 
@@ -191,6 +220,10 @@ class RouterContext(Protocol):
         """Versions whose engines have said of an answer that it cannot be continued."""
 
     @property
+    def unreachable(self) -> Mapping[str, str]:
+        """Why no connection can be made, by scheme://host[:port]; absent: one was made last."""
+
+    @property
     def held(self) -> HeldBytes:
         """The budget of held bytes, shared with the other services of a front."""
 
@@ -215,11 +248,13 @@ class Start(Struct, frozen=True, gc=False):
     bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
     choices: int | None = 1  # answers that the request asks for; None: not known
     is_continuable: bool = False  # a stream that another engine could continue
+    is_background: bool = False  # the answer only names a response that is made later
 
     @property
     def creates(self) -> bool:
         """Whether it makes something that lasts, of which a repetition would make two."""
-        return self.request.method == "POST" and self.request.path in CREATING_PATHS
+        is_job = self.is_background and self.request.path == "/v1/responses"
+        return is_job or (self.request.method == "POST" and self.request.path in CREATING_PATHS)
 
     @property
     def only_200(self) -> bool:

@@ -8,7 +8,8 @@ Rules:
    counts. What creates something (`is_fresh`) is sent on a new one at once, so that it is never sent twice.
    Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
 4. An endpoint's API key is read when a request is sent, and is in no other value; not in its answer either.
-5. A time-out covers a whole attempt up to the first event with content (`Attempt.first_byte_s`), and then
+5. A connection is kept for `connection_age_s` at most, so that a name that moves is followed.
+6. A time-out covers a whole attempt up to the first event with content (`Attempt.first_byte_s`), and then
    each pause between bytes. One timer checks all calls, so that a request costs none.
 """
 
@@ -21,14 +22,20 @@ from collections import deque
 from functools import lru_cache
 from typing import Protocol
 
+from aiohappyeyeballs import start_connection
+
 from serving.clock import boot_s
 from serving.credentials import KeyFilter, KeyReference, NoKey
+from serving.router.decompressed import Decompressor, decompressor_of
 from serving.router.engine_connection import Address, EngineConnection, Headers
+from serving.router.reachability import Reachability
+from serving.router.resolver import Resolver
 from serving.router.types import Attempt, Failure, Limits
 from serving.targets import Endpoint
 
 # Below uvicorn's 5 s, so that the router closes an idle connection, not the engine during a request.
 KEEP_ALIVE_S = 4.0
+NEXT_ADDRESS_S = 0.25  # after which the next address of a name is tried too
 STALE_S = 1.0  # a reset that comes later than this is the failure of a request that the peer had accepted
 TIMER_S = 0.05
 IDLE_LIMIT = 512  # kept connections to one address
@@ -65,6 +72,7 @@ class Call:
         "_again",
         "_connecting",
         "_connection",
+        "_decompressor",
         "_is_paused",
         "_key",
         "_pool",
@@ -89,6 +97,7 @@ class Call:
         self._connection: EngineConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._key: KeyFilter | None = None
+        self._decompressor: Decompressor | None = None  # of an answer that is compressed
         self._again = attempt.may_be_stale
         self._is_paused = False
 
@@ -137,9 +146,11 @@ class Call:
         try:
             async with asyncio.timeout(min(self._pool.limits.connect_s, self.attempt.first_byte_s)):
                 connection = await self._pool.connect(address)
-        except (OSError, TimeoutError, ValueError):  # ValueError: a name that no DNS holds
+        except (OSError, TimeoutError, ValueError) as exc:  # ValueError: a name that no DNS holds
+            self._pool.reachability.failed("://".join(address), exc, now_s=boot_s())
             self.fail("refused")
         else:
+            self._pool.reachability.reached("://".join(address), now_s=boot_s())
             if self.is_over:
                 connection.drop()
             else:
@@ -189,9 +200,17 @@ class Call:
         if self._key is not None:
             headers = [(name, self._key.whole(value)) for name, value in headers]
             self._pool.on_status(self.attempt.api_key, status)
+        if self.method != "HEAD":
+            self._decompressor, headers = decompressor_of(status, headers)
         self.listener.on_head(status, headers)
 
     def data(self, data: bytes) -> None:
+        if self._decompressor is not None:
+            try:
+                data = self._decompressor.feed(data)
+            except ValueError:
+                self.fail("malformed")
+                return
         if self._key is not None:
             data = self._key.feed(data)
         if data:
@@ -199,6 +218,10 @@ class Call:
 
     def end(self, connection: EngineConnection, *, is_reusable: bool) -> None:
         """The answer is whole."""
+        if self._decompressor is not None and not self._decompressor.is_whole:
+            connection.drop()
+            self.lost(is_reused=False, has_bytes=True)
+            return
         held = self._key.end() if self._key is not None else b""
         if held:
             self.listener.on_data(held)
@@ -229,6 +252,8 @@ class Upstream:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.calls: set[Call] = set()
+        self.resolver = Resolver()
+        self.reachability = Reachability()
         self._idle: dict[Address, deque[EngineConnection]] = {}
         self._keys_missing: set[str] = set()  # logged once each
         self._keys_refused: set[str] = set()
@@ -253,21 +278,30 @@ class Upstream:
         return call
 
     async def connect(self, address: Address) -> EngineConnection:
-        """A new connection. Raises OSError."""
+        """A new connection. Raises OSError, or ValueError for a host that is no name."""
         scheme, authority = address
         host, port = _host_and_port(scheme, authority)
+        found = await self.resolver.addresses(host, port)
+        # An address that swallows what it is sent must not hold up the others of its name (RFC 8305).
+        connected = await start_connection(found, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1)
+        is_tls = scheme == "https"
         _, connection = await asyncio.get_running_loop().create_connection(
-            lambda: EngineConnection(self, address), host, port, ssl=_tls() if scheme == "https" else None
+            lambda: EngineConnection(self, address),
+            sock=connected,
+            ssl=_tls() if is_tls else None,
+            server_hostname=host.rstrip(".") if is_tls else None,  # no certificate names the root's dot
         )
         return connection
 
     def keep(self, connection: EngineConnection) -> None:
         """The connection is free."""
         idle = self._idle.setdefault(connection.address, deque())
-        if self._is_closed or len(idle) >= IDLE_LIMIT or connection.is_closed:
+        now_s = boot_s()
+        is_old = now_s - connection.made_s > self.limits.connection_age_s
+        if is_old or self._is_closed or len(idle) >= IDLE_LIMIT or connection.is_closed:
             connection.drop()
             return
-        connection.idle_since_s = boot_s()
+        connection.idle_since_s = now_s
         idle.append(connection)
 
     def forget(self, connection: EngineConnection) -> None:

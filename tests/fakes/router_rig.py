@@ -75,15 +75,15 @@ class Engine:
 
 
 @asynccontextmanager
-async def running(engine: Engine) -> AsyncIterator[Engine]:
+async def running(engine: Engine, *, host: str = "127.0.0.1", port: int = 0) -> AsyncIterator[Engine]:
     app = web.Application(client_max_size=256 << 20)
     app.router.add_route("*", "/{path:.*}", engine.handle)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, host, port)
     await site.start()
     engine.port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    engine.url = f"http://127.0.0.1:{engine.port}"
+    engine.url = f"http://{host}:{engine.port}"
     try:
         yield engine
     finally:

@@ -14,15 +14,13 @@ from serving.targets import ELIGIBLE_PATHS, Endpoint, Target, method_of, normali
         (b"//v1///mod%65ls//", "/v1/models"),
         (b"/v1/responses/resp_1.2~3-4", "/v1/responses/resp_1.2~3-4"),
         (b"/%5fcanaryctl/state", "/_canaryctl/state"),
+        (b"/v1/files/a%3D:@+", "/v1/files/a=:@+"),
         *(
             (raw, None)
             for raw in (b"", b"v1", b"*", b"/a%2fb", b"/a%2Fb", b"/a%25b", b"/a%", b"/a%zz", b"/a%5cb")
         ),
-        *(
-            (raw, None)
-            for raw in (b"/..", b"/a/../b", b"/%2e%2E/b", b"/.", b"/a b", b"/a\\b", b"/a@b", b"/\xe9")
-        ),
-        *((raw, None) for raw in (b"/a%00", b"/a;b", b"/a:b", b"/a%0d%0a", b"/" + b"a" * 2000)),
+        *((raw, None) for raw in (b"/..", b"/a/../b", b"/%2e%2E/b", b"/.", b"/a b", b"/a\\b", b"/\xe9")),
+        *((raw, None) for raw in (b"/a%00", b"/a;b", b"/a%0d%0a", b"/" + b"a" * 2000)),
     ],
 )
 def test_a_path_is_normalised_or_refused(raw: bytes, path: str | None) -> None:

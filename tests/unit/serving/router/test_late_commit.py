@@ -170,7 +170,7 @@ def test_a_client_that_waits_gets_the_head_and_comments_and_then_the_answer_with
     _, exchange = begin(TOOLS)
     early = [exchange.waited(99.0)]
     attempt(exchange)
-    early.append(exchange.waited(99.0))  # a client of stable has nothing yet, too
+    early.append(exchange.waited(12.0))
     exchange.received(EVENT, now_s=11.0)
     waited = [exchange.waited(now_s) for now_s in (14.0, 15.2, 16.0, 21.0)]
     exchange.received(FINISH + DONE, now_s=22.0)

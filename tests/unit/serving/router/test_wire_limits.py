@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from serving.router import client_connection, load, request_parser
+from serving.router import client_connection, request_parser
 from serving.router.request_parser import RequestParser
 from tests.fakes.router_rig import CHAT, CHUNKS, Rig, chunk, router_rig, until
 
@@ -220,8 +220,8 @@ async def test_trickled_bytes_do_not_extend_the_time(rig: Rig, monkeypatch: pyte
     assert status(answer) == 408
 
 
-async def test_an_idle_connection_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "KEEP_ALIVE_S", 0.2)
+async def test_an_idle_connection_is_closed(rig: Rig) -> None:
+    rig.front.load.client_idle_s = 0.2
     reader, writer = await connect(rig)
 
     assert await asyncio.wait_for(reader.read(), 5) == b""

@@ -1,0 +1,91 @@
+"""Reports from other projects' trackers about a router behind a balancer (tests/public_reports.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving.access import digest_of
+from serving.router.load import Load
+from serving.router.table_file import FileTableSource, make_front
+from serving.router.table_reader import TableFileError, read_tables
+from tests.fakes.router_rig import serving
+
+ONE = """
+service: chat
+stable: {url: "http://127.0.0.1:1"}
+"""
+KEYED = f"""
+keys: [{{name: staff, sha256: "{digest_of("sk-1")}"}}]
+keys_required: true
+"""
+SEVERAL = """
+services:
+  - {service: chat, stable: {url: "http://127.0.0.1:1"}}
+  - {service: code, stable: {url: "http://127.0.0.1:2"}}
+"""
+
+
+@pytest.mark.parametrize("text", [ONE, SEVERAL])
+async def test_limits_of_connections_are_those_of_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(text + "limits: {client_idle_s: 620, upstream_age_s: 30}\n")
+    front = make_front(path)
+    source = front._background
+    assert isinstance(source, FileTableSource)
+    async with serving(front):
+        assert front.upstream is not None
+        front.load.swept(late_s=0.0, requests=0, has_many_bytes=False)
+        first = (front.load.keep_alive_s, front.upstream.limits.connection_age_s)
+        path.write_text(text + "# as before\n")
+        assert source.reload() is None
+        front.load.swept(late_s=0.0, requests=0, has_many_bytes=False)
+        second = (front.load.keep_alive_s, front.upstream.limits.connection_age_s)
+
+    assert (first, second) == ((620.0, 30.0), (75.0, 60.0))
+
+
+def test_a_crowded_front_ends_idle_connections_early_whatever_the_file_says() -> None:
+    load = Load(connections_limit=4, connections=4)
+    load.client_idle_s = 620.0
+    load.swept(late_s=0.0, requests=0, has_many_bytes=False)
+
+    assert load.keep_alive_s == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ONE + "limits: {client_idle_s: 0}", "limits.client_idle_s 0: "),
+        (ONE + "limits: {idle_s: 9}", "keys are client_idle_s, upstream_age_s"),
+        (
+            SEVERAL.replace("code,", "code, limits: {client_idle_s: 9},"),
+            "services.1.limits: holds for all services; write it beside services",
+        ),
+    ],
+)
+def test_a_wrong_limit_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(text)
+
+    with pytest.raises(TableFileError) as caught:
+        read_tables(path, change=1)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [ONE + KEYED, SEVERAL + KEYED])
+async def test_a_balancer_asks_for_health_without_a_key(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(text)
+    front = make_front(path)
+    async with serving(front) as base, httpx.AsyncClient(base_url=base) as client:
+        found = [await client.get(one) for one in ("/health", "/healthz", "/health?x=1", "/healthy")]
+        head = await client.head("/health")
+        front._is_stopping = True
+        stopping = await client.get("/health")
+
+    assert [one.status_code for one in (*found[:3], head, stopping)] == [200, 200, 200, 200, 503]
+    assert (found[0].text, head.text, found[3].status_code) == ("ok\n", "", 404)
