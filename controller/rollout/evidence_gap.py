@@ -12,7 +12,7 @@ from controller.quantities import duration
 from controller.rollout.desired import canary_replicas
 from controller.rollout.journal import source_text
 from controller.rollout.observation import Observation, ready_replicas
-from controller.rollout.readiness import is_steady
+from controller.rollout.readiness import is_calm, is_steady
 from controller.rollout.state import Phase, RolloutState
 from evaluation.report import Source, Verdict
 
@@ -62,6 +62,8 @@ def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
         reasons.append(f"{ready} of {needed} replicas of {state.canary.title} are ready")
     elif not is_steady(state, now_s):
         reasons.append(f"a replica of {state.canary.title} was lost, or came, a short time ago")
+    elif state.phase is Phase.BAKING and not is_calm(state, now_s):
+        reasons.append(f"{state.canary.title} goes on losing replicas, and {stable} does not")
     if is_stage and not is_proven and not reasons[0]:
         reasons.append("undecided at the deadline; send more traffic, or wait")
     return "; ".join(filter(None, reasons)) or "not finished at the deadline"
