@@ -25,7 +25,7 @@ def backup(
     """
     import sqlalchemy as sa
 
-    from controller.store.backup import copy_database
+    from controller.store.backup import copy_database, mark_as_copy
     from controller.store.sql import SqlStore
 
     url = sa.make_url(load_settings().database_url)
@@ -35,6 +35,7 @@ def backup(
     with closing(SqlStore(f"sqlite:///{file.absolute()}", may_migrate=False, may_create=False)) as store:
         names = [row.name for row in store.services()]
         last = max((event.at_s for name in names if (event := store.last_event(name))), default=None)
+    mark_as_copy(file)
     if not output.is_text:
         emit_data({"backup": str(file), "services": names, "last_event_at_s": last}, output)
         return

@@ -28,6 +28,7 @@ from controller.store.same_database import (
     gone_or_empty,
     never_create,
     require_content,
+    require_own_log,
     require_same,
 )
 from serving.clock import boot_s
@@ -104,6 +105,8 @@ class Database:
         none, or one without any of our tables.
         """
         path = _sqlite_file(url)
+        if path is not None:
+            require_own_log(path)
         if path is not None and not may_create:
             require_content(path)
         self._engine = _engine(url, mounts)
