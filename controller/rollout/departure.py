@@ -63,7 +63,7 @@ def _with_kept_weight(state: RolloutState, departure: Departure, seen: Observati
         departure = replace(departure, kept_bp=state.weight_bp or FULL_BP)  # begun by an older release
     if departure.step is DepartureStep.RESTORE and departure.kept_bp == FULL_BP and not state.weight_bp:
         departure = replace(departure, promoted=True)  # likewise
-    is_barred = 0 < departure.kept_bp and not departure.promoted and bar(state, seen) is not None
+    is_barred = departure.kept_bp > 0 and not departure.promoted and bar(state, seen) is not None
     return replace(departure, kept_bp=0) if is_barred else departure
 
 

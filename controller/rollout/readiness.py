@@ -11,7 +11,7 @@ Rules:
    has no ready replica nothing is compared: no loss is counted, and the canary is not taken out for this.
 4. No weight rises before the number was the same for the plan's `steady_s`. The bake ends only when the
    canary alone lost nothing for as long as it, `CALM_S` at most, however late that is: one that goes on
-   losing replicas is held. An undo rises at once, and past its deadline its bake ends: its smoke test decides.
+   losing replicas is held. An undo rises at once, and its bake ends at the deadline: its smoke test decides.
 A fleet that cannot be read has lost nothing.
 """
 

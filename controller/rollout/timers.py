@@ -18,7 +18,6 @@ from controller.rollout.observation import (
 from controller.rollout.readiness import note_ready
 from controller.rollout.state import LIVE, PUBLISHED, Hold, HoldKind, Phase, RolloutState
 
-
 # A guard looks at the last requests only: between two bursts of errors it is quiet for a moment.
 QUIET_S = 60.0
 

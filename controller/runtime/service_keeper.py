@@ -163,7 +163,7 @@ class Keeper:
     def _end_orphans(
         self, row: ServiceRow, plane: DataPlaneStatus, answering: frozenset[str], token: int
     ) -> bool:
-        """Drain, then stop, versions without an owner, such as a canary whose memory was not released in time.
+        """Drain, then stop, versions without an owner, as a canary whose memory was not released in time.
 
         True: there are any.
         """
