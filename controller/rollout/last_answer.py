@@ -10,7 +10,8 @@
    for `load_s` at most, whatever controllers come and go: it serves nobody, and stable may need its memory.
 3. The old version of a promotion stays loaded until the new one has been ready for `steady_s`. A rollback out
    of Unloading gives it the traffic as soon as all its replicas are steadily ready, or, when the new version
-   has none, as soon as it has one.
+   has none, as soon as it has one; it begins by itself when the new version has had none for `BLINK_S` (in an
+   undo: `unready_s`), for nobody else answers.
 4. `BLINK_S` without a ready replica decides nothing; a leaving version that has none for `unready_s` is kept
    no longer. A fleet that cannot be read is as it was last seen, while the route table is applied. Where that
    cannot be read either, the traffic of a waiting canary goes to stable after `unreadable_s`, and the canary

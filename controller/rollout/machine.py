@@ -34,7 +34,7 @@ Rules:
    waits for must have been lacking for its whole limit in a row, and evidence for `unreadable_s`. After a
    controller restart deadlines start again (a stage gets one planned duration more): the canary is not
    blamed for the controller's absence. Only time that ticks saw counts: not a clock that was set, not a
-   controller that stood still.
+   controller that stood still. For stable, which may be away, the first weight waits without a limit.
 
 An undo ends as a promotion does, and no condition of it depends on stable, which may be the fault.
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then
