@@ -71,5 +71,7 @@ def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
 
 def hold_advice(state: RolloutState) -> str:
     """What ends a hold, if not what it waits for."""
+    if state.plan.undo and state.weight_bp:
+        return f"it stays; to go back all the same: canaryctl rollback {state.service}"
     limit = duration(round(state.plan.hold_limit_s))
     return f"rolled back after {limit} of hold, or at once by: canaryctl rollback {state.service}"

@@ -228,6 +228,7 @@ def test_an_undo_that_users_have_is_not_undone_by_what_cannot_be_read(what: str)
             driven.plane.split, driven.actions = None, ()
         driven.tick()
     assert driven.state.phase is Phase.BAKING
+    assert "it stays; to go back all the same: canaryctl rollback chat" in driven.lines
 
     driven.fleet_readable, driven.seen = True, evidence()
     assert (driven.ticks(60).phase, driven.state.serving) == (Phase.SUCCEEDED, NEW)
