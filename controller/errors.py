@@ -150,6 +150,11 @@ class StaleToken(Conflict):
 
     problem = "stale-token"
 
+    def __init__(self, text: str, *, newest: int | None = None) -> None:
+        """newest: the token that the data plane has seen; None: the database's, or not known."""
+        super().__init__(text)
+        self.newest = newest
+
 
 class Unreachable(CanaryctlError):
     """A required component does not answer."""

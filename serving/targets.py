@@ -199,5 +199,5 @@ class Endpoint:
 
 
 def shown(url: str) -> str:
-    """A URL as it may be shown: without a user name and password."""
-    return re.sub(r"//[^/?#]*@", "//…@", url)
+    """A URL as it may be shown: without a user name and password, and without a query, which may be a key."""
+    return re.sub(r"\?.*", "?…", re.sub(r"//[^/?#]*@", "//…@", url), flags=re.DOTALL)

@@ -117,8 +117,8 @@ class Commands(Returns):
         """Create the service; an existing service that already is what `body` describes is left unchanged.
 
         Raises BadSpec, BadCheckpoint, NoRoom, Conflict when the existing service differs or when something
-        that this database does not know serves under the name, and Unreachable on a controller that does not
-        lead.
+        that this database does not know serves under the name, and Unreachable where that is not known and on
+        a controller that does not lead.
         """
         spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
         label = parse_label(body, source=spec.model or spec.url, identity=identity.name)

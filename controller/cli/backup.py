@@ -25,7 +25,7 @@ def backup(
     """
     import sqlalchemy as sa
 
-    from controller.store.backup import copy_database
+    from controller.store.backup import copy_database, mark_as_copy
 
     settings = load_settings()
     url = sa.make_url(settings.database_url)
@@ -36,6 +36,7 @@ def backup(
     last = None
     with suppress(CanaryctlError):  # of another release: the copy is whole all the same
         names, last = _content(settings)
+    mark_as_copy(file)
     if not output.is_text:
         emit_data({"backup": str(file), "services": names, "last_event_at_s": last}, output)
         return

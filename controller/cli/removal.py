@@ -78,10 +78,25 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
     for name in names:
         client.down(name)
     done = [f"{name} is taken down" for name in names]
-    if not _wait_until_removed(client, names, ends_at_s):
-        processes.stop(settings)
-        done.append("controller and Ray stopped")
+    if _wait_until_removed(client, names, ends_at_s):
+        return done
+    if service is not None and (others := _serves_besides(settings, names)):
+        done.append(
+            f"Ray goes on: it serves {', '.join(others)}, which the database does not know; restore it, "
+            "then: canaryctl up; to end what serves: canaryctl down"
+        )
+        return done
+    processes.stop(settings)
+    done.append("controller and Ray stopped")
     return done
+
+
+def _serves_besides(settings: Settings, names: Sequence[str]) -> list[str]:
+    """Services that users get by their route tables, other than these. A replaced database knows none."""
+    from controller.wiring.now_served import read_tables
+
+    tables = read_tables(settings, None) or ()
+    return [one.service for one in tables if one.serves is not None and one.service not in names]
 
 
 def _remove_without_controller(settings: Settings, service: str | None) -> str:

@@ -157,7 +157,7 @@ class RecordsReader:
                 return False
             is_end = page.next_seq - position < PAGE_EVENTS
             mirrored = [event for event in page.events if isinstance(event, MirrorRecord)]
-            events = self._join.join(page.events)
+            events = self._join.join(page.events, now_s=now_s)
             joined = JoinedPage(events, page.lost, page.low_watermark_s, is_end, mirrored)
             for subscriber in group:
                 subscriber.seq = page.next_seq  # first: a page that it fails on must not be counted again

@@ -7,6 +7,7 @@ events again, in log order, gives the same pairs again and no duplicates.
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,7 @@ HELD_SCORES = 20_000  # ids of requests that have not come yet
 # Of requests that scores may refer to, of all services of a controller together. An id takes about 700 bytes
 # with its half of the record: some 400 MB.
 MAX_IDS = 600_000
-SCORES_OF_ONE = 64  # of these are held for each id; later ones are dropped: there are not so many metrics
+SCORES_OF_ONE = 64  # of these are held for each id, one a metric; later ones are dropped
 
 
 class Joined(NamedTuple):
@@ -93,9 +94,12 @@ class ScoreJoin:
         self._budget = IdBudget() if budget is None else budget
         self._budget.add(self)
         self._requests: dict[str, RequestRecord] = {}  # by request id and answer id
+        # When a request was read that its router's clock puts later: such a clock keeps no id young.
+        self._read_at_s: dict[str, float] = {}
         self._held: dict[str, dict[int, ScoreRecord]] = {}  # id -> seq -> score
         self._ages, self._held_ages = Ages(self._assigned_at_s), Ages(self._held_since_s)
         self._newest_s = 0.0  # of all requests
+        self._now_s = math.inf
         self._scored: dict[str, tuple[str, ...]] = {}  # request id -> metrics that have a score
         # The age at which requests are forgotten, where that is too early for some scores: by the bound on
         # ids, or because the log no longer had them when this join began.
@@ -106,8 +110,12 @@ class ScoreJoin:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def join(self, events: Iterable[Event]) -> list[Joined]:
-        """The events, joined. A score whose request has not come yet is left out, and comes with it."""
+    def join(self, events: Iterable[Event], *, now_s: float = math.inf) -> list[Joined]:
+        """The events, joined. A score whose request has not come yet is left out, and comes with it.
+
+        now_s: the controller's clock; no request counts as assigned after it.
+        """
+        self._now_s = now_s
         joined = []
         for event in events:
             if isinstance(event, RequestRecord):
@@ -135,6 +143,7 @@ class ScoreJoin:
             if is_young:
                 self.missing_until_s = max(at_s, self.missing_until_s or at_s)
             self._scored.pop(self._requests.pop(id).request_id, None)
+            self._read_at_s.pop(id, None)
         self._ages.tidy(len(self._requests))
         missing_s = self.missing_until_s
         is_missed = missing_s is not None and missing_s >= before_s
@@ -142,7 +151,7 @@ class ScoreJoin:
 
     def _assigned_at_s(self, id: str) -> float | None:
         request = self._requests.get(id)
-        return request.at_s if request is not None else None
+        return self._read_at_s.get(id, request.at_s) if request is not None else None
 
     def _held_since_s(self, id: str) -> float | None:
         held = self._held.get(id)
@@ -181,8 +190,12 @@ class ScoreJoin:
     def _own(self, id: str, record: RequestRecord) -> None:
         before_s = self._assigned_at_s(id)
         self._requests[id] = record
-        self._newest_s = max(self._newest_s, record.at_s)
-        if before_s != record.at_s:
+        if record.at_s > self._now_s:
+            self._read_at_s.setdefault(id, self._now_s)
+        else:
+            self._read_at_s.pop(id, None)
+        self._newest_s = max(self._newest_s, min(record.at_s, self._now_s))
+        if before_s != self._assigned_at_s(id):
             self._ages.add(id)
 
     def _owns(self, id: str, record: RequestRecord) -> bool:
@@ -201,7 +214,12 @@ class ScoreJoin:
             self._note(request, (score,))
             return request
         held = self._held.setdefault(score.id, {})
-        if len(held) < SCORES_OF_ONE:
+        # Of one metric the first in the log counts; it is read again after a later one.
+        same = next((seq for seq, one in held.items() if one.metric == score.metric), None)
+        if same is None and len(held) < SCORES_OF_ONE:
+            held[score.seq] = score
+        elif same is not None and score.seq < same:
+            del held[same]
             held[score.seq] = score
         if len(held) == 1:
             self._held_ages.add(score.id)

@@ -8,7 +8,8 @@ from typing import assert_never
 from controller.rollout.desired import canary_replicas
 from controller.rollout.evidence_gap import evidence_gap, missing_evidence
 from controller.rollout.figures import with_figures
-from controller.rollout.journal import since, time_limit_s
+from controller.rollout.journal import log, since, time_limit_s
+from controller.rollout.last_answer import could_answer, is_lost
 from controller.rollout.mirroring import all_copies_failed, is_mirrored
 from controller.rollout.observation import (
     EvidenceStatus,
@@ -20,9 +21,11 @@ from controller.rollout.observation import (
     version_status,
 )
 from controller.rollout.plan import Stage
-from controller.rollout.readiness import crash_loop, is_calm, is_steady
+from controller.rollout.readiness import BLINK_S, crash_loop, is_calm, is_steady
 from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Phase, RolloutState, StageExit
 from evaluation.report import Source, Verdict
+
+FIRST_WAIT = "first-wait"  # key in `RolloutState.alarmed`
 
 
 def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
@@ -32,12 +35,14 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
         case Phase.PLANNING:
             return True
         case Phase.MIRRORING:
-            return is_mirrored(state, seen, now_s)
+            return _may_begin(state, seen, now_s) and _is_revocable(state, seen)
         case Phase.PREFLIGHT:
             # Leftovers of an earlier attempt go first, or their failure would be taken for this one's.
             return _has_passed(state, seen) and is_unloaded(seen, state.canary.id)
-        case Phase.WARMING | Phase.SMOKE:
+        case Phase.WARMING:
             return _has_passed(state, seen)
+        case Phase.SMOKE:
+            return _may_begin(state, seen, now_s) and _is_revocable(state, seen)
         case Phase.LOADING:
             return ready >= canary_replicas(state)
         case Phase.STAGE:
@@ -59,13 +64,42 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
             assert_never(state.phase)
 
 
+def _may_begin(state: RolloutState, seen: Observation, now_s: float) -> bool:
+    """True: the canary is ready for its first weight, or for its first copies.
+
+    Stable and the data plane are asked besides, but the canary is not late for them.
+    """
+    is_over = is_mirrored(state, seen, now_s) if state.phase is Phase.MIRRORING else _has_passed(state, seen)
+    has_capacity = ready_replicas(seen, state.canary.id) >= canary_replicas(state)
+    return is_over and has_capacity and is_steady(state, now_s)
+
+
+def note_first_wait(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """Log once that the first weight waits for stable alone."""
+    if state.phase not in (Phase.SMOKE, Phase.MIRRORING) or not _may_begin(state, seen, now_s):
+        return state
+    is_silent = seen.versions is not None and not ready_replicas(seen, state.stable.id)
+    if not is_silent or FIRST_WAIT in state.alarmed:
+        return state
+    text = f"{state.canary.title} waits for its first requests: {state.stable.title} has no ready replica"
+    return log(replace(state, alarmed=(*state.alarmed, FIRST_WAIT)), now_s, text)
+
+
+def _is_met(state: RolloutState, seen: Observation, now_s: float) -> bool:
+    """True: nothing is lacking for which the canary may be late."""
+    if state.phase in (Phase.SMOKE, Phase.MIRRORING):
+        return _may_begin(state, seen, now_s)
+    # The last rise waits for evidence past its deadline, but for capacity it does not.
+    if state.phase is Phase.PROMOTING and state.weight_bp != state.plan.promoted_bp:
+        return _has_capacity(state, seen, now_s)
+    return is_done(state, seen, now_s)
+
+
 def note_lacks(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """The state with since when what its phase waits for is not there: one tick judges no deadline."""
     if state.departure is not None:
         return state
-    # The last rise waits for evidence past its deadline, but for capacity it does not.
-    is_first_half = state.phase is Phase.PROMOTING and state.weight_bp != state.plan.promoted_bp
-    is_met = _has_capacity(state, seen, now_s) if is_first_half else is_done(state, seen, now_s)
+    is_met = _is_met(state, seen, now_s)
     is_missing = bool(_missing(state, seen, now_s))
     lacking_s = since(state.lacking_since_s, not is_met, now_s)
     missing_s = since(state.missing_since_s, is_missing, now_s)
@@ -150,7 +184,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
     if canary is not None and canary.phase is VersionPhase.FAILED:
         return Cause(CauseKind.ENGINE, f"the canary's engine failed: {canary.last_error or 'no error given'}")
     if state.phase is Phase.UNLOADING:
-        return None
+        return _lost_after_promotion(state, seen, now_s)
     # Out of an undo there is a way back only while the version that it replaces still answers.
     has_way_back = not state.plan.undo or ready_replicas(seen, state.stable.id) > 0
     if state.phase is Phase.MIRRORING and (text := all_copies_failed(state, seen, now_s)) is not None:
@@ -160,7 +194,13 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
         if harm is not None:
             return harm
     plan = state.plan
-    if state.unreadable_since_s is not None and now_s - state.unreadable_since_s >= plan.unreadable_s:
+    # An undo that users have stays: what cannot be read is no reason for the version that a person left.
+    is_undone = plan.undo and state.weight_bp > 0
+    if (
+        not is_undone
+        and state.unreadable_since_s is not None
+        and now_s - state.unreadable_since_s >= plan.unreadable_s
+    ):
         text = f"the data plane was unreadable or did not apply the split for {plan.unreadable_s:g} s"
         return Cause(CauseKind.UNREADABLE, text)
     if has_way_back and state.unready_since_s is not None and now_s - state.unready_since_s >= plan.unready_s:
@@ -169,6 +209,22 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
     if (text := crash_loop(state, seen)) is not None:
         return Cause(CauseKind.ENGINE, text)
     return _deadline_cause(state, seen, now_s)
+
+
+def _lost_after_promotion(state: RolloutState, seen: Observation, now_s: float) -> Cause | None:
+    """The new version has no ready replica, and the old one, still loaded, had all of its own.
+
+    Nobody else answers, so that is not waited for as in the bake; an undo goes back as late as from there.
+    """
+    departure, plan = state.departure, state.plan
+    if departure is None or not could_answer(state, seen, departure.leaving):
+        return None
+    after_s = plan.unready_s if plan.undo else BLINK_S
+    if not is_lost(state, departure.staying, seen, now_s, after_s=after_s):
+        return None
+    staying, leaving = state.title(departure.staying), state.title(departure.leaving)
+    text = f"{staying} has no ready replica, and {leaving} is still loaded"
+    return Cause(CauseKind.ENGINE, text)
 
 
 def _harm(evidence: EvidenceStatus) -> Cause | None:
@@ -184,6 +240,8 @@ def _harm(evidence: EvidenceStatus) -> Cause | None:
 
 
 def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cause | None:
+    if state.plan.undo and state.weight_bp > 0:
+        return None  # users have the version that a person chose
     held = next((hold for hold in state.holds if hold.kind is HoldKind.NOT_PROVEN), None)
     limit_s = state.plan.hold_limit_s
     is_unproven = not is_done(state, seen, now_s) and not is_blink(state, now_s)
@@ -191,6 +249,8 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
         parts = (f"not proven within {limit_s:g} s of hold: {held.reason}", *_unproven(seen.evidence))
         return Cause(CauseKind.NOT_PROVEN, "; ".join(parts))
     if not state.is_late(now_s) or is_done(state, seen, now_s):
+        return None
+    if state.phase in (Phase.SMOKE, Phase.MIRRORING) and _may_begin(state, seen, now_s):
         return None
     blink_s = state.plan.unreadable_s
     missing = _missing(state, seen, now_s)

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from controller.quantities import FULL_BP, percent
 from controller.rollout.desired import desired_split
-from controller.rollout.journal import end, log, notice, time_limit_s
+from controller.rollout.journal import PAGE_AGAIN_S, end, log, notice, time_limit_s
 from controller.rollout.last_answer import Standing, bar, note_kept, page_unanswered, standing
 from controller.rollout.observation import (
     Observation,
@@ -25,8 +25,6 @@ from controller.rollout.observation import (
 )
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState, cause_words
 from controller.rollout.twin_report import twin_report, unproven
-
-PAGE_AGAIN_S = 3600.0  # between two pages of one wait
 
 
 def advance_departure(
@@ -61,9 +59,11 @@ def advance_departure(
 
 def _with_kept_weight(state: RolloutState, departure: Departure, seen: Observation) -> Departure:
     """The departure without a weight to return to, once harm in the answers or a tombstone was seen."""
-    if departure.step is DepartureStep.RESTORE and not departure.kept_bp:
+    if departure.step is DepartureStep.RESTORE and not (departure.promoted or departure.kept_bp):
         departure = replace(departure, kept_bp=state.weight_bp or FULL_BP)  # begun by an older release
-    is_barred = 0 < departure.kept_bp < FULL_BP and bar(state, seen) is not None
+    if departure.step is DepartureStep.RESTORE and departure.kept_bp == FULL_BP and not state.weight_bp:
+        departure = replace(departure, promoted=True)  # likewise
+    is_barred = departure.kept_bp > 0 and not departure.promoted and bar(state, seen) is not None
     return replace(departure, kept_bp=0) if is_barred else departure
 
 
@@ -81,7 +81,7 @@ def _give_up_weight(
 
 def _give_back(state: RolloutState, departure: Departure, now_s: float) -> RolloutState:
     """The leaving version, which is loaded, has its weight again: the staying one was lost meanwhile."""
-    weight_bp = departure.kept_bp if departure.kept_bp < FULL_BP else 0
+    weight_bp = 0 if departure.promoted else departure.kept_bp
     share = percent(departure.kept_bp)
     text = (
         f"{state.service}: {state.title(departure.staying)} has no ready replica again: "
@@ -97,8 +97,7 @@ def _wait_for_stable(
     """The leaving version keeps the traffic while it alone answers; a late one pages each hour."""
     old, new = state.title(departure.staying), state.title(departure.leaving)
     answers = seen.versions is not None and answering_replicas(seen, departure.leaving) > 0
-    is_promoted = departure.kept_bp == FULL_BP
-    if is_promoted:
+    if departure.promoted:
         is_silent = seen.versions is not None and not answers
         state = page_unanswered(state, departure, seen, now_s, is_silent)
         status = version_status(seen, departure.staying)

@@ -63,7 +63,7 @@ def _departure_actions(state: RolloutState, departure: Departure, seen: Observat
             return (
                 EnsureVersion(departure.staying, state.stable.replicas),
                 *_end_of_drain(state, departure, seen),
-                *(split if state.weight_bp or _is_table_of(departure.staying, state, seen) else ()),
+                *(split if state.weight_bp or _is_own_table(departure, state, seen) else ()),
             )
         case DepartureStep.SHIFT:
             return split
@@ -85,14 +85,12 @@ def _end_of_drain(state: RolloutState, departure: Departure, seen: Observation) 
     return (EnsureVersion(departure.leaving, canary_replicas(replace(state, phase=Phase.STAGE))),)
 
 
-def _is_table_of(version: str, state: RolloutState, seen: Observation) -> bool:
-    """True: the route table names this version alone, and not because a person moved the traffic directly."""
+def _is_own_table(departure: Departure, state: RolloutState, seen: Observation) -> bool:
+    """True: the route table names these two versions at most, and no person moved the traffic directly."""
     split = seen.split
-    return (
-        split is not None
-        and (split.stable, split.canary) == (version, None)
-        and state.id not in split.tombstoned
-    )
+    if split is None or state.id in split.tombstoned:
+        return False
+    return {split.stable, split.canary} <= {departure.staying, departure.leaving, None}
 
 
 def _missing_split(state: RolloutState, seen: Observation) -> tuple[Action, ...]:
@@ -133,7 +131,7 @@ def desired_split(state: RolloutState) -> SetSplit:
     # Weight is left only to a canary that waits, in RESTORE, for a stable version that does not answer.
     departure = state.departure
     if departure is not None and state.weight_bp == 0:
-        has_all = departure.step is DepartureStep.RESTORE and departure.kept_bp == FULL_BP
+        has_all = departure.step is DepartureStep.RESTORE and departure.promoted
         return SetSplit(departure.leaving if has_all else departure.staying, None, 0, state.stage)
     mirror = state.plan.mirror
     if state.phase is Phase.MIRRORING and mirror is not None:

@@ -60,7 +60,11 @@ def _moved(state: RolloutState, jump_s: float, away_s: float) -> RolloutState:
         canary_ready=_ready(state.canary_ready, by_s),
         stable_ready=_ready(state.stable_ready, by_s),
         answers=_answers(state.answers, by_s),
-        holds=tuple(replace(hold, since_s=hold.since_s + by_s) for hold in state.holds),
+        both_arms_paged_at_s=_later(state.both_arms_paged_at_s, by_s),
+        holds=tuple(
+            replace(hold, since_s=hold.since_s + by_s, quiet_since_s=_later(hold.quiet_since_s, by_s))
+            for hold in state.holds
+        ),
     )
 
 
@@ -73,6 +77,7 @@ def _ready(ready: Readiness, by_s: float) -> Readiness:
         ready,
         changed_at_s=_later(ready.changed_at_s, by_s),
         rose_at_s=_later(ready.rose_at_s, by_s),
+        fell_at_s=_later(ready.fell_at_s, by_s),
         last_lost_at_s=_later(ready.last_lost_at_s, by_s),
         early_losses_at_s=tuple(at_s + by_s for at_s in ready.early_losses_at_s),
     )

@@ -12,7 +12,7 @@ from controller.quantities import duration
 from controller.rollout.desired import canary_replicas
 from controller.rollout.journal import source_text
 from controller.rollout.observation import Observation, ready_replicas
-from controller.rollout.readiness import is_steady
+from controller.rollout.readiness import is_calm, is_steady
 from controller.rollout.state import Phase, RolloutState
 from evaluation.report import Source, Verdict
 
@@ -62,6 +62,8 @@ def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
         reasons.append(f"{ready} of {needed} replicas of {state.canary.title} are ready")
     elif not is_steady(state, now_s):
         reasons.append(f"a replica of {state.canary.title} was lost, or came, a short time ago")
+    elif state.phase is Phase.BAKING and not is_calm(state, now_s):
+        reasons.append(f"{state.canary.title} goes on losing replicas, and {stable} does not")
     if is_stage and not is_proven and not reasons[0]:
         reasons.append("undecided at the deadline; send more traffic, or wait")
     return "; ".join(filter(None, reasons)) or "not finished at the deadline"
@@ -69,5 +71,7 @@ def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
 
 def hold_advice(state: RolloutState) -> str:
     """What ends a hold, if not what it waits for."""
+    if state.plan.undo and state.weight_bp:
+        return f"it stays; to go back all the same: canaryctl rollback {state.service}"
     limit = duration(round(state.plan.hold_limit_s))
     return f"rolled back after {limit} of hold, or at once by: canaryctl rollback {state.service}"

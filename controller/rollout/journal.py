@@ -22,6 +22,7 @@ from controller.rollout.state import (
 from evaluation.report import GateReport, Source
 
 EXTERNAL_LOAD_S = 120.0  # an endpoint that is not ours has nothing to load: it answers, or it does not
+PAGE_AGAIN_S = 3600.0  # between two pages of one thing that goes on
 MAX_NOTICE_AGE_S = 600.0  # a notifier that fails for longer loses the notice; the log keeps it
 
 

@@ -10,10 +10,12 @@
    for `load_s` at most, whatever controllers come and go: it serves nobody, and stable may need its memory.
 3. The old version of a promotion stays loaded until the new one has been ready for `steady_s`. A rollback out
    of Unloading gives it the traffic as soon as all its replicas are steadily ready, or, when the new version
-   has none, as soon as it has one.
+   has none, as soon as it has one; it begins by itself when the new version has had none for `BLINK_S` (in an
+   undo: `unready_s`), for nobody else answers.
 4. `BLINK_S` without a ready replica decides nothing; a leaving version that has none for `unready_s` is kept
-   no longer. A fleet that cannot be read is as it was last seen; after `unreadable_s` of that the traffic of
-   a waiting canary goes to stable, and the canary stays loaded until it is known whether stable answers.
+   no longer. A fleet that cannot be read is as it was last seen, while the route table is applied. Where that
+   cannot be read either, the traffic of a waiting canary goes to stable after `unreadable_s`, and the canary
+   stays loaded until it is known whether stable answers.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from dataclasses import dataclass, replace
 
 from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.figures import with_figures
-from controller.rollout.journal import log, notice, since
+from controller.rollout.journal import PAGE_AGAIN_S, log, notice, since
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
     answering_replicas,
     version_status,
 )
+from controller.rollout.readiness import BLINK_S
 from controller.rollout.state import (
     LIVE,
     Answers,
@@ -44,7 +47,6 @@ from evaluation.metrics import VALUES
 from evaluation.report import GateReport, Verdict
 
 FLAP_S = 60.0
-BLINK_S = 5.0  # without a ready replica: probes and reports are a few seconds late
 # Causes that say nothing against the canary's answers.
 BEARABLE = frozenset(
     {
@@ -169,13 +171,14 @@ def standing(state: RolloutState, departure: Departure, seen: Observation, now_s
 def _why_staying(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> str:
     """Why the staying version has the traffic; empty: the leaving one has, or gets, it."""
     staying, leaving = state.title(departure.staying), state.title(departure.leaving)
-    is_promoted = departure.kept_bp == FULL_BP
+    is_promoted = departure.promoted
     if is_lost(state, departure.leaving, seen, now_s, after_s=BLINK_S if is_promoted else None):
         if not is_promoted:
             return f"{leaving} has no ready replica either"
         if answering_replicas(seen, departure.staying):
             return f"{staying} is ready again, {leaving} has no ready replica"
-    if not is_promoted and _blind_s(state, seen, now_s) >= state.plan.unreadable_s:
+    is_table_lost = seen.split is None or not seen.split.applied
+    if not is_promoted and is_table_lost and _blind_s(state, seen, now_s) >= state.plan.unreadable_s:
         return f"the fleet cannot be read, so whether {staying} answers is not known"
     if departure.step is DepartureStep.RESTORE:
         is_enough = seen.versions is None or answering_replicas(seen, departure.staying) >= _needed(
@@ -186,13 +189,16 @@ def _why_staying(state: RolloutState, departure: Departure, seen: Observation, n
         is_back = is_unknown or (is_enough and answers_steadily(state, departure.staying))
         return f"{staying} is ready again" if is_back else ""
     is_gone = is_lost(state, departure.staying, seen, now_s, after_s=BLINK_S)
-    could_return = _is_loaded(seen, departure.leaving) and _arm(state, departure.leaving).is_ready
-    return "" if is_gone and could_return else f"{staying} answers, or {leaving} cannot"
+    return (
+        ""
+        if is_gone and could_answer(state, seen, departure.leaving)
+        else f"{staying} answers, or {leaving} cannot"
+    )
 
 
 def _needed(state: RolloutState, departure: Departure, seen: Observation, now_s: float) -> int:
     """Ready replicas with which the staying version takes the traffic of one that answers."""
-    if departure.kept_bp == FULL_BP:
+    if departure.promoted:
         return state.stable.replicas
     since_s = departure.kept_since_s
     if since_s is None or now_s - since_s >= state.plan.load_s:
@@ -212,7 +218,7 @@ def _is_kept(state: RolloutState, departure: Departure, seen: Observation, now_s
         return False
     is_promotion = state.phase is Phase.UNLOADING and not state.plan.twin
     since_s = now_s if departure.kept_since_s is None else departure.kept_since_s
-    return is_promotion or departure.kept_bp > 0 or now_s - since_s < state.plan.load_s
+    return is_promotion or departure.promoted or departure.kept_bp > 0 or now_s - since_s < state.plan.load_s
 
 
 def answers_steadily(state: RolloutState, version: str) -> bool:
@@ -241,6 +247,11 @@ def is_lost(
     arm = _arm(state, version)
     limit_s = state.plan.unready_s if after_s is None else after_s
     return not arm.is_ready and (arm.lost_at_s is None or now_s - arm.lost_at_s >= limit_s)
+
+
+def could_answer(state: RolloutState, seen: Observation, version: str) -> bool:
+    """True: the version is loaded, and had a ready replica when it was last in rotation."""
+    return _is_loaded(seen, version) and _arm(state, version).is_ready is True
 
 
 def _is_loaded(seen: Observation, version: str) -> bool:
@@ -289,18 +300,21 @@ def waiting_text(state: RolloutState) -> str:
 def page_unanswered(
     state: RolloutState, departure: Departure, seen: Observation, now_s: float, is_kept: bool
 ) -> RolloutState:
-    """Page once when no version answers, or none is known to; log when the staying one is steadily ready."""
+    """Page each hour while no version answers, or none is known to; log when the staying one is ready."""
     key = f"unanswered/{departure.staying}"
-    is_paged = key in state.alarmed
+    since_s = now_s if departure.kept_since_s is None else departure.kept_since_s
+    paged = tuple(one for one in state.alarmed if one.startswith(key))
+    is_paged = bool(paged)
     staying, leaving = state.title(departure.staying), state.title(departure.leaving)
     is_ready = _arm(state, departure.staying).is_ready
     if not is_kept:
         if is_paged and seen.versions is not None:
-            state = replace(state, alarmed=tuple(one for one in state.alarmed if one != key))
+            state = replace(state, alarmed=tuple(one for one in state.alarmed if one not in paged))
             text = f"{staying} is ready again" if is_ready else f"{leaving} is kept loaded no longer"
             state = log(state, now_s, text)
         return state
-    if is_paged or (is_ready and seen.versions is not None):
+    hourly = f"{key}/{max(0.0, now_s - since_s) // PAGE_AGAIN_S:.0f}"
+    if hourly in paged or key in paged or (is_ready and seen.versions is not None):
         return state
     what = f"no version answers: {staying} has no ready replica"
     if seen.versions is None:
@@ -314,5 +328,6 @@ def page_unanswered(
     else:
         rest = f"{leaving} stays loaded without traffic for {duration(round(state.plan.load_s))} at most"
     text = f"{state.service}: {what}; {rest}"
-    state = replace(log(state, now_s, text), alarmed=(*state.alarmed, key))
+    alarmed = (*(one for one in state.alarmed if one not in paged), hourly)
+    state = replace(log(state, now_s, text), alarmed=alarmed)
     return notice(state, f"unanswered-{state.log_count}", "page", text, now_s)

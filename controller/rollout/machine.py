@@ -34,7 +34,7 @@ Rules:
    waits for must have been lacking for its whole limit in a row, and evidence for `unreadable_s`. After a
    controller restart deadlines start again (a stage gets one planned duration more): the canary is not
    blamed for the controller's absence. Only time that ticks saw counts: not a clock that was set, not a
-   controller that stood still.
+   controller that stood still. For stable, which may be away, the first weight waits without a limit.
 
 An undo ends as a promotion does, and no condition of it depends on stable, which may be the fault.
 Promotion ends with the new version as stable in the route table: weight 10,000 minus the holdback, bake, then
@@ -54,7 +54,14 @@ from typing import assert_never
 from controller.errors import BadInput
 from controller.quantities import percent
 from controller.rollout.actions import Action
-from controller.rollout.conditions import is_blink, is_done, note_lacks, reason_to_leave, stage_exit
+from controller.rollout.conditions import (
+    is_blink,
+    is_done,
+    note_first_wait,
+    note_lacks,
+    reason_to_leave,
+    stage_exit,
+)
 from controller.rollout.departure import advance_departure
 from controller.rollout.desired import desired_actions
 from controller.rollout.elapsed import carry_over
@@ -175,7 +182,12 @@ def _apply_commands(state: RolloutState, seen: Observation, last_s: float, now_s
         if command.seq > state.commands_through:
             at_s = command.at_s if math.isfinite(command.at_s) else now_s
             asked_s = min(max(at_s, last_s), now_s)  # another host's clock may differ
-            applied = state if state.is_final else _apply_command(state, command, seen, asked_s, now_s)
+            if state.is_final:  # by the command before
+                text = f"{command.kind.value} requested by {command.actor} ({command.role})"
+                reason = command.reason or "no reason given"
+                applied = log(state, asked_s, f"{text}: {reason}; it has ended already", command.actor)
+            else:
+                applied = _apply_command(state, command, seen, asked_s, now_s)
             state = replace(applied, commands_through=command.seq)
     return state
 
@@ -236,8 +248,9 @@ def _roll_back(
     kept = kept_bp(state, cause, state.decisive, seen)
     since_s = now_s if state.answers.stable.is_ready is False else None
     leaving, staying, first = state.canary.id, state.stable.id, DepartureStep.RESTORE
-    departure = Departure(leaving, staying, first, began_s, now_s, kept_bp=kept, kept_since_s=since_s)
     is_promoted = state.phase is Phase.UNLOADING
+    departure = Departure(leaving, staying, first, began_s, now_s, kept_bp=kept, kept_since_s=since_s)
+    departure = replace(departure, promoted=is_promoted)
     is_waiting = not is_promoted and standing(state, departure, seen, now_s).leaving_serves
     if not is_waiting and not is_promoted:
         departure = replace(departure, step=DepartureStep.SHIFT)
@@ -254,7 +267,7 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
     if state.departure is not None:
         return advance_departure(state, state.departure, seen, now_s)
     if not is_done(state, seen, now_s):
-        return _hold_if_late(state, seen, now_s)
+        return _hold_if_late(note_first_wait(state, seen, now_s), seen, now_s)
     # Evidence that is enough ends that hold only together with the phase: it may be gone before a pause ends.
     free = release(state, HoldKind.NOT_PROVEN)
     if free.holds:

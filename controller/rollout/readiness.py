@@ -1,16 +1,17 @@
 """Ready replicas of both arms over time: losses, crash loops, and how long a number of replicas has lasted.
 
 Rules:
-1. A fall of the number of ready replicas is a loss; a further fall before one came back is the same loss. The
-   canary's replicas that were drained, as in a rolling restart, are not lost.
+1. A fall of the number of ready replicas that lasts for `BLINK_S` is a loss; a further fall before one came
+   back is the same loss. A shorter one is a replica that was too busy to answer a probe. The canary's
+   replicas that were drained, as in a rolling restart, are not lost.
 2. A loss is early when the number had risen within `SOON_S` before it: a replica died soon after it became
    ready. Drained nodes, outages and chance take replicas that were ready for long.
 3. `CRASHES` early losses of the canary within `CRASH_WINDOW_S` are a crash loop, if stable lost none from
    `SOON_S` before the first of them on: what takes replicas from both arms is not the canary's. While stable
    has no ready replica nothing is compared: no loss is counted, and the canary is not taken out for this.
 4. No weight rises before the number was the same for the plan's `steady_s`. The bake ends only when the
-   canary alone lost nothing for as long as it, `CALM_S` at most; past its deadline that is not asked any
-   more. An undo rises at once: its smoke test decides.
+   canary alone lost nothing for as long as it, `CALM_S` at most, however late that is: one that goes on
+   losing replicas is held. An undo rises at once, and its bake ends at the deadline: its smoke test decides.
 A fleet that cannot be read has lost nothing.
 """
 
@@ -19,8 +20,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.quantities import duration
-from controller.rollout.observation import Observation, answering_replicas, ready_replicas, version_status
-from controller.rollout.state import Readiness, RolloutState
+from controller.rollout.observation import (
+    Observation,
+    answering_replicas,
+    ready_replicas,
+    version_status,
+)
+from controller.rollout.state import Phase, Readiness, RolloutState
 
 # A loop whose engines take up to ten minutes to load is found; three unrelated early losses of one arm alone
 # in so short a time are rare.
@@ -28,6 +34,7 @@ CRASHES = 3
 CRASH_WINDOW_S = 1800.0
 SOON_S = 60.0
 CALM_S = 600.0
+BLINK_S = 5.0  # without a ready replica: probes and reports are a few seconds late
 
 
 def note_ready(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
@@ -44,11 +51,15 @@ def note_ready(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
         drained=drained,
         is_counted=is_compared,
     )
+    if state.phase is Phase.LOADING:
+        canary = replace(
+            canary, changed_at_s=None
+        )  # a first load is no change: warm-up and smoke test follow
     # A drain of stable's node may have taken the canary's replicas harder: it is no fault of the canary's.
     stable = _noted(
         state.stable_ready, answering_replicas(seen, state.stable.id), now_s, drained=0, is_counted=False
     )
-    if canary is state.canary_ready and stable is state.stable_ready:
+    if canary == state.canary_ready and stable == state.stable_ready:
         return state
     return replace(state, canary_ready=canary, stable_ready=stable)
 
@@ -63,25 +74,41 @@ def _noted(before: Readiness, count: int, now_s: float, *, drained: int, is_coun
         before = replace(before, drained=drained)
     if before.count is None:
         return replace(before, count=count)
-    if count == before.count:
-        return before
+    after = before
     if 0 < before.count - count <= newly_drained:
-        return replace(before, count=count, changed_at_s=now_s)
-    after = replace(before, count=count, changed_at_s=now_s, is_falling=count < before.count)
-    if not after.is_falling:
-        return replace(after, rose_at_s=now_s)
-    if before.is_falling:
-        return after
-    is_early = before.rose_at_s is not None and now_s - before.rose_at_s <= SOON_S
-    if is_early and is_counted:
-        early_at_s = (*early_at_s, now_s)[-CRASHES:]
-    return replace(after, last_lost_at_s=now_s, early_losses_at_s=early_at_s)
+        after = replace(before, count=count, changed_at_s=now_s)
+    elif count != before.count:
+        after = _changed(before, before.count, count, now_s)
+    return _with_loss(after, now_s, is_counted=is_counted)
+
+
+def _changed(before: Readiness, count_before: int, count: int, now_s: float) -> Readiness:
+    after = replace(before, count=count, changed_at_s=now_s, is_falling=count < count_before)
+    if after.is_falling:
+        if before.is_falling or before.fell_at_s is not None:
+            return after
+        is_soon = before.rose_at_s is not None and now_s - before.rose_at_s <= SOON_S
+        return replace(after, fell_at_s=now_s, fell_from=count_before, fell_soon=is_soon)
+    if before.fell_at_s is not None and now_s - before.fell_at_s < BLINK_S and count >= before.fell_from:
+        return replace(after, fell_at_s=None)  # it was no loss, and nothing rose
+    return replace(after, rose_at_s=now_s)
+
+
+def _with_loss(before: Readiness, now_s: float, *, is_counted: bool) -> Readiness:
+    """The readiness with a fall as a loss, once it has lasted for `BLINK_S`."""
+    fell_at_s, early_at_s = before.fell_at_s, before.early_losses_at_s
+    if fell_at_s is None or now_s - fell_at_s < BLINK_S:
+        return before
+    if before.fell_soon and is_counted:
+        early_at_s = (*early_at_s, fell_at_s)[-CRASHES:]
+    return replace(before, fell_at_s=None, last_lost_at_s=fell_at_s, early_losses_at_s=early_at_s)
 
 
 def _has_stable_lost(state: RolloutState, since_s: float) -> bool:
-    """True: stable lost a replica, too, from `SOON_S` before `since_s` on."""
+    """True: stable lost a replica, too, from `SOON_S` before `since_s` on, or is losing one."""
     lost_at_s = state.stable_ready.last_lost_at_s
-    return lost_at_s is not None and lost_at_s >= since_s - SOON_S
+    is_falling = state.stable_ready.fell_at_s is not None
+    return is_falling or (lost_at_s is not None and lost_at_s >= since_s - SOON_S)
 
 
 def crash_loop(state: RolloutState, seen: Observation) -> str | None:
@@ -105,11 +132,12 @@ def is_steady(state: RolloutState, now_s: float) -> bool:
 
 def is_calm(state: RolloutState, now_s: float) -> bool:
     """True: no loss of the canary's replicas delays the end of the bake."""
-    return state.is_late(now_s) or _is_undisturbed(state, now_s)
+    return (state.plan.undo and state.is_late(now_s)) or _is_undisturbed(state, now_s)
 
 
 def _is_undisturbed(state: RolloutState, now_s: float) -> bool:
-    lost_at_s = state.canary_ready.last_lost_at_s
+    ready = state.canary_ready
+    lost_at_s = ready.last_lost_at_s if ready.fell_at_s is None else ready.fell_at_s
     if lost_at_s is None or _has_stable_lost(state, lost_at_s):
         return True
     return now_s - lost_at_s >= min(state.plan.bake_s, CALM_S)

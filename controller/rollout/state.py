@@ -55,6 +55,7 @@ class Hold:
     actor: str
     reason: str
     since_s: float
+    quiet_since_s: float | None = None  # BOTH_ARMS: since when neither arm fails; None: both do
 
 
 class CauseKind(StrEnum):
@@ -111,10 +112,12 @@ class Departure:
     unload_ms: float | None = None
     total_ms: float | None = None
     cancelled: bool = False  # the drain limit was reached and requests were taken over
-    # The leaving version's weight while the other does not answer (10,000: a table with it alone); 0: none,
-    # because its answers do harm, a person took it out, or nobody was served by it.
+    # The leaving version's weight while the other does not answer; 0: none, because its answers do harm, a
+    # person took it out, or nobody was served by it.
     kept_bp: int = 0
     kept_since_s: float | None = None  # since when it stays on because the other does not answer
+    # The leaving version was stable in a table of its own: a rollback out of Unloading.
+    promoted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,9 @@ class Readiness:
     changed_at_s: float | None = None  # when the count changed last; None: not since it was first read
     is_falling: bool = False  # the last change was a fall
     rose_at_s: float | None = None  # when the count rose last; None: not since it was first read
+    fell_at_s: float | None = None  # of a fall that is no loss yet; None: there is none
+    fell_from: int = 0  # the count before that fall
+    fell_soon: bool = False  # that fall came soon after a rise
     last_lost_at_s: float | None = None  # None: no replica was lost
     early_losses_at_s: tuple[float, ...] = ()  # losses soon after a rise, the newest last
     drained: int = 0  # replicas that left by order, as the fleet counted them last
@@ -235,6 +241,7 @@ class RolloutState:
     canary_ready: Readiness = Readiness()
     stable_ready: Readiness = Readiness()
     answers: Answers = Answers()
+    both_arms_paged_at_s: float | None = None  # when a failure of both arms was paged last
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
     decisive: GateReport | None = None  # the gate that fired

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from controller.quantities import percent
 from controller.rollout.desired import desired_split, silent_arm
-from controller.rollout.journal import hold, log, release, since, time_limit_s
+from controller.rollout.journal import PAGE_AGAIN_S, hold, log, release, since, time_limit_s
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
@@ -16,7 +16,10 @@ from controller.rollout.observation import (
     version_status,
 )
 from controller.rollout.readiness import note_ready
-from controller.rollout.state import LIVE, PUBLISHED, HoldKind, Phase, RolloutState
+from controller.rollout.state import LIVE, PUBLISHED, Hold, HoldKind, Phase, RolloutState
+
+# A guard looks at the last requests only: between two bursts of errors it is quiet for a moment.
+QUIET_S = 60.0
 
 
 def restart_deadlines(state: RolloutState, now_s: float) -> RolloutState:
@@ -107,10 +110,32 @@ def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> Ro
 
 
 def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """The canary is not the cause when stable fails too. Unreadable evidence changes nothing."""
-    if seen.evidence is None or state.phase not in LIVE:
+    """The canary is not the cause when stable fails too. Evidence that cannot be read ends no hold.
+
+    The hold lasts until the guard has been quiet for `QUIET_S`; it is paged once in `PAGE_AGAIN_S`.
+    """
+    if state.phase not in LIVE:
         return state
+    held = next((one for one in state.holds if one.kind is HoldKind.BOTH_ARMS), None)
+    if seen.evidence is None:
+        return state if held is None else _with_hold(state, replace(held, quiet_since_s=None))
     guard = next((guard for guard in seen.evidence.guards if guard.both_arms), None)
     if guard is None:
-        return release(state, HoldKind.BOTH_ARMS)
-    return hold(state, HoldKind.BOTH_ARMS, f"{guard.name}: {guard.text}", now_s, page=True)
+        if held is None:
+            return state
+        quiet_since_s = since(held.quiet_since_s, True, now_s)
+        if quiet_since_s is not None and now_s - quiet_since_s >= QUIET_S:
+            return release(state, HoldKind.BOTH_ARMS)
+        return _with_hold(state, replace(held, quiet_since_s=quiet_since_s))
+    if held is not None:
+        return _with_hold(state, replace(held, quiet_since_s=None))
+    paged_s = state.both_arms_paged_at_s
+    is_page_due = paged_s is None or now_s - paged_s >= PAGE_AGAIN_S
+    why = f"{guard.name}: {guard.text}"
+    state = hold(state, HoldKind.BOTH_ARMS, why, now_s, page=is_page_due)
+    return replace(state, both_arms_paged_at_s=now_s) if is_page_due else state
+
+
+def _with_hold(state: RolloutState, hold: Hold) -> RolloutState:
+    holds = tuple(hold if one.kind is hold.kind else one for one in state.holds)
+    return state if holds == state.holds else replace(state, holds=holds)

@@ -49,7 +49,7 @@ def translated(call: Callable[[], T]) -> T:
     try:
         return call()
     except StaleFencingToken as exc:
-        raise StaleToken(str(exc)) from exc
+        raise StaleToken(str(exc), newest=exc.newest) from exc
     except plane.FleetUnreachable as exc:
         raise Unreachable(str(exc)) from exc
 

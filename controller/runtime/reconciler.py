@@ -88,6 +88,9 @@ class Reconciler:
     def perform(self, rollout: str, *, token: int, is_stuck: bool = False) -> Performed | None:
         """Perform the actions that the last commit left pending; None: no such rollout.
 
+        The first tick of a controller performs none: they were decided by another, maybe long ago. It reads
+        and decides anew, and the next tick follows at once.
+
         is_stuck: nothing can be committed, so a split with the canary is not published again: the route table
         withdraws the canary when it hears nothing.
 
@@ -96,6 +99,8 @@ class Reconciler:
         stored = self._ports.store.load(rollout)
         if stored is None:
             return None
+        if rollout not in self._timers and not stored.state.is_final:
+            return Performed(stored, (), frozenset(), False, token)
         probes: list[ProbeStatus] = []
         delivered: set[str] = set()
         failed = False
@@ -176,7 +181,8 @@ class Reconciler:
         if state.is_final and not pending:
             del self._timers[state.id]
             self._committed_s.pop(state.id, None)
-        return Ticked(state, evidence, _next_in_s(state, pending, changed, performed.failed))
+        next_in_s = _next_in_s(state, pending, changed, performed.failed)
+        return Ticked(state, evidence, next_in_s if is_known or state.is_final else 0.0)
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:
         ports, service = self._ports, state.service

@@ -51,6 +51,7 @@ class Runner:
         self._boot_clock = boot_clock
         self.faults = Faults()
         self._token: int | None = None  # None: another controller acts
+        self._fence = 0  # newest token that the data plane is known to have seen
         self._held_until_s = 0.0  # by the boot clock: a controller that was suspended knows it when it wakes
         self._stopping = threading.Event()
         self._changed = threading.Event()  # services may have been added
@@ -130,7 +131,7 @@ class Runner:
                 return
             telemetry.warning("lease lost, another controller acts", token=token)
             self._token = None
-        lease = self._store.acquire_lease(self._holder, ttl_s=CONTROLLER_LEASE_S)
+        lease = self._store.acquire_lease(self._holder, ttl_s=CONTROLLER_LEASE_S, above=self._fence)
         if lease is not None:
             telemetry.event("lease acquired", token=lease.token)
             self._token, self._held_until_s = lease.token, held_until_s
@@ -177,8 +178,12 @@ class Runner:
         try:
             return loop.tick(token)
         except StaleToken as exc:
-            telemetry.warning("fenced, another controller acted", service=service, why=str(exc))
-            # Release the lease, so that the next one has a higher token than the one that fenced us.
+            is_behind = exc.newest is not None and token is not None and exc.newest > token
+            what = "fenced: another controller acted, or the database is an older copy"
+            telemetry.warning(what if is_behind else "fenced, another controller acted", why=str(exc))
+            # Release the lease, so that the next one has a higher token than the one that fenced us: of an
+            # older copy of the database, the next number may be far behind.
+            self._fence = max(self._fence, exc.newest or 0)
             if token is not None and self._token == token:
                 self._token = None
                 self._release(token)

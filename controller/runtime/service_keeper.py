@@ -17,6 +17,7 @@ from controller.rollout.actions import SetSplit
 from controller.rollout.observation import DataPlaneStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.ports import Clock, Fleet, Traffic
 from controller.rollout.state import RolloutState
+from controller.runtime.answering import Answering
 from controller.store.rows import ServiceRow
 
 RETRY_FAILED_S = 30.0
@@ -58,7 +59,8 @@ class Keeper:
         self._services = services
         self._clock = clock
         self._failure: tuple[str, float] | None = None  # version and start of stable's failure
-        self._answering: frozenset[str] = frozenset()  # in place of stable, in the last tick
+        self._answering = Answering()
+        self._told: frozenset[str] = frozenset()  # answering in place of stable, in the last tick
         self._failed_s = 0.0  # boot time at which it was first seen
 
     def prepare(self, service: str, *, token: int, is_alive: bool = True) -> Prepared | None:
@@ -119,15 +121,16 @@ class Keeper:
     ) -> float:
         """Ensure stable and its route table, stop versions without an owner; seconds until the next."""
         is_settled = plane.versions is not None and plane.split is not None
-        answering = _answering_instead(row, plane)
-        if answering != self._answering and (names := ", ".join(sorted(answering))):
+        answering = self._answering.instead_of(row.stable, replicas, plane)
+        if plane.split is not None and answering - self._told:
+            names = ", ".join(sorted(answering))
             text = "it keeps its traffic until the stored version is ready; is the database an older copy?"
             telemetry.warning(f"{names} answers, and {row.stable} is stored: {text}", service=row.name)
-        self._answering = answering
+        self._told = answering if plane.split is not None else self._told
         if plane.versions is not None:
             is_settled &= self._has_stable(row, replicas, plane.versions, token)
             if rollout is None:
-                is_settled &= not self._stop_orphans(row, plane.versions, answering, token)
+                is_settled &= not self._end_orphans(row, plane, answering, token)
         # A table that cannot be read is left alone: an unreadable one is never taken for a wrong one.
         is_own = plane.split is not None and (rollout is None or not rollout.exposed)
         if is_own and not _is_only_stable(plane.split, row.stable) and not answering:
@@ -157,16 +160,20 @@ class Keeper:
             self._failure, self._failed_s = failure, self._clock.boot_s()
         return self._clock.boot_s() - self._failed_s >= RETRY_FAILED_S
 
-    def _stop_orphans(
-        self, row: ServiceRow, versions: tuple[VersionStatus, ...], answering: frozenset[str], token: int
+    def _end_orphans(
+        self, row: ServiceRow, plane: DataPlaneStatus, answering: frozenset[str], token: int
     ) -> bool:
-        """Stop versions without an owner, such as a canary whose memory was not released in time."""
-        kept = answering | {row.stable}
-        leaving = (VersionPhase.GONE, VersionPhase.STOPPING)
-        orphans = [one.version for one in versions if one.version not in kept and one.phase not in leaving]
-        for version in orphans:
-            self._fleet.stop(row.name, version, token=token)
-        return bool(orphans)
+        """Drain, then stop, versions without an owner, as a canary whose memory was not released in time.
+
+        True: there are any.
+        """
+        leaving = self._answering.leaving(answering | {row.stable}, plane)
+        for version, what in leaving.items():
+            if what == "stop":
+                self._fleet.stop(row.name, version, token=token)
+            elif what == "drain":
+                self._fleet.drain(row.name, version, token=token)
+        return bool(leaving)
 
     def _remove(self, row: ServiceRow, plane: DataPlaneStatus, token: int) -> float | None:
         if plane.versions is None:
@@ -180,22 +187,6 @@ class Keeper:
         self._services.remove_service(row.name, at_s=self._clock.now_s(), token=token)
         telemetry.event("service removed", service=row.name)
         return None
-
-
-def _answering_instead(row: ServiceRow, plane: DataPlaneStatus) -> frozenset[str]:
-    """Versions other than stable that the table names and that answer, while stable has no ready replica.
-
-    An older copy of the database says what served then: what answers now goes when that is ready. Without a
-    reading of the fleet, whatever the table names.
-    """
-    split = plane.split
-    if split is None:
-        return frozenset()
-    named = {split.stable, split.canary if split.weight_bp else None} - {row.stable, None}
-    if plane.versions is None:
-        return frozenset(name for name in named if name is not None)
-    ready = {version.version for version in plane.versions if version.ready_replicas > 0}
-    return frozenset() if row.stable in ready else frozenset(ready & named)
 
 
 def _is_only_stable(split: SplitStatus | None, stable: str) -> bool:

@@ -77,6 +77,7 @@ class ServiceLoop:
         self._keep_at_s = 0.0  # boot time
         self._failing_since_s: float | None = None  # boot time; None: the last tick was completed
         self._is_stuck = False
+        self._is_fenced = False  # `problem` says that the data plane has seen a newer token
 
     def tick(self, token: int | None) -> float:
         """One tick under the lease's token (None: another controller holds it); seconds until the next.
@@ -85,6 +86,8 @@ class ServiceLoop:
         """
         if token is None:
             self._workers = None
+            if self._is_fenced:  # another controller acts: that is no problem of this one
+                self.last, self._is_fenced = replace(self.last, problem=None), False
             try:
                 self._store.service(self._service)  # of a removed one no controller keeps a thread
             except UnknownService:
@@ -97,8 +100,11 @@ class ServiceLoop:
             if self._workers is None or self._token != token:
                 self._workers, self._token = self._make_workers(self._service), token
             pause_s = self._tick(self._workers, token)
-        except (StaleToken, UnknownService):
+        except (StaleToken, UnknownService) as exc:
             self._completed()
+            if isinstance(exc, StaleToken) and exc.newest is not None:
+                problem = f"not acting until the next lease: {exc}"
+                self.last, self._is_fenced = replace(self.last, problem=problem), True
             raise
         except Exception as exc:  # noqa: BLE001 - a bug is shown and logged, and the next tick is tried
             return self._failed(exc)

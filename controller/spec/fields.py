@@ -99,6 +99,7 @@ def _refuse_non_json(value: object, *, depth: int) -> None:
 
 
 MAX_VALUE_DEPTH = 20
+MAX_UNKNOWN = 100  # unknown keys that are named, of one mapping
 EngineValue = Annotated[
     Any,
     BeforeValidator(_engine_value),
@@ -132,6 +133,8 @@ class Strict(BaseModel):
         for key, value in data.items():
             name = cls.ALIASES.get(key, key) if isinstance(key, str) else key
             if name not in known:
+                if len(errors) > MAX_UNKNOWN:
+                    continue
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
                 errors.append(UnknownKey(key, hint))

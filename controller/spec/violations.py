@@ -7,7 +7,7 @@ what was left out, or one that names no key.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from controller.spec.fields import FieldError, Strict, UnknownKey, Violations
 
 MAX_ROUNDS = 20
+MAX_LINES = 100  # of one answer: whoever has that many reads the page on specs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +36,28 @@ def violations(
 ) -> list[str]:
     """The lines on what is wrong with `data`, which is called `root`. first: what reading it has raised."""
     found: dict[str, None] = {}
-    gone: list[str] = []
+    gone = _Gone()
     error: ValidationError | None = first
     for _ in range(MAX_ROUNDS):
         if error is None:
             break
         broken = [one for item in error.errors(include_url=False) for one in _broken(item, root)]
         if gone:
-            broken = [one for one in broken if one.path and not _is_near(one.path, gone)]
+            broken = [one for one in broken if one.path and not gone.is_near(one.path)]
         found |= dict.fromkeys(one.line for one in broken)
+        if len(found) > MAX_LINES:
+            break
         paths = [one.path for one in broken if one.path]
         if not isinstance(data, Mapping) or not paths:
             break
         found |= dict.fromkeys(_within(kind, data, root, paths, context))
-        gone += paths
+        gone.add(paths)
         data = kind.without(data, paths)
         error = _error_of(kind, data, context)
-    return list(found)
+    lines = list(found)
+    if len(lines) <= MAX_LINES:
+        return lines
+    return [*lines[:MAX_LINES], f"{root}: more is wrong than these {MAX_LINES} lines; correct these first"]
 
 
 def _error_of(kind: type[Strict], data: object, context: Mapping[str, bool] | None) -> ValidationError | None:
@@ -97,13 +103,37 @@ def _parts(path: str, annotation: Any, value: object) -> Iterator[tuple[str, typ
             yield from _parts(path, inner, value)
 
 
-def _is_near(path: str, gone: list[str]) -> bool:
-    """Whether an error may follow from what was left out: on it, within it or around it."""
-    return any(path == one or path.startswith(f"{one}.") or one.startswith(f"{path}.") for one in gone)
+class _Gone:
+    """Paths that were left out of a spec."""
+
+    def __init__(self) -> None:
+        self._paths: set[str] = set()
+        self._around: set[str] = set()  # of everything that contains one of them
+
+    def add(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            self._paths.add(path)
+            self._around.update(_containing(path))
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def is_near(self, path: str) -> bool:
+        """Whether an error there may follow from what was left out: on it, within it or around it."""
+        is_within = any(one in self._paths for one in (path, *_containing(path)))
+        return is_within or path in self._around
+
+
+def _containing(path: str) -> Iterator[str]:
+    """`a.b`, `a` of `a.b.c`."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 _REMEDIES = {
     "missing": "is missing; give it",
+    "extra_forbidden": "is unknown; remove it, or correct its name",
     "int_type": "is not a whole number; write one",
     "int_parsing": "is not a whole number; write one",
     "int_from_float": "is not a whole number; write one",
@@ -137,7 +167,9 @@ def _broken(error: Any, root: str) -> Iterator[_Broken]:
         for one in exc.errors if isinstance(exc, Violations) else (exc,):
             yield _of_rule(one, place, path)
         return
-    shown = "" if kind == "missing" or isinstance(value, Mapping | list) else f" {value!r}"
+    # What stands under a key that nobody knows may be anything, a secret too.
+    is_hidden = kind in ("missing", "extra_forbidden") or isinstance(value, Mapping | list)
+    shown = "" if is_hidden else f" {value!r}"
     if kind in _LIMITS:
         name, text = _LIMITS[kind]
         yield _Broken(place, f"{path}{shown} {text.format(f'{context[name]:g}')}")

@@ -52,7 +52,14 @@ def _copy(source: Path, target: Path) -> None:
         closing(sqlite3.connect(target)) as written,
     ):
         read.backup(written, pages=PAGES, sleep=PAUSE_S)
-        written.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
         found = written.execute("PRAGMA quick_check").fetchone()[0]
     if found != "ok":
         raise sqlite3.DatabaseError(f"the copy is damaged: {found}")
+    mark_as_copy(target)
+
+
+def mark_as_copy(path: Path) -> None:
+    """Let the header say that no log belongs to the file (`same_database.require_own_log`), until it is
+    opened as a database. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA journal_mode=DELETE")

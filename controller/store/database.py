@@ -28,6 +28,7 @@ from controller.store.same_database import (
     gone_or_empty,
     never_create,
     require_content,
+    require_own_log,
     require_same,
 )
 from controller.store.write_ahead_log import note_log, set_aside_foreign_log
@@ -105,10 +106,11 @@ class Database:
         none, or one without any of our tables.
         """
         path = _sqlite_file(url)
-        if path is not None and not may_create:
-            require_content(path)
         if path is not None:
+            if not may_create:
+                require_content(path)
             set_aside_foreign_log(path)
+            require_own_log(path)
         self._engine = _engine(url, mounts)
         self._writes = self._engine.execution_options(canaryctl_writes=True)
         # Leadership never waits for a connection: every other one may be in use, waiting for a lock.

@@ -19,8 +19,8 @@ def current(database: Database) -> Lease:
         return Lease(*db.execute(select(c.holder, c.token, c.expires_at_s).where(_HERE)).one())
 
 
-def acquire(database: Database, holder: str, *, ttl_s: float) -> Lease | None:
-    """The lease, with a token higher than any before; None: another controller holds it.
+def acquire(database: Database, holder: str, *, ttl_s: float, above: int = 0) -> Lease | None:
+    """The lease, with a token higher than any before and than `above`; None: another controller holds it.
 
     A lease that expires more than two terms ahead is void: it was written before the database's clock was
     set back, or before this host was started.
@@ -31,7 +31,7 @@ def acquire(database: Database, holder: str, *, ttl_s: float) -> Lease | None:
         now_s = database.now_s(db)  # after the lock, which may have been waited for
         if now_s < row.expires_at_s <= now_s + 2 * ttl_s:
             return None
-        lease = Lease(holder, row.token + 1, now_s + ttl_s)
+        lease = Lease(holder, max(row.token, above) + 1, now_s + ttl_s)
         db.execute(update(t.leases).where(_HERE).values(t.values_of(lease)))
     return lease
 

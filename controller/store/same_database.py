@@ -80,6 +80,29 @@ def require_content(path: Path) -> None:
         raise gone_or_empty(str(path))
 
 
+def require_own_log(path: Path) -> None:
+    """Raises LostDatabase for a file with the write-ahead log of another one beside it.
+
+    A copy by `canaryctl backup` keeps no log, and says so in its header, until it is opened: one beside it is
+    what a lost file left, and SQLite would write it into the copy. (A plain copy cannot be told from its own
+    file.)
+    """
+    log = path.with_name(f"{path.name}-wal")
+    try:
+        if not log.stat().st_size:
+            return
+        with path.open("rb") as file:
+            header = file.read(20)
+    except OSError:
+        return  # without a log, or whoever opens the file says why it cannot be read
+    if header[:16] == b"SQLite format 3\0" and header[18:20] == b"\x01\x01":
+        shm = log.with_name(f"{path.name}-shm")
+        raise LostDatabase(
+            f"{log} is of another database than {path}, a copy, which it would destroy; remove what the lost "
+            f"one left: rm -f {log} {shm}"
+        )
+
+
 def gone_or_empty(place: str) -> LostDatabase:
     """The error for a database that must not be created."""
     return LostDatabase(

@@ -368,9 +368,9 @@ class SqlStore:
         """The current lease, or the last one."""
         return leases.current(self.database)
 
-    def acquire_lease(self, holder: str, *, ttl_s: float) -> Lease | None:
-        """The lease, with a token higher than any before; None: another controller holds it."""
-        return leases.acquire(self.database, holder, ttl_s=ttl_s)
+    def acquire_lease(self, holder: str, *, ttl_s: float, above: int = 0) -> Lease | None:
+        """The lease, with a token above any before and `above`; None: another controller holds it."""
+        return leases.acquire(self.database, holder, ttl_s=ttl_s, above=above)
 
     def renew_lease(self, token: int, *, ttl_s: float) -> bool:
         """True: held for another `ttl_s`. False: another controller holds it."""

@@ -55,6 +55,7 @@ from controller.wiring import cluster
 from controller.wiring.direct_orders import carry_out_orders
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.launches import Versions
+from controller.wiring.now_served import serving_now
 from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
 from serving.access import ClientRules
@@ -92,6 +93,7 @@ def build(settings: Settings) -> Controller:
     cluster.connect(settings)
     # After connect: Ray reads the environment, and with it the cluster's token, when it is imported.
     from serving.fleet.fleet_ray import RayFleet
+    from serving.table.open_tables_ray import open_services
     from serving.table.traffic_ray import RayTraffic
 
     clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
@@ -146,7 +148,7 @@ def build(settings: Settings) -> Controller:
         on_removed=environment.forget,
         before_services=lambda: carry_out_orders(settings, store),
     )
-    environment.serving = lambda name: split.stable if (split := traffic.observe(name)) is not None else None
+    environment.serving = lambda name: serving_now(name, traffic.observe, fleet.observe, open_services)
     environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner.wake)
     tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)

@@ -82,7 +82,8 @@ class HostEnvironment:
             raise Unreachable("another controller leads; ask that one, or try again when it has ended")
 
     def serves(self, service: str) -> str | None:
-        """The version that the service's route table sends requests to; None: none, or it cannot be read."""
+        """The version that is served or loaded under this name; None: none is. Raises Unreachable where that
+        is not known."""
         return self.serving(service)
 
     def require_measuring(self, service: str) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from controller.errors import Unreachable
 from controller.quantities import FULL_BP, percent
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from serving.fleet.types import VersionStatus
+from serving.messages import SplitStatus as TableStatus
 
 TIMEOUT_S = 2.0
+RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,44 @@ class Served:
     def serves(self) -> str | None:
         """The version that gets every request, or what the canary leaves; None: none is in service."""
         return self.canary if self.canary is not None and self.weight_bp == FULL_BP else self.stable
+
+
+def serving_now(
+    service: str,
+    table_of: Callable[[str], TableStatus | None],
+    versions_of: Callable[[str], Sequence[VersionStatus] | None],
+    tables: Callable[[], Sequence[str]],
+    *,
+    wait_s: float = TIMEOUT_S,
+) -> str | None:
+    """The version that users get under this name, or that is loaded for it; None: it is free.
+
+    table_of, versions_of: None where that does not answer. tables: the names that have a route table. Raises
+    Unreachable where it is not known after `wait_s`: the name may be in use.
+    """
+    ends_at_s = time.monotonic() + wait_s
+    while True:
+        table, versions = table_of(service), versions_of(service)
+        if table is not None and table.stable is not None:
+            return table.stable
+        names = None if table is not None else _listed(tables)
+        if versions is not None and (table is not None or (names is not None and service not in names)):
+            return next((one.version for one in versions if one.phase != "gone"), None)
+        if time.monotonic() >= ends_at_s:
+            what = "the fleet" if versions is None else f"the route table of {service}"
+            raise Unreachable(
+                f"{what} does not answer, so it is not known whether {service} is served already; try again; "
+                "if it stays so: canaryctl doctor"
+            )
+        time.sleep(RETRY_S)
+
+
+def _listed(tables: Callable[[], Sequence[str]]) -> Sequence[str] | None:
+    """None: Ray does not answer."""
+    try:
+        return tables()
+    except Exception:  # noqa: BLE001 - whoever asks says that it is not known
+        return None
 
 
 def served_lines(settings: Settings, service: str | None) -> tuple[str, ...]:

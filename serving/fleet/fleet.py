@@ -395,7 +395,8 @@ class FleetCore:
     def require(self, token: int) -> None:
         """Take the token of a command. Raises StaleFencingToken when a younger one has been used."""
         if token < self._token:
-            raise StaleFencingToken(f"fencing token {token} is older than {self._token}; stop acting")
+            text = f"fencing token {token} is older than {self._token}; stop acting"
+            raise StaleFencingToken(text, self._token)
         self._token = token
 
     def _find(self, service: str, version: str, token: int) -> _Version | None:

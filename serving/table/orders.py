@@ -14,6 +14,14 @@ from serving.messages import FULL_BP, UnitCounts, restore
 class StaleFencingToken(Exception):
     """The fencing token is older than one already used: another controller holds the lease. Stop acting."""
 
+    def __init__(self, text: str, newest: int | None = None) -> None:
+        """newest: the token that was used; None: not known."""
+        super().__init__(text, newest)  # both, for the way out of an actor
+        self.newest = newest
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 class UnitKeyInUse(ValueError):
     """The rollout whose key should be destroyed has a canary in the table; end it first."""

@@ -144,9 +144,8 @@ class TableCore:
     def require(self, token: int) -> None:
         """Take the token of a command. Raises StaleFencingToken when a younger one has been used."""
         if token < self._token:
-            raise StaleFencingToken(
-                f"fencing token {token} is older than {self._token}: another controller acts"
-            )
+            text = f"fencing token {token} is older than {self._token}: another controller acts"
+            raise StaleFencingToken(text, self._token)
         self._token = token
 
     def tombstone(self, rollout: str, *, now_s: float) -> SplitStatus:

@@ -188,7 +188,9 @@ class RayTraffic:
 def _own(exc: RayTaskError) -> Exception:
     """The error of ours that a call in an actor raised, or Ray's own."""
     cause = exc.cause
-    if isinstance(cause, StaleFencingToken | BadSplit | UnitKeyInUse):
+    if isinstance(cause, StaleFencingToken):
+        return StaleFencingToken(str(cause), cause.newest)
+    if isinstance(cause, BadSplit | UnitKeyInUse):
         return type(cause)(str(cause))
     own: Exception = exc
     return own

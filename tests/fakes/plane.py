@@ -50,7 +50,8 @@ class _Fence:
 
     def check(self, token: int) -> None:
         if token < self.token:
-            raise StaleToken(f"token {token} is older than {self.token}; another controller acts")
+            text = f"token {token} is older than {self.token}; another controller acts"
+            raise StaleToken(text, newest=self.token)
         self.token = token
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from controller.cli.main import run
+from controller.errors import LostDatabase
 from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
@@ -77,3 +78,39 @@ def test_postgresql_has_a_tool_of_its_own(
     err = capsys.readouterr().err
     assert "pg_dump" in err
     assert "secret" not in err
+
+
+def test_a_copy_is_not_opened_beside_the_log_of_the_lost_file(
+    store: SqlStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SQLite wrote that log into the copy: 300 services became none."""
+    copy, database = tmp_path / "copy.db", tmp_path / "home" / "canaryctl.db"
+    assert run(["backup", str(copy)]) == 0
+    log = database.with_name("canaryctl.db-wal")
+    assert log.stat().st_size > 0
+    left = log.read_bytes()
+    store.close()
+    for path in (log, database.with_name("canaryctl.db-shm")):
+        path.unlink(missing_ok=True)
+    log.write_bytes(left)
+    copy.replace(database)
+    before = database.read_bytes()
+
+    with pytest.raises(LostDatabase, match=r"is of another database .*: rm -f .*-wal .*-shm"):
+        SqlStore(load_settings().database_url, may_create=False)
+
+    assert (database.read_bytes(), log.read_bytes()) == (before, left)
+    log.unlink()
+    with closing(SqlStore(load_settings().database_url, may_create=False)) as restored:
+        assert [row.name for row in restored.services()] == ["chat"]
+
+
+def test_a_killed_controller_finds_its_own_log_again(store: SqlStore, tmp_path: Path) -> None:
+    database = tmp_path / "home" / "canaryctl.db"
+    killed = {path.name: path.read_bytes() for path in database.parent.glob("canaryctl.db*")}
+    store.close()
+    for name, content in killed.items():
+        (database.parent / name).write_bytes(content)
+
+    with closing(SqlStore(load_settings().database_url, may_create=False)) as again:
+        assert [row.id for row in again.rollouts("chat")] == ["r-00000001"]

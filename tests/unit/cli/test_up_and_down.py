@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from controller.auth import Identity, Role
+from controller.cli import processes
 from controller.cli.main import run
 from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.actions import ProbeKind
@@ -28,9 +29,10 @@ from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.views.rollout import rollout_view
-from controller.wiring import cluster
+from controller.wiring import cluster, now_served
 from controller.wiring import direct_rollback as direct
 from controller.wiring.launches import Versions
+from controller.wiring.now_served import Served
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
@@ -214,6 +216,27 @@ def test_up_that_times_out_reports_the_versions_last_error(
         "is still loading (http://elsewhere does not answer); check it: canaryctl status"
         in capsys.readouterr().err
     )
+
+
+def test_down_of_the_last_known_service_leaves_what_the_database_does_not_know(
+    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The database was replaced: the cluster serves another service, whose requests would have ended."""
+    fake = FakeController(home)
+    fake.serve()
+    assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
+    stopped: list[str] = []
+    other = Served("other", "v-1", None, 0, "")
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service: (other,))
+    monkeypatch.setattr(cluster, "is_running", lambda settings: True)
+    monkeypatch.setattr(processes, "stop", lambda settings: stopped.append("all"))
+
+    code = run(["down", "chat", "--yes", "--timeout", "20s"])
+    remaining = fake.store.services()
+    fake.stop()
+
+    assert (code, remaining, stopped) == (0, (), [])
+    assert "Ray goes on: it serves other, which the database does not know" in capsys.readouterr().err
 
 
 def test_down_of_all_services_removes_none_while_a_rollout_runs(

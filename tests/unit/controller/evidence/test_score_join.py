@@ -120,9 +120,26 @@ def test_scores_of_one_request_that_never_comes_do_not_accumulate() -> None:
     join = ScoreJoin()
 
     join.join(ScoreRecord(seq, "never", "quality", 0.5, 1000.0) for seq in range(1000))
+    join.join(ScoreRecord(1000 + seq, "other", f"m{seq}", 0.5, 1000.0) for seq in range(1000))
 
-    assert sum(len(held) for held in join._held.values()) == SCORES_OF_ONE
+    assert [len(held) for held in join._held.values()] == [1, SCORES_OF_ONE]
     assert join.first_held() == 0
+
+
+def test_a_router_whose_clock_is_ahead_keeps_no_id_from_being_forgotten() -> None:
+    """Its requests counted as younger than all others, whose scores then found nothing."""
+    join, now_s, seq = ScoreJoin(), 1_000_000.0, 0
+    for _ in range(30):
+        now_s += 60.0
+        events = []
+        for router in range(10):
+            seq += 1
+            at_s = now_s + (86_400.0 if router % 2 else 0.0)
+            events.append(replace(a_record(seq, w=0.5), at_s=at_s, request_id=f"q{seq}", answer_id=None))
+        join.join(events, now_s=now_s)
+        join.forget(before_s=now_s - 300.0, max_ids=50)
+
+    assert [number for number in range(1, seq + 1) if join.has(f"q{number}")] == list(range(241, 301))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.01, 1.01])

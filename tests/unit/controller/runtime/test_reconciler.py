@@ -10,8 +10,8 @@ import pytest
 
 from controller.auth import Identity, Role
 from controller.errors import StaleToken, StaleWrite, Unreachable
-from controller.rollout.actions import SetSplit
-from controller.rollout.observation import CommandKind
+from controller.rollout.actions import SetSplit, StopVersion
+from controller.rollout.observation import CommandKind, VersionPhase
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler, Ticked
 from evaluation.report import Verdict
@@ -370,7 +370,12 @@ def test_a_kill_at_any_port_call_does_not_change_the_outcome(
         rig = Rig()
         outcomes[at] = run_through(rig, story, Killer(rig, at))
 
-    assert {at: outcome for at, outcome in outcomes.items() if outcome != undisturbed} == {}
+    # A controller that takes over decides before it acts: a rollback spares the weight that it ends.
+    *outcome, weights = undisturbed
+    assert isinstance(weights, list)
+    assert {at: one for at, (*one, _) in outcomes.items() if one != outcome} == {}
+    spared = [weight for weight in weights if weight != 5000]
+    assert all(one[-1] in (weights, spared) for one in outcomes.values())
 
 
 def test_a_restarted_controller_logs_that_it_took_over() -> None:
@@ -396,3 +401,34 @@ def test_an_ended_rollout_with_an_undelivered_notice_keeps_no_feed(monkeypatch: 
 
     assert rig.store.running() == ("r-00000001",)
     assert observed == []
+
+
+def test_a_new_controller_decides_before_it_acts() -> None:
+    """Killed between the commit of a stop and the stop; an hour later the version that stays is dead."""
+    rig = Rig()
+    reconciler = Reconciler(rig.ports())
+    stop = StopVersion(STABLE)
+    rig.drive(reconciler, until=lambda state: stop in rig.store.rows[state.id].pending)
+    rig.clock.advance(3600.0)
+    rig.fleet.engines["chat", CANARY].phase = VersionPhase.LOADING
+    rig.fleet.engines["chat", CANARY].since_s = rig.clock.boot_s() + 1e9
+
+    after = Reconciler(rig.ports())
+    for _ in range(5):
+        tick(after, token=2)
+        rig.clock.advance(0.25)
+
+    assert rig.fleet.engines["chat", STABLE].phase is not VersionPhase.STOPPING
+
+
+def test_the_actions_of_another_controller_are_performed_in_the_second_tick() -> None:
+    rig = Rig()
+    rig.drive(Reconciler(rig.ports()), until=lambda state: state.phase is Phase.STAGE)
+    before = list(rig.traffic.weights)
+    after = Reconciler(rig.ports())
+
+    first = tick(after, token=2)
+    assert (first.next_in_s, rig.traffic.weights) == (0.0, before)
+    tick(after, token=2)
+
+    assert rig.traffic.weights == [*before, 1000]

@@ -191,3 +191,16 @@ def test_the_end_of_a_removed_services_ticks_is_told(controller: FakeController,
     commands(controller).down("chat", ADMIN)
 
     until(lambda: removed == ["chat"], "its end is told")
+
+
+def test_the_token_of_an_older_copy_catches_up_in_one_step(tmp_path: Path) -> None:
+    """It was one behind the other until it had made up for every start since the copy."""
+    controller = FakeController(tmp_path)
+    controller.fleet.fence.token = controller.traffic.fence.token = 300
+    try:
+        controller.start()
+        up(controller, tmp_path)
+        assert controller.store.lease().token in (301, 302)
+        until(lambda: controller.runner.last_tick("chat").problem is None, "the ticks work")
+    finally:
+        controller.stop()

@@ -8,7 +8,7 @@ import pytest
 
 from controller.errors import StaleToken
 from controller.rollout.actions import SetSplit
-from controller.rollout.observation import DataPlaneStatus, VersionPhase
+from controller.rollout.observation import DataPlaneStatus, VersionPhase, VersionStatus
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
@@ -160,7 +160,7 @@ def test_a_version_that_answers_stays_until_the_stored_one_is_ready() -> None:
     while_loading = (rig.traffic.tables["chat"].stable, rig.versions()[CANARY])
     del rig.fleet.broken[STABLE]
     rig.clock.advance(31.0)
-    rig.keep(CHAT, ticks=20)
+    rig.keep(CHAT, ticks=80)
 
     assert while_loading == (CANARY, VersionPhase.READY)
     assert (rig.traffic.tables["chat"].stable, rig.versions()) == (STABLE, {STABLE: VersionPhase.READY})
@@ -243,7 +243,103 @@ def test_the_row_is_read_after_the_rollout_was_stepped() -> None:
     rig.keeper.tick(prepared, lambda row: 1, None, plane, token=1)
 
     assert rig.versions()[CANARY] is VersionPhase.READY
+    assert rig.traffic.tables["chat"].stable == STABLE  # it is not known whether the other stays ready
+
+    rig.keep(rig.services.row, ticks=80)
     assert rig.traffic.tables["chat"].stable == CANARY
+
+
+class OlderCopy(Rig):
+    """STABLE is stored, and loads for an hour; the table names CANARY, which alone answers."""
+
+    def __init__(self, replicas: int = 1) -> None:
+        super().__init__()
+        self.keep(replace(CHAT, stable=CANARY), ticks=20)
+        self.fleet.load_s, self.needed = 3600.0, replicas
+        self.services.row = CHAT
+
+    def tick(self, plane: DataPlaneStatus | None = None, *, ticks: int = 1) -> None:
+        for _ in range(ticks):
+            prepared = self.keeper.prepare("chat", token=1)
+            assert prepared is not None
+            read = replace(plane or self.plane(), boot_s=self.clock.boot_s())
+            self.keeper.tick(prepared, lambda row: self.needed, None, read, token=1)
+            self.clock.advance(1.0)
+
+    def shown(self, stable: VersionPhase, ready: int, *, other: int = 1) -> DataPlaneStatus:
+        """A reading with this of the stored version, and so many ready replicas of the other."""
+        plane = self.plane()
+        phase = VersionPhase.READY if other else VersionPhase.LOADING
+        versions = (VersionStatus(STABLE, stable, ready, 0), VersionStatus(CANARY, phase, other, 1))
+        return replace(plane, versions=versions)
+
+    @property
+    def serves(self) -> bool:
+        return self.traffic.tables["chat"].stable == CANARY and self.versions()[CANARY] is VersionPhase.READY
+
+
+def test_a_table_that_is_not_read_stops_nobody_who_answers() -> None:
+    rig = OlderCopy()
+    for _ in range(3):
+        rig.tick(ticks=3)
+        rig.tick(replace(rig.plane(), split=None))
+
+    assert rig.serves
+
+
+@pytest.mark.parametrize("phase", [VersionPhase.FAILED, VersionPhase.STOPPING, VersionPhase.LOADING])
+def test_a_replica_left_of_a_version_that_is_not_ready_stops_nobody_who_answers(phase: VersionPhase) -> None:
+    rig = OlderCopy(replicas=2)
+    rig.tick(ticks=3)
+    rig.tick(rig.shown(phase, 1), ticks=20)
+
+    assert rig.serves
+
+
+def test_a_blink_of_the_version_that_answers_does_not_stop_it() -> None:
+    rig = OlderCopy()
+    for _ in range(5):
+        rig.tick(rig.shown(VersionPhase.LOADING, 0, other=0), ticks=3)
+        rig.tick(ticks=3)
+
+    assert rig.serves
+
+
+def test_a_stored_version_that_was_ready_for_a_moment_takes_no_traffic() -> None:
+    rig = OlderCopy()
+    for _ in range(3):
+        rig.tick(rig.shown(VersionPhase.READY, 1), ticks=5)
+        rig.tick(rig.shown(VersionPhase.LOADING, 0))
+
+    assert rig.serves
+
+
+def test_traffic_moves_and_is_acknowledged_before_the_other_is_drained_and_stopped() -> None:
+    rig = OlderCopy()
+    rig.traffic.ack_s, rig.fleet.load_s, rig.fleet.unload_s = 2.5, 0.0, 2.5
+    rig.fleet.engines["chat", CANARY].in_flight = 1
+    seen: list[tuple[str | None, VersionPhase | None]] = []
+    for second in range(40):
+        if second == 25:
+            rig.fleet.engines["chat", CANARY].in_flight = 0
+        rig.tick()
+        entry = (rig.traffic.tables["chat"].stable, rig.versions().get(CANARY))
+        seen += [] if seen and seen[-1] == entry else [entry]
+
+    assert seen == [
+        (CANARY, VersionPhase.READY),
+        (STABLE, VersionPhase.READY),
+        (STABLE, VersionPhase.DRAINING),
+        (STABLE, VersionPhase.STOPPING),
+        (STABLE, None),
+    ]
+
+
+def test_a_version_that_is_lost_for_good_gives_the_table_to_the_stored_one() -> None:
+    rig = OlderCopy()
+    rig.tick(rig.shown(VersionPhase.LOADING, 0, other=0), ticks=10)
+
+    assert rig.traffic.tables["chat"].stable == STABLE
 
 
 def test_a_removal_requested_in_the_tick_stops_nothing_before_the_ingress_is_closed() -> None:

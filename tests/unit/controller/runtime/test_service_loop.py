@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from controller.auth import Identity, Role
-from controller.errors import BadInput, StaleWrite, Unreachable
+from controller.errors import BadInput, StaleToken, StaleWrite, Unreachable
 from controller.rollout.observation import CommandKind, VersionPhase
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler
@@ -239,3 +239,18 @@ def test_a_service_that_is_stuck_says_so(rig: Rig, monkeypatch: pytest.MonkeyPat
         rig.loop.tick(1)
 
     assert str(rig.loop.last.problem).startswith("no tick of chat was completed for 30 s")
+
+
+def test_a_token_behind_the_data_planes_is_named_as_a_problem(rig: Rig) -> None:
+    """An older copy of the database: nothing acts until the next lease, and status said nothing of it."""
+    rig.ingress.traffic.fence.token = 7
+
+    with pytest.raises(StaleToken) as caught:
+        rig.loop.tick(1)
+
+    assert caught.value.newest == 7
+    assert rig.loop.last.problem == (
+        "not acting until the next lease: token 1 is older than 7; another controller acts"
+    )
+    rig.loop.tick(None)
+    assert rig.loop.last.problem is None

@@ -416,3 +416,9 @@ def test_a_bad_share_of_copies_is_refused(service: Service, canary: str | None, 
         service.core.set_split(
             Split("r-1", "s", "v-1", canary, 0, 0, mirror_bp=mirror_bp), token=1, now_s=1.0
         )
+
+
+def test_a_refused_token_names_the_one_that_was_seen_on_its_way_out_of_an_actor() -> None:
+    refused = pickle.loads(pickle.dumps(StaleFencingToken("token 1 is older than 7", 7)))
+
+    assert (str(refused), refused.newest) == ("token 1 is older than 7", 7)

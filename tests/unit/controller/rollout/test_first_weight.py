@@ -1,0 +1,74 @@
+"""The first weight rises on a ready, steady canary beside a stable version that answers, as later ones do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controller.rollout.observation import MirrorStatus
+from controller.rollout.plan import MirrorPlan
+from controller.rollout.state import Phase
+from evaluation.report import Verdict
+from tests.fakes.driven import NEW, OLD, PLAN, Driven, evidence
+
+MIRROR = replace(PLAN, mirror=MirrorPlan(2000, 200, 3600.0))
+
+
+def mirrored(pairs: int) -> Driven:
+    driven = Driven(MIRROR)
+    while driven.state.phase is not Phase.MIRRORING:
+        driven.seen = replace(evidence(Verdict.UNDECIDED), mirror=MirrorStatus(1, 0, 0))
+        driven.tick()
+    driven.ticks(20)
+    driven.seen = replace(evidence(Verdict.UNDECIDED), mirror=MirrorStatus(pairs, 0, 0))
+    return driven
+
+
+def in_smoke() -> Driven:
+    driven = Driven(PLAN)
+    while driven.state.phase is not Phase.SMOKE:
+        driven.tick()
+    return driven
+
+
+@pytest.mark.parametrize("lost", [OLD, NEW, "fleet"])
+@pytest.mark.parametrize("phase", [Phase.SMOKE, Phase.MIRRORING])
+def test_the_first_weight_waits_for_both_arms_and_a_fleet_that_is_read(phase: Phase, lost: str) -> None:
+    driven = in_smoke() if phase is Phase.SMOKE else mirrored(300)
+    driven.ready = {} if lost == "fleet" else {lost: 0}
+    driven.fleet_readable = lost != "fleet"
+
+    assert (driven.ticks(20).phase, driven.state.weight_bp) == (phase, 0)
+
+    driven.ready, driven.fleet_readable = {OLD: 1, NEW: 1}, True
+    assert driven.ticks(15).phase is Phase.STAGE
+
+
+def test_the_first_weight_waits_until_a_replica_that_came_back_is_steady() -> None:
+    driven = mirrored(100)
+    driven.ready = {NEW: 0}
+    driven.ticks(3)
+    driven.ready = {NEW: 1}
+    driven.seen = replace(evidence(Verdict.UNDECIDED), mirror=MirrorStatus(300, 0, 0))
+
+    assert driven.ticks(int(PLAN.steady_s)).phase is Phase.MIRRORING
+    assert driven.ticks(3).phase is Phase.STAGE
+
+
+def test_a_canary_is_not_rolled_back_because_stable_is_away_before_its_first_weight() -> None:
+    driven = in_smoke()
+    driven.ready = {OLD: 0}
+
+    assert driven.ticks(int(PLAN.smoke_s) * 3).phase is Phase.SMOKE
+    assert "v-new waits for its first requests: v-old has no ready replica" in driven.lines
+
+
+def test_a_canary_that_stays_short_of_replicas_before_its_first_weight_is_rolled_back() -> None:
+    stages = (replace(PLAN.stages[0], replicas=2),)
+    driven = Driven(replace(PLAN, stages=stages), replicas=2)
+    while driven.state.phase is not Phase.SMOKE:
+        driven.tick()
+    driven.ready = {NEW: 1}
+
+    assert driven.ticks(int(PLAN.smoke_s) + 20).phase is Phase.ROLLED_BACK
