@@ -152,6 +152,11 @@ class RouteTable:
         restore(self, state)
 
     @property
+    def largest_bp(self) -> int:
+        """The largest weight that any client can have."""
+        return self.weight_bp if self.access is None else max(self.weight_bp, self.access.largest_bp)
+
+    @property
     def table_revision(self) -> str:
         """Value of the header x-canaryctl-revision: `epoch.revision`."""
         return f"{self.epoch}.{self.revision}"

@@ -85,7 +85,7 @@ def _ours(folder: Path, engines: tuple[int, int]) -> tuple[list[str], int]:
         f"service: chat\nstable: {{url: '{stable}'}}\ncanary: {{url: '{canary}'}}\nweight_bp: 5000\nsalt: s\n"
     )
     code = (
-        f"import sys; from serving.router.table_file import main; sys.exit(main({str(table)!r}, port={port}))"
+        f"import sys; from serving.router.standalone import main; sys.exit(main({str(table)!r}, port={port}))"
     )
     return [sys.executable, "-c", code], port
 

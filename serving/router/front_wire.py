@@ -128,6 +128,11 @@ class WireFront:
         return getattr(self._background, "loops", ())
 
     @property
+    def under_way(self) -> int:
+        """Requests under way at engines."""
+        return len(self.upstream.calls) if self.upstream is not None else 0
+
+    @property
     def is_stopping(self) -> bool:
         """True when connections end with the answer under way."""
         return self._is_stopping

@@ -12,6 +12,7 @@ canary gets no new request once the file is reloaded.
       model: example-large                     # its name there, put in place of the client's; optional
       api_key_env: EXAMPLE_KEY                 # or api_key_file: PATH; optional
       since: 2026-11-20                        # another at each putting-in; optional
+      enabled: true                            # false: out for everybody, and its tokens end
     weight_bp: 500                             # 5 %
     salt: 2026-11-spring                       # a new salt assigns all keys anew
     affinity: {key_env: TOKEN_KEY}             # tokens that keep clients on their version; optional
@@ -24,31 +25,31 @@ none of their own.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import secrets
-import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import uvloop
+from typing import TypeAlias
 
 from serving.clock import boot_s
-from serving.messages import Arm, RouteTable
+from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
-from serving.router.heap import keep_collections_short
-from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.router import RouterCore
-from serving.router.table_reader import TableFileError, listed, read_tables
+from serving.router.table_reader import TableFile, TableFileError, listed, read_file
+from serving.router.table_schema import TableSpec
+from serving.router.table_summary import changes
 from serving.supervised import LoopState, SupervisedLoops
 from serving.table.heavy_keys import HeavyKeys
 
-RELOAD_CHECK_S = 0.5
-OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
+RELOAD_CHECK_S = 0.25  # a change is in effect after one or two of these
+
+log = logging.getLogger("canaryctl.router")
+
+Stamp: TypeAlias = tuple[int, int, int]  # of a file: time of its change in ns, size, inode
 
 
 class PuttingsIn:
@@ -62,9 +63,19 @@ class PuttingsIn:
         self._current: dict[str, str] = {}  # generation in effect, by service
         self._times: dict[tuple[str, str], int] = {}  # by service and generation
 
-    def use(self, tables: Mapping[str, RouteTable]) -> dict[str, RouteTable]:
-        """The tables of a file that takes effect, each with the generation of its canary."""
-        current = {name: table.generation for name, table in tables.items() if table.canary is not None}
+    def use(self, file: TableFile) -> dict[str, RouteTable]:
+        """The tables of a file that takes effect, each with the generation of its canary.
+
+        A canary that is out because its key cannot be read has not left: its tokens hold when it is back. One
+        that is off has left, also for a router that starts while it is.
+        """
+        tables, current = file.tables, {}
+        for name, table in tables.items():
+            is_waiting = name in file.without_key and self._current.get(name) == table.generation
+            if table.canary is not None or is_waiting:
+                current[name] = table.generation
+            elif file.is_off(name):
+                self._times.setdefault((name, table.generation), 0)
         for one in current.items() - self._current.items():
             self._times[one] = self._times.get(one, -1) + 1
         self._current = current
@@ -77,14 +88,18 @@ class PuttingsIn:
 
 
 class FileTableSource:
-    """One core for each service of a file, with its tables as of the last change. Records are discarded."""
+    """One core for each service of a file, with its tables as of the last change."""
 
     def __init__(self, path: Path) -> None:
         self.cores: dict[str, RouterCore] = {}  # by service, in the order of the file
         self.on_services: Callable[[tuple[RouterCore, ...]], None] | None = None  # they have changed
+        self.refused: str | None = None  # why the file as it is on disk is not in effect; None: it is
+        self.refused_since_s: float | None = None  # boot clock; None: it is in effect
         self._path = path
         self._router = f"static:{os.getpid()}:{secrets.token_hex(3)}"
-        self._loaded: tuple[int, int, int] | None = None  # stamp of the file when it was last read
+        self._file: TableFile | None = None  # in effect
+        self._loaded: Stamp | None = None  # of the file when it was last read
+        self._settling: Stamp | None = None  # of the file at the last poll
         self._loops = SupervisedLoops()
         self._heavy: dict[str, HeavyKeys] = {}
         self._puttings_in = PuttingsIn()
@@ -103,33 +118,98 @@ class FileTableSource:
         """The loop that checks."""
         return self._loops.states
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What of the file in effect cannot be used now, each in one line."""
+        return self._file.problems if self._file is not None else ()
+
+    @property
+    def specs(self) -> Mapping[str, TableSpec]:
+        """What the file in effect says, by service."""
+        return self._file.specs if self._file is not None else {}
+
+    def refused_for_s(self) -> float:
+        """Seconds for which the file on disk is not in effect; 0: it is."""
+        return 0.0 if self.refused_since_s is None else max(0.0, boot_s() - self.refused_since_s)
+
+    def poll(self) -> None:
+        """Load the file if it has changed and is the same as at the last poll: nobody is writing it now.
+
+        A file that was refused, or of which a key could not be read, is tried again each time: the cause may
+        lie in another file.
+        """
+        stamp = self._stamp()
+        if stamp != self._settling:
+            self._settling = stamp
+        else:
+            self.reload()
+
     def reload(self) -> str | None:
-        """Load the file if it has changed. What is wrong with it, in one line; None: nothing.
+        """Load the file if it has changed. What is wrong with it, in one line; None: nothing new.
 
         All tables change, or none does. Requests under way keep the table that they began with, also those of
         a service that has been removed.
         """
         stamp = self._stamp()
-        if self.cores and stamp == self._loaded:
+        is_same = self._file is not None and stamp == self._loaded
+        if is_same and self.refused is None and not self.problems:
             return None
-        self._loaded = stamp
+        self._loaded = self._settling = stamp
         try:
-            tables = read_tables(self._path, change=self._change + 1)
-            if self.cores and not tables.keys() & self.cores.keys():  # more likely a mistake than a wish
-                raise TableFileError(
-                    f"table {self._path}: service {listed(tables)} is none of those that are served, "
-                    f"{listed(self.cores)}; keep one of these, or start another router"
-                )
+            file = self._read()
         except TableFileError as exc:
-            return str(exc)
-        before, self.cores = self.cores, {name: self._core(name) for name in tables}
-        self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in tables}
-        for name, table in self._puttings_in.use(tables).items():
+            return self._refuse(str(exc))
+        if is_same and self.refused is None and file.says_the_same_as(self._file):
+            return None
+        self._use(file)
+        return None
+
+    def _read(self) -> TableFile:
+        """Raises TableFileError."""
+        file = read_file(self._path, change=self._change + 1)
+        if self.cores and not file.tables.keys() & self.cores.keys():  # more likely a mistake than a wish
+            raise TableFileError(
+                f"table {self._path}: service {listed(file.tables)} is none of those that are served, "
+                f"{listed(self.cores)}; keep one of these, or start another router"
+            )
+        return file
+
+    def _refuse(self, why: str) -> str | None:
+        if why == self.refused:
+            return None
+        self.refused = why
+        self.refused_since_s = self.refused_since_s or boot_s()
+        if self._file is not None:
+            log.error(f"table refused: {why}; the last good table stays")
+        return why
+
+    def _use(self, file: TableFile) -> None:
+        last, self._file = self._file, file
+        before, self.cores = self.cores, {name: self._core(name) for name in file.tables}
+        self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in file.tables}
+        for name, table in self._puttings_in.use(file).items():
             self._heavy[name].begin(table.rollout)
             self.cores[name].on_table(replace(table, heavy=self._heavy[name].units), sent_s=boot_s())
         if self.on_services is not None and before.keys() != self.cores.keys():
             self.on_services(tuple(self.cores.values()))
-        return None
+        self._log_use(last, file)
+        self.refused = self.refused_since_s = None
+
+    def _log_use(self, last: TableFile | None, file: TableFile) -> None:
+        if self.refused is not None and last is not None:
+            log.info(f"table {self._path} is good again")
+        if last is not None:
+            for line in changes(last.specs, file.specs):
+                log.info(f"table applied: {line}")
+            if last.specs.keys() != file.specs.keys():
+                log.info(f"services are now {listed(self.cores)}")
+        known = last.problems if last is not None else ()
+        for line in file.problems:
+            if line not in known:
+                log.error(line)
+        for line in known:
+            if line not in file.problems:
+                log.info(f"no longer so: {line}")
 
     @property
     def _change(self) -> int:
@@ -149,7 +229,7 @@ class FileTableSource:
             table = replace(core.table, heavy=heavy.units, change=core.table.change + 1)
             core.on_table(table, sent_s=now_s)
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _stamp(self) -> Stamp | None:
         try:
             stat = os.stat(self._path)
         except OSError:
@@ -159,12 +239,7 @@ class FileTableSource:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(RELOAD_CHECK_S)
-            before = self.cores.keys()
-            error = self.reload()
-            if error is not None:
-                _print_line(f"{error}; the last good table stays")
-            elif before != self.cores.keys():
-                _print_line(f"services are now {listed(self.cores)}")
+            self.poll()
             for core in self.cores.values():
                 core.on_table(None, sent_s=boot_s())
                 discard_records(core)
@@ -180,88 +255,20 @@ def discard_records(core: RouterCore) -> None:
 
 def make_front(path: Path) -> WireFront:
     """A router whose tables are in this file. Raises TableFileError."""
+    return front_of(source_of(path))
+
+
+def source_of(path: Path) -> FileTableSource:
+    """The tables of this file. Raises TableFileError."""
     source = FileTableSource(path)
     error = source.reload()
     if error is not None:
         raise TableFileError(error)
+    return source
+
+
+def front_of(source: FileTableSource) -> WireFront:
+    """A router with these tables."""
     front = WireFront(tuple(source.cores.values()), source)
     source.on_services = front.serve
     return front
-
-
-def check(table_path: str | Path) -> int:
-    """Read the file and say what it holds, one line a service. The exit code: 0, or 2 after one line."""
-    try:
-        tables = read_tables(Path(table_path), change=1)
-    except TableFileError as exc:
-        _print_line(str(exc))
-        return BAD_INPUT
-    for table in tables.values():
-        arms = [f"stable {_urls(table.stable)}"]
-        if table.canary is not None:
-            arms.append(f"canary {_urls(table.canary)} with {table.weight_bp / 100:g} %")
-        if table.access is not None:
-            count = len(table.access.keys)
-            arms.append(f"{count} client key{'' if count == 1 else 's'}")
-        _print_line(f"{table.service}: {', '.join(arms)}")
-    return OK
-
-
-def _urls(arm: Arm | None) -> str:
-    return listed(one.url for one in arm.replicas) if arm is not None else "none"
-
-
-def main(
-    table_path: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    metrics: MetricsAddress | None = None,
-) -> int:
-    """Serve until interrupted, with Prometheus metrics at `metrics`; None: without.
-
-    The exit code: 0, or after one line 2 (file) or 4 (port).
-    """
-    try:
-        front = make_front(Path(table_path))
-    except TableFileError as exc:
-        _print_line(str(exc))
-        return BAD_INPUT
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except (OSError, OverflowError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not a port"
-        _print_line(f"port {port} on {host}: {reason}; choose another with --port")
-        return UNREACHABLE
-    for service in front.services:
-        _print_line(f"routing {service} at http://{host}:{listening.getsockname()[1]}/{service}/v1")
-    if metrics is not None:
-        try:
-            _, metrics_port = serve_metrics(front, metrics)
-        except (OSError, OverflowError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "not a port"
-            where = f"port {metrics.port} on {metrics.host}"
-            _print_line(f"metrics {where}: {reason}; choose another with --metrics-port")
-            return UNREACHABLE
-        _print_line(f"metrics at http://{metrics.host}:{metrics_port}/metrics")
-    uvloop.run(_serve(front, listening))
-    return OK
-
-
-async def _serve(front: WireFront, listening: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way end first, unless a second signal comes."""
-    stopping, at_once = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: (at_once if stopping.is_set() else stopping).set())
-    await front.start()
-    await front.listen(listening)
-    keep_collections_short()
-    await stopping.wait()
-    ending = loop.create_task(front.stop())
-    await asyncio.wait({ending, loop.create_task(at_once.wait())}, return_when=asyncio.FIRST_COMPLETED)
-
-
-def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is a command's own output

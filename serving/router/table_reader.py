@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -27,8 +28,40 @@ class TableFileError(ValueError):
     """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
 
 
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """A valid file: its tables by service, and what of it cannot be used now."""
+
+    tables: dict[str, RouteTable]
+    specs: dict[str, TableSpec]
+    problems: tuple[str, ...] = ()  # a key that cannot be read now, each in one line
+    without_key: frozenset[str] = frozenset()  # services whose canary is out for its key alone
+
+    def says_the_same_as(self, other: TableFile | None) -> bool:
+        """True when nothing has changed between the two, whatever the revisions of the tables."""
+        return (
+            other is not None
+            and (self.specs, self.problems) == (other.specs, other.problems)
+            and self.without_key == other.without_key
+        )
+
+    def is_off(self, service: str) -> bool:
+        """True when the canary of this service is `enabled: false`."""
+        canary = self.specs[service].canary
+        return canary is not None and not canary.enabled
+
+
 def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
     """The tables in the file by service, as revision `change`. Raises TableFileError."""
+    return read_file(path, change=change).tables
+
+
+def read_file(path: Path, *, change: int) -> TableFile:
+    """The file, its tables as revision `change`. Raises TableFileError.
+
+    A key (in another file, or a variable) that cannot be read is a problem of its arm alone: the canary is
+    out, stable stays and does not answer, tokens are neither given nor read. The rest of the file holds.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as exc:
@@ -42,17 +75,28 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
     except ValueError as exc:
         raise TableFileError(f"table {path}: {exc}") from exc
     tables: dict[str, RouteTable] = {}
+    specs: dict[str, TableSpec] = {}
+    problems = Problems()
     for where, entry in entries:
         try:
-            table = _table(TableSpec.model_validate(entry), path.parent, change)
+            spec = TableSpec.model_validate(entry)
+            table = _table(spec, path.parent, change, problems)
         except ValidationError as exc:
             raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
         except ValueError as exc:
             raise TableFileError(f"table {path}: {where}{exc}") from exc
         if table.service in tables:
             raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
-        tables[table.service] = table
-    return tables
+        tables[table.service], specs[table.service] = table, spec
+    return TableFile(tables, specs, tuple(problems.lines), frozenset(problems.without_key))
+
+
+class Problems:
+    """What of a file cannot be used now, while it is read."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.without_key: set[str] = set()  # services whose canary is out
 
 
 def _entries(data: object) -> list[tuple[str, object]]:
@@ -74,15 +118,28 @@ def _entries(data: object) -> list[tuple[str, object]]:
     return entries
 
 
-def _table(spec: TableSpec, folder: Path, change: int) -> RouteTable:
+def _table(spec: TableSpec, folder: Path, change: int, problems: Problems) -> RouteTable:
     """Raises ValueError."""
-    largest_bp = max(spec.weight_bp, spec.largest_bp)
-    if largest_bp and spec.canary is None:
-        name = "weight_bp" if spec.weight_bp else "a weight of"
-        raise ValueError(f"{name} {largest_bp} without a canary; add one or set 0")
-    stable = _arm(spec.stable, "stable", folder)
-    canary = _arm(spec.canary, "canary", folder) if spec.canary and largest_bp else None
-    affinity = _affinity(spec.affinity, folder)
+    weights = spec.weights
+    if weights and spec.canary is None:
+        raise ValueError(
+            f"{listed(weights)} without a canary; remove {'it' if len(weights) == 1 else 'all of these'}, or "
+            "put the canary back (with enabled: false it gets nothing, whatever the weights)"
+        )
+    stable, canary = _arm(spec.stable, "stable", folder), None
+    if (why := _key_problem(stable)) is not None:
+        problems.lines.append(f"{spec.service}: stable {spec.stable.url} cannot be asked: {why}")
+    if spec.canary is not None and spec.canary.enabled and weights:
+        canary = _arm(spec.canary, "canary", folder)
+        if (why := _key_problem(canary)) is not None:
+            problems.lines.append(f"{spec.service}: canary {spec.canary.url} is out: {why}")
+            problems.without_key.add(spec.service)
+            canary = None
+    try:
+        affinity = _affinity(spec.affinity, folder)
+    except ValueError as exc:
+        problems.lines.append(f"{spec.service}: no affinity tokens: {exc}")
+        affinity = None
     return RouteTable(
         service=spec.service,
         epoch=1,
@@ -144,12 +201,14 @@ def _located(file: str | None, folder: Path) -> str | None:
 
 
 def _arm(upstream: UpstreamSpec, name: str, folder: Path) -> Arm:
-    """The upstream as an arm. Raises NoKey when its key cannot be read now."""
+    """The upstream as an arm. Its key is read when it is sent."""
     api_key = KeyReference.from_names(upstream.api_key_env, _located(upstream.api_key_file, folder))
-    if api_key is not None:
-        api_key.read()
     replicas = (Replica(upstream.url),)
     return Arm(upstream.version or name, replicas, True, upstream.model, api_key)
+
+
+def _key_problem(arm: Arm) -> str | None:
+    return arm.api_key.problem() if arm.api_key is not None else None
 
 
 def _first_line(error: ValidationError) -> str:

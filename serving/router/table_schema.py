@@ -40,9 +40,10 @@ class UpstreamSpec(BaseModel):
 class CanarySpec(UpstreamSpec):
     """The canary: another server, or the same one with another model."""
 
-    since: str | None = Field(
-        None, min_length=1
-    )  # another text at each putting-in ends the tokens of the last
+    # Another text at each putting-in ends the tokens of the last.
+    since: str | None = Field(None, min_length=1)
+    # False: out of service for everybody, whatever weights, audiences, categories and forced arms say.
+    enabled: bool = Field(default=True, strict=True)
 
 
 class AffinitySpec(BaseModel):
@@ -69,6 +70,14 @@ class TableSpec(ClientFields):
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
     salt: str = ""
     affinity: AffinitySpec | None = None
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Every key that gives the canary requests, with its value."""
+        named = [("weight_bp", self.weight_bp)]
+        named += [(f"audience_bp.{name}", bp) for name, bp in self.audience_bp.items()]
+        named += [(f"category_bp.{name}", bp) for name, bp in self.category_bp.items()]
+        return tuple(f"{name} {bp}" for name, bp in named if bp)
 
     @field_validator("service")
     @classmethod

@@ -12,7 +12,7 @@ from evaluation.records import KNOWN_WORDS
 from serving.access import digest_of
 from serving.files.client_rules import ClientFields
 from serving.messages import AssignedBy
-from serving.router.table_file import check
+from serving.router.standalone import check
 from serving.router.table_reader import read_tables
 
 PAGE = (Path(__file__).parents[4] / "docs" / "router.md").read_text()

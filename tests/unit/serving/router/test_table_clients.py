@@ -10,7 +10,8 @@ import pytest
 
 from serving.access import digest_of
 from serving.router.exchange import Exchange
-from serving.router.table_file import FileTableSource, check, make_front
+from serving.router.standalone import check
+from serving.router.table_file import FileTableSource, make_front
 from serving.router.table_reader import TableFileError, read_tables
 from serving.router.types import Refusal, Request
 from serving.targets import Target
@@ -132,14 +133,11 @@ def test_the_key_of_tokens_is_read_from_a_file_that_several_routers_share(path: 
         (CLIENTS.replace(": stream", ": never"), "late_commit 'never': Input should be 'hold' or 'stream'"),
         (CLIENTS + "weight: 5", "weight 5: Extra inputs are not permitted; keys are service, stable"),
         ("keys_required: true", "keys_required without keys would refuse every request"),
-        ("weight_bp: 5\naffinity: {key_env: NO_SUCH_KEY}", "affinity: key_env NO_SUCH_KEY is not set"),
-        ("weight_bp: 5\naffinity: {key_file: short}", "affinity: the key of 5 bytes is shorter than 16"),
         ("weight_bp: 5\naffinity: {key_env: a, key_file: b}", "affinity: key_env and key_file are both"),
         (CLIENTS.replace("canary", "x"), ""),
     ],
 )
 def test_a_mistake_is_one_line_that_shows_no_key(path: Path, text: str, message: str) -> None:
-    (path.parent / "short").write_text("12345")
     path.write_text(BASE + text)
     if not message:  # the same file without a mistake
         read_tables(path, change=1)
@@ -155,7 +153,9 @@ def test_a_mistake_is_one_line_that_shows_no_key(path: Path, text: str, message:
 def test_an_audience_with_a_weight_needs_a_canary(path: Path) -> None:
     path.write_text(re.sub(r"canary: .*8002.*\n", "", BASE) + CLIENTS)
 
-    with pytest.raises(TableFileError, match="10000 without a canary; add one or set 0"):
+    with pytest.raises(
+        TableFileError, match=r"audience_bp.staff 10000, category_bp.code 2500 without a canary"
+    ):
         read_tables(path, change=1)
 
 
@@ -346,8 +346,9 @@ def test_check_says_what_the_file_holds(path: Path, capsys: pytest.CaptureFixtur
 
     assert check(path) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "chat: stable http://127.0.0.1:8001, canary http://127.0.0.1:8002 with 5 %, 1 client key",
-        "code: stable http://127.0.0.1:8003, 1 client key",
+        "chat: stable http://127.0.0.1:8001, canary http://127.0.0.1:8002 with 5 %, 1 client key, "
+        "affinity tokens",
+        "code: stable http://127.0.0.1:8003, 1 client key, one is required, affinity tokens",
     ]
 
 
