@@ -2,6 +2,7 @@
 
 An answer can be continued when the request can (`continuable.py`), its engine names the ids of its tokens,
 and stable has the same vocabulary as far as is known: an engine names its digest in the head of every answer.
+An external endpoint names no ids and continues nothing: with one on either arm no answer can be continued.
 """
 
 from __future__ import annotations
@@ -63,8 +64,14 @@ class Cover:
         table = self._start.table
         if self._context.held.is_spent:
             return False
-        is_lost = not self._start.is_continuable or is_unfit
+        is_lost = not self._start.is_continuable or is_unfit or self._has_endpoint
         return is_lost and scan.is_stream and table.late_commit == "hold" and table.weight_bp < FULL_BP
+
+    @property
+    def _has_endpoint(self) -> bool:
+        """True when either arm, by the table of the draw, is an endpoint that canaryctl does not run."""
+        table = self._start.table
+        return any(arm is not None and arm.external for arm in (table.stable, table.canary))
 
     @property
     def may_be_held(self) -> bool:
@@ -73,7 +80,8 @@ class Cover:
         if not (start.streams and 0.0 < start.assignment.w < 1.0 and table.weight_bp < FULL_BP):
             return False
         versions = {arm.version for arm in (table.stable, table.canary) if arm is not None}
-        is_lost = not start.is_continuable or not self._context.unfit.isdisjoint(versions)
+        is_unfit = not self._context.unfit.isdisjoint(versions)
+        is_lost = not start.is_continuable or is_unfit or self._has_endpoint
         return is_lost and table.late_commit == "hold"
 
     def lacks_usage(self, scan: AnswerScan) -> bool:

@@ -18,7 +18,7 @@ from serving.router.log_lines import log_lines
 from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.table_file import FileTableSource, front_of, source_of
 from serving.router.table_reader import TableFileError, read_file
-from serving.router.table_summary import summary
+from serving.router.table_summary import held_streams, summary
 
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 
@@ -37,6 +37,8 @@ def check(table_path: str | Path) -> int:
         return BAD_INPUT
     for spec in file.specs.values():
         _print_line(summary(spec))
+        if (line := held_streams(spec)) is not None:
+            _print_line(line)
     for line in file.problems:
         _print_line(line)
     return BAD_INPUT if file.problems else OK
@@ -75,6 +77,8 @@ def main(
     for name, spec in source.specs.items():
         where = f"http://{_shown(host)}:{listening.getsockname()[1]}/{name}/v1"
         log.info(f"routing {name} at {where}: {summary(spec).partition(': ')[2]}")
+        if (line := held_streams(spec)) is not None:
+            log.info(line)
     if metrics is not None:
         log.info(f"metrics at http://{_shown(metrics.host)}:{at}/metrics")
     uvloop.run(_serve(front, listening, source))

@@ -41,7 +41,7 @@ from serving.router.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.router.table_reader import TableFile, TableFileError, listed, read_file
 from serving.router.table_schema import TableSpec
-from serving.router.table_summary import changes
+from serving.router.table_summary import changes, held_streams
 from serving.supervised import LoopState, SupervisedLoops
 from serving.table.heavy_keys import HeavyKeys
 
@@ -201,6 +201,10 @@ class FileTableSource:
         if last is not None:
             for line in changes(last.specs, file.specs):
                 log.info(f"table applied: {line}")
+            for name, spec in file.specs.items():
+                held = held_streams(spec)
+                if held and (name not in last.specs or held != held_streams(last.specs[name])):
+                    log.info(held)
             if last.specs.keys() != file.specs.keys():
                 log.info(f"services are now {listed(self.cores)}")
         known = last.problems if last is not None else ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from serving.messages import FULL_BP
 from serving.router.table_schema import TableSpec, UpstreamSpec
 
 Facts = dict[str, tuple[object, str]]  # by name: the value that is compared, and how it reads
@@ -48,6 +49,26 @@ def _canary_rules(spec: TableSpec) -> list[str]:
     if spec.late_commit != "hold":
         rules.append(f"late_commit {spec.late_commit}")
     return rules
+
+
+def held_streams(spec: TableSpec) -> str | None:
+    """What users see of the canary's streams, in one line; None: the canary gets no requests.
+
+    No upstream of a table can be continued: none names the ids of its tokens.
+    """
+    if spec.canary is None or not spec.canary.enabled or spec.weight_bp == FULL_BP:
+        return None
+    if not (spec.weights or any(key.force for key in spec.keys)):
+        return None
+    of = f"streams of {spec.service}'s canary"
+    if spec.late_commit == "stream":
+        return (
+            f"{of} are passed on at once (late_commit: stream): users see when the canary dies in mid-stream"
+        )
+    return (
+        f"{of} reach users when they are whole; late_commit: stream passes them on at once, and a canary "
+        "that dies in mid-stream is then seen"
+    )
 
 
 def _upstream(spec: UpstreamSpec) -> str:

@@ -348,6 +348,8 @@ def test_check_says_what_the_file_holds(path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.splitlines() == [
         "chat: stable http://127.0.0.1:8001, canary http://127.0.0.1:8002 with 5 %, 1 client key, "
         "affinity tokens",
+        "streams of chat's canary reach users when they are whole; late_commit: stream passes them on at "
+        "once, and a canary that dies in mid-stream is then seen",
         "code: stable http://127.0.0.1:8003, 1 client key, one is required, affinity tokens",
     ]
 
