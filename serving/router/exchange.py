@@ -385,7 +385,7 @@ class Exchange:
 
     def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
         self._require(True, outcome)
-        self._attempts.release()
+        self._attempts.release(is_cut=outcome == "cut")
         self._out.release()
         self.is_over = True
         self._record_once(outcome, cause, self._status, now_s)

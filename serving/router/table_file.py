@@ -38,6 +38,7 @@ from typing import TypeAlias
 from serving.clock import boot_s
 from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
+from serving.router.health import UpstreamHealth
 from serving.router.router import RouterCore
 from serving.router.table_reader import TableFile, TableFileError, listed, read_file
 from serving.router.table_schema import TableSpec
@@ -222,7 +223,16 @@ class FileTableSource:
 
     def _core(self, service: str) -> RouterCore:
         known = self.cores.get(service)
-        return known or RouterCore(service, router=self._router, lease_s=math.inf)
+        if known is None:
+            known = RouterCore(service, router=self._router, lease_s=math.inf)
+            known.health = UpstreamHealth(service)
+        return known
+
+    def tell_health(self, now_s: float) -> None:
+        """Log which upstreams have begun to fail, and which answer again. Called at each poll."""
+        for core in self.cores.values():
+            for fails, line in core.health.tick(now_s, core.table) if core.health is not None else ():
+                log.log(logging.WARNING if fails else logging.INFO, line)
 
     def count(self, core: RouterCore, *, now_s: float) -> None:
         """Take this core's requests by unit; publish a unit that has become heavy."""
@@ -244,6 +254,7 @@ class FileTableSource:
         while True:
             await asyncio.sleep(RELOAD_CHECK_S)
             self.poll()
+            self.tell_health(boot_s())
             for core in self.cores.values():
                 core.on_table(None, sent_s=boot_s())
                 discard_records(core)

@@ -17,6 +17,7 @@ from msgspec import Struct, field
 from serving.credentials import KeyReference
 from serving.messages import AssignedBy, RequestRecord, RouteTable
 from serving.router.headers import RawHeaders
+from serving.router.health import UpstreamHealth
 from serving.router.held import HeldBytes
 from serving.router.outbox import SETTLE_S, Canary
 from serving.targets import Endpoint, Target
@@ -185,6 +186,10 @@ class RouterContext(Protocol):
     @property
     def held(self) -> HeldBytes:
         """The budget of held bytes, shared with the other services of a front."""
+
+    @property
+    def health(self) -> UpstreamHealth | None:
+        """The upstreams that fail; None: the fleet says which replicas are well."""
 
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while this canary may be sent requests."""
