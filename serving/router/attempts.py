@@ -239,6 +239,14 @@ class Attempts:
             self._tell("cut")
         self._fall_back()
 
+    def asks_canary(self, *, withdrawn: bool) -> bool:
+        """True while a drawn canary is asked; withdrawn: one that is not in the newest table any more."""
+        if self.arm != CANARY or self.replica is None or self._assignment.is_lookup:
+            return False
+        canary = self._context.table.canary if self._context.table is not None else None
+        is_listed = canary is not None and self.replica.url in {one.url for one in canary.replicas}
+        return not (withdrawn and is_listed)
+
     def stalled(self) -> None:
         """The current attempt has sent nothing for too long, whatever becomes of it."""
         self._note_failure("stalled")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from serving.messages import FULL_BP, Arm
 from serving.router.answer_scan import AnswerScan
 from serving.router.continuable import PATHS
-from serving.router.continuation import tokens_header
+from serving.router.continuation import Continuation, tokens_header
 from serving.router.headers import RawHeaders, value_of
 from serving.router.takeover import wanted_usage
 from serving.router.types import RouterContext, Start
@@ -83,6 +83,11 @@ class Cover:
         is_unfit = not self._context.unfit.isdisjoint(versions)
         is_lost = not start.is_continuable or is_unfit or self._has_endpoint
         return is_lost and table.late_commit == "hold"
+
+    def continuation(self, scan: AnswerScan) -> Continuation:
+        """The continuation of the current answer by another engine."""
+        request = self._start.request
+        return Continuation(request.path, request.body, scan, self.digest or "", self.limit)
 
     def lacks_usage(self, scan: AnswerScan) -> bool:
         """True for a stream without the usage that its request asks for in an event of its own."""

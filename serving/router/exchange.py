@@ -246,7 +246,7 @@ class Exchange:
         self._finish("answered", scan.defect, now_s)
         is_done = scan.is_done or not self._request.path.endswith("completions")
         last = rest.rstrip(b"\n") + b"\n\n" if rest else b""
-        return self._deliver(last if is_done else last + DONE, "end")
+        return self._deliver(last + (b"" if is_done else DONE), "end")
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
@@ -276,18 +276,11 @@ class Exchange:
     # ---- a stream that another engine continues
 
     def _may_continue(self, scan: AnswerScan) -> bool:
-        return (
-            self._out.is_committed
-            and scan.is_between_events
-            and not scan.has_bad_ids
-            and self._cover.can_continue
-            and self._attempts.can_continue()
-        )
+        is_ready = self._out.is_committed and scan.is_between_events and not scan.has_bad_ids
+        return is_ready and self._cover.can_continue and self._attempts.can_continue()
 
     def _begin_continuation(self, scan: AnswerScan) -> None:
-        request, cover = self._request, self._cover
-        one = Continuation(request.path, request.body, scan, cover.digest or "", cover.limit)
-        self._continuation = one
+        self._continuation = one = self._cover.continuation(scan)
         self.has_begun = False
         is_whole = scan.is_finished and not scan.has_error
         self.seen.cut(one.sent, is_whole=is_whole)
@@ -338,6 +331,11 @@ class Exchange:
             self.seen.taken_over_by = self._attempts.arm
         self._finish("answered", None, self._now_s)
         return Deliver(None, end, "end")
+
+    def awaits_canary(self, *, withdrawn: bool) -> bool:
+        """True while the client has nothing of a canary's answer; withdrawn: of one that left the table."""
+        asks = self._attempts.asks_canary(withdrawn=withdrawn)
+        return asks and not (self._out.is_committed or self._has_left)
 
     def stalled(self) -> bool:
         """The engine has sent nothing for `stall_s` in mid-answer; True: the attempt is ended."""

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import uvloop
 
-from serving.router.front_wire import DRAIN_S, WireFront
+from serving.router.front_wire import WireFront
 from serving.router.heap import keep_collections_short
 from serving.router.log_lines import log_lines
 from serving.router.metrics import MetricsAddress, serve_metrics
+from serving.router.records_file import RecordsFile
 from serving.router.table_file import FileTableSource, front_of, source_of
 from serving.router.table_reader import TableFileError, read_file
 from serving.router.table_summary import held_streams, summary
@@ -49,8 +50,11 @@ def main(
     host: str = "127.0.0.1",
     port: int = 8000,
     metrics: MetricsAddress | None = None,
+    records: str | Path | None = None,
 ) -> int:
     """Serve until interrupted, with Prometheus metrics at `metrics`; None: without.
+
+    records: the file of request records; None: none are kept.
 
     The exit code: 0, or after one line 2 (file, ports) or 4 (port).
     """
@@ -58,8 +62,14 @@ def main(
     if metrics is not None and port and metrics.port == port and metrics.host == host:
         _print_line(f"--port and --metrics-port are both {port} on {host}; choose another for one of them")
         return BAD_INPUT
+    file = RecordsFile(Path(records)) if records is not None else None
     try:
-        source = source_of(Path(table_path))
+        if file is not None:
+            file.check()
+        source = source_of(Path(table_path), file)
+    except OSError as exc:
+        _print_line(f"--records {records}: {exc.strerror}; name a file that can be written")
+        return BAD_INPUT
     except TableFileError as exc:
         _print_line(str(exc))
         return BAD_INPUT
@@ -129,7 +139,7 @@ async def _serve(front: WireFront, listening: socket.socket, source: FileTableSo
             return
         log.info(
             f"{number.name}: no more connections are accepted; {front.under_way} requests under way may take "
-            f"{DRAIN_S:g} s; a second signal ends them"
+            f"{front.core.limits.drain_s:g} s; a second signal ends them"
         )
         stopping.set()
 
@@ -144,7 +154,7 @@ async def _serve(front: WireFront, listening: socket.socket, source: FileTableSo
     await front.listen(listening)
     keep_collections_short()
     await stopping.wait()
-    ending = loop.create_task(front.stop())
+    ending = loop.create_task(front.stop(drain_s=front.core.limits.drain_s))
     await asyncio.wait({ending, loop.create_task(at_once.wait())}, return_when=asyncio.FIRST_COMPLETED)
     log.info("stopped")
 

@@ -39,6 +39,7 @@ from serving.clock import boot_s
 from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
 from serving.router.health import UpstreamHealth
+from serving.router.records_file import RecordsFile
 from serving.router.router import RouterCore
 from serving.router.table_reader import TableFile, TableFileError, listed, read_file
 from serving.router.table_schema import TableSpec
@@ -91,9 +92,12 @@ class PuttingsIn:
 class FileTableSource:
     """One core for each service of a file, with its tables as of the last change."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records: RecordsFile | None = None) -> None:
+        """records: where the records of requests go; None: they are discarded."""
+        self._records = records
         self.cores: dict[str, RouterCore] = {}  # by service, in the order of the file
         self.on_services: Callable[[tuple[RouterCore, ...]], None] | None = None  # they have changed
+        self.on_tables: Callable[[], None] | None = None  # a file has taken effect
         self.refused: str | None = None  # why the file as it is on disk is not in effect; None: it is
         self.refused_since_s: float | None = None  # boot clock; None: it is in effect
         self._path = path
@@ -111,8 +115,12 @@ class FileTableSource:
             self._loops.start("table file", self._run)
 
     async def stop(self) -> None:
-        """Stop checking."""
+        """Stop checking; write the last records."""
         await self._loops.stop()
+        for core in self.cores.values():
+            self.take_records(core)
+        if self._records is not None:
+            await self._records.close()
 
     @property
     def loops(self) -> tuple[LoopState, ...]:
@@ -191,8 +199,14 @@ class FileTableSource:
         for name, table in self._puttings_in.use(file).items():
             self._heavy[name].begin(table.rollout)
             self.cores[name].on_table(replace(table, heavy=self._heavy[name].units), sent_s=boot_s())
+        for core in self.cores.values():
+            core.limits = file.limits.limits()
+            if core.health is not None:
+                core.health.failures = file.limits.failures
         if self.on_services is not None and before.keys() != self.cores.keys():
             self.on_services(tuple(self.cores.values()))
+        if self.on_tables is not None:
+            self.on_tables()
         self._log_use(last, file)
         self.refused = self.refused_since_s = None
 
@@ -228,6 +242,14 @@ class FileTableSource:
             known.health = UpstreamHealth(service)
         return known
 
+    def take_records(self, core: RouterCore) -> None:
+        """Take all complete records, however many batches, for the file, if there is one."""
+        while records := core.report(now_s=boot_s(), wall_s=time.time()).records:
+            if self._records is not None:
+                self._records.add(records, core.service)
+            core.outbox.acknowledge()
+        core.outbox.acknowledge()
+
     def tell_health(self, now_s: float) -> None:
         """Log which upstreams have begun to fail, and which answer again. Called at each poll."""
         for core in self.cores.values():
@@ -257,15 +279,10 @@ class FileTableSource:
             self.tell_health(boot_s())
             for core in self.cores.values():
                 core.on_table(None, sent_s=boot_s())
-                discard_records(core)
+                self.take_records(core)
                 self.count(core, now_s=boot_s())
-
-
-def discard_records(core: RouterCore) -> None:
-    """Take all complete records, however many batches: a standalone router's have no reader."""
-    while core.report(now_s=boot_s(), wall_s=time.time()).records:
-        core.outbox.acknowledge()
-    core.outbox.acknowledge()
+            if self._records is not None:
+                self._records.flush()
 
 
 def make_front(path: Path) -> WireFront:
@@ -273,9 +290,9 @@ def make_front(path: Path) -> WireFront:
     return front_of(source_of(path))
 
 
-def source_of(path: Path) -> FileTableSource:
+def source_of(path: Path, records: RecordsFile | None = None) -> FileTableSource:
     """The tables of this file. Raises TableFileError."""
-    source = FileTableSource(path)
+    source = FileTableSource(path, records)
     error = source.reload()
     if error is not None:
         raise TableFileError(error)
@@ -285,5 +302,5 @@ def source_of(path: Path) -> FileTableSource:
 def front_of(source: FileTableSource) -> WireFront:
     """A router with these tables."""
     front = WireFront(tuple(source.cores.values()), source)
-    source.on_services = front.serve
+    source.on_services, source.on_tables = front.serve, front.tables_changed
     return front

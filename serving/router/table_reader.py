@@ -18,7 +18,7 @@ from serving.credentials import KeyReference, NoKey, UnitKey
 from serving.files.client_rules import KeySpec, TrustSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.table_schema import SHARED, AffinitySpec, CanarySpec, TableSpec, UpstreamSpec
+from serving.router.table_schema import SHARED, AffinitySpec, CanarySpec, LimitsSpec, TableSpec, UpstreamSpec
 
 SHORTEST_TOKEN_KEY = 16  # bytes
 _FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
@@ -44,6 +44,11 @@ class TableFile:
             and (self.specs, self.problems) == (other.specs, other.problems)
             and self.without_key == other.without_key
         )
+
+    @property
+    def limits(self) -> LimitsSpec:
+        """The limits of the port, which all its services have."""
+        return next(iter(self.specs.values())).limits
 
     def is_off(self, service: str) -> bool:
         """True when the canary of this service is `enabled: false`."""
@@ -113,6 +118,10 @@ def _entries(data: object) -> list[tuple[str, object]]:
         raise ValueError("services is no list of services; write each with a dash")
     entries: list[tuple[str, object]] = []
     for number, one in enumerate(services):
+        if isinstance(one, dict) and "limits" in one:
+            raise ValueError(
+                f"services.{number}.limits: limits hold for the port; write them beside services"
+            )
         entry = {**shared, **one} if isinstance(one, dict) else one
         entries.append((f"services.{number}.", entry))
     return entries
@@ -233,6 +242,7 @@ def _known_at(loc: tuple[int | str, ...]) -> str:
         "keys": KeySpec,
         "trust": TrustSpec,
         "affinity": AffinitySpec,
+        "limits": LimitsSpec,
     }
     fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else TableSpec).model_fields
     names = [field.alias or name for name, field in fields.items()]

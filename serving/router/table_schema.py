@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from serving.credentials import ENV_NAME
 from serving.files.client_rules import ClientFields
 from serving.messages import FULL_BP
+from serving.router.health import FAILURES
+from serving.router.types import Limits
 from serving.targets import RESERVED_NAMES, Endpoint
 
-SHARED = ("keys", "keys_required", "trust", "affinity")  # keys of a file that hold for several services
+SHARED = (
+    "keys",
+    "keys_required",
+    "trust",
+    "affinity",
+    "limits",
+)  # keys of a file that hold for several services
 
 
 class UpstreamSpec(BaseModel):
@@ -61,6 +69,27 @@ class AffinitySpec(BaseModel):
         return self
 
 
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class LimitsSpec(BaseModel):
+    """Time-outs of the port, in seconds, and when a canary is set aside; defaults as in `Limits`."""
+
+    model_config = ConfigDict(extra="forbid")
+    connect_s: Seconds = 5.0
+    canary_stream_s: Seconds = 60.0
+    canary_whole_s: Seconds = 300.0
+    stable_s: Seconds = 600.0
+    stall_s: Seconds = 30.0
+    idle_s: Seconds = 300.0
+    drain_s: Seconds = 120.0
+    failures: Annotated[int, Field(ge=0, le=1000, strict=True)] = FAILURES
+
+    def limits(self) -> Limits:
+        """These limits, for a router."""
+        return Limits(**self.model_dump(exclude={"failures"}))
+
+
 class TableSpec(ClientFields):
     """One service."""
 
@@ -70,6 +99,7 @@ class TableSpec(ClientFields):
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
     salt: str = ""
     affinity: AffinitySpec | None = None
+    limits: LimitsSpec = LimitsSpec()
 
     @property
     def weights(self) -> tuple[str, ...]:

@@ -31,6 +31,9 @@ def summary(spec: TableSpec) -> str:
         parts += _canary_rules(spec)
     if spec.affinity is not None:
         parts.append("affinity tokens" + (" and cookies" if spec.affinity.cookie else ""))
+    if given := spec.limits.model_fields_set:
+        limits = spec.limits.model_dump(include=given)
+        parts.append("limits " + " ".join(f"{name} {value:g}" for name, value in limits.items()))
     return f"{spec.service}: {', '.join(parts)}"
 
 
@@ -113,6 +116,7 @@ def _facts(spec: TableSpec) -> Facts:
         "burst_cap": (spec.burst_cap, "none" if spec.burst_cap is None else f"{spec.burst_cap:g}"),
         "late_commit": (spec.late_commit, spec.late_commit),
         "salt": (spec.salt, spec.salt or "none"),
+        "limits": (spec.limits, ""),
         "affinity": (affinity, "none" if affinity is None else "tokens"),
     }
 

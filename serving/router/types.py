@@ -53,6 +53,7 @@ class Limits:
     keep_alive_s: float = 5.0  # after which a client that waits for a held answer gets a comment
     mirror_s: float = 300.0  # for a whole copy of a request to a mirrored canary
     table_s: float = 5.0  # until a router that has just started has its first table
+    drain_s: float = 120.0  # for requests under way when the router is told to stop
 
 
 class Request(Struct, frozen=True, gc=False):

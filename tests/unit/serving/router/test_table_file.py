@@ -11,7 +11,7 @@ from serving.router.exchange import Exchange
 from serving.router.outbox import BATCH_LIMIT
 from serving.router.router import RouterCore
 from serving.router.standalone import main
-from serving.router.table_file import FileTableSource, discard_records, make_front
+from serving.router.table_file import FileTableSource, make_front
 from serving.router.table_reader import TableFileError, read_tables
 from serving.router.types import Attempt, Request
 from serving.targets import Target
@@ -214,12 +214,12 @@ def test_two_services_without_a_salt_have_different_canary_users(tmp_path: Path)
 
 
 def test_more_records_than_a_batch_holds_are_discarded_at_once(path: Path) -> None:
-    core, _ = served(path)
+    core, source = served(path)
     request = Request("POST", Target("/v1/completions"), (), b"{}")
     for index in range(2 * BATCH_LIMIT + 1):
         exchange = core.begin(request, request_id=f"req-{index}", now_s=1.0, wall_s=1.0)
         assert isinstance(exchange, Exchange)
         exchange.cancelled(now_s=1.0)
-    discard_records(core)
+    source.take_records(core)
 
     assert core.outbox.waiting == 0
