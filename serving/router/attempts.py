@@ -267,9 +267,12 @@ class Attempts:
             self.tried[-1].cause = f"status {status}"
         if self._assignment.is_lookup:
             return self._is_found(status, cause is not None)
-        if self._context.health is not None:
-            is_told = cause is not None or (self.arm == CANARY and status in TOLD_4XX)
-            self._tell(f"status {status}" if is_told else None)
+        health = self._context.health
+        if health is not None:
+            if cause is not None or (status in TOLD_4XX and self.arm == CANARY):
+                self._tell(f"status {status}")
+            elif health.failing:
+                self._tell(None)
         if cause is None:
             if 400 <= status < 500 and self._is_first:
                 self.first_4xx = status
@@ -333,7 +336,7 @@ class Attempts:
         """By rule 5; None: none is left, or the only one is set aside."""
         untried = self._untried()
         health = self._context.health
-        if health is not None and self.arm == CANARY:
+        if health is not None and health.failing and self.arm == CANARY:
             asked = [one for one in untried if not health.is_aside(one.url)]
             self._is_aside = len(asked) < len(untried)
             untried = asked

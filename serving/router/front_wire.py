@@ -108,7 +108,8 @@ class WireFront:
         self.stop_accepting()
         hand_over_s = min(HAND_OVER_S, drain_s / 2)
         await self._drained(drain_s - hand_over_s)
-        self._hand_over(withdrawn=False)
+        if drain_s:
+            self._hand_over(withdrawn=False)
         await self._drained(hand_over_s)
         for relay in self._relays():
             relay.stop(STOPPING)

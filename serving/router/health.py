@@ -63,16 +63,16 @@ class UpstreamHealth:
         self.now_s = 0.0
         self.failures = failures
         self._service = service
-        self._failing: dict[tuple[int, str], Failing] = {}
+        self.failing: dict[tuple[int, str], Failing] = {}  # by arm and URL
 
     # ---- of attempts
 
     def failed(self, arm: int, url: str, cause: str) -> None:
         """An attempt at this upstream failed. cause: a fixed word."""
         now_s = self.now_s
-        one = self._failing.get((arm, url))
+        one = self.failing.get((arm, url))
         if one is None:
-            one = self._failing[arm, url] = Failing(now_s, now_s, cause)
+            one = self.failing[arm, url] = Failing(now_s, now_s, cause)
         one.last_s, one.cause, one.answered_s = now_s, cause, None
         one.failures += 1
         if cause not in NO_ANSWER:
@@ -88,7 +88,7 @@ class UpstreamHealth:
 
     def answered(self, arm: int, url: str) -> None:
         """This upstream has sent a head that is an answer."""
-        one = self._failing.get((arm, url)) if self._failing else None
+        one = self.failing.get((arm, url))
         if one is not None:
             one.in_a_row, one.answered_s = 0, self.now_s
             one.aside_s, one.aside_until_s = 0.0, None
@@ -96,13 +96,13 @@ class UpstreamHealth:
 
     def went_to_stable(self, url: str) -> None:
         """Stable is asked in place of this canary."""
-        one = self._failing.get((CANARY, url))
+        one = self.failing.get((CANARY, url))
         if one is not None:
             one.to_stable += 1
 
     def is_aside(self, url: str) -> bool:
         """True when this canary is not to be asked now. False, once when its time is over: this one tries."""
-        one = self._failing.get((CANARY, url)) if self._failing else None
+        one = self.failing.get((CANARY, url))
         if one is None or one.aside_until_s is None:
             return False
         if self.now_s < one.aside_until_s:
@@ -116,14 +116,14 @@ class UpstreamHealth:
     def tick(self, now_s: float, table: RouteTable | None) -> Iterator[tuple[bool, str]]:
         """The lines for the log that are due: (whether it fails, text). Sets the clock."""
         self.now_s = now_s
-        for (arm, url), one in list(self._failing.items()):
+        for (arm, url), one in list(self.failing.items()):
             name = f"{self._service} {_NAMES[arm]} {url}"
             counts = f"{one.failures} failed attempts, {one.to_stable} requests went to stable"
             if one.answered_s is not None and now_s - one.last_s >= QUIET_S:
-                del self._failing[arm, url]
+                del self.failing[arm, url]
                 yield False, f"upstream answers again: {name} after {now_s - one.since_s:.0f} s: {counts}"
             elif now_s - one.last_s >= FORGET_S:
-                del self._failing[arm, url]
+                del self.failing[arm, url]
             elif one.told_s is None:
                 one.told_s = now_s
                 yield True, f"upstream fails: {name}: {self._reason(one, _arm(table, arm))}{_instead(arm)}"

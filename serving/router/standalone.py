@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -19,9 +20,10 @@ from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.records_file import RecordsFile
 from serving.router.table_file import FileTableSource, front_of, source_of
 from serving.router.table_reader import TableFileError, read_file
-from serving.router.table_summary import held_streams, summary
+from serving.router.table_summary import notes, summary
 
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
+FIRST_HANDED = 3  # file descriptor, by sd_listen_fds(3)
 
 log = logging.getLogger("canaryctl.router")
 
@@ -38,7 +40,7 @@ def check(table_path: str | Path) -> int:
         return BAD_INPUT
     for spec in file.specs.values():
         _print_line(summary(spec))
-        if (line := held_streams(spec)) is not None:
+        for line in notes(spec):
             _print_line(line)
     for line in file.problems:
         _print_line(line)
@@ -87,8 +89,10 @@ def main(
     for name, spec in source.specs.items():
         where = f"http://{_shown(host)}:{listening.getsockname()[1]}/{name}/v1"
         log.info(f"routing {name} at {where}: {summary(spec).partition(': ')[2]}")
-        if (line := held_streams(spec)) is not None:
+        for line in notes(spec):
             log.info(line)
+        if not (spec.keys_required or _is_loopback(host)):
+            log.warning(f"{name} answers whoever reaches {host}: list keys and set keys_required: true")
     if metrics is not None:
         log.info(f"metrics at http://{_shown(metrics.host)}:{at}/metrics")
     uvloop.run(_serve(front, listening, source))
@@ -97,6 +101,8 @@ def main(
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket on this address. Raises OSError, OverflowError."""
+    if (handed := _handed_over()) is not None:
+        return handed
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -105,6 +111,16 @@ def _bound(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _handed_over() -> socket.socket | None:
+    """The listening socket that systemd opened for this process (socket activation); None: it did not.
+
+    It outlives the process, so that no connection is refused while the router is restarted.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    return socket.socket(fileno=FIRST_HANDED)
 
 
 def _unusable(exc: OSError | OverflowError, host: str, port: int, metrics: MetricsAddress | None) -> str:
@@ -120,8 +136,17 @@ def _unusable(exc: OSError | OverflowError, host: str, port: int, metrics: Metri
     return f"{what}port {port} on {host}: {reason}; choose another with --{option}"
 
 
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+async def _health(path: str) -> tuple[int, bytes] | None:
+    """`/-/healthz` of the router itself: it serves. None: there is no such path."""
+    return (200, b"ok") if path == "/-/healthz" else None
 
 
 async def _serve(front: WireFront, listening: socket.socket, source: FileTableSource) -> None:
@@ -150,6 +175,7 @@ async def _serve(front: WireFront, listening: socket.socket, source: FileTableSo
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGHUP, read_again)
+    front.serve_own_routes(_health)
     await front.start()
     await front.listen(listening)
     keep_collections_short()

@@ -38,12 +38,12 @@ from typing import TypeAlias
 from serving.clock import boot_s
 from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
-from serving.router.health import UpstreamHealth
+from serving.router.health import TELL_S, UpstreamHealth
 from serving.router.records_file import RecordsFile
 from serving.router.router import RouterCore
 from serving.router.table_reader import TableFile, TableFileError, listed, read_file
 from serving.router.table_schema import TableSpec
-from serving.router.table_summary import changes, held_streams
+from serving.router.table_summary import changes, notes
 from serving.supervised import LoopState, SupervisedLoops
 from serving.table.heavy_keys import HeavyKeys
 
@@ -106,6 +106,7 @@ class FileTableSource:
         self._loaded: Stamp | None = None  # of the file when it was last read
         self._settling: Stamp | None = None  # of the file at the last poll
         self._loops = SupervisedLoops()
+        self._capped: dict[str, tuple[int, float]] = {}  # by service: requests that were told, and when
         self._heavy: dict[str, HeavyKeys] = {}
         self._puttings_in = PuttingsIn()
 
@@ -217,9 +218,12 @@ class FileTableSource:
             for line in changes(last.specs, file.specs):
                 log.info(f"table applied: {line}")
             for name, spec in file.specs.items():
-                held = held_streams(spec)
-                if held and (name not in last.specs or held != held_streams(last.specs[name])):
-                    log.info(held)
+                known_notes = notes(last.specs[name]) if name in last.specs else []
+                for note in notes(spec):
+                    if note not in known_notes:
+                        log.info(note)
+            if len(last.specs) == 1 and len(file.specs) > 1:
+                log.warning("several services: a path without a service's name needs its name as the model")
             if last.specs.keys() != file.specs.keys():
                 log.info(f"services are now {listed(self.cores)}")
         known = last.problems if last is not None else ()
@@ -255,6 +259,18 @@ class FileTableSource:
         for core in self.cores.values():
             for fails, line in core.health.tick(now_s, core.table) if core.health is not None else ():
                 log.log(logging.WARNING if fails else logging.INFO, line)
+            self._tell_capped(core, now_s)
+
+    def _tell_capped(self, core: RouterCore, now_s: float) -> None:
+        """Log, once a minute, how many requests a burst cap or overload has kept undrawn."""
+        counts = dict(core.counters.requests).items()
+        capped = sum(count for (_, _, assigned_by), count in counts if assigned_by == "capped")
+        told, at_s = self._capped.get(core.service, (0, -TELL_S))
+        if capped > told and now_s - at_s >= TELL_S:
+            self._capped[core.service] = (capped, now_s)
+            cap = core.table.burst_cap if core.table is not None else None
+            why = f"burst_cap {cap:g} or overload" if cap is not None else "overload"
+            log.warning(f"{core.service}: {capped - told} requests went to stable undrawn ({why})")
 
     def count(self, core: RouterCore, *, now_s: float) -> None:
         """Take this core's requests by unit; publish a unit that has become heavy."""

@@ -5,6 +5,7 @@ Invariant: no key and no secret is shown in a message.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import secrets
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from serving.messages import Arm, Replica, RouteTable
 from serving.router.table_schema import SHARED, AffinitySpec, CanarySpec, LimitsSpec, TableSpec, UpstreamSpec
 
 SHORTEST_TOKEN_KEY = 16  # bytes
+_NO_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
 
 
@@ -228,13 +230,26 @@ def _first_line(error: ValidationError) -> str:
     is_plain = isinstance(got, str | int | float | bool) and "key" not in str(loc[-1:])
     is_shown = is_plain and not {"url", "sha256"} & set(loc)  # a key must not be shown
     value = f" {got!r}" if is_shown else ""
-    is_unknown = first["type"] == "extra_forbidden"
-    known = f"; keys are {_known_at(loc)}" if is_unknown else ""
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    known = ""
+    if kind == "extra_forbidden":
+        names = _known_at(loc)
+        close = difflib.get_close_matches(str(loc[-1]), names, 1)
+        message = f"is no key here{f'; did you mean {close[0]}?' if close else ''}"
+        known = f"; keys are {listed(names)}"
+    elif kind == "missing":
+        message = "is missing; add it"
+    elif kind in _NO_MAPPING:
+        value, message = "", "is no mapping; begin with service: NAME, or services:"
+        if where in ("stable", "canary"):
+            message = f"is no mapping; write {where}: {{url: http://HOST:PORT}}"
+    elif kind.startswith("int") and str(loc[0]).endswith("_bp"):
+        message += "; a weight is a whole number of basis points: 500 is 5 %"
     colon = f"{where}{value}: " if where else ("" if first["type"] == "value_error" else "the file: ")
-    return f"{colon}{first['msg'].removeprefix('Value error, ')}{known}"
+    return f"{colon}{message}{known}"
 
 
-def _known_at(loc: tuple[int | str, ...]) -> str:
+def _known_at(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the mapping around this place may have."""
     kinds: dict[object, type[BaseModel]] = {
         "stable": UpstreamSpec,
@@ -246,7 +261,7 @@ def _known_at(loc: tuple[int | str, ...]) -> str:
     }
     fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else TableSpec).model_fields
     names = [field.alias or name for name, field in fields.items()]
-    return listed(sorted(names, key=lambda name: name not in _FIRST))
+    return sorted(names, key=lambda name: name not in _FIRST)
 
 
 def listed(names: Iterable[str]) -> str:

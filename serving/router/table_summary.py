@@ -54,6 +54,22 @@ def _canary_rules(spec: TableSpec) -> list[str]:
     return rules
 
 
+def notes(spec: TableSpec) -> list[str]:
+    """What a reader of the table may not expect of a service, each in one line."""
+    found = [line for line in (held_streams(spec),) if line is not None]
+    canary = spec.canary
+    if canary is not None and (canary.url, canary.model) == (spec.stable.url, spec.stable.model):
+        found.append(f"{spec.service}: canary and stable are one upstream, so that nothing is compared")
+    if canary is not None and canary.enabled:
+        weights = [*spec.audience_bp.items(), *spec.category_bp.items()]
+        if small := [name for name, bp in weights if bp <= spec.weight_bp]:
+            found.append(
+                f"{spec.service}: {', '.join(small)} has {percent(spec.weight_bp)} like everybody: the "
+                "largest weight of a client counts, so that a smaller one has no effect"
+            )
+    return found
+
+
 def held_streams(spec: TableSpec) -> str | None:
     """What users see of the canary's streams, in one line; None: the canary gets no requests.
 

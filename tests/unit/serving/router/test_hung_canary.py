@@ -159,7 +159,10 @@ def test_the_defaults_of_a_table_are_those_of_the_router() -> None:
     ("text", "message"),
     [
         ("limits: {stable_s: 0}", "limits.stable_s 0: Input should be greater than 0"),
-        ("limits: {stabel_s: 5}", "limits.stabel_s 5: Extra inputs are not permitted"),
+        (
+            "limits: {stabel_s: 5}",
+            "limits.stabel_s 5: is no key here; did you mean stable_s?; keys are connect_s",
+        ),
         ("limits: {failures: 1.5}", "limits.failures 1.5: Input should be a valid integer"),
     ],
 )
