@@ -134,7 +134,7 @@ class UpstreamHealth:
                     f"upstream set aside: {name}: {one.in_a_row} requests in a row had no answer; the next "
                     f"go to stable at once, and one tries it again after {one.aside_s:g} s, then less often",
                 )
-            elif now_s - one.told_s >= TELL_S:
+            elif one.last_s > one.told_s and now_s - one.told_s >= TELL_S:
                 one.told_s = now_s
                 reason = self._reason(one, _arm(table, arm))
                 yield True, f"upstream still fails: {name}: {reason}; in {now_s - one.since_s:.0f} s {counts}"

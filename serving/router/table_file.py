@@ -206,10 +206,10 @@ class FileTableSource:
                 core.health.failures = file.limits.failures
         if self.on_services is not None and before.keys() != self.cores.keys():
             self.on_services(tuple(self.cores.values()))
-        if self.on_tables is not None:
-            self.on_tables()
         self._log_use(last, file)
         self.refused = self.refused_since_s = None
+        if self.on_tables is not None:
+            self.on_tables()
 
     def _log_use(self, last: TableFile | None, file: TableFile) -> None:
         if self.refused is not None and last is not None:
