@@ -327,7 +327,8 @@ class Attempts:
         if self.arm == CANARY:
             self.arm = STABLE
             health, canary = self._context.health, self._table.canary
-            if health is not None and canary is not None and self.first_cause is not None:
+            has_failed = self.first_cause is not None or self.first_4xx is not None
+            if health is not None and canary is not None and has_failed:
                 health.went_to_stable((self.replica or canary.replicas[0]).url)
             self._tried_urls.clear()
             self._may_repeat = True

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import uvloop
@@ -20,9 +21,12 @@ from serving.router.metrics import MetricsAddress, serve_metrics
 from serving.router.records_file import RecordsFile
 from serving.router.table_file import FileTableSource, front_of, source_of
 from serving.router.table_reader import TableFileError, read_file
+from serving.router.table_schema import TableSpec
 from serving.router.table_summary import notes, summary
+from serving.targets import Endpoint
 
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
+ANY = ("0.0.0.0", "::")
 FIRST_HANDED = 3  # file descriptor, by sd_listen_fds(3)
 
 log = logging.getLogger("canaryctl.router")
@@ -75,6 +79,9 @@ def main(
     except TableFileError as exc:
         _print_line(str(exc))
         return BAD_INPUT
+    if (own := _asks_itself(source.specs, host, port)) is not None:
+        _print_line(f"table {table_path}: {own} is the address of this router; name the server behind it")
+        return BAD_INPUT
     front, listening = front_of(source), None
     try:
         listening = _bound(host, port)
@@ -97,6 +104,18 @@ def main(
         log.info(f"metrics at http://{_shown(metrics.host)}:{at}/metrics")
     uvloop.run(_serve(front, listening, source))
     return OK
+
+
+def _asks_itself(specs: Mapping[str, TableSpec], host: str, port: int) -> str | None:
+    """The upstream that is the router's own address, such as `chat.stable URL`; None: none is."""
+    hosts = {host, *(("127.0.0.1", "localhost", "[::1]") if _is_loopback(host) or host in ANY else ())}
+    for name, spec in specs.items():
+        for arm, upstream in (("stable", spec.stable), ("canary", spec.canary)):
+            if upstream is not None and Endpoint.parsed(upstream.url).authority in {
+                f"{one}:{port}" for one in hosts
+            }:
+                return f"{name}.{arm} {upstream.url}"
+    return None
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -150,3 +150,16 @@ def test_requests_that_a_cap_kept_undrawn_are_told_once_a_minute(
         "chat: 3 requests went to stable undrawn (burst_cap 5 or overload)",
         "chat: 7 requests went to stable undrawn (burst_cap 5 or overload)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://localhost:8123"), ("0.0.0.0", "http://127.0.0.1:8123")]
+)
+def test_a_router_that_would_ask_itself_is_refused(
+    table: Path, capsys: pytest.CaptureFixture[str], host: str, url: str
+) -> None:
+    table.write_text(TABLE.replace("http://127.0.0.1:8001", url))
+    code = main(table, host, 8123)
+
+    assert code == 2
+    assert f"chat.stable {url} is the address of this router" in capsys.readouterr().err

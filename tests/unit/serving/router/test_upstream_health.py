@@ -175,3 +175,20 @@ def test_a_key_that_is_refused_or_unreadable_is_told_with_its_file() -> None:
     assert (
         "it refuses our API key; correct the key, which is read again for each request (api_key_f" in refused
     )
+
+
+def test_a_canary_that_answers_404_to_all_is_told_with_the_requests_that_stable_took() -> None:
+    router, health = routed()
+    for _ in range(3):
+        exchange = begin(router)
+        attempt(exchange)
+        assert exchange.answered(404, JSON) is Step.AGAIN
+        attempt(exchange)
+        answer(exchange)
+    began = [text for _, text in health.tick(100.0, router.table)]
+    ask(router, None)
+    health.answered(CANARY, URL)
+    ended = [text for _, text in health.tick(100.0 + QUIET_S, router.table)]
+
+    assert began == [f"upstream fails: chat canary {URL}: status 404; stable is asked instead"]
+    assert ended[0].endswith("after 10 s: 3 failed attempts, 3 requests went to stable")
