@@ -7,7 +7,7 @@ TORCH := 2.13.0
 export OMP_NUM_THREADS ?= 1
 
 # Folders with a run of their own in `make check`; `unit-rest` runs all others.
-SHARDS := controller cli evaluation
+SHARDS := controller evaluation cli
 QUICK := $(BIN)/python -m pytest -q -m "not integration and not calibration and not slow"
 
 .PHONY: demo test check bench bench-gate bench-router soak lint types unit $(SHARDS:%=unit-%) unit-rest clean install reference

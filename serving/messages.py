@@ -345,3 +345,8 @@ class RecordPage:
     next_seq: int  # pass it as `after_seq` of the next read
     lost: tuple[LostSpan, ...]
     low_watermark_s: float  # every request assigned before this has been reported; 0: more pages follow
+    # When the newest request that the log no longer holds was assigned; None: it holds every one.
+    dropped_s: float | None = None
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)

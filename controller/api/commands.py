@@ -392,8 +392,7 @@ class Commands(Returns):
     def _refuse_rejected(self, service: str, canary: str) -> None:
         """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""
         refuse_rejected(self._attempts(service, canary))
-        served = self._store.served(service)
-        undone = next((one.undone for one in served if one.version.id == canary), None)
+        undone = next((one.undone for one in self._store.served(service) if one.version.id == canary), None)
         undo = self._store.load(undone) if undone is not None else None
         if undo is not None:
             why = "; ".join(undo.state.plan.reasons)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ab = typer.Typer(
     name="ab",
     help="A/B tests: is B better than A?",
+    add_completion=False,
     rich_markup_mode=None,
 )
 

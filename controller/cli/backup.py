@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from controller.cli.output import Output, OutputOption, console, emit_data
-from controller.errors import BadInput
-from controller.settings import load_settings
+from controller.errors import BadInput, CanaryctlError
+from controller.settings import Settings, load_settings
 
 
 def backup(
@@ -26,15 +26,16 @@ def backup(
     import sqlalchemy as sa
 
     from controller.store.backup import copy_database
-    from controller.store.sql import SqlStore
 
-    url = sa.make_url(load_settings().database_url)
+    settings = load_settings()
+    url = sa.make_url(settings.database_url)
     if url.get_backend_name() != "sqlite" or not url.database:
         raise BadInput("the database is PostgreSQL; copy it with pg_dump, and restore it with pg_restore")
     copy_database(Path(url.database), file)
-    with closing(SqlStore(f"sqlite:///{file.absolute()}", may_migrate=False, may_create=False)) as store:
-        names = [row.name for row in store.services()]
-        last = max((event.at_s for name in names if (event := store.last_event(name))), default=None)
+    names: list[str] = []
+    last = None
+    with suppress(CanaryctlError):  # of another release: the copy is whole all the same
+        names, last = _content(settings)
     if not output.is_text:
         emit_data({"backup": str(file), "services": names, "last_event_at_s": last}, output)
         return
@@ -43,3 +44,13 @@ def backup(
         f", last event {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(last))}" if last is not None else ""
     )
     console().print(f"{file}: {count}{at}", soft_wrap=True)
+
+
+def _content(settings: Settings) -> tuple[list[str], float | None]:
+    """Names of the services, and the time of the newest event; None: there is none."""
+    from controller.store.sql import SqlStore
+
+    with closing(SqlStore(settings.database_url, may_migrate=False, may_create=False)) as store:
+        names = [row.name for row in store.services()]
+        times_s = [event.at_s for name in names if (event := store.last_event(name)) is not None]
+    return names, max(times_s, default=None)

@@ -69,6 +69,11 @@ def read_table(path: Path) -> RawTable:
         raise BadInput(
             f"{path.name} ends in {suffix or 'nothing'}; give a .jsonl, .json, .csv or .parquet file, "
             "or one of the first three as .gz"
+            + (
+                "; a proxy's log is read as CSV with a line of names, or as JSON lines"
+                if suffix == ".log"
+                else ""
+            )
         )
     try:
         return reader(path)

@@ -10,12 +10,10 @@ from rich.panel import Panel
 from rich.text import Text
 
 from controller.cli.render import CANNOT_DECIDE, Detail, rollout_parts, unanswered, versions_table
-from controller.cli.render_gates import BAR_WIDTH, Fold
+from controller.cli.render_gates import Fold, bar_width
 from controller.views.models import RolloutView, ServiceView
 
 WIDE_COLUMNS = 120  # from this width on, the gates' reasons fit
-NARROW_COLUMNS = 100  # below it, the bars of the gates are short, so that each keeps its line
-SHORT_BAR = 2
 MAX_LOG_LINES = 14
 MIN_LOG_LINES = 3
 BORDERS = 4  # columns of the frame with its padding
@@ -30,16 +28,16 @@ def frame(
     """
     height = console.height - 1  # the cursor's line
     drawn: RenderableType = Text()
-    for detail, has_versions in _details(rollout, is_narrow=console.width < NARROW_COLUMNS):
+    for detail, has_versions in _details(bar_width(console.width)):
         drawn = _panel(rollout, service, console, notice, detail, has_versions=has_versions)
         if rollout.is_final or _lines(drawn, console) <= height:
             break
     return drawn
 
 
-def _details(rollout: RolloutView, *, is_narrow: bool) -> Iterator[tuple[Detail, bool]]:
+def _details(bar: int) -> Iterator[tuple[Detail, bool]]:
     """How much is drawn, from everything to the least, each with whether all versions are."""
-    full = Detail(MAX_LOG_LINES, SHORT_BAR if is_narrow else BAR_WIDTH)
+    full = Detail(MAX_LOG_LINES, bar)
     for lines in range(MAX_LOG_LINES, MIN_LOG_LINES - 1, -1):
         yield replace(full, log_lines=lines), True
     less = replace(full, log_lines=MIN_LOG_LINES, crops_log=True)

@@ -14,6 +14,7 @@ from controller.cli.output import NO_SERVICE, table
 from controller.cli.render_gates import (
     BAR_WIDTH,
     Fold,
+    bar_width,
     folded,
     gate_notes,
     gates_table,
@@ -36,6 +37,7 @@ PHASE_STYLE = {
     "failed": "bold red",
     "rolling_back": "red",
 }
+WIDE = 200  # columns of a terminal that is not known
 CANNOT_DECIDE = "the controller can decide nothing"
 DIRECT_ACTOR = "direct"  # of the command that a direct rollback leaves in the store
 CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
@@ -76,8 +78,8 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
     return grid if views else Text(NO_SERVICE)
 
 
-def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
-    """A service: its URL, its versions and its newest rollout."""
+def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> RenderableType:
+    """A service: its URL, its versions and its newest rollout. columns: of the terminal."""
     parts: list[RenderableType] = [
         Text.assemble(
             (view.service, "bold"),
@@ -93,7 +95,8 @@ def service_detail(view: ServiceView, *, is_wide: bool) -> RenderableType:
         *([Text(f"{CANNOT_DECIDE}: {view.problem}", style="bold red")] if view.problem is not None else []),
     ]
     if view.rollout is not None:
-        parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide)]
+        detail = Detail(bar_width=bar_width(columns))
+        parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide, detail=detail)]
     return Group(*parts)
 
 
@@ -246,9 +249,10 @@ def _deadline(view: RolloutView) -> list[Text]:
     return [Text(f"deadline of the stage: {at}", style="dim")]
 
 
-def rollout_detail(view: RolloutView, *, is_wide: bool) -> RenderableType:
-    """One rollout with its whole log."""
-    return Group(*rollout_parts(view, is_wide=is_wide, log_lines=len(view.log)))
+def rollout_detail(view: RolloutView, *, is_wide: bool, columns: int = WIDE) -> RenderableType:
+    """One rollout with its whole log. columns: of the terminal."""
+    detail = Detail(len(view.log), bar_width(columns))
+    return Group(*rollout_parts(view, is_wide=is_wide, detail=detail))
 
 
 def arms(view: RolloutView) -> str:

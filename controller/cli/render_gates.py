@@ -12,7 +12,8 @@ from rich.text import Text
 from controller.cli.output import NO_ANSWER, gate_title, number, slowest_line, table
 from controller.views.models import GateView
 
-BAR_WIDTH = 6
+BAR_WIDTH, SHORT_BAR = 6, 2
+NARROW_COLUMNS = 100
 VERDICT_STYLE = {
     "PASS": "green",
     "FAIL": "bold red",
@@ -63,6 +64,11 @@ def gates_table(
             *([_reason(harm, proof)] if is_wide else []),
         )
     return grid
+
+
+def bar_width(columns: int) -> int:
+    """Width of the gates' bars in a terminal of so many columns: short ones let each gate keep its line."""
+    return BAR_WIDTH if columns >= NARROW_COLUMNS else SHORT_BAR
 
 
 class Fold(IntEnum):

@@ -158,7 +158,11 @@ def watch(
         services.note_last_known(settings, given, output)
         raise
     if view.rollout is None or view.rollout.is_final:
-        emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+        emit(
+            view,
+            output,
+            lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
+        )
         if output.is_text:
             note(f"{name} has no running rollout")
         if view.rollout is not None:
@@ -322,7 +326,11 @@ def history(
         service = client.resolve_service(name)
         if rollout is not None:
             view = client.rollout(service, rollout)
-            emit(view, output, lambda is_wide: render.rollout_detail(view, is_wide=is_wide))
+            emit(
+                view,
+                output,
+                lambda is_wide: render.rollout_detail(view, is_wide=is_wide, columns=console().width),
+            )
             return
         views = client.history(service, limit=limit)
     except LostDatabase:

@@ -94,6 +94,8 @@ def up(
         "policy": policy,
     }
     body = service_body(settings, file, {key: value for key, value in given.items() if value is not None})
+    if body is None and (lost := next(iter(options.label(name, message, None)), None)) is not None:
+        raise BadInput(f"--{lost} needs a service; give --service NAME and --model DIR or --url URL")
     if port is None and body is not None:
         port = body.get("port")
     if body is not None:
@@ -145,7 +147,7 @@ def status(
     except Unreachable:
         note_last_known(settings, name, output)
         raise
-    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide))
+    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width))
 
 
 def note_last_known(settings: Settings, service: str | None, output: Output) -> None:

@@ -68,11 +68,12 @@ class Feed:
         self._mirror = MirrorStatus()
         self._is_mirroring = False
         self.seq = 0
+        self._recalled = 0  # position up to which its recent requests are known; `seq`: all are
         self.refused = 0
 
     @classmethod
-    def restore(cls, rollout: str, config: GateConfig, data: bytes, reader: RecordsReader) -> Feed | None:
-        """The feed that wrote `data`, its recent requests read again; None: the log cannot be read now."""
+    def restore(cls, rollout: str, config: GateConfig, data: bytes) -> Feed:
+        """The feed that wrote `data`, without its recent requests: call `recall` until it returns True."""
         saved = stored_feed(data)
         feed = cls(rollout, config)
         if saved["evaluator"] is not None:
@@ -87,9 +88,16 @@ class Feed:
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
         feed._mirror = mirror_of(saved.get("mirror"))
-        feed.seq = saved["seq"]
-        is_read = reader.replay(saved["join_from"], feed.seq, feed._recall)
-        return feed if is_read else None
+        feed.seq, feed._recalled = saved["seq"], saved["join_from"]
+        return feed
+
+    def recall(self, reader: RecordsReader) -> bool:
+        """Read some more of the recent requests again; True: all are known."""
+        recalled = reader.replay(self._recalled, self, self._recall)
+        if recalled is None:
+            return False
+        self._recalled = recalled
+        return recalled >= self.seq
 
     def snapshot(self, resume_seq: int) -> bytes:
         """Everything that `restore` needs, as JSON. resume_seq: from there the join needs the log again."""
@@ -299,12 +307,16 @@ class EvidenceFeeds:
         self._snapshot_of = snapshot_of
         self._config = config
         self._feeds: dict[str, Feed] = {}
+        self._opening: dict[str, Feed] = {}  # restored, and not yet with all of their recent requests
         self._observed: set[str] = set()  # rollouts observed since the last `poll_idle`
 
     def observe(
         self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
     ) -> EvidenceStatus | None:
         """Poll the log and report; None: the log cannot be read, or no unit was drawn yet.
+
+        None, too, while a restored feed reads its recent requests again, some pages a call: a rollback of the
+        service waits for no more than that.
 
         versions: the service's, with their ready replicas; None: not known, and no load is compared.
         """
@@ -343,16 +355,23 @@ class EvidenceFeeds:
         return feed.snapshot(self._reader.resume_seq(feed.seq)) if feed else None
 
     def _open(self, rollout: RolloutState) -> Feed | None:
+        feed = self._opening.get(rollout.id) or self._restored(rollout)
+        self._opening = {rollout.id: feed}
+        if not feed.recall(self._reader):
+            return None
+        self._opening.clear()
+        self._feeds[rollout.id] = feed
+        self._reader.subscribe(rollout.id, feed)
+        return feed
+
+    def _restored(self, rollout: RolloutState) -> Feed:
+        """The feed of the stored snapshot, or an empty one."""
         config = self._config(rollout)
         saved = self._snapshot_of(rollout.id)
-        feed: Feed | None = Feed(rollout.id, config)
         if saved is not None:
             try:
-                feed = Feed.restore(rollout.id, config, saved, self._reader)
+                return Feed.restore(rollout.id, config, saved)
             except (SnapshotMismatch, ValueError, KeyError) as exc:
                 # Evidence for another policy does not count: the gate starts again from the whole log.
                 telemetry.error("evidence snapshot refused, starting again", exc, rollout=rollout.id)
-        if feed is not None:
-            self._feeds[rollout.id] = feed
-            self._reader.subscribe(rollout.id, feed)
-        return feed
+        return Feed(rollout.id, config)

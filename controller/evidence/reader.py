@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller import telemetry
-from controller.evidence.score_join import Joined, ScoreJoin
+from controller.evidence.score_join import IdBudget, Joined, ScoreJoin
 from serving.messages import LostSpan, MirrorRecord, RecordPage
 
 PAGE_EVENTS = 5_000
@@ -53,15 +53,20 @@ class Subscriber(Protocol):
 class RecordsReader:
     """Subscribers of one service's log and the join they share. Not shared between threads."""
 
-    def __init__(self, service: str, log: RecordsLog) -> None:
+    def __init__(self, service: str, log: RecordsLog, budget: IdBudget | None = None) -> None:
+        """budget: of the ids that scores may refer to, shared by all services; None: one of its own."""
         self._service = service
         self._log = log
-        self._join = ScoreJoin()
+        self._join = ScoreJoin(budget)
         self._subscribers: dict[str, Subscriber] = {}
+        self._awaited: Subscriber | None = None  # its replay is under way; None: none is
+        self._has_read = False
 
     def subscribe(self, name: str, subscriber: Subscriber) -> None:
         """Deliver to `subscriber` from the next poll on; it replaces an earlier one of this name."""
         self._subscribers[name] = subscriber
+        if subscriber is self._awaited:
+            self._awaited = None
 
     def unsubscribe(self, name: str) -> None:
         """Deliver no more; does nothing for an unknown name."""
@@ -73,25 +78,44 @@ class RecordsReader:
         for position in sorted({one.seq for one in subscribers}):
             if not self._advance(position, now_s):
                 return False
-        if subscribers:
+        needs = [*subscribers, *([] if self._awaited is None else [self._awaited])]
+        if needs:
             self._join.forget(
-                before_s=now_s - max(one.join_s for one in subscribers),
-                max_ids=max(one.join_ids for one in subscribers),
+                before_s=now_s - max(one.join_s for one in needs),
+                max_ids=max(one.join_ids for one in needs),
             )
         return True
 
-    def replay(self, after_seq: int, through_seq: int, consume: Callable[[Sequence[Joined]], None]) -> bool:
-        """Read (after_seq, through_seq] again for one consumer; False: the log cannot be read now."""
-        while after_seq < through_seq:
-            limit = min(PAGE_EVENTS, through_seq - after_seq)
-            page = self._log.read(self._service, after_seq=after_seq, limit=limit)
-            if page is None:
-                return False
-            consume(self._join.join(event for event in page.events if event.seq <= through_seq))
-            if page.next_seq <= after_seq:
+    def replay(
+        self, after_seq: int, subscriber: Subscriber, consume: Callable[[Sequence[Joined]], None]
+    ) -> int | None:
+        """Read again what a subscriber had consumed, from `after_seq` on, `PAGES_A_TICK` pages at most.
+
+        Returns the position reached: done at `subscriber.seq`, so subscribe; before it, call again with that.
+        None: the log cannot be read now.
+        """
+        self._awaited = subscriber
+        for _ in range(PAGES_A_TICK):
+            if after_seq >= subscriber.seq:
                 break
-            after_seq = page.next_seq
-        return True
+            page = self._read(after_seq, min(PAGE_EVENTS, subscriber.seq - after_seq))
+            if page is None:
+                return None
+            consume(self._join.join(event for event in page.events if event.seq <= subscriber.seq))
+            after_seq = page.next_seq if page.next_seq > after_seq else subscriber.seq
+        return after_seq
+
+    def _read(self, after_seq: int, limit: int) -> RecordPage | None:
+        page = self._log.read(self._service, after_seq=after_seq, limit=limit)
+        if page is None:
+            return None
+        missing = [] if self._has_read or page.dropped_s is None else [page.dropped_s]
+        # A span of no router fell out of the log before it was read.
+        missing += [span.until_s for span in page.lost if not span.router]
+        if missing:
+            self._join.missing_until_s = max((*missing, self._join.missing_until_s or 0.0))
+        self._has_read = True
+        return page
 
     def has(self, name: str) -> bool:
         """True: a subscriber of this name is subscribed. False: it never was, or it was dropped."""
@@ -128,7 +152,7 @@ class RecordsReader:
     def _advance(self, position: int, now_s: float) -> bool:
         group = [one for one in self._subscribers.values() if one.seq == position]
         for _ in range(PAGES_A_TICK):
-            page = self._log.read(self._service, after_seq=position, limit=PAGE_EVENTS)
+            page = self._read(position, PAGE_EVENTS)
             if page is None:
                 return False
             is_end = page.next_seq - position < PAGE_EVENTS

@@ -7,6 +7,8 @@ events again, in log order, gives the same pairs again and no duplicates.
 from __future__ import annotations
 
 import heapq
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +16,8 @@ from serving.messages import Event, RequestRecord, ScoreRecord
 
 JOIN_WINDOW_S = 900.0  # how long a score waits for its request, unless a subscriber needs longer
 HELD_SCORES = 20_000  # ids of requests that have not come yet
-# Of requests that scores may refer to. An id takes about 700 bytes with its half of the record: some 400 MB.
+# Of requests that scores may refer to, of all services of a controller together. An id takes about 700 bytes
+# with its half of the record: some 400 MB.
 MAX_IDS = 600_000
 SCORES_OF_ONE = 64  # of these are held for each id; later ones are dropped: there are not so many metrics
 
@@ -25,6 +28,28 @@ class Joined(NamedTuple):
     request: RequestRecord
     is_new: bool  # the request itself comes here; False: only its score does
     scores: Sequence[ScoreRecord]  # in log order
+
+
+class IdBudget:
+    """Memory bound over the joins of all services: each may hold what the others leave, or an equal share."""
+
+    def __init__(self, max_ids: int | None = None) -> None:
+        """max_ids: of all joins together; None: MAX_IDS."""
+        self._max_ids = max_ids
+        self._joins: weakref.WeakSet[ScoreJoin] = weakref.WeakSet()
+        self._lock = threading.Lock()  # services are ticked in threads of their own
+
+    def add(self, join: ScoreJoin) -> None:
+        """Count the ids of this join, for as long as it is in use."""
+        with self._lock:
+            self._joins.add(join)
+
+    def limit(self, join: ScoreJoin) -> int:
+        """Ids that this join may hold now, >= 1. One above its share gives way to those below theirs."""
+        with self._lock:
+            others = [len(one) for one in self._joins if one is not join]
+        max_ids = MAX_IDS if self._max_ids is None else self._max_ids
+        return max(max_ids // (len(others) + 1), max_ids - sum(others), 1)
 
 
 class Ages:
@@ -63,14 +88,23 @@ class Ages:
 class ScoreJoin:
     """Recent requests by id, and scores held until their request comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: IdBudget | None = None) -> None:
+        """budget: shared with the joins of other services; None: one of its own."""
+        self._budget = IdBudget() if budget is None else budget
+        self._budget.add(self)
         self._requests: dict[str, RequestRecord] = {}  # by request id and answer id
         self._held: dict[str, dict[int, ScoreRecord]] = {}  # id -> seq -> score
         self._ages, self._held_ages = Ages(self._assigned_at_s), Ages(self._held_since_s)
         self._newest_s = 0.0  # of all requests
         self._scored: dict[str, tuple[str, ...]] = {}  # request id -> metrics that have a score
-        # The age at which requests are forgotten, where the bound on ids makes it too early for some scores.
+        # The age at which requests are forgotten, where that is too early for some scores: by the bound on
+        # ids, or because the log no longer had them when this join began.
         self.forgotten_after_s: float | None = None
+        # Of the requests assigned until then some are not known; None: all are.
+        self.missing_until_s: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._requests)
 
     def join(self, events: Iterable[Event]) -> list[Joined]:
         """The events, joined. A score whose request has not come yet is left out, and comes with it."""
@@ -85,22 +119,26 @@ class ScoreJoin:
     def forget(self, *, before_s: float, max_ids: int) -> None:
         """Drop held scores received before `before_s`, and the oldest ids beyond `max_ids`.
 
-        Ids of requests assigned since `before_s` are kept beyond `max_ids`, up to MAX_IDS: scores may still
-        refer to them.
+        Ids of requests assigned since `before_s` are kept beyond `max_ids`, up to what the budget allows:
+        scores may still refer to them.
         """
+        limit = self._budget.limit(self)
+        max_ids = min(max_ids, limit)
         while (held := self._held_ages.oldest()) is not None and held[0] < before_s:
             del self._held[held[1]]
         self._held_ages.tidy(len(self._held))
-        self.forgotten_after_s = None
         while len(self._requests) > max_ids and (oldest := self._ages.oldest()) is not None:
             at_s, id = oldest
             is_young = at_s >= before_s
-            if is_young and len(self._requests) <= MAX_IDS:
+            if is_young and len(self._requests) <= limit:
                 break
             if is_young:
-                self.forgotten_after_s = self._newest_s - at_s
+                self.missing_until_s = max(at_s, self.missing_until_s or at_s)
             self._scored.pop(self._requests.pop(id).request_id, None)
         self._ages.tidy(len(self._requests))
+        missing_s = self.missing_until_s
+        is_missed = missing_s is not None and missing_s >= before_s
+        self.forgotten_after_s = max(0.0, self._newest_s - missing_s) if missing_s and is_missed else None
 
     def _assigned_at_s(self, id: str) -> float | None:
         request = self._requests.get(id)

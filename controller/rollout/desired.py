@@ -105,8 +105,7 @@ def silent_arm(state: RolloutState, seen: Observation) -> str | None:
     """The version without a ready replica for which the split waits; None: it does not wait.
 
     It waits while it would give that version traffic and what is published answers: a stage resumed from an
-    older copy of the database, or a canary that the routers had withdrawn. No route table is left empty for
-    it.
+    older copy of the database, or a canary that the routers had withdrawn. An empty table answers nobody.
     """
     split, published = desired_split(state), seen.split
     if split.weight_bp == 0 or seen.versions is None or published is None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.quantities import duration
-from controller.rollout.observation import Observation, VersionPhase, ready_replicas, version_status
+from controller.rollout.observation import Observation, answering_replicas, ready_replicas, version_status
 from controller.rollout.state import Readiness, RolloutState
 
 # A loop whose engines take up to ten minutes to load is found; three unrelated early losses of one arm alone
@@ -38,20 +38,19 @@ def note_ready(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
     status = version_status(seen, state.canary.id)
     drained = status.drained_replicas if status is not None else 0
     canary = _noted(
-        state.canary_ready, _up(seen, state.canary.id), now_s, drained=drained, is_counted=is_compared
+        state.canary_ready,
+        answering_replicas(seen, state.canary.id),
+        now_s,
+        drained=drained,
+        is_counted=is_compared,
     )
     # A drain of stable's node may have taken the canary's replicas harder: it is no fault of the canary's.
-    stable = _noted(state.stable_ready, _up(seen, state.stable.id), now_s, drained=0, is_counted=False)
+    stable = _noted(
+        state.stable_ready, answering_replicas(seen, state.stable.id), now_s, drained=0, is_counted=False
+    )
     if canary is state.canary_ready and stable is state.stable_ready:
         return state
     return replace(state, canary_ready=canary, stable_ready=stable)
-
-
-def _up(seen: Observation, version: str) -> int:
-    """Replicas that answer, also of a version that is still loading others."""
-    status = version_status(seen, version)
-    is_up = status is not None and status.phase in (VersionPhase.LOADING, VersionPhase.READY)
-    return max(0, status.ready_replicas) if status is not None and is_up else 0
 
 
 def _noted(before: Readiness, count: int, now_s: float, *, drained: int, is_counted: bool) -> Readiness:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from controller.errors import BadInput, Unreachable
 from controller.store.same_database import require_content
+from controller.store.write_ahead_log import set_aside_foreign_log
 
 PAGES = 1000  # copied at a time, so that a commit never waits for the whole
 PAUSE_S = 0.01
@@ -22,6 +23,7 @@ def copy_database(source: Path, target: Path) -> None:
     for a source that cannot be read.
     """
     require_content(source)
+    set_aside_foreign_log(source)
     if target.exists():
         raise BadInput(f"{target} exists; give another path, or remove it first")
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")

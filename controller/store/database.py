@@ -30,6 +30,7 @@ from controller.store.same_database import (
     require_content,
     require_same,
 )
+from controller.store.write_ahead_log import note_log, set_aside_foreign_log
 from serving.clock import boot_s
 
 MOUNTS = Path("/proc/self/mounts")
@@ -106,6 +107,8 @@ class Database:
         path = _sqlite_file(url)
         if path is not None and not may_create:
             require_content(path)
+        if path is not None:
+            set_aside_foreign_log(path)
         self._engine = _engine(url, mounts)
         self._writes = self._engine.execution_options(canaryctl_writes=True)
         # Leadership never waits for a connection: every other one may be in use, waiting for a lock.
@@ -133,6 +136,7 @@ class Database:
                 self._migrate()
             if path is not None:
                 self._same = SameFile(path)
+                note_log(path)
         except BaseException:
             self.close()
             raise

@@ -27,6 +27,7 @@ from controller.errors import BusyPort
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.reader import RecordsReader
 from controller.evidence.records import gate_config
+from controller.evidence.score_join import IdBudget
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
 from controller.quantities import whole
@@ -99,7 +100,7 @@ def build(settings: Settings) -> Controller:
     environment = HostEnvironment(
         versions, log, has_variable=lambda name: cluster.has_variable(settings, name)
     )
-    notifier = LogNotifier()
+    notifier, budget = LogNotifier(), IdBudget()
 
     def make_workers(service: str) -> ServiceWorkers:
         # Anew with every lease: what was measured under an earlier one may be hours old.
@@ -107,7 +108,7 @@ def build(settings: Settings) -> Controller:
         environment.meters[service] = meter
         environment.measuring.discard(service)
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
-        reader = environment.readers[service] = RecordsReader(service, log)
+        reader = environment.readers[service] = RecordsReader(service, log, budget)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
             target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),

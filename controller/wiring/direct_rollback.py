@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from controller.errors import CanaryctlError, UnknownService, Unreachable
+from controller.errors import CanaryctlError, LostDatabase, UnknownService, Unreachable
 from controller.quantities import FULL_BP
 from controller.rollout.machine import abandon
 from controller.rollout.observation import CommandKind, applied_words
@@ -180,6 +180,8 @@ class _Rollback:
         try:
             with closing(self._opened()) as store:
                 names = [row.name for row in store.services()]
+        except LostDatabase:
+            names = []  # there never was one: beside a cluster, `_opened` says that it is lost
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the store must not end this command
             self._failed.append(f"store: not reached ({_line(exc)}); name the service")
             return None
@@ -251,7 +253,7 @@ class _Rollback:
         """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves."""
         if (lost := lost_database(self._settings)) is not None:
             raise Unreachable(f"{lost}; restore it")
-        return SqlStore(self._settings.database_url)
+        return SqlStore(self._settings.database_url, may_create=False)
 
     def _command(self, store: SqlStore, service: str) -> _Stored:
         stable = store.service(service).stable
@@ -365,8 +367,11 @@ def forget_services(settings: Settings) -> bool:
 
     A running rollout is ended, so that it does not continue when the service's name is used again.
     """
-    with closing(SqlStore(settings.database_url)) as store:
-        return _forget(store)
+    try:
+        with closing(SqlStore(settings.database_url, may_create=False)) as store:
+            return _forget(store)
+    except LostDatabase:
+        return False
 
 
 def _forget(store: SqlStore) -> bool:

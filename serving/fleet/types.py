@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from serving.credentials import KeyReference
 from serving.files.plain_text import plain_text
+from serving.messages import restore
 
 # draining: out of the route table, requests in flight continue.  stopping: Serve is deleting it.
 # gone: its processes have ended and its memory is free.  failed: see last_error; not retried.
@@ -140,6 +141,9 @@ class VersionStatus:
     since_s: float  # wall clock when it entered this phase
     external: bool = False
     drained_replicas: int = 0  # ready ones that Serve has stopped, since the fleet actor began: not lost
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
 
 class FleetClient(Protocol):

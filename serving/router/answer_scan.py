@@ -123,6 +123,11 @@ class AnswerScan:
         """True when an answer that should hold text has none."""
         return self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
 
+    @property
+    def is_void(self) -> bool:
+        """True for an empty answer in whose place another may be given: a response may be made later."""
+        return self.is_empty and self.path != "/v1/responses"
+
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
         if self._is_too_large:
@@ -168,21 +173,29 @@ class AnswerScan:
         """The body has ended as its framing declares: read what is left of it; the answer's `fault`."""
         self._has_ended = True
         if self.is_stream:
-            if self._buffer:  # a last event without a blank line: events end so
-                lines = [one for one in bytes(self._buffer).split(b"\n") if not one.startswith(TOKEN_COMMENT)]
-                data = data_of(lines)
-                is_event_whole = data == b"[DONE]" or json_object(data) is not None
-                self.rest = b"\n".join(lines) if is_event_whole else None
+            if self._buffer:
+                self._read_rest(bytes(self._buffer).split(b"\n"))
                 self._buffer.clear()
-                if self.rest is not None:
-                    self.takes_ids = False  # of an event that is not passed on
-                    self._read_events(self.rest + b"\n\n")
         elif self.content_type.startswith("application/json"):
             if not self._is_too_large:
                 self._read_json_answer()
         elif self.path in TEXT_PATHS or self.content_type.startswith("text/html"):
             self.is_malformed = True  # such as a page that asks to log in
         return self.fault
+
+    def _read_rest(self, lines: list[bytes]) -> None:
+        """Read a last event without a blank line: events end so. It is of use only as the answer's end."""
+        named = [one for one in lines if one.startswith(TOKEN_COMMENT)] if self.takes_ids else []
+        kept = [one for one in lines if not one.startswith(TOKEN_COMMENT)]
+        data = data_of(kept)
+        if data != b"[DONE]" and json_object(data) is None:
+            self.rest = None
+            return
+        self.rest, self.takes_ids = b"\n".join(kept), False
+        self._read_events(self.rest + b"\n\n")
+        if self.is_finished:
+            for line in named:
+                self._note_ids(line[len(TOKEN_COMMENT) :])
 
     @property
     def fault(self) -> str | None:

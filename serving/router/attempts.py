@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from heapq import nlargest
+from typing import cast
 
 from msgspec import Struct
 
@@ -38,6 +39,7 @@ MAX_LOOKUPS = 64  # replicas that are asked for one id
 
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
 _REPEATED_STATUSES = frozenset({429, 502, 503, 504})
+_UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
 _MASK = (1 << 64) - 1
 _OF_REPLICA = Salted("replica")
 
@@ -61,9 +63,9 @@ def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure
     """
     if scan.is_stream and cause == "cut" and (is_canary or not scan.has_content):
         return "cut"
-    if is_canary and cause in ("error in the answer", "malformed"):
-        return "error in the answer" if cause == "error in the answer" else "malformed"
-    return None
+    if not is_canary or cause not in _UNUSABLE or (cause == "empty" and not scan.is_void):
+        return None
+    return cast(Failure, cause)
 
 
 class Tried(Struct, gc=False):

@@ -219,11 +219,12 @@ def main() -> None:
             prepared = prepare(
                 body, headers, models, route=route, is_eligible=is_eligible, by_service=by_service
             )
+            answer = pickle.dumps(prepared, protocol=5)
         except MemoryError:
+            prepared = None  # its bodies, which are of no use
             text = f"the body of {route} needs more than {sys.argv[1]} bytes of memory; send a simpler one"
-            prepared = Prepared(refusal=Refusal(413, "body_too_complex", text))
+            answer = pickle.dumps(Prepared(refusal=Refusal(413, "body_too_complex", text)), protocol=5)
         del body
-        answer = pickle.dumps(prepared, protocol=5)
         sink.write(_LENGTH.pack(len(answer)) + answer)
         sink.flush()
 

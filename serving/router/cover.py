@@ -37,8 +37,10 @@ class Cover:
         scan = AnswerScan(self._start.request.path, kind, self._start.choices, is_ours)
         if not is_canary:
             return scan, False, None
-        is_held = self._must_hold(scan, is_unfit=is_unfit)
-        return scan, is_held, not scan.is_stream or is_held or self.can_continue
+        if not scan.is_stream:
+            return scan, False, True
+        is_held = self._must_hold(is_unfit=is_unfit)
+        return scan, is_held, is_held or self.can_continue
 
     def _read(self, arm: Arm | None, headers: RawHeaders) -> bool:
         """Read the head of an answer; True: its engine says that it cannot be continued."""
@@ -59,19 +61,19 @@ class Cover:
         if arm is not None and digest is not None and digest != "none":
             self._context.vocabularies[arm.version] = digest
 
-    def _must_hold(self, scan: AnswerScan, *, is_unfit: bool) -> bool:
+    def _must_hold(self, *, is_unfit: bool) -> bool:
         """True for a canary's stream that is held back until it is whole. is_unfit: by its engine's word."""
-        table = self._start.table
-        if self._context.held.is_spent:
+        if self._start.is_continuable and not is_unfit and not self._has_endpoint:
             return False
-        is_lost = not self._start.is_continuable or is_unfit or self._has_endpoint
-        return is_lost and scan.is_stream and table.late_commit == "hold" and table.weight_bp < FULL_BP
+        table = self._start.table
+        may_hold = table.late_commit == "hold" and table.weight_bp < FULL_BP
+        return may_hold and not self._context.held.is_spent
 
     @property
     def _has_endpoint(self) -> bool:
         """True when either arm, by the table of the draw, is an endpoint that canaryctl does not run."""
-        table = self._start.table
-        return any(arm is not None and arm.external for arm in (table.stable, table.canary))
+        stable, canary = self._start.table.stable, self._start.table.canary
+        return (canary is not None and canary.external) or (stable is not None and stable.external)
 
     @property
     def may_be_held(self) -> bool:

@@ -27,7 +27,6 @@ Rules:
 6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
    events are passed on, so that another can always follow.
 7. A request still open after `settle_s` is recorded as open, its end is not (`record.py`).
-8. `now_s` is CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from serving.router.cover import Cover
 from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.model_name import NotRenamed
 from serving.router.outgoing import Outgoing, cut_event, event_of
-from serving.router.record import Seen, record_of, settled
+from serving.router.record import End, Seen, end_at_deadline, record_of
 from serving.router.sending import Sender
 from serving.router.takeover import DONE
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, RouterContext, Start, Step
@@ -59,7 +58,6 @@ class Exchange:
         self.settle_deadline_s = start.now_s + context.limits.settle_s
         self._context = context
         self.start = self._start = start
-        self._request = start.request
         self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
@@ -126,7 +124,7 @@ class Exchange:
             self._release()
             return Step.AGAIN
         self._status = status
-        kept = returned(headers, request_id=value_of(self._request.headers, REQUEST_ID))
+        kept = returned(headers, request_id=value_of(self._start.request.headers, REQUEST_ID))
         if self._start.is_eligible and status == 200:
             is_canary = self._attempts.arm == CANARY and not self._start.assignment.is_lookup
             scan, self._out.holds_all, self.seen.covered = self._cover.begin(
@@ -158,7 +156,8 @@ class Exchange:
             seen.last_byte_s = now_s  # a comment is no progress
         if self._out.is_committed and not scan.error_tail:
             return Deliver(None, data) if data else Step.HOLD
-        has_begun = scan.has_content or scan.is_finished or scan.has_error or not scan.is_stream
+        has_begun = scan.has_content or scan.has_error or not scan.is_stream
+        has_begun = has_begun or (scan.is_finished and not (scan.is_void and self._attempts.arm == CANARY))
         if has_begun and seen.first_byte_s is None:
             seen.first_byte_s = now_s
             self.has_begun = True
@@ -192,11 +191,11 @@ class Exchange:
 
     def ended(self, *, now_s: float) -> Action:
         """The body ended as its framing declared."""
-        self._require(self._attempts.replica is not None, "ended")
+        has_head = self._status is not None or self._continuation is not None
+        self._require(has_head and self._attempts.replica is not None, "ended")
         self._now_s = now_s
         if self._continuation is not None:
             return self._ended_of(self._continuation)
-        self._require(self._status is not None, "ended")
         scan = self.seen.scan
         cause, rest = (scan.end(), scan.rest) if scan is not None else (None, b"")
         is_short = rest is None or (self._cover.digest is not None and scan is not None and not scan.is_done)
@@ -236,17 +235,17 @@ class Exchange:
 
     def _complete(self, scan: AnswerScan, rest: bytes, now_s: float) -> Action:
         """The answer is whole, but not what its engine says after it. rest: a last event."""
+        last = rest.rstrip(b"\n") + b"\n\n" if rest else b""
         if self._start.is_continuable and self._cover.lacks_usage(scan) and self._may_continue(scan):
             self._begin_continuation(scan)
-            return Step.AGAIN
-        is_held = self._out.holds_all and self._attempts.arm == CANARY and not self._has_left
-        if is_held and self._cover.lacks_usage(scan):
-            self._failed(None)
+            return Deliver(None, last, "again") if last else Step.AGAIN
+        is_new = self._attempts.arm == CANARY and not (self._out.is_committed or self._has_left)
+        if is_new and (scan.is_void or self._cover.lacks_usage(scan)):
+            self._failed("empty" if scan.is_void else None)
             return Step.AGAIN
         self._finish("answered", scan.defect, now_s)
-        is_done = scan.is_done or not self._request.path.endswith("completions")
-        last = rest.rstrip(b"\n") + b"\n\n" if rest else b""
-        return self._deliver(last + (b"" if is_done else DONE), "end")
+        is_done = scan.is_done or not self._start.request.path.endswith("completions")
+        return self._deliver(last if is_done else last + DONE, "end")
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
@@ -258,8 +257,8 @@ class Exchange:
 
     def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
         """What was held, and these bytes, for the client."""
-        scan = self.seen.scan
-        return self._out.deliver(data, then, is_stream=scan is not None and scan.is_stream)
+        is_stream = self.seen.scan is not None and self.seen.scan.is_stream
+        return self._out.deliver(data, then, is_stream=is_stream)
 
     def _failed(self, why: Failure | None) -> None:
         """The current attempt failed before anything of it was sent; None: it was whole but for its usage."""
@@ -392,7 +391,8 @@ class Exchange:
         if self.is_recorded:
             return
         self.is_recorded = True
-        end = settled((outcome, cause, status), self.seen, now_s, self.settle_deadline_s)
-        now_s = min(now_s, self.settle_deadline_s)
+        end: End = (outcome, cause, status)
+        if now_s >= self.settle_deadline_s:  # however late the router checks it
+            now_s, end = self.settle_deadline_s, end_at_deadline(self.seen, status, self.settle_deadline_s)
         record = record_of(self._start, self._context, self._attempts, self.seen, end, now_s=now_s)
         self._context.on_record(record, assigned_s=self._start.now_s, canary=self._start.assignment.canary)

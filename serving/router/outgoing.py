@@ -56,7 +56,8 @@ class Outgoing:
         if not self._is_unread:
             self._held.append(data)
             self._budget.total += len(data)
-        return self._held_bytes <= (FREE if self._budget.is_spent else HOLD_LIMIT)
+        size = self._held_bytes
+        return size <= FREE or (size <= HOLD_LIMIT and not self._budget.is_spent)
 
     def forget(self) -> None:
         """The answer failed, and the client has seen nothing of it."""

@@ -45,9 +45,10 @@ class Seen:
 
     @property
     def error(self) -> str | None:
-        """The error that the engine has reported in its answer so far; None: none."""
+        """What is wrong with the answer, whatever may still come of it; None: nothing."""
         scan = self.scan
-        return scan.defect if scan is not None and (scan.has_error or scan.is_malformed) else None
+        is_known = scan is not None and (scan.has_error or scan.is_malformed or scan.is_whole)
+        return scan.defect if scan is not None and is_known else None
 
     def forget(self, *, is_whole: bool) -> None:
         """The attempt is of no use to the client, who had nothing of it; is_whole: but for its usage."""
@@ -157,11 +158,6 @@ def record_of(
     )
     record.__class__ = RequestRecord
     return record
-
-
-def settled(end: End, seen: Seen, now_s: float, deadline_s: float) -> End:
-    """The end as it is recorded, which does not depend on how late the router checks the deadline."""
-    return end if now_s < deadline_s else end_at_deadline(seen, end[2], deadline_s)
 
 
 def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:

@@ -25,6 +25,7 @@ PIPELINE_LIMIT = 8  # requests that wait, parsed
 FRAMED_LIMIT = BODY_LIMIT + (16 << 20)  # bytes of a body with what frames its chunks
 
 
+_READ = frozenset({b"content-length", b"content-encoding", b"expect"})  # headers with a meaning here
 _HEAD_END = b"\r\n\r\n"  # of every head; llhttp takes no other
 
 
@@ -180,14 +181,16 @@ class RequestParser:
         if self._head_size > HEAD_LIMIT or len(self._headers) > HEADERS_LIMIT:
             self._refuse_head()
             raise ValueError("head too large")
+        if name not in _READ:
+            return
         if name == b"content-length":
             self._declared = int(value)
             if self._declared > BODY_LIMIT:
                 self._refuse_body()
                 raise ValueError("body too large")
-        if name == b"content-encoding":
+        elif name == b"content-encoding":
             self._is_encoded = True
-        elif name == b"expect" and value.strip().lower() == b"100-continue":
+        elif value.strip().lower() == b"100-continue":
             self.wants_continue = True
 
     def on_headers_complete(self) -> None:

@@ -38,7 +38,7 @@ class Sender:
         self._context = context
         self._start = start
         self._attempts = attempts
-        self._bodies = dict(start.bodies)
+        self._bodies = start.bodies
         self._arm = start.assignment.arm
         self._since_s = start.now_s  # when this arm was first asked
         self.now_s = start.now_s  # of the attempt that is made
@@ -93,7 +93,8 @@ class Sender:
         if arm.model is None:
             return request.body
         if arm.model not in self._bodies:
-            self._bodies[arm.model] = body_with_model(request.body, request.headers, arm.model)
+            body = body_with_model(request.body, request.headers, arm.model)
+            self._bodies = {**self._bodies, arm.model: body}
         return self._bodies[arm.model]
 
     def no_replica(self, *, is_key_refused: bool) -> Refusal:

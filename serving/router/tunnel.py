@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from serving.router.router import RouterCore
 
 HEAD_LIMIT = 64 << 10  # bytes of the engine's answer to the handshake
-ACCEPTED = b" 101 "
+ACCEPTED = b"HTTP/1.1 101 "
 NOT_A_WEBSOCKET = Refusal(
     426,
     "upgrade_required",
@@ -191,7 +191,7 @@ async def _opened(core: RouterCore, request: Request, request_id: str) -> tuple[
             tunnel.close()
             raise
         status = answer.split(b"\r\n", 1)[0]
-        if ACCEPTED in status and answer.startswith(b"HTTP/1.1 "):
+        if answer.startswith(ACCEPTED):
             return tunnel, answer
         tunnel.close()
         if answer and b" 503 " not in status:

@@ -32,7 +32,15 @@ CREATING_PATHS = frozenset({"/v1/files", "/v1/batches"})
 # before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.  key refused:
 # an endpoint answered our API key with 401 or 403.
 Failure: TypeAlias = Literal[
-    "refused", "reset", "timeout", "cut", "withheld", "error in the answer", "malformed", "key refused"
+    "refused",
+    "reset",
+    "timeout",
+    "cut",
+    "withheld",
+    "error in the answer",
+    "malformed",
+    "empty",
+    "key refused",
 ]
 
 

@@ -333,7 +333,6 @@ def _start_of(method: str, path: str, authority: str) -> bytes:
     return f"{method} {path} HTTP/1.1\r\nhost: {authority}\r\n".encode()
 
 
-@lru_cache(maxsize=4096)
 def _address_of(endpoint: Endpoint) -> Address:
     return endpoint.scheme, endpoint.authority
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeAlias
 
-from serving.messages import Event, LostSpan, RecordBatch, RecordPage, ScoreRecord
+from serving.messages import Event, LostSpan, RecordBatch, RecordPage, RequestRecord, ScoreRecord
 
 LOG_LIMIT = 200_000  # events
 REPORTER_TIMEOUT_S = 5.0  # without a batch for this long, a router is no longer waited for
@@ -48,6 +48,7 @@ class RecordLog:
         self._ring: deque[_Entry] = deque(maxlen=limit)
         self._reporters: dict[str, _Reporter] = {}
         self._low_watermark_s = 0.0
+        self._dropped_s: float | None = None  # None: no request has fallen out of the ring
 
     def append_batch(self, batch: RecordBatch, *, now_s: float, wall_s: float) -> bool:
         """Append a batch; False for a repeated one. `now_s`: boot clock, `wall_s`: wall clock."""
@@ -95,6 +96,7 @@ class RecordLog:
             next_seq=max(end, start) - 1,
             lost=tuple(lost),
             low_watermark_s=self._low_watermark_s if is_whole else 0.0,
+            dropped_s=self._dropped_s,
         )
 
     def _advance(self, *, now_s: float, wall_s: float) -> None:
@@ -108,5 +110,7 @@ class RecordLog:
             self._low_watermark_s = max(self._low_watermark_s, slowest_s)
 
     def _append(self, entry: _Entry) -> None:
+        if len(self._ring) == self._ring.maxlen and isinstance(dropped := self._ring[0], RequestRecord):
+            self._dropped_s = max(dropped.at_s, self._dropped_s or dropped.at_s)
         self._ring.append(entry)
         self._next_seq += 1

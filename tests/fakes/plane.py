@@ -273,4 +273,5 @@ class FakeLog:
         if self.blind:
             return None
         events = tuple(self.events[after_seq : after_seq + limit])
-        return RecordPage(events, after_seq + len(events), self.lost, self.watermark_s)
+        is_whole = after_seq + len(events) >= len(self.events)
+        return RecordPage(events, after_seq + len(events), self.lost, self.watermark_s if is_whole else 0.0)

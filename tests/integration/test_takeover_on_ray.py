@@ -277,6 +277,8 @@ async def test_a_canary_killed_in_mid_stream_under_load_is_not_seen_by_any_clien
 
     outcomes = Counter((one.outcome, one.cause, one.takeover_at is not None) for one in found)
     assert sum(one.takeover_at is not None for one in found) >= 1, outcomes
-    assert all(one.error for one in found if one.served_arm == 0)
+    # A busy machine's router stops drawing: what is stable's from the start has met no fault.
+    drawn = [one for one in found if one.arm == 1]
+    assert [one for one in drawn if one.served_arm == 0 and not one.error] == []
     assert {one.status for one in found} == {200}
     await asyncio.to_thread(pair.wait_for_another, url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serving.router.body_facts import _read_unusual, read_facts
@@ -28,6 +28,7 @@ fields = st.fixed_dictionaries(
 )
 
 
+@example(body=b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"user":"u"}')
 @given(body=fields.map(lambda one: json.dumps(one).encode()))
 def test_the_usual_reading_says_what_the_general_one_says(body: bytes) -> None:
     assert read_facts(body) == _read_unusual(body)

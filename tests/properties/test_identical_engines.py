@@ -364,7 +364,16 @@ def differing_cells(
     return found
 
 
-@pytest.mark.parametrize("kind", ["unary", "chat, usage", "tools, usage", "responses"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "unary",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("chat, usage", "tools, usage", "responses")
+        ),
+    ],
+)
 def test_identical_engines_have_identical_records(kind: str) -> None:
     telling = [
         "reads all",

@@ -152,6 +152,7 @@ def json_answers(draw: st.DrawFn) -> bytes:
     return json.dumps(draw(st.fixed_dictionaries({}, optional=fields | others))).encode()
 
 
+@example(data=b'{"choices":[],"usage":{"prompt_tokens":-1,"completion_tokens":10000000000}}', choices=1)
 @given(data=json_answers(), choices=st.integers(1, 2))
 def test_an_answer_of_the_usual_shape_is_read_as_any_other(data: bytes, choices: int) -> None:
     facts = []
@@ -190,6 +191,7 @@ def test_an_event_of_a_known_shape_is_read_as_any_other(
     assert facts[0] == facts[1]
 
 
+@example(texts=["a", "b", b"\\", "next"], sizes=[100])  # together, the last two would be one sound text
 @given(texts=st.lists(TEXTS | RAW, min_size=2, max_size=8), sizes=st.lists(st.integers(100, 400), min_size=1))
 def test_events_that_come_together_are_read_as_one_by_one(texts: list[str | bytes], sizes: list[int]) -> None:
     raws = [json.dumps(text)[1:-1].encode() if isinstance(text, str) else text for text in texts]

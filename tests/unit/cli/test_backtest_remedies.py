@@ -130,3 +130,11 @@ def test_a_live_mismatch_is_told_with_the_observed_share() -> None:
 
     assert shown.reason.endswith("statistics are frozen; the canary has 8 % of 1,000 requests")
     assert (shown.canary, shown.stable) == (0.08, 0.92)
+
+
+def test_a_proxys_log_says_how_it_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "access.log").write_text("10.1.1.1 - - [01/Jan/2026] 200\n")
+
+    text = told(capsys, str(tmp_path / "access.log"), code=2)
+
+    assert "a proxy's log is read as CSV with a line of names, or as JSON lines" in text

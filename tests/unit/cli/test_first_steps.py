@@ -101,6 +101,7 @@ def test_a_source_that_was_taken_for_the_service_is_named(
             ["deploy", "--model", "v2", "--timeout", "5s"],
             "--timeout limits how long --wait waits; give --wait",
         ),
+        (["up", "-m", "why"], "--message needs a service"),
         (["up", "--no-wait", "--timeout", "5s"], "--timeout limits a wait that --no-wait leaves out"),
         (["deploy", "--model", "v2", "--dry-run", "--wait"], "--dry-run starts nothing to wait for"),
     ],
@@ -133,3 +134,12 @@ def test_up_says_what_it_does_where_no_spinner_can_be_drawn(
     assert "starting" not in err  # both run
     assert services._starting(Running(False, False)) == "starting Ray and the controller"
     assert services._starting(Running(True, False)) == "starting the controller"
+
+
+@pytest.mark.parametrize(
+    "command", [["down", "--yes"], ["rollback", "--direct"], ["rollback", "chat", "--direct"], ["status"]]
+)
+def test_no_command_but_up_creates_a_database(home: Path, command: list[str]) -> None:
+    run(command)
+
+    assert not list(home.glob("*.db*"))

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from controller.cli.live_frame import frame
+from controller.cli.render import service_detail
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.state import RolloutState
 from controller.views.models import ServiceView
@@ -120,3 +121,14 @@ def test_an_invalid_or_silent_gate_is_never_folded() -> None:
 
     assert "INVALID" in text
     assert "NOT JUDGED" in text
+
+
+def test_status_keeps_a_line_for_each_gate_at_80_columns_too() -> None:
+    view = service().model_copy(
+        update={"rollout": rollout_view(state(), EvidenceStatus(0, Verdict.UNDECIDED, gates=gates()))}
+    )
+    console = Console(width=80, color_system=None)
+    with console.capture() as printed:
+        console.print(service_detail(view, is_wide=False, columns=80))
+
+    assert not any(line.strip().startswith("UNDECIDED") for line in printed.get().splitlines())

@@ -91,7 +91,7 @@ def test_documents_hold_name_source_actor_and_message(
     chat: FakeController, deploy: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deploy("slow", "--message", "why", "--actor", "bob") == 0
-    until(lambda: len(chat.fleet.engines) == 2)
+    until(lambda: len(chat.runner.last_tick("chat").versions or ()) == 2)
 
     service = document(capsys, "status", "chat")
     label = {"source": str(tmp_path / "v2-sft"), "actor": "bob (admin)", "message": "why"}

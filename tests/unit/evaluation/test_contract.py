@@ -16,7 +16,7 @@ The harm done without a rule is measured in `tests/calibration/test_evidence_tra
 - error, 5xx, its own 429, a 2xx without text: test_a_canarys_status_that_is_no_answer_is_replaced_by_stable
 - refused, reset: test_a_failed_canary_is_replaced_by_stable_and_the_error_counts_against_the_canary
 - error, cut streams: test_a_stream_cut_by_the_canary_is_its_error_and_ends_with_an_error_event
-- error, empty answers: test_an_empty_answer_is_an_error_of_its_arm
+- error, empty answers: test_an_empty_answer_is_an_error_of_its_arm_and_a_canarys_is_replaced_by_stable
 - error, the first attempt by one rule: test_the_first_attempts_outcome_is_recorded_by_one_rule_on_both_arms
 - other 4xx reject: test_stables_4xx_is_a_rejection_by_the_same_rule_and_reaches_the_client
 - a canary's 4xx is answered by stable: test_a_canarys_4xx_is_replaced_by_stable_and_is_a_rejection

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from serving.access import Access, Affinity
-from serving.messages import Arm, AttemptRecord, RecordBatch, RequestRecord, RouteTable, unfrozen
+from serving.fleet.types import VersionStatus
+from serving.messages import (
+    Arm,
+    AttemptRecord,
+    RecordBatch,
+    RecordPage,
+    RequestRecord,
+    RouteTable,
+    unfrozen,
+)
 from serving.table.orders import Split
 from serving.table.records_log import RecordLog
 
@@ -64,6 +73,14 @@ def test_arms_splits_and_batches_of_older_releases_have_no_copies() -> None:
     assert of_older_release(batch, {"mirrored"}) == batch
     assert of_older_release(replace(split, mirror_bp=200), {"mirror_bp"}) == split
     assert Arm.from_json(Arm("v-2", takes_priority=True).to_json()) == Arm("v-2", takes_priority=True)
+
+
+def test_pages_and_versions_of_older_releases_have_dropped_and_drained_nothing() -> None:
+    page = RecordPage((RECORD,), 1, (), 3.0)
+    version = VersionStatus("v-1", "ready", 1, 0, None, ("http://c",), None, 1.0)
+
+    assert of_older_release(replace(page, dropped_s=2.0), {"dropped_s"}) == page
+    assert of_older_release(replace(version, drained_replicas=3), {"drained_replicas"}) == version
 
 
 def test_a_whole_message_is_the_same_after_a_copy() -> None:

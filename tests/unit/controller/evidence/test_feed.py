@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 
 from controller.evidence import feed as feed_module
+from controller.evidence import reader as readers
 from controller.evidence.feed import EvidenceFeeds, Feed
 from controller.evidence.reader import JoinedPage
 from controller.evidence.records import GateConfig, draw_of, gate_config
@@ -566,3 +567,49 @@ def test_the_window_of_recent_requests_is_bounded(monkeypatch: pytest.MonkeyPatc
     observe(feeds, in_stage(), START_S + 30.0)
 
     assert len(feeds._feeds[ROLLOUT]._window) == 100
+
+
+def test_a_restored_feed_reads_its_recent_requests_over_several_ticks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rollback of the service waits for four pages, and not for all that the log holds."""
+    log = FakeLog(watermark_s=START_S)
+    traffic(log, 300)
+    feeds, state = feeds_on(log), in_stage()
+    observe(feeds, state, log.watermark_s)
+    saved = feeds.snapshot(ROLLOUT)
+    traffic(log, 50, first=300)
+    whole = observe(feeds, state, log.watermark_s)
+    monkeypatch.setattr(readers, "PAGE_EVENTS", 20)
+    restored = feeds_on(log, saved)
+
+    looks, reads = [], []
+    for _ in range(20):
+        log.reads.clear()
+        looks.append(restored.observe(state, None, log.watermark_s))
+        reads.append(len(log.reads))
+        restored.poll_idle(log.watermark_s)
+
+    assert max(reads) <= 2 * readers.PAGES_A_TICK
+    assert looks[0] is None
+    assert looks[-1] == whole
+
+
+def test_a_log_that_cannot_be_read_while_a_feed_is_restored_keeps_what_was_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = FakeLog(watermark_s=START_S)
+    traffic(log, 300)
+    feeds, state = feeds_on(log), in_stage()
+    whole = observe(feeds, state, log.watermark_s)
+    monkeypatch.setattr(readers, "PAGE_EVENTS", 20)
+    restored = feeds_on(log, feeds.snapshot(ROLLOUT))
+
+    for tick in range(40):
+        log.blind = tick % 2 == 1
+        status = restored.observe(state, None, log.watermark_s)
+        if log.blind:
+            assert status is None
+    log.blind = False
+
+    assert observe(restored, state, log.watermark_s) == whole

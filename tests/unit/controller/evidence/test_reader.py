@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,10 @@ from controller.evidence import score_join
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
 from controller.evidence.reader import JoinedPage, RecordsReader
-from controller.evidence.score_join import JOIN_WINDOW_S, Joined, ScoreJoin
+from controller.evidence.score_join import JOIN_WINDOW_S, IdBudget, Joined, ScoreJoin
 from controller.evidence.traffic_meter import TrafficMeter
-from serving.messages import LostSpan
+from serving.messages import LostSpan, RecordBatch, RecordPage
+from serving.table.records_log import RecordLog
 from tests.fakes.feed_maker import CONFIG, START_S, a_record, a_score, in_stage, traffic
 from tests.fakes.plane import FakeLog
 
@@ -188,15 +190,134 @@ def test_an_unreadable_log_leaves_every_subscriber_as_it_was() -> None:
 
     assert not reader.poll(START_S)
     assert (recorder.seq, recorder.received, recorder.ends) == (1, [], 0)
-    assert not reader.replay(0, 2, lambda events: None)
+    assert reader.replay(0, Recorder(2), lambda events: None) is None
 
 
 def test_a_replay_reads_exactly_the_requested_events() -> None:
     log = a_log(1, "a1=0.5", 2, 3)
     got: list[Joined] = []
 
-    assert RecordsReader("chat", log).replay(1, 3, got.extend)
+    assert RecordsReader("chat", log).replay(1, Recorder(3), got.extend) == 3
     assert [event.request.request_id for event in got if event.is_new] == ["q2"]
+
+
+class Ring:
+    """The real log of one service, which holds its newest `limit` events."""
+
+    def __init__(self, limit: int) -> None:
+        self.log = RecordLog(limit=limit)
+        self.count = self.batches = self.reads = 0
+
+    def add(self, requests: int) -> None:
+        """Append requests of 0.1 s each."""
+        records = tuple(a_record(n) for n in range(self.count, self.count + requests))
+        self.count += requests
+        self.batches += 1
+        batch = RecordBatch("r", self.batches, records, records[-1].at_s)
+        assert self.log.append_batch(batch, now_s=0.0, wall_s=START_S)
+
+    def read(self, service: str, *, after_seq: int, limit: int) -> RecordPage:
+        self.reads += 1
+        return self.log.read(after_seq, limit, now_s=0.0, wall_s=START_S)
+
+
+def test_after_a_restart_it_is_known_which_requests_the_log_no_longer_had() -> None:
+    ring, recorder = Ring(limit=100), Recorder()
+    before = RecordsReader("chat", ring)
+    before.subscribe("it", recorder)
+    for _ in range(3):
+        ring.add(100)
+        before.poll(START_S + 30.0)
+    assert (before.has_request("q0"), before.forgotten_after_s) == (True, None)
+
+    after = RecordsReader("chat", ring)
+    after.subscribe("it", Recorder())
+    after.poll(START_S + 30.0)
+    assert (after.has_request("q199"), after.has_request("q200")) == (False, True)
+    assert after.forgotten_after_s == pytest.approx(10.0, abs=0.1)
+
+    ring.add(50)
+    after.poll(START_S + 35.0)
+    assert after.forgotten_after_s == pytest.approx(15.0, abs=0.1)
+
+    after.poll(START_S + 19.0 + JOIN_WINDOW_S)
+    assert after.forgotten_after_s is not None
+    after.poll(START_S + 21.0 + JOIN_WINDOW_S)  # no score of those that are missing can come any more
+    assert after.forgotten_after_s is None
+
+
+def test_requests_that_fell_out_of_the_log_before_they_were_read_are_known_as_missing() -> None:
+    ring, recorder = Ring(limit=100), Recorder()
+    reader = RecordsReader("chat", ring)
+    reader.subscribe("it", recorder)
+    ring.add(10)
+    reader.poll(START_S + 1.0)
+    ring.add(290)
+    reader.poll(START_S + 30.0)
+
+    assert reader.forgotten_after_s == pytest.approx(10.0, abs=0.2)
+
+
+def test_a_replay_reads_a_few_pages_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PAGE_EVENTS", 10)
+    ring, subscriber = Ring(limit=1000), Recorder(95)
+    ring.add(100)
+    reader, got, position, reads = RecordsReader("chat", ring), list[Joined](), 0, list[int]()
+    while position < 95:
+        ring.reads = 0
+        reached = reader.replay(position, subscriber, got.extend)
+        assert reached is not None
+        position = reached
+        reads.append(ring.reads)
+        reader.poll(START_S + 10.0 + 2 * JOIN_WINDOW_S)
+
+    assert reads == [4, 4, 2]
+    assert [event.request.seq for event in got] == list(range(1, 96))
+
+
+def test_requests_of_a_replay_under_way_are_kept_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "PAGE_EVENTS", 10)
+    ring, patient, other = Ring(limit=1000), Recorder(95), Recorder()
+    ring.add(100)
+    patient.join_s, other.join_ids = 7200.0, 0
+    reader = RecordsReader("chat", ring)
+    reader.subscribe("other", other)
+    reader.replay(0, patient, lambda events: None)
+    reader.poll(START_S + 3600.0)
+
+    assert reader.has_request("q0")
+
+
+def test_the_ids_of_all_services_share_one_bound() -> None:
+    budget = IdBudget(200)
+    joins = [ScoreJoin(budget) for _ in range(4)]
+    joins[0].join(a_record(n) for n in range(300))
+    joins[0].forget(before_s=0.0, max_ids=1000)
+    assert len(joins[0]) == 200  # the others hold nothing
+
+    for join in joins[1:]:
+        join.join(a_record(n) for n in range(300))
+    for join in [*joins, *joins]:
+        join.forget(before_s=0.0, max_ids=1000)
+
+    assert [len(join) for join in joins] == [50] * 4
+    assert all(join.forgotten_after_s is not None for join in joins)
+
+
+def test_a_quiet_service_keeps_its_ids_beside_a_busy_one_and_one_that_ended_needs_none() -> None:
+    budget = IdBudget(200)
+    quiet, busy, ended = ScoreJoin(budget), ScoreJoin(budget), ScoreJoin(budget)
+    quiet.join(a_record(n) for n in range(5))
+    for join in (busy, ended):
+        join.join(a_record(n) for n in range(300))
+        join.forget(before_s=0.0, max_ids=1000)
+    del join, ended
+    gc.collect()  # a join refers to itself
+    busy.join(a_record(n) for n in range(300))
+    for join in (quiet, busy):
+        join.forget(before_s=0.0, max_ids=1000)
+
+    assert (len(quiet), len(busy)) == (10, 190)  # a request has two ids
 
 
 def test_the_resume_position_lies_before_the_oldest_held_score() -> None:

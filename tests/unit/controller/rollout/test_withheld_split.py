@@ -1,5 +1,4 @@
-"""A split that would give traffic to a version without a ready replica waits while what is published
-answers."""
+"""A split that gives traffic to a version without a ready replica waits while what is published answers."""
 
 from __future__ import annotations
 

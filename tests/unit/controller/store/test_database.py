@@ -159,7 +159,8 @@ def test_a_sqlite_file_is_readable_by_its_owner_only(tmp_path: Path, exists: boo
 
     modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
     store.close()
-    assert modes == {"state.db": 0o600, "state.db-wal": 0o600, "state.db-shm": 0o600}
+    names = ("state.db", "state.db-wal", "state.db-shm", "state.db.id")
+    assert modes == dict.fromkeys(names, 0o600)
 
 
 # --- errors

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from controller.auth import Identity, Role
 from controller.errors import LostDatabase
+from controller.store.backup import copy_database
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from tests.database_rig import PostgresServer, sqlite_url
@@ -127,3 +128,40 @@ def test_a_database_that_was_dropped_and_created_anew_is_left_alone(postgres: Po
         with server.connect() as db:
             db.execute(sa.text("DROP DATABASE IF EXISTS another WITH (FORCE)"))
         server.dispose()
+
+
+def test_the_log_of_a_replaced_file_is_not_read_into_the_copy(tmp_path: Path) -> None:
+    """SQLite plays any log beside a file into it: the old file's rows would overwrite the copy's."""
+    path, copy = tmp_path / "state.db", tmp_path / "copy.db"
+    old = SqlStore(sqlite_url(path))
+    put_chat(old)
+    copy_database(path, copy)
+    for number in range(200):
+        old.put_token(f"digest-{number}", ADA, at_s=1.0)
+    assert (tmp_path / "state.db-wal").stat().st_size > 0
+    copy.replace(path)  # and the old log stays beside it
+
+    with closing(SqlStore(f"sqlite:///{path}", may_create=False)) as store:
+        assert [row.name for row in store.services()] == ["chat"]
+        assert store.identity("digest-7") is None
+        with store.database.read() as db:
+            assert db.execute(sa.text("PRAGMA integrity_check")).scalar() == "ok"
+    old.close()
+    assert [file.name for file in tmp_path.glob("*.of-another-file*")] != []
+
+
+def test_the_log_of_a_file_that_was_moved_with_it_is_read(tmp_path: Path) -> None:
+    path, away = tmp_path / "state.db", tmp_path / "away"
+    away.mkdir()
+    old = SqlStore(sqlite_url(path))
+    put_chat(old)
+    for file in tmp_path.glob("state.db*"):
+        shutil.copy(file, away / file.name)
+    old.close()
+    for file in tmp_path.glob("state.db*"):
+        file.unlink()
+    for file in away.iterdir():
+        file.rename(tmp_path / file.name)
+
+    with closing(SqlStore(f"sqlite:///{path}", may_create=False)) as store:
+        assert [row.name for row in store.services()] == ["chat"]

@@ -195,7 +195,7 @@ def test_the_record_has_bucket_weight_unit_and_key_source_but_not_the_key() -> N
 def test_the_record_has_the_size_of_the_request_body() -> None:
     sent = request({"user": "alice"})
     router = core()
-    answer(begin(router, sent), body=b'{"usage": {"prompt_tokens": 9999}}', headers=JSON)
+    answer(begin(router, sent), body=ANSWER, headers=JSON)
 
     assert record(router).body_bytes == len(sent.body)
 
@@ -650,12 +650,38 @@ def test_a_stream_without_a_byte_is_unusable() -> None:
     assert exchange.ended(now_s=10.5) is Step.AGAIN
 
 
-def test_an_empty_answer_is_an_error_of_its_arm() -> None:
-    router = core()
-    answer(begin(router), headers=JSON, body=ANSWER.replace(b"hi", b""))
-    one = record(router)
+NOTHING = GOOD.replace(b"hi", b"")
 
-    assert (one.error, one.cause, one.empty, one.outcome) == (True, "empty", True, "answered")
+
+@pytest.mark.parametrize(
+    ("headers", "body"), [(JSON, ANSWER.replace(b"hi", b"")), (JSON, b"{}"), (SSE, NOTHING)]
+)
+def test_an_empty_answer_is_an_error_of_its_arm_and_a_canarys_is_replaced_by_stable(
+    headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    routers = core(table(canary=None)), core()
+    answer(begin(routers[0]), headers=headers, body=body)
+    exchange = begin(routers[1])
+    attempt(exchange)
+    exchange.answered(200, headers)
+    held = exchange.received(body, now_s=10.3), exchange.ended(now_s=10.4)
+    answer(exchange, headers=JSON, body=ANSWER)
+    found = [record(router) for router in routers]
+
+    assert held == (Step.HOLD, Step.AGAIN)
+    assert [(one.error, one.cause) for one in found] == [(True, "empty")] * 2
+    assert [(one.empty, one.outcome) for one in found] == [(True, "answered"), (False, "fallback")]
+
+
+@pytest.mark.parametrize("how", ["broken", "ended"])
+def test_a_canarys_stream_that_ends_without_a_word_is_replaced_however_it_ends(how: str) -> None:
+    exchange = begin(core())
+    attempt(exchange)
+    exchange.answered(200, SSE)
+    held = exchange.received(NOTHING.removesuffix(b"data: [DONE]\n\n"), now_s=10.3)
+    end = exchange.broken("cut", now_s=10.4) if how == "broken" else exchange.ended(now_s=10.4)
+
+    assert (held, end, attempt(exchange).arm) == (Step.HOLD, Step.AGAIN, 0)
 
 
 def test_a_client_that_disconnects_is_recorded_as_cancelled_and_no_error() -> None:

@@ -211,6 +211,18 @@ def test_beyond_the_limit_it_streams_and_is_not_covered() -> None:
     assert record(router).covered is False
 
 
+def test_beyond_the_limit_what_lacks_only_its_usage_is_not_sent_a_second_time() -> None:
+    router, exchange = begin({**TOOLS, "stream_options": {"include_usage": True}})
+    attempt(exchange)
+    streamed = exchange.received(EVENT * (HOLD_LIMIT // len(EVENT) + 1), now_s=11.0)
+    exchange.received(FINISH, now_s=12.0)
+    last = exchange.broken("cut", now_s=12.5)
+
+    assert isinstance(streamed, Deliver)
+    assert last == Deliver(None, DONE, "end")
+    assert (record(router).error, exchange.is_over) == (False, True)
+
+
 def test_a_client_that_waits_gets_the_head_and_comments_and_then_the_answer_without_a_head() -> None:
     _, exchange = begin(TOOLS)
     early = [exchange.waited(99.0)]

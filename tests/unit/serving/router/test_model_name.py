@@ -29,6 +29,14 @@ def test_only_the_model_of_a_json_body_changes() -> None:
     assert changed == {**body, "model": "large"}
 
 
+def test_the_other_fields_stay_as_they_were_written() -> None:
+    body = b'{"a": 1.50, "mod\\u0065l": "x", "b": {"z":  "\\u00e9", "z": 2}}'
+
+    assert renamed(body, "application/json", "large") == (
+        b'{"model":"large","a":1.50,"b":{"z":  "\\u00e9", "z": 2}}'
+    )
+
+
 def test_a_body_without_a_model_gets_one() -> None:
     assert json.loads(renamed(b"{}", "application/json", "large")) == {"model": "large"}
 
@@ -41,8 +49,7 @@ def test_a_form_without_a_model_gets_one() -> None:
 
 def test_a_json_body_with_several_models_keeps_the_endpoint_s_alone() -> None:
     assert (
-        renamed(b'{"model":"a","Model":"b","model":"c"}', "application/json", "large")
-        == b'{"model": "large"}'
+        renamed(b'{"model":"a","Model":"b","model":"c"}', "application/json", "large") == b'{"model":"large"}'
     )
 
 

@@ -161,7 +161,8 @@ async def test_headers_of_an_endpoints_own_origin_do_not_reach_the_client(rig: R
     own = {"set-cookie": "a=b", "alt-svc": 'h3=":443"', "strict-transport-security": "max-age=1"}
 
     async def with_headers(_request: web.Request) -> web.StreamResponse:
-        return web.json_response({}, headers={**own, "location": "http://private/", "x-kept": "1"})
+        answer = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}
+        return web.json_response(answer, headers={**own, "location": "http://private/", "x-kept": "1"})
 
     rig.canary.behave = with_headers
     answer = await rig.ask()

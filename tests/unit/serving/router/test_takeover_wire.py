@@ -63,6 +63,34 @@ async def test_a_connection_that_breaks_after_any_event_is_no_event_for_the_clie
     assert taken_over > len(TEXT)
 
 
+@pytest.mark.parametrize("asks_usage", [True, False])
+@pytest.mark.parametrize("short", [1, 2, 9])
+async def test_a_clean_end_within_the_event_of_the_finish_loses_no_byte(short: int, asks_usage: bool) -> None:
+    """short: so many bytes of the finish and its blank line do not come."""
+    async with router_rig() as rig:
+        script(rig)
+        one = TokenEngine(TEXT, name="canary")
+
+        async def behave(request: web.Request) -> web.StreamResponse:
+            body = json.loads(rig.canary.bodies[-1])
+            events = one.events(request.path, body)
+            last = next(index for index, event in enumerate(events) if b'"finish_reason":"' in event)
+            headers = {name.decode(): value.decode() for name, value in one.head(request.path, body)}
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(request)
+            await response.write(b"".join(events[: last + 1])[:-short])
+            return response
+
+        rig.canary.behave = behave
+        fields = asked(CHAT) if asks_usage else {**asked(CHAT), "stream_options": None}
+        answer, record = Answer((await rig.client.post(CHAT, json=fields)).content, True), await rig.record()
+
+    tokens = len(TEXT.encode()) + 1
+    assert (answer.text, answer.finish) == (TEXT, "stop")
+    assert answer.usage == ((len(PROMPT), tokens, len(PROMPT) + tokens) if asks_usage else None)
+    assert record.error is (short == 9)
+
+
 async def test_what_stable_is_asked_to_continue() -> None:
     async with router_rig() as rig:
         script(rig, cut=4)
