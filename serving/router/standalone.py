@@ -189,7 +189,11 @@ async def _serve(front: WireFront, listening: socket.socket, source: FileTableSo
 
     def read_again() -> None:
         log.info("SIGHUP: the table file is read again")
-        source.reload()
+        specs, error = source.specs, source.reload()
+        if error is None and source.refused is not None:
+            log.error(f"table refused: {source.refused}; the last good table stays")
+        elif error is None and source.specs is specs:
+            log.info("the table file has not changed")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
