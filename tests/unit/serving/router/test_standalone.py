@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -71,21 +72,25 @@ def test_it_tells_of_its_start_its_signals_and_its_end(
     (port,) = free_ports(1)
     health: list[tuple[int, str]] = []
 
+    running = threading.Event()
+
     def talk() -> None:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            for _ in range(400):
-                try:
-                    answer = client.get("/-/healthz")
-                    break
-                except httpx.ConnectError:
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                for _ in range(400):
+                    with contextlib.suppress(httpx.ConnectError):
+                        answer = client.get("/-/healthz")
+                        break
                     threading.Event().wait(0.02)
-            health.append((answer.status_code, answer.text))
-            table.write_text(TABLE.replace("2000", "0"))
-            os.kill(os.getpid(), signal.SIGHUP)
-            client.get("/-/healthz")
-            os.kill(os.getpid(), signal.SIGHUP)
-            client.get("/-/healthz")
-        os.kill(os.getpid(), signal.SIGTERM)
+                health.append((answer.status_code, answer.text))
+                table.write_text(TABLE.replace("2000", "0"))
+                os.kill(os.getpid(), signal.SIGHUP)
+                client.get("/-/healthz")
+                os.kill(os.getpid(), signal.SIGHUP)
+                client.get("/-/healthz")
+        finally:
+            if running.is_set():  # else nobody handles it
+                os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(standalone, "log_lines", lambda: None)
     lines: list[str] = []
@@ -93,8 +98,10 @@ def test_it_tells_of_its_start_its_signals_and_its_end(
         monkeypatch.setattr(standalone.log, level, lines.append)
     monkeypatch.setattr(uvloop, "run", asyncio.run)
     thread = threading.Thread(target=talk)
+    running.set()
     thread.start()
     code = main(table, port=port)
+    running.clear()
     thread.join()
 
     assert (code, health) == (0, [(200, "ok")])
