@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from typing import TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LOGGER = "canaryctl"
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -30,11 +31,17 @@ class LineFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def log_lines(stream: TextIO | None = None) -> None:
-    """Write canaryctl's events to `stream`; None: stderr as it is now."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """Write canaryctl's events to stderr until the block ends."""
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logger = logging.getLogger(LOGGER)
-    logger.handlers[:] = [handler]
-    logger.propagate = False
+    before = logger.handlers[:], logger.propagate, logger.level
+    logger.handlers[:], logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = before[0], before[1]
+        logger.setLevel(before[2])

@@ -64,15 +64,22 @@ def main(
 
     The exit code: 0, or after one line 2 (file, ports) or 4 (port).
     """
-    log_lines()
+    with log_lines():
+        return _route(Path(table_path), host, port, metrics, None if records is None else Path(records))
+
+
+def _route(
+    table_path: Path, host: str, port: int, metrics: MetricsAddress | None, records: Path | None
+) -> int:
+    """As `main`."""
     if metrics is not None and port and metrics.port == port and metrics.host == host:
         _print_line(f"--port and --metrics-port are both {port} on {host}; choose another for one of them")
         return BAD_INPUT
-    file = RecordsFile(Path(records)) if records is not None else None
+    file = RecordsFile(records) if records is not None else None
     try:
         if file is not None:
             file.check()
-        source = source_of(Path(table_path), file)
+        source = source_of(table_path, file)
     except OSError as exc:
         _print_line(f"--records {records}: {exc.strerror}; name a file that can be written")
         return BAD_INPUT

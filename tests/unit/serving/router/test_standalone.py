@@ -92,7 +92,7 @@ def test_it_tells_of_its_start_its_signals_and_its_end(
             if running.is_set():  # else nobody handles it
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(standalone, "log_lines", lambda: None)
+    monkeypatch.setattr(standalone, "log_lines", contextlib.nullcontext)
     lines: list[str] = []
     for level in ("info", "warning", "error"):
         monkeypatch.setattr(standalone.log, level, lines.append)

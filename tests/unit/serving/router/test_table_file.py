@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -174,7 +175,9 @@ def test_a_missing_file_is_refused_with_its_path(tmp_path: Path) -> None:
 def test_a_bad_file_ends_the_command_with_one_line_and_exit_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    handlers = logging.getLogger("canaryctl").handlers[:]
     code = main(tmp_path / "none.yaml", "127.0.0.1", 0)
+    assert logging.getLogger("canaryctl").handlers == handlers  # the caller's log is as it was
     output = capsys.readouterr().err
 
     assert code == 2
