@@ -47,6 +47,11 @@ class Access:
     audience_bp: Mapping[str, int] = field(default_factory=dict)  # weight of an audience, 0-10000
     category_bp: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def largest_bp(self) -> int:
+        """The largest weight of an audience or category."""
+        return max((*self.audience_bp.values(), *self.category_bp.values()), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Affinity:

@@ -152,6 +152,11 @@ class RouteTable:
         restore(self, state)
 
     @property
+    def largest_bp(self) -> int:
+        """The largest weight that any client can have."""
+        return self.weight_bp if self.access is None else max(self.weight_bp, self.access.largest_bp)
+
+    @property
     def table_revision(self) -> str:
         """Value of the header x-canaryctl-revision: `epoch.revision`."""
         return f"{self.epoch}.{self.revision}"
@@ -220,7 +225,9 @@ class RequestRecord:
     # The first attempt on the assigned arm did not answer properly, whatever a repeat did; None: the client
     # disconnected first. A 4xx (not 429) is no error but `rejected`.
     error: bool | None
-    cause: str | None  # of error or rejection, a fixed word: 'refused', 'status 503', 'cut', 'silent'
+    cause: (
+        str | None
+    )  # of error or rejection, a fixed word: 'refused', 'status 503', 'cut', 'silent', 'set aside'
     # at_s to the last byte, failed attempts included; None: no whole answer, or rejected. SETTLE_S, a lower
     # bound, for an open one whose answer had begun.
     latency_ms: float | None

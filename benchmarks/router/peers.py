@@ -82,10 +82,11 @@ def _ours(folder: Path, engines: tuple[int, int]) -> tuple[list[str], int]:
     stable, canary = (f"http://127.0.0.1:{one}" for one in engines)
     table = folder / "table.yaml"
     table.write_text(
-        f"service: chat\nstable: {{url: '{stable}'}}\ncanary: {{url: '{canary}'}}\nweight_bp: 5000\nsalt: s\n"
+        f"service: chat\nstable: {{url: '{stable}'}}\ncanary: {{url: '{canary}'}}\n"
+        "weight_bp: 5000\nsalt: s\nlate_commit: stream\n"
     )
     code = (
-        f"import sys; from serving.router.table_file import main; sys.exit(main({str(table)!r}, port={port}))"
+        f"import sys; from serving.router.standalone import main; sys.exit(main({str(table)!r}, port={port}))"
     )
     return [sys.executable, "-c", code], port
 
@@ -190,7 +191,7 @@ def _litellm(folder: Path, engines: tuple[int, int]) -> tuple[list[str], int]:
 PEERS = (
     Peer(
         "canaryctl",
-        "standalone router, 50 % sticky split, records kept",
+        "standalone router, 50 % sticky split, records kept, streams passed on (late_commit: stream)",
         _ours,
         path="/chat" + PATH,
     ),

@@ -28,6 +28,9 @@ def router(
         int | None, typer.Option(min=1, max=65535, help="Port of Prometheus metrics; without it, none.")
     ] = None,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
+    records: Annotated[
+        Path | None, typer.Option(help="File that gets one JSON line a request: see docs/router.md.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the file, and do not serve.")] = False,
 ) -> int:
     """Split traffic between endpoints by a table file.
@@ -38,4 +41,11 @@ def router(
 
     if check:
         return check_table(table)
-    return run_router(table, host=host, port=port, metrics_port=metrics_port, metrics_host=metrics_host)
+    return run_router(
+        table,
+        host=host,
+        port=port,
+        metrics_port=metrics_port,
+        metrics_host=metrics_host,
+        records=records,
+    )

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.router import table_file
+from serving.router import standalone
 from serving.router.metrics import MetricsAddress
 
 
-def run_router(table: Path, *, host: str, port: int, metrics_port: int | None, metrics_host: str) -> int:
+def run_router(
+    table: Path,
+    *,
+    host: str,
+    port: int,
+    metrics_port: int | None,
+    metrics_host: str,
+    records: Path | None = None,
+) -> int:
     """Run the static router until it is interrupted. Returns its exit code.
 
     metrics_port: of its Prometheus metrics; None: none are served.
+    records: file of its request records; None: none are kept.
     """
     metrics = None if metrics_port is None else MetricsAddress(metrics_host, metrics_port)
-    return table_file.main(table, host, port, metrics)
+    return standalone.main(table, host, port, metrics, records)
 
 
 def check_table(table: Path) -> int:
     """Check a table file and say what it holds. Returns the exit code: 0, or 2 when it is invalid."""
-    return table_file.check(table)
+    return standalone.check(table)

@@ -128,8 +128,3 @@ class ClientFields(BaseModel):
         if trust is not None:
             trusted = TrustedHeaders(trust.audience_header, trust.category_header, tuple(trust.networks))
         return Access(keys, self.keys_required, trusted, dict(self.audience_bp), dict(self.category_bp))
-
-    @property
-    def largest_bp(self) -> int:
-        """The largest weight of an audience or category."""
-        return max((*self.audience_bp.values(), *self.category_bp.values()), default=0)

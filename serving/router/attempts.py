@@ -31,6 +31,7 @@ from msgspec import Struct
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.answer_scan import AnswerScan
 from serving.router.assignment import Salted
+from serving.router.health import TOLD_4XX
 from serving.router.types import Assignment, Failure, RouterContext
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
@@ -113,6 +114,7 @@ class Attempts:
         self._tried_urls: list[str] = []  # of the current arm
         self._may_repeat = True  # one more attempt on this arm is allowed
         self._is_exhausted = False  # stable failed, and is not tried again
+        self._is_aside = False  # a replica of the canary was not asked (`health.py`)
         self.arm = assignment.arm
         self.tried: list[Tried] = []
         self.replica: Replica | None = None  # of the current attempt
@@ -164,7 +166,7 @@ class Attempts:
                 return arm, replica
             if self.arm == STABLE:
                 break
-            self.first_cause = self.first_cause or "refused"
+            self.first_cause = self.first_cause or ("set aside" if self._is_aside else "refused")
             self._fall_back()
         return None
 
@@ -185,10 +187,12 @@ class Attempts:
         self._tried_urls.append(replica.url)
         self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
 
-    def release(self) -> None:
-        """The current attempt is over."""
+    def release(self, *, is_cut: bool = False) -> None:
+        """The current attempt is over; is_cut: it broke off, and nobody continues it."""
         replica, self.replica = self.replica, None
         if replica is not None:
+            if is_cut:
+                self._tell("cut")
             remaining = self._context.in_flight[replica.url] - 1
             if remaining:
                 self._context.in_flight[replica.url] = remaining
@@ -212,6 +216,7 @@ class Attempts:
             self._fall_back()
             return
         self._note_failure(why)
+        self._tell(why)
         if self._creates and why not in _NOTHING_MADE:
             self._is_exhausted = self.may_be_made = True  # no other may make a second
             return
@@ -238,7 +243,16 @@ class Attempts:
             self.was_whole = True
         else:
             self._note_failure("cut")
+            self._tell("cut")
         self._fall_back()
+
+    def asks_canary(self, *, withdrawn: bool) -> bool:
+        """True while a drawn canary is asked; withdrawn: one that is not in the newest table any more."""
+        if self.arm != CANARY or self.replica is None or self._assignment.is_lookup:
+            return False
+        canary = self._context.table.canary if self._context.table is not None else None
+        is_listed = canary is not None and self.replica.url in {one.url for one in canary.replicas}
+        return not (withdrawn and is_listed)
 
     def stalled(self) -> None:
         """The current attempt has sent nothing for too long, whatever becomes of it."""
@@ -260,6 +274,12 @@ class Attempts:
             self.tried[-1].cause = f"status {status}"
         if self._assignment.is_lookup:
             return self._is_found(status, cause is not None)
+        health = self._context.health
+        if health is not None:
+            if cause is not None or (status in TOLD_4XX and self.arm == CANARY):
+                self._tell(f"status {status}")
+            elif health.failing:
+                self._tell(None)
         if cause is None:
             if 400 <= status < 500 and self._is_first:
                 self.first_4xx = status
@@ -300,15 +320,34 @@ class Attempts:
         if self._is_first and self.first_4xx is None:
             self.first_cause = self.first_cause or cause
 
+    def _tell(self, cause: str | None) -> None:
+        """Tell the health of the upstreams how the last attempt went; None: it was answered."""
+        health, last = self._context.health, self.tried[-1]
+        if health is None:
+            return
+        if cause is None:
+            health.answered(last.arm, last.url)
+        else:
+            health.failed(last.arm, last.url, cause)
+
     def _fall_back(self) -> None:
         if self.arm == CANARY:
             self.arm = STABLE
+            health, canary = self._context.health, self._table.canary
+            has_failed = self.first_cause is not None or self.first_4xx is not None
+            if health is not None and canary is not None and has_failed:
+                health.went_to_stable((self.replica or canary.replicas[0]).url)
             self._tried_urls.clear()
             self._may_repeat = True
 
     def _choose_replica(self) -> Replica | None:
-        """By rule 5; None: none is left."""
+        """By rule 5; None: none is left, or the only one is set aside."""
         untried = self._untried()
+        health = self._context.health
+        if health is not None and health.failing and self.arm == CANARY:
+            asked = [one for one in untried if not health.is_aside(one.url)]
+            self._is_aside = len(asked) < len(untried)
+            untried = asked
         if len(untried) < 2:
             return untried[0] if untried else None
         return min(preferred(untried, self._assignment.key), key=self._load)

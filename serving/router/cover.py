@@ -2,6 +2,7 @@
 
 An answer can be continued when the request can (`continuable.py`), its engine names the ids of its tokens,
 and stable has the same vocabulary as far as is known: an engine names its digest in the head of every answer.
+An external endpoint names no ids and continues nothing: with one on either arm no answer can be continued.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from serving.messages import FULL_BP, Arm
 from serving.router.answer_scan import AnswerScan
 from serving.router.continuable import PATHS
-from serving.router.continuation import tokens_header
+from serving.router.continuation import Continuation, tokens_header
 from serving.router.headers import RawHeaders, value_of
 from serving.router.takeover import wanted_usage
 from serving.router.types import RouterContext, Start
@@ -68,11 +69,17 @@ class Cover:
 
     def _must_hold(self, *, is_unfit: bool) -> bool:
         """True for a canary's stream that is held back until it is whole. is_unfit: by its engine's word."""
-        if self._start.is_continuable and not is_unfit:
+        if self._start.is_continuable and not is_unfit and not self._has_endpoint:
             return False
         table = self._start.table
         may_hold = table.late_commit == "hold" and table.weight_bp < FULL_BP
         return may_hold and not self._context.held.is_spent
+
+    @property
+    def _has_endpoint(self) -> bool:
+        """True when either arm, by the table of the draw, is an endpoint that canaryctl does not run."""
+        stable, canary = self._start.table.stable, self._start.table.canary
+        return (canary is not None and canary.external) or (stable is not None and stable.external)
 
     @property
     def may_be_held(self) -> bool:
@@ -81,8 +88,14 @@ class Cover:
         if not (start.streams and 0.0 < start.assignment.w < 1.0 and table.weight_bp < FULL_BP):
             return False
         versions = {arm.version for arm in (table.stable, table.canary) if arm is not None}
-        is_lost = not start.is_continuable or not self._context.unfit.isdisjoint(versions)
+        is_unfit = not self._context.unfit.isdisjoint(versions)
+        is_lost = not start.is_continuable or is_unfit or self._has_endpoint
         return is_lost and table.late_commit == "hold"
+
+    def continuation(self, scan: AnswerScan) -> Continuation:
+        """The continuation of the current answer by another engine."""
+        request = self._start.request
+        return Continuation(request.path, request.body, scan, self.digest or "", self.limit)
 
     def lacks_usage(self, scan: AnswerScan) -> bool:
         """True for a stream without the usage that its request asks for in an event of its own."""

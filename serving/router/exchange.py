@@ -95,7 +95,11 @@ class Exchange:
             return refusal
         self._status = refusal.status
         self._finish("failed", "no answer", self._now_s)
-        return Deliver(None, refusal.event(self._start.request.path), "end")
+        return Deliver(None, self.event_of(refusal), "end")
+
+    def event_of(self, refusal: Refusal) -> bytes:
+        """The router's own error as an event, in the shape of the API that was asked."""
+        return refusal.event(self._start.request.path)
 
     def may_start(self, now_s: float) -> bool:
         """Checked just before the head is written; False withholds a canary request."""
@@ -275,18 +279,11 @@ class Exchange:
     # ---- a stream that another engine continues
 
     def _may_continue(self, scan: AnswerScan) -> bool:
-        return (
-            self._out.is_committed
-            and scan.is_between_events
-            and not scan.has_bad_ids
-            and self._cover.can_continue
-            and self._attempts.can_continue()
-        )
+        is_ready = self._out.is_committed and scan.is_between_events and not scan.has_bad_ids
+        return is_ready and self._cover.can_continue and self._attempts.can_continue()
 
     def _begin_continuation(self, scan: AnswerScan) -> None:
-        request, cover = self._start.request, self._cover
-        one = Continuation(request.path, request.body, scan, cover.digest or "", cover.limit)
-        self._continuation = one
+        self._continuation = one = self._cover.continuation(scan)
         self.has_begun = False
         is_whole = scan.is_finished and not scan.has_error
         self.seen.cut(one.sent, is_whole=is_whole)
@@ -338,6 +335,11 @@ class Exchange:
         self._finish("answered", None, self._now_s)
         return Deliver(None, end, "end")
 
+    def awaits_canary(self, *, withdrawn: bool) -> bool:
+        """True while the client has nothing of a canary's answer; withdrawn: of one that left the table."""
+        asks = self._attempts.asks_canary(withdrawn=withdrawn)
+        return asks and not (self._out.is_committed or self._has_left)
+
     def stalled(self) -> bool:
         """The engine has sent nothing for `stall_s` in mid-answer; True: the attempt is ended."""
         if self._continuation is not None:
@@ -384,7 +386,7 @@ class Exchange:
 
     def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
         self._require(True, outcome)
-        self._attempts.release()
+        self._attempts.release(is_cut=outcome == "cut")
         self._out.release()
         self.is_over = True
         self._record_once(outcome, cause, self._status, now_s)

@@ -21,6 +21,7 @@ from serving.router.departed import Departed
 from serving.router.held import HeldBytes
 from serving.router.load import Load, open_files, overloaded
 from serving.router.mirror import Mirror
+from serving.router.relay import Relay
 from serving.router.request_ids import RequestIds
 from serving.router.router import RouterCore
 from serving.router.types import OwnRoutes, Refusal
@@ -32,6 +33,9 @@ log = logging.getLogger("canaryctl.router")
 SWEEP_S = 0.25
 LATE_S = 0.05  # an event loop that is so late has no time for copies
 DRAIN_S = 120.0  # how long `stop` waits for requests under way
+HAND_OVER_S = 30.0  # of these, how long stable has for what a canary has not answered
+FLUSH_S = 1.0  # for the last words to clients
+STOPPING = Refusal(503, "stopping", "the router is being stopped; send the request again", (), 1)
 
 
 class Background(Protocol):
@@ -110,11 +114,22 @@ class WireFront:
         return cast(int, listening.getsockname()[1])
 
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
-        """Accept no more, let requests under way end for `drain_s`, then stop the background."""
+        """Accept no more, let requests under way end for `drain_s`, then stop the background.
+
+        In the last `HAND_OVER_S` stable is asked where a canary has not answered yet. Whoever has no whole
+        answer at the end is told so.
+        """
         self.stop_accepting()
-        deadline_s = boot_s() + drain_s
-        while self._connections and boot_s() < deadline_s:  # noqa: ASYNC110 - an end, not a hot path
-            await asyncio.sleep(0.02)
+        hand_over_s = min(HAND_OVER_S, drain_s / 2)
+        await self._drained(drain_s - hand_over_s)
+        if drain_s:
+            self._hand_over(withdrawn=False)
+        await self._drained(hand_over_s)
+        for relay in self._relays():
+            relay.stop(STOPPING)
+        for connection in list(self._connections):
+            connection.close_if_idle()
+        await self._drained(FLUSH_S if drain_s else 0.0)
         for connection in list(self._connections):
             connection.abort()
         if self._sweeping is not None:
@@ -128,6 +143,28 @@ class WireFront:
         self.reader.close()
         await self._background.stop()
 
+    async def _drained(self, most_s: float) -> None:
+        """Wait until every connection has ended, for so long at most."""
+        deadline_s = boot_s() + most_s
+        while self._connections and boot_s() < deadline_s:  # noqa: ASYNC110 - an end, not a hot path
+            await asyncio.sleep(0.02)
+
+    def tables_changed(self) -> None:
+        """The tables or limits of the cores have changed: nobody waits on for a canary that has left."""
+        if self.upstream is not None:
+            self.upstream.limits = self.core.limits
+        self._hand_over(withdrawn=True)
+
+    def _hand_over(self, *, withdrawn: bool) -> None:
+        """Ask stable where a client has nothing of a canary's answer; withdrawn: of one that has left."""
+        if moved := sum(relay.hand_over(withdrawn=withdrawn) for relay in self._relays()):
+            log.info("requests that waited for a canary go to stable", extra={"requests": moved})
+
+    def _relays(self) -> list[Relay]:
+        """The requests of clients that are under way."""
+        calls = list(self.upstream.calls) if self.upstream is not None else []
+        return [call.listener for call in calls if isinstance(call.listener, Relay)]
+
     def stop_accepting(self) -> None:
         """Close the listeners and idle connections; requests under way go on."""
         self._is_stopping = True
@@ -140,6 +177,11 @@ class WireFront:
     def loops(self) -> tuple[LoopState, ...]:
         """The loops of the background."""
         return getattr(self._background, "loops", ())
+
+    @property
+    def under_way(self) -> int:
+        """Requests under way at engines."""
+        return len(self.upstream.calls) if self.upstream is not None else 0
 
     @property
     def is_stopping(self) -> bool:

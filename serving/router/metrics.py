@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from serving.clock import boot_s
 from serving.loopback import HOST
+from serving.messages import FULL_BP
 from serving.router.counters import ARM_NAMES, COPY_OUTCOMES, Histogram
 from serving.supervised import LoopState
 
@@ -76,6 +77,7 @@ class RouterMetrics(Collector):
         held_bytes: Callable[[], int],
         held_answers: Callable[[], int],
         loops: Callable[[], Sequence[LoopState]],
+        table_refused_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """cores: one for each service.   refusals: of requests that name none of several, by code."""
         self._cores = cores
@@ -83,6 +85,7 @@ class RouterMetrics(Collector):
         self._held_bytes = held_bytes
         self._held_answers = held_answers
         self._loops = loops
+        self._table_refused_s = table_refused_s
 
     def collect(self) -> Iterator[Metric]:
         """Every metric, as it is now."""
@@ -95,6 +98,11 @@ class RouterMetrics(Collector):
         yield held
         yield GaugeMetricFamily(
             PREFIX + "held_answer_bytes", "Bytes of answers that are held back", value=self._held_answers()
+        )
+        yield GaugeMetricFamily(
+            PREFIX + "table_refused_seconds",
+            "Time for which the table file on disk is not what runs; 0: it is, or there is none",
+            value=self._table_refused_s(),
         )
         restarts = CounterMetricFamily(
             PREFIX + "loop_restarts", "Background loops that ended and were started again", labels=["loop"]
@@ -162,6 +170,8 @@ def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
     age = _gauge("table_age_seconds", "Time since the last answered poll for the route table")
     lease = _gauge("lease_seconds", "Time for which canary requests may still start; 0: expired")
     weight = _gauge("canary_weight_ratio", "Share of the canary in the route table, 0 to 1")
+    largest = _gauge("canary_largest_weight_ratio", "Largest weight of any client, audiences included")
+    may_ask = _gauge("canary_in_table", "1: some request may reach the canary, drawn or forced; 0: none")
     waiting = _gauge("records_waiting", "Records that the records log has not accepted yet")
     dropped = CounterMetricFamily(
         PREFIX + "records_dropped", "Records dropped, because the log was unreachable", labels=["service"]
@@ -173,10 +183,13 @@ def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
         age.add_metric(service, core.table_age_s(now_s))
         lease.add_metric(service, core.lease_left_s(now_s))
         table = core.table
-        weight.add_metric(service, table.weight_bp / 10_000 if table is not None and table.canary else 0.0)
+        has_canary = table is not None and table.canary is not None
+        weight.add_metric(service, table.weight_bp / FULL_BP if table is not None and has_canary else 0.0)
+        largest.add_metric(service, table.largest_bp / FULL_BP if table is not None and has_canary else 0.0)
+        may_ask.add_metric(service, float(has_canary))
         waiting.add_metric(service, core.outbox.waiting)
         dropped.add_metric(service, core.outbox.dropped_in_all)
-    yield from (in_flight, age, lease, weight, waiting, dropped)
+    yield from (in_flight, age, lease, weight, largest, may_ask, waiting, dropped)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:
@@ -196,7 +209,9 @@ def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: 
     family.add_metric(labels, buckets, sum_value)
 
 
-def serve_metrics(front: WireFront, address: MetricsAddress) -> tuple[WSGIServer, int]:
+def serve_metrics(
+    front: WireFront, address: MetricsAddress, *, table_refused_s: Callable[[], float] = lambda: 0.0
+) -> tuple[WSGIServer, int]:
     """Serve the metrics of this front in a thread of their own: the server, and its port.
 
     Raises OSError when no port is free, OverflowError when there is none of this number.
@@ -209,6 +224,7 @@ def serve_metrics(front: WireFront, address: MetricsAddress) -> tuple[WSGIServer
             held_bytes=lambda: front.bodies.total,
             held_answers=lambda: front.held.total,
             loops=lambda: front.loops,
+            table_refused_s=table_refused_s,
         )
     )
     ProcessCollector(registry=registry)

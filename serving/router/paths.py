@@ -92,7 +92,7 @@ def _unknown_path(method: str, raw: bytes, path: str, services: tuple[str, ...])
     shown = raw.decode("latin-1")[:SHOWN_LIMIT]
     api = f"/{services[0]}/v1"
     message = (
-        f"{method} {shown!r} is not a route of {', '.join(services)}; "
-        f"its API is at {apis}, as {api}/chat/completions"
+        f"{method} {shown!r} is none of the routes that are passed on to {', '.join(services)} "
+        f"(docs/routing.md lists them); its API is at {apis}, as {api}/chat/completions"
     )
     return Refusal(404, "unknown_path", message)

@@ -155,6 +155,34 @@ class Relay:
         except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
 
+    # ---- of the front
+
+    def hand_over(self, *, withdrawn: bool) -> bool:
+        """Ask stable now if the client has nothing of a canary's answer; withdrawn: of one that has left."""
+        call = self._call
+        if self._is_over or call is None or not self._exchange.awaits_canary(withdrawn=withdrawn):
+            return False
+        call.fail("withheld")
+        return True
+
+    def stop(self, refusal: Refusal) -> None:
+        """The router ends: what has come of the answer is all that the client gets, and it is told."""
+        if self._is_over:
+            return
+        self._end()
+        action: Action = Step.AGAIN
+        if self._has_begun:
+            action = self._exchange.broken("cut", now_s=boot_s())
+        if not self._exchange.is_over:
+            self._exchange.refused(refusal, now_s=boot_s())
+        if isinstance(action, Deliver) and action.then in ("end", "break"):
+            self._client.deliver(action)
+        elif self._has_begun:
+            data = action.data if isinstance(action, Deliver) else b""
+            self._client.deliver(Deliver(None, data + self._exchange.event_of(refusal), "end"))
+        else:
+            self._client.refuse(refusal)
+
     # ---- of time
 
     def waited(self, now_s: float) -> None:

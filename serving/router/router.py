@@ -21,6 +21,7 @@ from serving.router.assignment import is_eligible
 from serving.router.continuable import PATHS as CONTINUABLE_PATHS
 from serving.router.counters import Counters
 from serving.router.exchange import Exchange
+from serving.router.health import UpstreamHealth
 from serving.router.held import HeldBytes
 from serving.router.outbox import Canary, Outbox
 from serving.router.prepared import Prepared, prepare
@@ -70,6 +71,7 @@ class RouterCore:
         self.unfit: set[str] = set()
         self.unreachable: Mapping[str, str] = {}  # of its front, as is the next
         self.held = HeldBytes()
+        self.health: UpstreamHealth | None = None  # of the upstreams of a file; None: of a fleet
         self._clock = MonotonicWallClock()
         self._unrecorded: dict[str, Exchange] = {}  # eligible requests by id, in order of assignment
         self._lease_s = lease_s

@@ -12,6 +12,7 @@ canary gets no new request once the file is reloaded.
       model: example-large                     # its name there, put in place of the client's; optional
       api_key_env: EXAMPLE_KEY                 # or api_key_file: PATH; optional
       since: 2026-11-20                        # another at each putting-in; optional
+      enabled: true                            # false: out for everybody, and its tokens end
     weight_bp: 500                             # 5 %
     salt: 2026-11-spring                       # a new salt assigns all keys anew
     affinity: {key_env: TOKEN_KEY}             # tokens that keep clients on their version; optional
@@ -25,34 +26,35 @@ none of their own, and `limits` stands there alone. GET /health answers 200 with
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import secrets
-import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-import uvloop
+from typing import TypeAlias
 
 from serving.clock import boot_s
-from serving.messages import Arm, RouteTable
+from serving.messages import RouteTable
 from serving.router.front_wire import WireFront
-from serving.router.heap import keep_collections_short
-from serving.router.metrics import MetricsAddress, serve_metrics
+from serving.router.health import TELL_S, UpstreamHealth
+from serving.router.records_file import RecordsFile
 from serving.router.router import RouterCore
-from serving.router.table_reader import TableFileError, listed, read_file, read_tables
-from serving.router.table_schema import LimitsSpec
+from serving.router.table_reader import TableFile, TableFileError, listed, read_file
+from serving.router.table_schema import TableSpec
+from serving.router.table_summary import changes, notes
 from serving.router.types import OwnRoutes
 from serving.supervised import LoopState, SupervisedLoops
 from serving.table.heavy_keys import HeavyKeys
 
-RELOAD_CHECK_S = 0.5
-HEALTH_PATHS = (b"/health", b"/healthz")
-OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
+RELOAD_CHECK_S = 0.25  # a change is in effect after one or two of these
+HEALTH_PATHS = (b"/health", b"/healthz", b"/-/healthz")
+
+log = logging.getLogger("canaryctl.router")
+
+Stamp: TypeAlias = tuple[int, int, int]  # of a file: time of its change in ns, size, inode
 
 
 class PuttingsIn:
@@ -66,9 +68,19 @@ class PuttingsIn:
         self._current: dict[str, str] = {}  # generation in effect, by service
         self._times: dict[tuple[str, str], int] = {}  # by service and generation
 
-    def use(self, tables: Mapping[str, RouteTable]) -> dict[str, RouteTable]:
-        """The tables of a file that takes effect, each with the generation of its canary."""
-        current = {name: table.generation for name, table in tables.items() if table.canary is not None}
+    def use(self, file: TableFile) -> dict[str, RouteTable]:
+        """The tables of a file that takes effect, each with the generation of its canary.
+
+        A canary that is out because its key cannot be read has not left: its tokens hold when it is back. One
+        that is off has left, also for a router that starts while it is.
+        """
+        tables, current = file.tables, {}
+        for name, table in tables.items():
+            is_waiting = name in file.without_key and self._current.get(name) == table.generation
+            if table.canary is not None or is_waiting:
+                current[name] = table.generation
+            elif file.is_off(name):
+                self._times.setdefault((name, table.generation), 0)
         for one in current.items() - self._current.items():
             self._times[one] = self._times.get(one, -1) + 1
         self._current = current
@@ -81,17 +93,24 @@ class PuttingsIn:
 
 
 class FileTableSource:
-    """One core for each service of a file, with its tables as of the last change. Records are discarded."""
+    """One core for each service of a file, with its tables as of the last change."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, records: RecordsFile | None = None) -> None:
+        """records: where the records of requests go; None: they are discarded."""
+        self._records = records
         self.cores: dict[str, RouterCore] = {}  # by service, in the order of the file
         self.on_services: Callable[[tuple[RouterCore, ...]], None] | None = None  # they have changed
-        self.limits = LimitsSpec()
-        self.on_limits: Callable[[float, float], None] | None = None  # the file was read
+        self.on_limits: Callable[[float, float], None] | None = None  # a file has taken effect
+        self.on_tables: Callable[[], None] | None = None  # a file has taken effect
+        self.refused: str | None = None  # why the file as it is on disk is not in effect; None: it is
+        self.refused_since_s: float | None = None  # boot clock; None: it is in effect
         self._path = path
         self._router = f"static:{os.getpid()}:{secrets.token_hex(3)}"
-        self._loaded: tuple[int, int, int] | None = None  # stamp of the file when it was last read
+        self._file: TableFile | None = None  # in effect
+        self._loaded: Stamp | None = None  # of the file when it was last read
+        self._settling: Stamp | None = None  # of the file at the last poll
         self._loops = SupervisedLoops()
+        self._capped: dict[str, tuple[int, float]] = {}  # by service: requests that were told, and when
         self._heavy: dict[str, HeavyKeys] = {}
         self._puttings_in = PuttingsIn()
 
@@ -101,45 +120,130 @@ class FileTableSource:
             self._loops.start("table file", self._run)
 
     async def stop(self) -> None:
-        """Stop checking."""
+        """Stop checking; write the last records."""
         await self._loops.stop()
+        for core in self.cores.values():
+            self.take_records(core)
+        if self._records is not None:
+            await self._records.close()
 
     @property
     def loops(self) -> tuple[LoopState, ...]:
         """The loop that checks."""
         return self._loops.states
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What of the file in effect cannot be used now, each in one line."""
+        return self._file.problems if self._file is not None else ()
+
+    @property
+    def specs(self) -> Mapping[str, TableSpec]:
+        """What the file in effect says, by service."""
+        return self._file.specs if self._file is not None else {}
+
+    def refused_for_s(self) -> float:
+        """Seconds for which the file on disk is not in effect; 0: it is."""
+        return 0.0 if self.refused_since_s is None else max(0.0, boot_s() - self.refused_since_s)
+
+    def poll(self) -> None:
+        """Load the file if it has changed and is the same as at the last poll: nobody is writing it now.
+
+        A file that was refused, or of which a key could not be read, is tried again each time: the cause may
+        lie in another file.
+        """
+        stamp = self._stamp()
+        if stamp != self._settling:
+            self._settling = stamp
+        else:
+            self.reload()
+
     def reload(self) -> str | None:
-        """Load the file if it has changed. What is wrong with it, in one line; None: nothing.
+        """Load the file if it has changed. What is wrong with it, in one line; None: nothing new.
 
         All tables change, or none does. Requests under way keep the table that they began with, also those of
         a service that has been removed.
         """
         stamp = self._stamp()
-        if self.cores and stamp == self._loaded:
+        is_same = self._file is not None and stamp == self._loaded
+        if is_same and self.refused is None and not self.problems:
             return None
-        self._loaded = stamp
+        self._loaded = self._settling = stamp
         try:
-            file = read_file(self._path, change=self._change + 1)
-            tables = file.tables
-            if self.cores and not tables.keys() & self.cores.keys():  # more likely a mistake than a wish
-                raise TableFileError(
-                    f"table {self._path}: service {listed(tables)} is none of those that are served, "
-                    f"{listed(self.cores)}; keep one of these, or start another router"
-                )
+            file = self._read()
         except TableFileError as exc:
-            return str(exc)
-        self.limits = file.limits
-        if self.on_limits is not None:
-            self.on_limits(file.limits.client_idle_s, file.limits.upstream_age_s)
-        before, self.cores = self.cores, {name: self._core(name) for name in tables}
-        self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in tables}
-        for name, table in self._puttings_in.use(tables).items():
+            return self._refuse(str(exc))
+        if is_same and self.refused is None and file.says_the_same_as(self._file):
+            return None
+        self._use(file)
+        return None
+
+    def _read(self) -> TableFile:
+        """Raises TableFileError."""
+        file = read_file(self._path, change=self._change + 1)
+        if self.cores and not file.tables.keys() & self.cores.keys():  # more likely a mistake than a wish
+            raise TableFileError(
+                f"table {self._path}: service {listed(file.tables)} is none of those that are served, "
+                f"{listed(self.cores)}; keep one of these, or start another router"
+            )
+        return file
+
+    def _refuse(self, why: str) -> str | None:
+        if why == self.refused:
+            return None
+        self.refused = why
+        self.refused_since_s = self.refused_since_s or boot_s()
+        if self._file is not None:
+            log.error(f"table refused: {why}; the last good table stays")
+        return why
+
+    def _use(self, file: TableFile) -> None:
+        last, self._file = self._file, file
+        before, self.cores = self.cores, {name: self._core(name) for name in file.tables}
+        self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in file.tables}
+        for name, table in self._puttings_in.use(file).items():
             self._heavy[name].begin(table.rollout)
             self.cores[name].on_table(replace(table, heavy=self._heavy[name].units), sent_s=boot_s())
+        for core in self.cores.values():
+            core.limits = file.limits.limits()
+            if core.health is not None:
+                core.health.failures = file.limits.failures
         if self.on_services is not None and before.keys() != self.cores.keys():
             self.on_services(tuple(self.cores.values()))
-        return None
+        self._log_use(last, file)
+        self.refused = self.refused_since_s = None
+        self.tell_limits()
+        if self.on_tables is not None:
+            self.on_tables()
+
+    def tell_limits(self) -> None:
+        """Call `on_limits` with those of the connections."""
+        if self.on_limits is not None and self._file is not None:
+            limits = self._file.limits
+            self.on_limits(limits.client_idle_s, limits.upstream_age_s)
+
+    def _log_use(self, last: TableFile | None, file: TableFile) -> None:
+        if self.refused is not None and last is not None:
+            log.info(f"table {self._path} is good again")
+        if last is not None:
+            for line in changes(last.specs, file.specs):
+                log.info(f"table applied: {line}")
+            for name, spec in file.specs.items():
+                known_notes = notes(last.specs[name]) if name in last.specs else []
+                for note in notes(spec):
+                    if note not in known_notes:
+                        log.info(note)
+            if len(last.specs) == 1 and len(file.specs) > 1:
+                log.warning("several services: a path without a service's name needs its name as the model")
+            if last.specs.keys() != file.specs.keys():
+                log.info(f"services are now {listed(self.cores)}")
+        known = last.problems if last is not None else ()
+        for line in file.problems:
+            if line not in known:
+                log.error(line)
+        for line in known:
+            if line not in file.problems:
+                log.info(f"no longer so: {line}")
 
     @property
     def _change(self) -> int:
@@ -148,7 +252,36 @@ class FileTableSource:
 
     def _core(self, service: str) -> RouterCore:
         known = self.cores.get(service)
-        return known or RouterCore(service, router=self._router, lease_s=math.inf)
+        if known is None:
+            known = RouterCore(service, router=self._router, lease_s=math.inf)
+            known.health = UpstreamHealth(service)
+        return known
+
+    def take_records(self, core: RouterCore) -> None:
+        """Take all complete records, however many batches, for the file, if there is one."""
+        while records := core.report(now_s=boot_s(), wall_s=time.time()).records:
+            if self._records is not None:
+                self._records.add(records, core.service)
+            core.outbox.acknowledge()
+        core.outbox.acknowledge()
+
+    def tell_health(self, now_s: float) -> None:
+        """Log which upstreams have begun to fail, and which answer again. Called at each poll."""
+        for core in self.cores.values():
+            for fails, line in core.health.tick(now_s, core.table) if core.health is not None else ():
+                log.log(logging.WARNING if fails else logging.INFO, line)
+            self._tell_capped(core, now_s)
+
+    def _tell_capped(self, core: RouterCore, now_s: float) -> None:
+        """Log, once a minute, how many requests a burst cap or overload has kept undrawn."""
+        counts = dict(core.counters.requests).items()
+        capped = sum(count for (_, _, assigned_by), count in counts if assigned_by == "capped")
+        told, at_s = self._capped.get(core.service, (0, -TELL_S))
+        if capped > told and now_s - at_s >= TELL_S:
+            self._capped[core.service] = (capped, now_s)
+            cap = core.table.burst_cap if core.table is not None else None
+            why = f"burst_cap {cap:g} or overload" if cap is not None else "overload"
+            log.warning(f"{core.service}: {capped - told} requests went to stable undrawn ({why})")
 
     def count(self, core: RouterCore, *, now_s: float) -> None:
         """Take this core's requests by unit; publish a unit that has become heavy."""
@@ -159,7 +292,7 @@ class FileTableSource:
             table = replace(core.table, heavy=heavy.units, change=core.table.change + 1)
             core.on_table(table, sent_s=now_s)
 
-    def _stamp(self) -> tuple[int, int, int] | None:
+    def _stamp(self) -> Stamp | None:
         try:
             stat = os.stat(self._path)
         except OSError:
@@ -169,34 +302,39 @@ class FileTableSource:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(RELOAD_CHECK_S)
-            before = self.cores.keys()
-            error = self.reload()
-            if error is not None:
-                _print_line(f"{error}; the last good table stays")
-            elif before != self.cores.keys():
-                _print_line(f"services are now {listed(self.cores)}")
+            self.poll()
+            self.tell_health(boot_s())
             for core in self.cores.values():
                 core.on_table(None, sent_s=boot_s())
-                discard_records(core)
+                self.take_records(core)
                 self.count(core, now_s=boot_s())
-
-
-def discard_records(core: RouterCore) -> None:
-    """Take all complete records, however many batches: a standalone router's have no reader."""
-    while core.report(now_s=boot_s(), wall_s=time.time()).records:
-        core.outbox.acknowledge()
-    core.outbox.acknowledge()
+            if self._records is not None:
+                self._records.flush()
 
 
 def make_front(path: Path) -> WireFront:
     """A router whose tables are in this file. Raises TableFileError."""
-    source = FileTableSource(path)
+    return front_of(source_of(path))
+
+
+def source_of(path: Path, records: RecordsFile | None = None) -> FileTableSource:
+    """The tables of this file. Raises TableFileError."""
+    source = FileTableSource(path, records)
     error = source.reload()
     if error is not None:
         raise TableFileError(error)
+    return source
+
+
+def front_of(source: FileTableSource) -> WireFront:
+    """A router with these tables."""
     front = WireFront(tuple(source.cores.values()), source)
-    source.on_services, source.on_limits = front.serve, front.use_limits
-    front.use_limits(source.limits.client_idle_s, source.limits.upstream_age_s)
+    source.on_services, source.on_tables, source.on_limits = (
+        front.serve,
+        front.tables_changed,
+        front.use_limits,
+    )
+    source.tell_limits()
     front.serve_own_routes(_health_of(front), HEALTH_PATHS)
     return front
 
@@ -210,81 +348,3 @@ def _health_of(front: WireFront) -> OwnRoutes:
         return (503, b"stopping\n") if front.is_stopping else (200, b"ok\n")
 
     return answer
-
-
-def check(table_path: str | Path) -> int:
-    """Read the file and say what it holds, one line a service. The exit code: 0, or 2 after one line."""
-    try:
-        tables = read_tables(Path(table_path), change=1)
-    except TableFileError as exc:
-        _print_line(str(exc))
-        return BAD_INPUT
-    for table in tables.values():
-        arms = [f"stable {_urls(table.stable)}"]
-        if table.canary is not None:
-            arms.append(f"canary {_urls(table.canary)} with {table.weight_bp / 100:g} %")
-        if table.access is not None:
-            count = len(table.access.keys)
-            arms.append(f"{count} client key{'' if count == 1 else 's'}")
-        _print_line(f"{table.service}: {', '.join(arms)}")
-    return OK
-
-
-def _urls(arm: Arm | None) -> str:
-    return listed(one.url for one in arm.replicas) if arm is not None else "none"
-
-
-def main(
-    table_path: str | Path,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    metrics: MetricsAddress | None = None,
-) -> int:
-    """Serve until interrupted, with Prometheus metrics at `metrics`; None: without.
-
-    The exit code: 0, or after one line 2 (file) or 4 (port).
-    """
-    try:
-        front = make_front(Path(table_path))
-    except TableFileError as exc:
-        _print_line(str(exc))
-        return BAD_INPUT
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except (OSError, OverflowError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "not a port"
-        _print_line(f"port {port} on {host}: {reason}; choose another with --port")
-        return UNREACHABLE
-    for service in front.services:
-        _print_line(f"routing {service} at http://{host}:{listening.getsockname()[1]}/{service}/v1")
-    if metrics is not None:
-        try:
-            _, metrics_port = serve_metrics(front, metrics)
-        except (OSError, OverflowError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "not a port"
-            where = f"port {metrics.port} on {metrics.host}"
-            _print_line(f"metrics {where}: {reason}; choose another with --metrics-port")
-            return UNREACHABLE
-        _print_line(f"metrics at http://{metrics.host}:{metrics_port}/metrics")
-    uvloop.run(_serve(front, listening))
-    return OK
-
-
-async def _serve(front: WireFront, listening: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way end first, unless a second signal comes."""
-    stopping, at_once = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: (at_once if stopping.is_set() else stopping).set())
-    await front.start()
-    await front.listen(listening)
-    keep_collections_short()
-    await stopping.wait()
-    ending = loop.create_task(front.stop())
-    await asyncio.wait({ending, loop.create_task(at_once.wait())}, return_when=asyncio.FIRST_COMPLETED)
-
-
-def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is a command's own output

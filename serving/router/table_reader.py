@@ -5,6 +5,7 @@ Invariant: no key and no secret is shown in a message.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import secrets
 from collections.abc import Iterable
@@ -18,16 +19,10 @@ from serving.credentials import KeyReference, NoKey, UnitKey
 from serving.files.client_rules import KeySpec, TrustSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.table_schema import (
-    SHARED,
-    AffinitySpec,
-    CanarySpec,
-    LimitsSpec,
-    TableSpec,
-    UpstreamSpec,
-)
+from serving.router.table_schema import SHARED, AffinitySpec, CanarySpec, LimitsSpec, TableSpec, UpstreamSpec
 
 SHORTEST_TOKEN_KEY = 16  # bytes
+_NO_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
 
 
@@ -37,10 +32,30 @@ class TableFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """What a file holds."""
+    """A valid file: its tables by service, and what of it cannot be used now."""
 
-    tables: dict[str, RouteTable]  # by service
-    limits: LimitsSpec
+    tables: dict[str, RouteTable]
+    specs: dict[str, TableSpec]
+    problems: tuple[str, ...] = ()  # a key that cannot be read now, each in one line
+    without_key: frozenset[str] = frozenset()  # services whose canary is out for its key alone
+
+    def says_the_same_as(self, other: TableFile | None) -> bool:
+        """True when nothing has changed between the two, whatever the revisions of the tables."""
+        return (
+            other is not None
+            and (self.specs, self.problems) == (other.specs, other.problems)
+            and self.without_key == other.without_key
+        )
+
+    @property
+    def limits(self) -> LimitsSpec:
+        """The limits of the port, which all its services have."""
+        return next(iter(self.specs.values())).limits
+
+    def is_off(self, service: str) -> bool:
+        """True when the canary of this service is `enabled: false`."""
+        canary = self.specs[service].canary
+        return canary is not None and not canary.enabled
 
 
 def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
@@ -49,7 +64,11 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
 
 
 def read_file(path: Path, *, change: int) -> TableFile:
-    """All that the file holds, its tables as revision `change`. Raises TableFileError."""
+    """The file, its tables as revision `change`. Raises TableFileError.
+
+    A key (in another file, or a variable) that cannot be read is a problem of its arm alone: the canary is
+    out, stable stays and does not answer, tokens are neither given nor read. The rest of the file holds.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as exc:
@@ -63,19 +82,28 @@ def read_file(path: Path, *, change: int) -> TableFile:
     except ValueError as exc:
         raise TableFileError(f"table {path}: {exc}") from exc
     tables: dict[str, RouteTable] = {}
-    limits = LimitsSpec()
+    specs: dict[str, TableSpec] = {}
+    problems = Problems()
     for where, entry in entries:
         try:
             spec = TableSpec.model_validate(entry)
-            table, limits = _table(spec, path.parent, change), spec.limits
+            table = _table(spec, path.parent, change, problems)
         except ValidationError as exc:
             raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
         except ValueError as exc:
             raise TableFileError(f"table {path}: {where}{exc}") from exc
         if table.service in tables:
             raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
-        tables[table.service] = table
-    return TableFile(tables, limits)
+        tables[table.service], specs[table.service] = table, spec
+    return TableFile(tables, specs, tuple(problems.lines), frozenset(problems.without_key))
+
+
+class Problems:
+    """What of a file cannot be used now, while it is read."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.without_key: set[str] = set()  # services whose canary is out
 
 
 def _entries(data: object) -> list[tuple[str, object]]:
@@ -93,21 +121,36 @@ def _entries(data: object) -> list[tuple[str, object]]:
     entries: list[tuple[str, object]] = []
     for number, one in enumerate(services):
         if isinstance(one, dict) and "limits" in one:
-            raise ValueError(f"services.{number}.limits: holds for all services; write it beside services")
+            raise ValueError(
+                f"services.{number}.limits: limits hold for the port; write them beside services"
+            )
         entry = {**shared, **one} if isinstance(one, dict) else one
         entries.append((f"services.{number}.", entry))
     return entries
 
 
-def _table(spec: TableSpec, folder: Path, change: int) -> RouteTable:
+def _table(spec: TableSpec, folder: Path, change: int, problems: Problems) -> RouteTable:
     """Raises ValueError."""
-    largest_bp = max(spec.weight_bp, spec.largest_bp)
-    if largest_bp and spec.canary is None:
-        name = "weight_bp" if spec.weight_bp else "a weight of"
-        raise ValueError(f"{name} {largest_bp} without a canary; add one or set 0")
-    stable = _arm(spec.stable, "stable", folder)
-    canary = _arm(spec.canary, "canary", folder) if spec.canary and largest_bp else None
-    affinity = _affinity(spec.affinity, folder)
+    weights = spec.weights
+    if weights and spec.canary is None:
+        raise ValueError(
+            f"{listed(weights)} without a canary; remove {'it' if len(weights) == 1 else 'all of these'}, or "
+            "put the canary back (with enabled: false it gets nothing, whatever the weights)"
+        )
+    stable, canary = _arm(spec.stable, "stable", folder), None
+    if (why := _key_problem(stable)) is not None:
+        problems.lines.append(f"{spec.service}: stable {spec.stable.url} cannot be asked: {why}")
+    if spec.canary is not None and spec.canary.enabled and weights:
+        canary = _arm(spec.canary, "canary", folder)
+        if (why := _key_problem(canary)) is not None:
+            problems.lines.append(f"{spec.service}: canary {spec.canary.url} is out: {why}")
+            problems.without_key.add(spec.service)
+            canary = None
+    try:
+        affinity = _affinity(spec.affinity, folder)
+    except ValueError as exc:
+        problems.lines.append(f"{spec.service}: no affinity tokens: {exc}")
+        affinity = None
     return RouteTable(
         service=spec.service,
         epoch=1,
@@ -169,12 +212,14 @@ def _located(file: str | None, folder: Path) -> str | None:
 
 
 def _arm(upstream: UpstreamSpec, name: str, folder: Path) -> Arm:
-    """The upstream as an arm. Raises NoKey when its key cannot be read now."""
+    """The upstream as an arm. Its key is read when it is sent."""
     api_key = KeyReference.from_names(upstream.api_key_env, _located(upstream.api_key_file, folder))
-    if api_key is not None:
-        api_key.read()
     replicas = (Replica(upstream.url),)
     return Arm(upstream.version or name, replicas, True, upstream.model, api_key)
+
+
+def _key_problem(arm: Arm) -> str | None:
+    return arm.api_key.problem() if arm.api_key is not None else None
 
 
 def _first_line(error: ValidationError) -> str:
@@ -185,13 +230,26 @@ def _first_line(error: ValidationError) -> str:
     is_plain = isinstance(got, str | int | float | bool) and "key" not in str(loc[-1:])
     is_shown = is_plain and not {"url", "sha256"} & set(loc)  # a key must not be shown
     value = f" {got!r}" if is_shown else ""
-    is_unknown = first["type"] == "extra_forbidden"
-    known = f"; keys are {_known_at(loc)}" if is_unknown else ""
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    known = ""
+    if kind == "extra_forbidden":
+        names = _known_at(loc)
+        close = difflib.get_close_matches(str(loc[-1]), names, 1)
+        message = f"is no key here{f'; did you mean {close[0]}?' if close else ''}"
+        known = f"; keys are {listed(names)}"
+    elif kind == "missing":
+        message = "is missing; add it"
+    elif kind in _NO_MAPPING:
+        value, message = "", "is no mapping; begin with service: NAME, or services:"
+        if where in ("stable", "canary"):
+            message = f"is no mapping; write {where}: {{url: http://HOST:PORT}}"
+    elif kind.startswith("int") and str(loc[0]).endswith("_bp"):
+        message += "; a weight is a whole number of basis points: 500 is 5 %"
     colon = f"{where}{value}: " if where else ("" if first["type"] == "value_error" else "the file: ")
-    return f"{colon}{first['msg'].removeprefix('Value error, ')}{known}"
+    return f"{colon}{message}{known}"
 
 
-def _known_at(loc: tuple[int | str, ...]) -> str:
+def _known_at(loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the mapping around this place may have."""
     kinds: dict[object, type[BaseModel]] = {
         "stable": UpstreamSpec,
@@ -203,7 +261,7 @@ def _known_at(loc: tuple[int | str, ...]) -> str:
     }
     fields = (kinds[loc[0]] if len(loc) > 1 and loc[0] in kinds else TableSpec).model_fields
     names = [field.alias or name for name, field in fields.items()]
-    return listed(sorted(names, key=lambda name: name not in _FIRST))
+    return sorted(names, key=lambda name: name not in _FIRST)
 
 
 def listed(names: Iterable[str]) -> str:

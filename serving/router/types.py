@@ -17,6 +17,7 @@ from msgspec import Struct, field
 from serving.credentials import KeyReference
 from serving.messages import AssignedBy, RequestRecord, RouteTable
 from serving.router.headers import RawHeaders
+from serving.router.health import UpstreamHealth
 from serving.router.held import HeldBytes
 from serving.router.outbox import SETTLE_S, Canary
 from serving.targets import Endpoint, Target
@@ -61,6 +62,7 @@ class Limits:
     connection_age_s: float = 60.0  # of a kept connection to an engine, which is then closed
     mirror_s: float = 300.0  # for a whole copy of a request to a mirrored canary
     table_s: float = 5.0  # until a router that has just started has its first table
+    drain_s: float = 120.0  # for requests under way when the router is told to stop
 
 
 class Request(Struct, frozen=True, gc=False):
@@ -226,6 +228,10 @@ class RouterContext(Protocol):
     @property
     def held(self) -> HeldBytes:
         """The budget of held bytes, shared with the other services of a front."""
+
+    @property
+    def health(self) -> UpstreamHealth | None:
+        """The upstreams that fail; None: the fleet says which replicas are well."""
 
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while this canary may be sent requests."""

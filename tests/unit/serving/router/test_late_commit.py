@@ -125,6 +125,63 @@ def test_stables_streams_and_what_can_be_continued_are_not_held() -> None:
         assert isinstance(exchange.received(EVENT, now_s=10.5), Deliver)
 
 
+PLAIN = [(b"content-type", b"text/event-stream")]  # of an endpoint, which names no ids
+
+
+def begin_plain(external: str, *, late_commit: str = "hold") -> tuple[RouterCore, Exchange]:
+    """A plain chat stream, with these arms ("stable", "canary") as external endpoints."""
+    router = core(9999)
+    table = router.table
+    assert table is not None
+    assert table.stable is not None
+    assert table.canary is not None
+    changed = replace(
+        table,
+        change=3,
+        late_commit=late_commit,  # type: ignore[arg-type]
+        stable=replace(table.stable, external="stable" in external),
+        canary=replace(table.canary, external="canary" in external),
+    )
+    router.on_table(changed, sent_s=10.0)
+    body = {"model": "chat", "messages": [], "stream": True, "user": "u1"}
+    request = Request("POST", Target(CHAT), (), json.dumps(body).encode())
+    exchange = router.begin(request, request_id="req-1", now_s=10.1, wall_s=500.0)
+    assert isinstance(exchange, Exchange)
+    return router, exchange
+
+
+@pytest.mark.parametrize("external", ["canary", "stable", "stable canary"])
+@pytest.mark.parametrize("how", ["broken", "ended", "error"])
+def test_a_plain_stream_of_an_endpoint_is_held_and_redone_when_it_fails(external: str, how: str) -> None:
+    _, exchange = begin_plain(external)
+    steps: list[object] = []
+    while attempt(exchange, PLAIN if "canary" in external else SSE).arm == 1:  # a cut is repeated once
+        steps += [exchange.received(EVENT, now_s=10.2 + index) for index in range(3)]
+        if how == "broken":
+            steps.append(exchange.broken("cut", now_s=14.0))
+        elif how == "ended":
+            steps.append(exchange.ended(now_s=14.0))
+        else:
+            steps.append(exchange.received(ERROR, now_s=14.0))
+
+    assert steps in [[Step.HOLD, Step.HOLD, Step.HOLD, Step.AGAIN] * times for times in (1, 2)]
+
+
+def test_a_plain_stream_of_an_endpoint_passes_where_the_table_says_stream() -> None:
+    _, exchange = begin_plain("stable canary", late_commit="stream")
+    attempt(exchange, PLAIN)
+
+    assert isinstance(exchange.received(EVENT, now_s=10.2), Deliver)
+
+
+def test_a_plain_stream_of_stable_is_not_held() -> None:
+    _, exchange = begin_plain("stable canary")
+    while attempt(exchange, PLAIN).arm == 1:
+        exchange.broken("cut", now_s=10.3)
+
+    assert isinstance(exchange.received(EVENT, now_s=10.4), Deliver)
+
+
 @pytest.mark.parametrize(("weight_bp", "late_commit"), [(10_000, "hold"), (9999, "stream")])
 def test_it_ends_with_the_promotion_and_by_the_tables_word(weight_bp: int, late_commit: str) -> None:
     router, exchange = begin(TOOLS, weight_bp=weight_bp, late_commit=late_commit)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import get_args
 
+import httpx
 import pytest
 
 from evaluation.records import KNOWN_WORDS
 from serving.access import digest_of
 from serving.files.client_rules import ClientFields
-from serving.messages import AssignedBy
-from serving.router.table_file import check
-from serving.router.table_reader import read_tables
+from serving.loopback import free_ports
+from serving.messages import AssignedBy, Outcome
+from serving.router.standalone import check
+from serving.router.table_reader import read_file, read_tables
+from serving.router.table_schema import CanarySpec, LimitsSpec, TableSpec
 
 PAGE = (Path(__file__).parents[4] / "docs" / "router.md").read_text()
-EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = [textwrap.dedent(one) for one in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
+WHOLE = next(one for one in EXAMPLES if "burst_cap" in one)
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -33,7 +40,7 @@ def test_the_examples_show_every_key_about_clients(tmp_path: Path) -> None:
 
 def test_the_example_splits_as_it_says(tmp_path: Path) -> None:
     path = tmp_path / "table.yaml"
-    path.write_text(EXAMPLES[0])
+    path.write_text(WHOLE)
     table = read_tables(path, change=1)["chat"]
 
     assert table.access is not None
@@ -42,13 +49,42 @@ def test_the_example_splits_as_it_says(tmp_path: Path) -> None:
 
 
 def test_the_documented_command_makes_the_digest_that_tables_hold() -> None:
-    import subprocess
-
     command = 'KEY=sk-test; printf %s "$KEY" | sha256sum'
     assert 'printf %s "$KEY" | sha256sum' in PAGE
     printed = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
 
     assert printed.split()[0] == digest_of("sk-test")
+
+
+def test_the_page_shows_every_key_of_a_table_and_the_default_limits(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(WHOLE)
+    names = {*TableSpec.model_fields, *CanarySpec.model_fields, *LimitsSpec.model_fields}
+
+    assert {one for one in names if f"{one}:" not in WHOLE and one != "api_key_file"} == set()
+    assert "api_key_file" in WHOLE
+    assert read_file(path, change=1).limits == LimitsSpec()
+
+
+@pytest.mark.parametrize("word", get_args(Outcome))
+def test_the_page_explains_every_outcome(word: str) -> None:
+    assert f"| `{word}` |" in PAGE
+
+
+def test_the_upstream_to_try_it_answers(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "upstream.py").write_text(textwrap.dedent(code))
+    (port,) = free_ports(1)
+    command = [sys.executable, str(tmp_path / "upstream.py"), str(port), "canary"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+            answer = client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={})
+    finally:
+        process.kill()
+        process.wait()
+
+    assert answer.json()["choices"][0]["message"]["content"] == "from canary"
 
 
 @pytest.mark.parametrize("word", get_args(AssignedBy))

@@ -270,22 +270,20 @@ async def test_a_request_of_a_service_that_is_removed_ends_where_it_began(port: 
 
 
 async def test_the_command_says_which_services_are_served_after_a_change(
-    port: Port, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    port: Port, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(table_file, "RELOAD_CHECK_S", 0.001)
-    shown = ""
+    caplog.set_level("INFO", "canaryctl")
 
     def is_shown(text: str) -> bool:
-        nonlocal shown
-        shown += capsys.readouterr().err
-        return text in shown
+        return text in caplog.text
 
     port.write(ONE)
     await until(lambda: is_shown("services are now chat\n"))
     port.write(ONE.replace("service: chat", "service: other"))
     await until(lambda: is_shown("service other is none of those that are served, chat; keep one"))
 
-    assert (port.front.services, shown.count("services are now")) == (("chat",), 1)
+    assert (port.front.services, caplog.text.count("services are now")) == (("chat",), 1)
 
 
 @pytest.mark.slow
