@@ -20,6 +20,8 @@ from functools import partial
 from typing import Any, TypeAlias
 from zlib import crc32
 
+from msgspec import structs
+
 from benchmarks.gate.trials import most_allowed as allowed_of
 from benchmarks.soak.answers import KINDS, Kind, answer_of, body_of, engine_of, kind_of, prompt_in
 from controller.evidence.feed import Feed
@@ -259,7 +261,7 @@ def records_of(
         now_s += rng.expovariate(1 / GAP_S)
         asked = rng.choice(pool)
         user = rng.choice(users).encode()
-        request = replace(asked.request, headers=((b"x-session-id", user),))
+        request = structs.replace(asked.request, headers=((b"x-session-id", user),))
         exchange = router.begin(
             request,
             request_id=f"q{index}",

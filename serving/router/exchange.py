@@ -41,7 +41,7 @@ from serving.router.cover import Cover
 from serving.router.headers import OWN_PREFIX, REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.model_name import NotRenamed
 from serving.router.outgoing import Outgoing, cut_event
-from serving.router.record import End, Seen, end_at_deadline, record_of
+from serving.router.record import Seen, end_at_deadline, record_of
 from serving.router.sending import Sender
 from serving.router.takeover import DONE
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, RouterContext, Start, Step
@@ -91,11 +91,10 @@ class Exchange:
 
     def _refused(self, refusal: Refusal) -> Refusal | Deliver:
         """The router's own error: as an answer, or as an event where a head has been sent."""
-        if not self._out.is_head_sent:
-            return refusal
-        self._status = refusal.status
-        self._finish("failed", "no answer", self._now_s)
-        return Deliver(None, self.event_of(refusal), "end")
+        if self._out.is_head_sent:
+            self._status = refusal.status
+            self._finish("failed", "no answer", self._now_s)
+        return Deliver(None, self.event_of(refusal), "end") if self._out.is_head_sent else refusal
 
     def event_of(self, refusal: Refusal) -> bytes:
         """The router's own error as an event, in the shape of the API that was asked."""
@@ -394,8 +393,7 @@ class Exchange:
     def _record_once(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> None:
         if self.is_recorded:
             return
-        self.is_recorded = True
-        end: End = (outcome, cause, status)
+        self.is_recorded, end = True, (outcome, cause, status)
         if now_s >= self.settle_deadline_s:  # however late the router checks it
             now_s, end = self.settle_deadline_s, end_at_deadline(self.seen, status, self.settle_deadline_s)
         record = record_of(self._start, self._context, self._attempts, self.seen, end, now_s=now_s)

@@ -138,6 +138,7 @@ def request(path: str, usage: str, limit: int | None) -> dict[str, Any]:
     parts=st.sampled_from([1, 7, 200, 100_000]),
 )
 @example(CHAT, "é", (1,), "no", None, [(430, "broken")], 100_000)
+@example(COMPLETIONS, "é", (3, 2, 4), "once", 1, [(712, "ended"), (158, "ended")], 7)
 @pytest.mark.slow
 def test_a_stream_broken_anywhere_is_one_valid_stream_with_the_whole_text(
     path: str,
@@ -162,7 +163,9 @@ def test_a_stream_broken_anywhere_is_one_valid_stream_with_the_whole_text(
     is_failure = bool(record.attempts) and record.outcome == "fallback"
     assert record.error is (is_failure or record.cause is not None)
     if client.is_finished_at_first_cut and cuts[0][1] not in ("error", "garbage"):
-        assert (record.error, record.outcome, record.served_arm) == (record.empty, "answered", 1)
+        # An answer without a word, such as the first byte of a letter, is stable's to give.
+        served = ("fallback", 0) if record.empty else ("answered", 1)
+        assert (record.error, record.outcome, record.served_arm) == (record.empty, *served)
     if record.takeover_at is not None:
         assert (record.error, record.arm, record.taken_over_by) == (True, 1, 0)
         assert "cut" in {one.cause for one in record.attempts if one.arm == 1}

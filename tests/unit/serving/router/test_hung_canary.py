@@ -15,6 +15,7 @@ from aiohttp import web
 
 from serving.messages import RequestRecord
 from serving.router.front_wire import WireFront
+from serving.router.load import KEEP_ALIVE_S
 from serving.router.table_file import FileTableSource, front_of, source_of
 from serving.router.table_reader import TableFileError, read_file
 from serving.router.table_schema import LimitsSpec
@@ -150,9 +151,10 @@ async def test_the_time_outs_of_the_table_hold_from_its_reload_on(hung: Hung) ->
 
 def test_the_defaults_of_a_table_are_those_of_the_router() -> None:
     assert LimitsSpec().limits() == Limits()
-    assert {one for one in LimitsSpec.model_fields if one != "failures"} <= {
-        one.name for one in dataclasses.fields(Limits)
-    }
+    others = {"failures", "client_idle_s", "upstream_age_s"}
+    assert LimitsSpec().upstream_age_s == Limits().connection_age_s
+    assert LimitsSpec().client_idle_s == KEEP_ALIVE_S
+    assert set(LimitsSpec.model_fields) - others <= {one.name for one in dataclasses.fields(Limits)}
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,13 @@ def test_a_crowded_front_ends_idle_connections_early_whatever_the_file_says() ->
     ("text", "message"),
     [
         (ONE + "limits: {client_idle_s: 0}", "limits.client_idle_s 0: "),
-        (ONE + "limits: {idle_s: 9}", "keys are client_idle_s, upstream_age_s"),
+        (
+            ONE + "limits: {client_idel_s: 9}",
+            "is no key here; did you mean client_idle_s?",
+        ),
         (
             SEVERAL.replace("code,", "code, limits: {client_idle_s: 9},"),
-            "services.1.limits: holds for all services; write it beside services",
+            "services.1.limits: limits hold for the port; write them beside services",
         ),
     ],
 )

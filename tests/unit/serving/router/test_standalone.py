@@ -104,7 +104,7 @@ def test_it_tells_of_its_start_its_signals_and_its_end(
     running.clear()
     thread.join()
 
-    assert (code, health) == (0, [(200, "ok")])
+    assert (code, health) == (0, [(200, "ok\n")])
     assert lines[0].startswith(
         f"routing chat at http://127.0.0.1:{port}/chat/v1: stable http://127.0.0.1:8001"
     )
