@@ -19,10 +19,10 @@ test: $(STAMP)
 	$(BIN)/python -m serving.checkpoints
 	$(BIN)/python -m pytest
 
-# Three at a time on two cores: some tests wait for a clock. Not one run with two workers: each would import and
+# All at a time on two cores: some tests wait for a clock. Not one run with two workers: each would import and
 # collect everything, 10 s of CPU in a fresh clone.
 check: $(STAMP)
-	@$(MAKE) --no-print-directory -j3 --output-sync=target types unit lint
+	@$(MAKE) --no-print-directory -j5 --output-sync=target types unit lint
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

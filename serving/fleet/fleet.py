@@ -195,9 +195,8 @@ class FleetCore:
             entry = _Version(launch, "loading", now_s, run_as=launch, may_be_published=True)
             self._versions[key] = entry
         entry.processes.update(report.processes)
-        before = entry.reports.get(report.replica)
-        if report.phase == "closing" and before is not None and before[0].phase == "ready":
-            entry.drained += 1
+        before, _ = entry.reports.get(report.replica, (None, 0.0))
+        entry.drained += report.phase == "closing" and before is not None and before.phase == "ready"
         entry.reports[report.replica] = (report, now_s)
         entry.silences.pop(report.replica, None)
         if report.error is not None:
@@ -388,15 +387,14 @@ class FleetCore:
             if entry.silences.get(replica, 0) >= limit:
                 orders.append(Replace(entry.launch, replica, report.processes))
             elif now_s - reported_s > REPORT_TIMEOUT_S:
-                process = report.processes[0] if report.processes else None
-                orders.append(Probe(entry.launch, replica, report.url, process))
+                orders.append(Probe(entry.launch, replica, report.url, next(iter(report.processes), None)))
         return orders
 
     def require(self, token: int) -> None:
         """Take the token of a command. Raises StaleFencingToken when a younger one has been used."""
         if token < self._token:
-            text = f"fencing token {token} is older than {self._token}; stop acting"
-            raise StaleFencingToken(text, self._token)
+            older = f"fencing token {token} is older than {self._token}; stop acting"
+            raise StaleFencingToken(older, self._token)
         self._token = token
 
     def _find(self, service: str, version: str, token: int) -> _Version | None:
