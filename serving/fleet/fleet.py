@@ -196,7 +196,8 @@ class FleetCore:
             self._versions[key] = entry
         entry.processes.update(report.processes)
         before, _ = entry.reports.get(report.replica, (None, 0.0))
-        entry.drained += report.phase == "closing" and before is not None and before.phase == "ready"
+        was_ready = before is not None and before.phase == "ready"
+        entry.drained += was_ready and report.phase == "closing"
         entry.reports[report.replica] = (report, now_s)
         entry.silences.pop(report.replica, None)
         if report.error is not None:

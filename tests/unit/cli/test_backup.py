@@ -83,8 +83,8 @@ def test_postgresql_has_a_tool_of_its_own(
 def test_a_copy_is_not_opened_beside_the_log_of_the_lost_file(
     store: SqlStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SQLite wrote that log into the copy: 300 services became none. (Where it is known whose log it is, it is
-    set aside.)"""
+    """SQLite wrote that log into the copy: 300 services became none. (A log that is known to be another
+    file's is set aside.)"""
     copy, database = tmp_path / "copy.db", tmp_path / "home" / "canaryctl.db"
     assert run(["backup", str(copy)]) == 0
     log = database.with_name("canaryctl.db-wal")
