@@ -124,7 +124,8 @@ class Rig:
 def read_log(path: Path) -> dict[str, list[tuple[str, bool]]]:
     """Attempts of each request on the canary: the fault, and whether it was answered whole."""
     attempts: dict[str, tuple[str, bool]] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    text = path.read_bytes() if path.exists() else b""
+    for line in text[: text.rfind(b"\n") + 1].splitlines():  # the last one may be being written
         word, request, *rest = json.loads(line)
         attempts[request] = (rest[0], False) if word == "begin" else (attempts[request][0], True)
     found: dict[str, list[tuple[str, bool]]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +124,10 @@ def test_a_canary_that_alone_has_the_fault_is_rolled_back_and_an_identical_one_i
 
     assert all(alone.values()), alone
     assert Counter(both.values()) == {"": 2}
+
+
+def test_a_line_of_the_engines_log_that_is_being_written_is_read_later(tmp_path: Path) -> None:
+    log = tmp_path / "canary.log"
+    assert on_fakes.read_log(log) == {}
+    log.write_bytes(b'["begin", "req-abc", "reset"]\n["end", "req-abc"]\n["begin", "req')
+    assert on_fakes.read_log(log) == {"req-abc": [("reset", True)]}
