@@ -61,7 +61,7 @@ def serving_now(
             what = "the fleet" if versions is None else f"the route table of {service}"
             raise Unreachable(
                 f"{what} does not answer, so it is not known whether {service} is served already; try again; "
-                "if it stays so: canaryctl doctor"
+                "if it stays so, see docs/at-3-am.md"
             )
         time.sleep(RETRY_S)
 

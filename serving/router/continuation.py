@@ -121,6 +121,11 @@ class Continuation:
         """True when the engine reported an error inside its answer."""
         return self._scan is not None and (self._scan.has_error or self._scan.has_bad_ids)
 
+    @property
+    def has_passed_finish(self) -> bool:
+        """True when the client has the finish of its answer: what comes after it is of no use."""
+        return self._rewriter is not None and self._rewriter.has_finish
+
     def tokenized(self) -> bool:
         """The answer of the first step has ended; False: it was of no use."""
         self._prompt = read_prompt(b"".join(self._answer)) if self._answer_bytes <= ANSWER_LIMIT else None

@@ -307,10 +307,12 @@ class Exchange:
         return Deliver(None, DONE if is_whole else cut_event(self._context.service, scan), "end")
 
     def _received_of(self, one: Continuation, data: bytes, now_s: float) -> Action:
+        if one.has_error:  # after its finish: it has only to end
+            return Step.HOLD
         events = one.received(data)
         if events:
             self.seen.last_byte_s, self.has_begun = now_s, True
-        if one.has_error:
+        if one.has_error and not one.has_passed_finish:
             self._failed("cut")
             return Deliver(None, events, "again") if events else Step.AGAIN
         return Deliver(None, events) if events else Step.HOLD
@@ -341,10 +343,9 @@ class Exchange:
 
     def stalled(self) -> bool:
         """The engine has sent nothing for `stall_s` in mid-answer; True: the attempt is ended."""
-        if self._continuation is not None:
-            return self._continuation.is_whole or self._attempts.can_continue()
-        scan = self.seen.scan
-        if scan is not None and scan.is_whole:
+        if (one := self._continuation) is not None:
+            return one.is_whole or self._attempts.can_continue()
+        if (scan := self.seen.scan) is not None and scan.is_whole:
             return True
         self._attempts.stalled()
         is_replaced = not self._out.is_committed and self._attempts.arm == CANARY

@@ -694,7 +694,7 @@ def test_plan_prints_expected_duration_and_detectable_effects(
         "expected duration at 5 requests/s, 1 request per unit "
         "measured over 0 requests, 200 are needed: typical" in out
     )
-    assert "STAGE PROVEN AFTER (P50) P90 PROVEN RUNS SLOWEST GATE 1 5 min " in out
+    assert "STAGE PROVEN AFTER (P50) P90 PROVEN RUNS SLOWEST GATE 1 14 min " in out
     assert "minimum detectable effect (90 % power) STAGE REJECTED QUALITY 1 x" in out
     assert run([*arguments, "--quick"]) == 0
     assert "expected duration unknown: not simulated: --quick" in capsys.readouterr().out
