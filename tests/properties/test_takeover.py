@@ -139,7 +139,7 @@ def request(path: str, usage: str, limit: int | None) -> dict[str, Any]:
 )
 @example(CHAT, "é", (1,), "no", None, [(430, "broken")], 100_000)
 @example(COMPLETIONS, "é", (3, 2, 4), "once", 1, [(712, "ended"), (158, "ended")], 7)
-@example(COMPLETIONS, "🇫a\n\" \"", (3, 3, 3), "no", 30, [(575, "garbage"), (265, "garbage")], 200)
+@example(COMPLETIONS, '🇫a\n" "', (3, 3, 3), "no", 30, [(575, "garbage"), (265, "garbage")], 200)
 @pytest.mark.slow
 def test_a_stream_broken_anywhere_is_one_valid_stream_with_the_whole_text(
     path: str,
