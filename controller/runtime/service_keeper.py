@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from controller import telemetry
-from controller.errors import CanaryctlError, StaleToken
+from controller.errors import CanaryctlError, LostDatabase, StaleToken
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import DataPlaneStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.ports import Clock, Fleet, Traffic
@@ -110,7 +110,7 @@ class Keeper:
             if row.removing:
                 return self._remove(row, plane, token)
             return self._correct(row, replicas(row), rollout, plane, token)
-        except StaleToken:
+        except (StaleToken, LostDatabase):  # the tick tells of a lost database, once
             raise
         except CanaryctlError as exc:
             telemetry.warning("keeping the service failed, will be retried", service=row.name, why=str(exc))
