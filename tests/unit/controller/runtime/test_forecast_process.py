@@ -116,7 +116,7 @@ def plan_request(model: Path) -> dict[str, object]:
     return {
         "version": {"model": str(model)},
         "policy": {"gates": {"hallucination": None}, "stages": [{"weight": "10%", "min_canary": 150}]},
-        "rate": 5,
+        "rate": 20,
     }
 
 
