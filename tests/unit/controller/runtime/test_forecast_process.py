@@ -115,7 +115,10 @@ def live(tmp_path: Path) -> Iterator[tuple[FakeController, httpx.Client, Path]]:
 def plan_request(model: Path) -> dict[str, object]:
     return {
         "version": {"model": str(model)},
-        "policy": {"gates": {"hallucination": None}, "stages": [{"weight": "10%", "min_canary": 150}]},
+        "policy": {
+            "gates": {"hallucination": None},
+            "stages": [{"weight": "10%", "min_canary": 150, "deadline": "2h"}],
+        },
         "rate": 20,
     }
 
