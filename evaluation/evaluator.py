@@ -26,7 +26,17 @@ from evaluation.metrics import CATALOGUE, STREAMED, UNANSWERED
 from evaluation.pipeline import Lane, Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.records import SETTLE_S, Draw, EvidenceError, Pair, Score, check_draw, check_pair, check_score
+from evaluation.records import (
+    LEFT_MS,
+    SETTLE_S,
+    Draw,
+    EvidenceError,
+    Pair,
+    Score,
+    check_draw,
+    check_pair,
+    check_score,
+)
 from evaluation.report import EvaluationReport
 from evaluation.units.sessions import Rows
 from evaluation.units.settlement import Settlement
@@ -311,8 +321,10 @@ class Evaluator:
         cancelled = np.array([_cancelled(d) for d in kept], dtype=np.float64)
         lane = self.pipeline.lanes[0]
         raw = {m.name: np.array([_value(d, m.name) for d in kept], dtype=np.float64) for m in lane.metrics}
+        raw[LEFT_MS] = np.array([_number(d.left_ms) for d in kept], dtype=np.float64)
         lane.feed(rows, raw, failed, fell_back, cancelled)
         requests = [d.request_id for d in kept]
+        del raw[LEFT_MS]
         self._tell(requests, rows, raw, failed)
         for queue in self.queues:
             queue.push(kept, rows, failed)

@@ -60,5 +60,7 @@ CATALOGUE: dict[str, Metric] = {
 UNANSWERED = frozenset({"error", "rejected"})
 #: Metrics that only a streamed answer has.
 STREAMED = frozenset({"ttft_ms", "itl_ms"})
+#: Times from the request on: one that its client left after a while would have taken longer.
+WAITS = frozenset({"latency_ms", "ttft_ms"})
 #: Metrics with unbounded values, for `shape` and `percentile` gates.
 VALUES = frozenset({"latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"})

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from evaluation.betting.histogram import BINS, WIDTH, LogHistogram
+from evaluation.betting.histogram import LogHistogram
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE
 from evaluation.policy.alpha_split import log_limit
@@ -218,11 +218,11 @@ class RangeMonitor:
 
     def _interval(self, percentile: float) -> tuple[float, float]:
         """From the highest bin edge shown to be below the percentile to the lowest shown to be above; 0 and
-        infinity without one. The outer edges do not count: the end bins hold all values beyond."""
+        infinity without one. The last edge does not count: the last bin holds all values beyond."""
         if self.values.total == 0:
             return 0.0, math.inf
         below = np.cumsum(self.values.counts, dtype=np.int64)[:-1]
-        edges = np.exp((np.arange(1, BINS) + self.values.first_bin) * WIDTH)
+        edges = self.values.range.upper_edges(np.arange(len(below)))
         total = np.full(len(below), self.values.total)
         is_above = log_wealth(total - below, total, 1.0 - percentile, more=True) >= self.limit
         is_below = log_wealth(below, total, percentile, more=True) >= self.limit

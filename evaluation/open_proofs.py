@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from evaluation.betting.histogram import Steps
-from evaluation.betting.latency import Exceedance, ShapeProof
+from dataclasses import replace
+
+from evaluation.betting.exceedance import Exceedance
+from evaluation.betting.latency import ShapeProof
+from evaluation.betting.left import FEW_LEFT
 from evaluation.betting.wealth import Channel
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.gates import Gate, StagePlan
+from evaluation.report import GateReport, Verdict
 from evaluation.units.gate_channels import Track
 from evaluation.units.metric_evidence import MetricEvidence
 
@@ -18,7 +22,7 @@ def steps_text(metric: MetricEvidence, gate: Gate, margin: float) -> str:
     empty: they are not."""
     channels = [t.channel for t in metric.tracks if t.gate is gate and isinstance(t.channel, Channel)]
     holders = [*(channel.bettor for channel in channels), *metric.exceedances]
-    steps = [Steps(h.points, h.is_mixed) for h in holders if isinstance(h, ShapeProof | Exceedance)]
+    steps = [holder.steps.get() for holder in holders if isinstance(holder, ShapeProof | Exceedance)]
     text = max((found.text(margin) for found in steps), default="", key=len)
     return f"{metric.name} is {text}; record it in milliseconds" if text else ""
 
@@ -39,8 +43,31 @@ def step_notes(pipeline: Pipeline, stage: StagePlan) -> list[str]:
     return notes
 
 
+def of_those_who_waited(report: GateReport, pipeline: Pipeline) -> GateReport:
+    """The report, which says whom a percentile is of, where many requests were cancelled."""
+    metric, cancelled = pipeline.metrics.get(report.metric), pipeline.metrics.get("cancelled")
+    is_decided = report.verdict in (Verdict.PASS, Verdict.FAIL)
+    is_open = report.verdict is Verdict.UNDECIDED and report.side == "promotion"
+    if metric is None or cancelled is None or not (is_decided or is_open):
+        return report
+    percentile = next((gate.percentile for gate in metric.gates if gate.name == report.gate), None)
+    stable, canary = (share or 0.0 for share in cancelled.points.means())
+    if percentile is None or max(stable, canary) <= FEW_LEFT * (1.0 - percentile):
+        return report
+    whom = f"; of those who waited: {stable:.1%} of stable's requests and {canary:.1%} of the canary's"
+    whom += " are cancelled"
+    return replace(report, reason=report.reason + whom)
+
+
 def why_not(metric: MetricEvidence, track: Track) -> str:
-    """What keeps a proof open, where that is values that are missing without a stated cause."""
+    """What keeps a proof open, where that is values that are missing without a stated cause, or clients who
+    left."""
+    if track.left is not None:
+        return f": {track.left.text}"
+    if track.missing_as == "late":
+        return " if requests left late are slow, too"
+    if track.missing_as == "recent":
+        return " at the percentile of stable's recent values"
     if track.missing_as != "harm" or metric.unexplained_share < MUCH_MISSING:
         return ""
     return (

@@ -15,6 +15,7 @@ from evaluation.metrics import CATALOGUE
 from evaluation.observed_range import RangeMonitor, range_monitors
 from evaluation.policy.gates import Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.records import LEFT_MS
 from evaluation.units.answered import AnsweredGap
 from evaluation.units.attendance import Attendance
 from evaluation.units.metric_evidence import MetricEvidence
@@ -64,9 +65,10 @@ class Lane:
         fell_back: Floats | None = None,
         cancelled: Floats | None = None,
     ) -> None:
-        """Add requests in order of assignment; `raw`: values by metric, and covariates by name, NaN where
-        missing. fell_back: 1 where stable served for the canary, cancelled: 1 where the client left before an
-        answer or a failure (so unanswered); both NaN where unknown, and None where nowhere known."""
+        """Add requests in order of assignment; `raw`: values by metric, covariates by name, and `LEFT_MS`
+        where known, NaN where missing. fell_back: 1 where stable served for the canary, cancelled: 1 where
+        the client left before an answer or a failure (so unanswered); both NaN where unknown, and None where
+        nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
             return
         columns = self._feed(rows, raw, unanswered, fell_back, cancelled)
@@ -103,7 +105,7 @@ class Lane:
                 continue
             silent = metric.without_answer(raw[metric.name], unanswered, left)
             values = metric.comparable(raw[metric.name], silent, rows)
-            columns = metric.values(values, silent, left, rows)
+            columns = metric.values(values, silent, left, rows, raw.get(LEFT_MS))
             weights = metric.failure_weights(values, silent, rows) if metric.with_missing else None
             covariates = metric.covariates.of(raw, rows)
             metric.count_later(rows, values)
@@ -204,6 +206,8 @@ class Lane:
         start = sum(metric.later_width for metric in self.metrics)
         answered = released.means(start)
         gaps = self.answered_later.of(released.arm, released.w, answered)
+        if self._split is not None:
+            self._split.feed_later(released, start)
         start = 0
         for metric in self.metrics:
             metric.feed_later(released, start, gaps, 1.0 - answered)

@@ -10,8 +10,8 @@ The contract of the evidence (the first thing to read in this folder):
   and timeout count for the *assigned* arm. Only requests assigned without the coin are left out, on both
   arms alike.
 - **Order**: units settle in order of assignment, behind a watermark, never in order of completion.
-- **Cancelled** requests have no answer: slowest on both arms, as failures are, but no error; percentiles are
-  of those who waited.
+- **Cancelled** requests have no answer: slowest on both arms, as failures are, but no error. Percentiles have
+  their limit from those who waited, and decide only what holds both without those who left and with them.
 - **Missing** (`None`, NaN in arrays) is not a value. A metric missing more often on one arm is INVALID.
 """
 
@@ -28,6 +28,9 @@ CANARY = 1
 
 #: Longest wait for an answer. One that takes longer is reported incomplete, and is censored.
 SETTLE_S = 60.0
+
+#: Name of the times after which clients left, beside the values of the metrics.
+LEFT_MS = "left_ms"
 
 #: Minimum of w and of 1 - w for a toss; less is a mistake, and not representable.
 MIN_W = 1e-9
@@ -111,6 +114,7 @@ class Draw:
     itl_ms: float | None = None
     tokens: float | None = None
     cost: float | None = None
+    left_ms: float | None = None  # how long a client waited that left before the answer; None: not known
     flags: Mapping[str, bool] = field(default_factory=dict)
     covariates: Mapping[str, float] = field(default_factory=dict)
 
@@ -169,7 +173,7 @@ def check_draw(draw: Draw) -> None:
         raise EvidenceError(f"w {draw.w!r} of {who} is too near 0 or 1; send 0, 1 or at least {MIN_W:g} away")
     if draw.w in (0.0, 1.0) and draw.w != draw.arm and kind_is_drawn(draw.assigned_by):
         raise EvidenceError(f"w {draw.w} of {who} cannot give arm {draw.arm}; send P(canary) at the draw")
-    for name in ("latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"):
+    for name in ("latency_ms", "ttft_ms", "itl_ms", "tokens", "cost", LEFT_MS):
         value = getattr(draw, name)
         if value is not None and not (is_number(value) and value >= 0.0):
             raise EvidenceError(

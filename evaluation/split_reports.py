@@ -95,7 +95,9 @@ def later_void_since(pipeline: Pipeline, part: int) -> float:
     return min([*shown, sessions_void_since(pipeline)])
 
 
-def sessions_void_since(pipeline: Pipeline) -> float:
-    """Sequence number of the row that showed conversations of different length; infinite: none has."""
-    seq = pipeline.split.turns_differ.seq
+def sessions_void_since(pipeline: Pipeline, *, doubted: bool = False) -> float:
+    """Sequence number of the row that showed conversations of different length; infinite: none has.
+    doubted: of the earlier one that made it likely, from which no session rolls back."""
+    split = pipeline.split
+    seq = (split.turns_may_differ if doubted else split.turns_differ).seq
     return float(seq) if seq >= 0 else math.inf

@@ -10,7 +10,7 @@ from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, beyond, harm, margin, requests_text
 from evaluation.metrics import STREAMED, UNANSWERED, VALUES, Kind
-from evaluation.open_proofs import step_notes, steps_text, why_not
+from evaluation.open_proofs import of_those_who_waited, step_notes, steps_text, why_not
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
@@ -78,7 +78,8 @@ def evaluation_report(
 
     load_ratio, load_now: a canary replica's load over a stable one's, in the stage and at this moment.
     """
-    reports = [_with_load(r, pipeline, load_ratio, load_now) for r in gate_reports(pipeline, stages, stage)]
+    reports = [of_those_who_waited(report, pipeline) for report in gate_reports(pipeline, stages, stage)]
+    reports = [_with_load(report, pipeline, load_ratio, load_now) for report in reports]
     rollback = rollback_of(reports)
     split = split_reasons(pipeline)
     invalid = invalid_gates(pipeline, reports)
@@ -219,9 +220,9 @@ def _void_from(pipeline: Pipeline, metric: MetricEvidence, track: Track) -> floa
     """Sequence number from which a channel decides nothing: the split, its values or sessions are void."""
     void = min(frozen_since(pipeline), metric.void_since())
     match track.use:
-        case "session" | "proof":
-            return min(void, sessions_void_since(pipeline))
-        case "later" | "later proof":  # the second test protects a canary that keeps more units, not fewer
+        case "session":
+            return min(void, sessions_void_since(pipeline, doubted=True))
+        case "later":  # the second test protects a canary that keeps more units, not fewer
             return min(void, later_void_since(pipeline, track.part))
         case _:
             return void
@@ -234,12 +235,13 @@ def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof:
     if math.isinf(sessions_void_since(pipeline)):
         parts = metric.later_share.parts_of(MIN_LATER_SHARE)
         needed = {("proof", 0), *(("later proof", part) for part in parts)}
-    return [t for t in metric.tracks if t.gate == gate and t.proof == proof and (t.use, t.part) in needed]
+    found = [t for t in metric.tracks if t.gate == gate and t.proof == proof and (t.use, t.part) in needed]
+    return [t for t in found if t.left is None or t.left.is_needed]
 
 
 def _unproven_text(pipeline: Pipeline, metric: MetricEvidence) -> str:
     """Which later requests a proof says nothing of, where they are many; empty: few."""
-    share, sessions = metric.later_share.beyond(MIN_LATER_SHARE)
+    share, sessions = metric.later_share.unproven(MIN_LATER_SHARE)
     if share < MIN_LATER_SHARE:
         return ""
     first = sessions * pipeline.policy.session_requests
@@ -282,7 +284,7 @@ def _proof_report(
     verdict = Verdict.UNDECIDED
     shown_track = tracks[shown]
     if shown_track.use == "later proof" and math.isfinite(later_void_since(pipeline, shown_track.part)):
-        text += ", and cannot be: units of one arm come back more often"
+        text += ", and cannot be: units of one arm come back more often, or ask more then"
     drifting = [t.channel.tail for t in tracks if isinstance(t.channel, TailChannel)]
     if unfit := next((tail for tail in drifting if not tail.is_fitting), None):
         text += f"; {unfit.text}"

@@ -7,9 +7,10 @@ Runs are appended to `benchmarks/out/gate/rows/`, each case under a digest of th
 that an interrupted run resumes, `--cases` measures a part, and rows of another gate are not mixed in: a case
 starts anew when any bit of its results changes. A digest covers the beginning of one run; `--recheck 3`
 measures three recorded runs of each whole again and discards the rows of those that differ. The tables hold
-everything measured under the present digests; those of `--quick` are a preview and go to
-`benchmarks/out/gate/`. Exits 1 when a goal was missed, 2 when no case has such a name. The whole takes some
-hours on two cores, and tells once a minute what is left; `--quick` takes minutes.
+everything measured under the present digests; a published line that is complete under its digest is kept as
+it is. Those of `--quick` are a preview and go to `benchmarks/out/gate/`. Exits 1 when a goal was missed, 2
+when no case has such a name. The whole takes some hours on two cores, and tells once a minute what is left;
+`--quick` takes minutes.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from benchmarks.gate.cases import CASES
 from benchmarks.gate.digest import gate_digests, whole_digest
+from benchmarks.gate.earlier import lines_that_hold, marked
 from benchmarks.gate.published import beside_baseline, measure_case, reps_of, summarise
 from benchmarks.gate.records import Item, Records, by_name, measure, recheck, slug
-from benchmarks.gate.report import as_json, as_markdown
+from benchmarks.gate.report import as_json, as_markdown, trial_line
 from benchmarks.gate.speed import measure_speed
 from benchmarks.gate.traffic import Case
 from benchmarks.gate.trial_cases import TRIALS
@@ -49,20 +51,33 @@ def main(argv: list[str] | None = None) -> int:
     cases = [_shortened(case, args.horizon) for case in CASES.values()]
     digests = gate_digests()
     items = by_name([*_case_items(cases, args, digests), *_trial_items(args, digests)])
+    json_path = args.json or ROOT / ("out/gate/quick.json" if args.quick else "results/gate.json")
+    markdown_path = args.markdown or json_path.with_suffix(".md")
+    published = lines_that_hold(json_path, items, digests, TRIALS)
     chosen = [items[name] for name in chosen_names]
     records = Records(ROOT / "out" / "gate" / "rows")
-    for name in recheck(chosen, records, args.recheck, jobs=args.jobs):
+    recorded = {
+        i.name: records.read(i.file) or published.get(i.name, {}).get("first_rows", []) for i in chosen
+    }
+    again = {name: rows[: args.recheck] for name, rows in recorded.items()}
+    for name in recheck(chosen, again, jobs=args.jobs):
         print(f"{name}: other results than recorded; measured anew", file=sys.stderr)
-    measure(chosen, records, time.monotonic() + args.minutes * 60, jobs=args.jobs)
+        records.discard(items[name].file)
+        published.pop(name, None)
+    todo = [item for item in chosen if item.name not in published]
+    measure(todo, records, time.monotonic() + args.minutes * 60, jobs=args.jobs)
+    lines = {
+        item.name: marked(line, records.read(item.file), digests[item.name])
+        for item, line in _lines(cases, items, records)
+    }
+    lines |= published
     result = as_json(
-        _case_lines(cases, items, records),
-        {trial.name: (trial, records.read(items[trial.name].file)) for trial in TRIALS.values()},
+        {case.name: lines[case.name] for case in cases},
+        {name: lines[name] for name in TRIALS},
         measure_speed() if not args.no_speed else {},
         digest=whole_digest(digests),
     )
     text = as_markdown(result)
-    json_path = args.json or ROOT / ("out/gate/quick.json" if args.quick else "results/gate.json")
-    markdown_path = args.markdown or json_path.with_suffix(".md")
     for path, content in ((json_path, json.dumps(result, indent=1) + "\n"), (markdown_path, text)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
@@ -123,17 +138,19 @@ def _trial_items(args: argparse.Namespace, digests: Mapping[str, str]) -> list[I
     ]
 
 
-def _case_lines(
+def _lines(
     cases: list[Case], items: Mapping[str, Item], records: Records
-) -> dict[str, dict[str, object]]:
+) -> Iterator[tuple[Item, dict[str, object]]]:
+    """The figures of the recorded rows of each case and trial."""
     baseline = json.loads(BASELINE.read_text(encoding="utf-8"))["cases"]
-    lines = {}
     for case in cases:
         rows = records.read(items[case.name].file)
-        lines[case.name] = summarise(case, rows)
+        line = summarise(case, rows)
         if rows and case.name in baseline:
-            lines[case.name] |= beside_baseline(baseline[case.name], rows)
-    return lines
+            line |= beside_baseline(baseline[case.name], rows)
+        yield items[case.name], line
+    for trial in TRIALS.values():
+        yield items[trial.name], trial_line(trial, records.read(items[trial.name].file))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Trials of what changes: later in a conversation, once every user was seen, or on both arms alike."""
+"""Trials of what changes: later in a conversation, once every user was seen, by kind of user, or on both arms
+alike."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from benchmarks.gate.trials import (
     Trial,
     stays_goals,
 )
-from benchmarks.gate.worlds import Arm, Batches, Drifting, Returning, World
+from benchmarks.gate.worlds import Arm, Batches, Differing, Drifting, Returning, World
 
 
 def _stays(name: str, says: str, world: World, rows: int = TWIN_ROWS) -> Trial:
@@ -115,4 +116,76 @@ def drifting_trials() -> list[Trial]:
         goal = Share("proven", frozenset({"promote"}), 0.05, 0.05)
         measure = NotProven(name, world, {"latency_p99": 1.2})
         trials.append(Trial(name, "not proven", says, measure, {"promoted": goal}, runs=400))
+    return trials
+
+
+#: Requests of both arms in a period, of which half is the burst: at ten a second, 400 s.
+_BURSTS = Drifting(
+    sticky=False,
+    stable=Arm(error=0.0),
+    canary=Arm(error=0.0),
+    w=0.25,
+    canary_requests=4000,
+    stable_first=6000,
+    metrics=("error", "latency_ms"),
+    tail=1.2,
+)
+_PROVEN = frozenset({"promote"})
+_CHAT = Arm(error=0.0, turns=10.0)
+
+
+def burst_trials() -> list[Trial]:
+    """A p99 exactly at 1.2x, and an equal one, while latency goes up and down on both arms."""
+    worlds = {
+        "x1.3 for 4000 requests in 8000": replace(_BURSTS, burst=1.3),
+        "x1.4 for 4000 requests in 8000": replace(_BURSTS, burst=1.4),
+        "x1.3 for 8000 requests in 16,000, w = 5 %": replace(_BURSTS, burst=1.3, period=16_000, w=0.05),
+        "a wave to x2": replace(_BURSTS, burst=2.0, is_wave=True, slow=0.03),
+    }
+    trials = []
+    for how, world in worlds.items():
+        name = f"p99 at the margin, both arms {how}"
+        says = f"the slowest {world.slow:.0%} of the canary's answers are exactly 1.2x as slow; margin 1.2x"
+        measure = NotProven(name, world, {"latency_p99": 1.2})
+        goals: dict[str, Goal] = {"promoted": Share("proven", _PROVEN, 0.05, 0.05)}
+        trials.append(Trial(name, "not proven", says, measure, goals, runs=400))
+    for how in list(worlds)[:3]:
+        name = f"equal p99, both arms {how}"
+        measure = NotProven(name, replace(worlds[how], tail=1.0), {"latency_p99": 1.2})
+        goals = {"promoted": Share("proven", _PROVEN, 0.9, 0.93, at_least=True)}
+        says = "identical versions prove p99 < 1.2x within 4000 canary requests"
+        trials.append(Trial(name, "promoted", says, measure, goals, runs=400))
+    return trials
+
+
+def differing_trials() -> list[Trial]:
+    """Half of the users ask once and wait longer, half ask some ten times: a document against a chat."""
+    trials = []
+    for once in (1.5, 3.0):
+        world = Differing(
+            sticky=True,
+            once=once,
+            stable=_CHAT,
+            canary=_CHAT,
+            w=0.25,
+            canary_requests=20_000,
+            stable_first=6000,
+            rate_per_s=5.0,
+            metrics=("error", "latency_ms"),
+        )
+        name = f"equal p99, who asks once waits x{once:g}"
+        measure = NotProven(name, world, {"latency_p99": 1.2})
+        goals: dict[str, Goal] = {"promoted": Share("proven", _PROVEN, 0.95, 0.97, at_least=True)}
+        says = "identical versions prove p99 < 1.2x within some 11,000 canary requests"
+        trials.append(Trial(name, "promoted", says, measure, goals, runs=400))
+        at_margin = {
+            "all": replace(world, canary=replace(_CHAT, latency_scale=1.2)),
+            "the slowest 2 %": replace(world, tail=1.2),
+        }
+        for which, slower in at_margin.items():
+            name = f"p99 at the margin, {which}, who asks once waits x{once:g}"
+            measure = NotProven(name, slower, {"latency_p99": 1.2})
+            goals = {"promoted": Share("proven", _PROVEN, 0.05, 0.05)}
+            says = f"{which} of the canary's answers are exactly 1.2x as slow"
+            trials.append(Trial(name, "not proven", says, measure, goals, runs=400))
     return trials

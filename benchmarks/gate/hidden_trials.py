@@ -27,7 +27,7 @@ PROMOTED = frozenset({"promote"})
 
 def hidden_trials() -> list[Trial]:
     """All of them, in the order of the table."""
-    return [*_stays(), *_promoted(), *_hanging(), *_not_proven()]
+    return [*_stays(), *_promoted(), *_hanging(), *_leaving(), *_not_proven()]
 
 
 def _stays() -> list[Trial]:
@@ -94,6 +94,39 @@ def _hanging() -> list[Trial]:
         goals: dict[str, Goal] = {f"promoted {p}": Share(p, PROMOTED, 0.05, 0.05) for p in PRESETS}
         says = "4 % of stable's requests are cancelled, 9 % of the canary's"
         trials.append(Trial(name, "not proven", says, Better(name, world), goals, runs=200))
+    return trials
+
+
+def _leaving() -> list[Trial]:
+    """Clients that leave a late first token or a late answer, after a time that is recorded."""
+    trials = []
+    p99 = {"latency_p99": 1.2}
+    for units, sticky in UNITS.items():
+        base = World(sticky=sticky, w=0.2, canary_requests=4000, metrics=("error", "latency_ms", "ttft_ms"))
+        for first_token, within_s, stable, canary in ((0.8, 0.5, 4.5, 1.8), (0.5, 0.38, 12.0, 0.7)):
+            name = f"first token x{first_token:g}, clients leave after {within_s:g} s without one, {units}"
+            world = replace(base, canary=Arm(first_token=first_token), first_token_within_s=within_s)
+            says = f"{stable:g} % leave stable and {canary:g} % the canary, whose answers take as long"
+            measure = Stays(name, world, rows=16_000)
+            trials.append(Trial(name, "stays", says, measure, stays_goals(), 200))
+        for within_s, stable, canary in ((2.3, 1.7, 3.0), (2.15, 2.4, 3.0)):
+            name = f"p99 at 1.3x, clients leave after {within_s:g} s, {units}"
+            world = replace(base, canary=Arm(slowest=1.3), answer_within_s=within_s)
+            says = f"of the canary's slowest 3 %: {stable:g} % leave stable and {canary:g} % the canary"
+            unproven: dict[str, Goal] = {"proven": Share("proven", PROMOTED, 0.05, 0.05)}
+            trials.append(Trial(name, "not proven", says, NotProven(name, world, p99), unproven, 200))
+        twin = replace(base, canary_requests=6000 * (2 if sticky else 1))
+        for how, world in (
+            ("0.5 s without a first token", replace(twin, first_token_within_s=0.5)),
+            ("1.8 s", replace(twin, answer_within_s=1.8, canary_requests=2 * twin.canary_requests)),
+        ):
+            name = f"p99 of a twin, clients leave after {how}, {units}"
+            says = "5 % leave, on both arms; p99 < 1.2x is to be proven"
+            limit = 0.95 if "token" in how else 0.85
+            proven: dict[str, Goal] = {
+                "proven": Share("proven", PROMOTED, limit, limit + 0.02, at_least=True)
+            }
+            trials.append(Trial(name, "promoted", says, NotProven(name, world, p99), proven, 200))
     return trials
 
 

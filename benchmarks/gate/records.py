@@ -84,24 +84,23 @@ def measure(items: Sequence[Item], records: Records, until_s: float, *, jobs: in
                 print(f"{items[index].name}: {items[index].reps} runs", file=sys.stderr, flush=True)
 
 
-def recheck(items: Sequence[Item], records: Records, reps: int, *, jobs: int = 1) -> list[str]:
-    """Measure the first recorded rows of each item again and discard the rows of those that differ.
+def recheck(items: Sequence[Item], recorded: Mapping[str, Sequence[Row]], *, jobs: int = 1) -> list[str]:
+    """Measure recorded rows (by item's name) again; returns the names of the items with one that differs.
 
     Shows what the digests cannot: a change of the gate that acts only later than the requests they cover.
-    Returns the names of the items whose rows were discarded.
     """
-    recorded: dict[tuple[int, int], Row] = {}
-    for index, item in enumerate(items):
-        recorded |= {(index, _repetition(row)): row for row in records.read(item.file)[:reps]}
+    expected = {
+        (index, _repetition(row)): row
+        for index, item in enumerate(items)
+        for row in recorded.get(item.name, ())
+    }
     different: set[int] = set()
     with multiprocessing.Pool(jobs, _set_items, (items,)) if jobs > 1 else nullcontext() as pool:
         _set_items(items)
-        todo = list(recorded)
+        todo = list(expected)
         for index, row, _ in map(_measured, todo) if pool is None else pool.imap_unordered(_measured, todo):
-            if json.loads(json.dumps(row)) != recorded[index, _repetition(row)]:
+            if json.loads(json.dumps(row)) != expected[index, _repetition(row)]:
                 different.add(index)
-    for index in different:
-        records.discard(items[index].file)
     return [items[index].name for index in sorted(different)]
 
 

@@ -41,13 +41,16 @@ Line = dict[str, Any]  # figures of one case, as in the JSON
 
 
 def as_json(
-    lines: Mapping[str, dict[str, object]],
-    trials: Mapping[str, tuple[Trial, Sequence[Row]]],
+    lines: Mapping[str, Line],
+    trials: Mapping[str, Line],
     speed: Mapping[str, float],
     *,
     digest: str,
 ) -> Line:
-    """The whole result, with `reached` of every case and trial (None: no goal, or not measured)."""
+    """The whole result, with `reached` of every case (None: no goal, or not measured).
+
+    trials: the lines of `trial_line`. digest: of the table in which every case and trial is measured.
+    """
     cases = {name: dict(line) for name, line in lines.items()}
     for name, line in cases.items():
         line["reached"] = _reached(name, line, cases)
@@ -57,11 +60,12 @@ def as_json(
         "gate_digest": digest,
         "speed": dict(speed),
         "cases": cases,
-        "trials": {name: _trial_line(trial, rows) for name, (trial, rows) in trials.items()},
+        "trials": dict(trials),
     }
 
 
-def _trial_line(trial: Trial, rows: Sequence[Row]) -> Line:
+def trial_line(trial: Trial, rows: Sequence[Row]) -> Line:
+    """Figures of one trial, with `reached` of each goal and of all (None: not measured)."""
     line: Line = {
         "group": trial.group,
         "says": trial.says,
@@ -162,7 +166,14 @@ def as_markdown(result: Line) -> str:
     for name, line in result["cases"].items():
         if line["reps"]:
             by_kind.setdefault(line["kind"], {})[name] = line
+    published = [*result["cases"].values(), *result["trials"].values()]
+    counts = [line.get("reps", line.get("runs")) for line in published if not line.get("skipped")]
     parts = [TEXT.rstrip()]
+    if 0 in counts:
+        measured = len(counts) - counts.count(0)
+        parts.append(
+            f"{measured} of {len(counts)} cases are measured with this gate; the others are left out."
+        )
     for kind, table in (
         ("no_harm", _no_harm_table),
         ("rollback", _rollback_table),

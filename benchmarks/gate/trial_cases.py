@@ -10,7 +10,12 @@ from dataclasses import replace
 
 from benchmarks.gate.ab_trials import AbRun
 from benchmarks.gate.alike_trials import alike_trials
-from benchmarks.gate.changing_trials import drifting_trials, returning_trials
+from benchmarks.gate.changing_trials import (
+    burst_trials,
+    differing_trials,
+    drifting_trials,
+    returning_trials,
+)
 from benchmarks.gate.covariate_trials import covariate_trials
 from benchmarks.gate.guard_trials import DeadCanary, OneBadClient, SharedFailures
 from benchmarks.gate.hidden_trials import hidden_trials
@@ -322,6 +327,8 @@ TRIALS: Mapping[str, Trial] = {
         *survivor_trials(),
         *shared_trials(),
         *drifting_trials(),
+        *burst_trials(),
+        *differing_trials(),
         *alike_trials(),
         *_power(),
         *covariate_trials(),

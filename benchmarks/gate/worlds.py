@@ -24,6 +24,7 @@ Columns = dict[str, NDArray[np.generic]]
 
 QUALITY_SD = 0.2
 GAP_S = 20.0  # mean pause between two requests of one user
+SLOWEST = 0.03  # of all requests, for `Arm.slowest`
 REJECTED_MS = 5.0  # a 4xx is answered at once
 REFUSED_MS = 20.0  # a 5xx, unless the request was among the slowest
 
@@ -50,6 +51,10 @@ class Arm:
     hangs: float = field(
         default=0.0, repr=False
     )  # share of requests without any answer until the client leaves
+    first_token: float = field(default=1.0, repr=False)  # factor of the time to the first token alone
+    slowest: float = field(
+        default=1.0, repr=False
+    )  # factor of the latency of the slowest 3 % of all requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,9 @@ class World:
     rounded: bool = field(default=False, repr=False)  # `step_ms` rounds what was measured, scale and all
     lost: float = field(default=0.0, repr=False)  # share of requests without a latency, at random
     patience_s: float = field(default=0.0, repr=False)  # mean time until a client leaves; 0: none does
+    #: Clients leave where the first token, or the whole answer, takes longer; the time until then is known.
+    first_token_within_s: float = field(default=math.inf, repr=False)
+    answer_within_s: float = field(default=math.inf, repr=False)
     late: int = 0
     stages: int = 1  # 2: the second begins at `late`
     metrics: tuple[str, ...] = ("error", "rejected", "latency_ms", "ttft_ms", "quality", "hallucinated")
@@ -120,6 +128,22 @@ class Drifting(World):
     rise: float = 1.0
     spread: float = 0.0
     tail: float = 1.0
+    # Not in the repr, by which the digests of trials without them were made; their traffic is in the digest.
+    burst: float = field(default=1.0, repr=False)  # factor for half of each period, before the canary as well
+    period: int = field(default=8000, repr=False)  # requests of both arms
+    is_wave: bool = field(default=False, repr=False)  # rises and falls evenly, as a sine
+    slow: float = field(default=0.02, repr=False)  # share of the canary's answers that are its slowest
+
+
+@dataclass(frozen=True, slots=True)
+class Differing(World):
+    """A world of two kinds of users: half ask once, and wait `once` times as long; the others ask on.
+
+    `tail`: factor of those answers of the canary that are among the slowest 2 % of all requests.
+    """
+
+    once: float = 1.0
+    tail: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +168,10 @@ def columns_of(world: World, seed: Sequence[int]) -> Columns:
     if isinstance(world, Batches):
         outcomes["quality"] = np.where(rows.t_s % 3600.0 < 3600.0 * world.batch, outcomes["quality"], np.nan)
     if isinstance(world, Drifting):
-        outcomes["latency_ms"] = _drifted(world, rows, outcomes["latency_ms"].astype(np.float64))
+        drifted = _drifted(world, rows, outcomes["latency_ms"].astype(np.float64))
+        outcomes["latency_ms"] = drifted * _bursts(world, len(rows.t_s), rng)
+    if isinstance(world, Differing):
+        outcomes["latency_ms"] = _of_kinds(world, rows, outcomes["latency_ms"].astype(np.float64))
     t_s = rows.t_s
     if world.resolution_s > 0.0:
         t_s = np.floor(t_s / world.resolution_s) * world.resolution_s
@@ -192,11 +219,29 @@ def _drifted(world: Drifting, rows: _Rows, latency_ms: Floats) -> Floats:
     spread = world.spread or world.sigma
     widened = MEDIAN_MS * (latency_ms / MEDIAN_MS) ** (spread / world.sigma)
     out = np.where(drawn, widened, latency_ms)
-    slowest = MEDIAN_MS * math.exp(spread * NormalDist().inv_cdf(0.98))
+    slowest = MEDIAN_MS * math.exp(spread * NormalDist().inv_cdf(1.0 - world.slow))
     out = np.where((rows.arm == 1) & (out > slowest), out * world.tail, out)
     part = np.cumsum(drawn) / max(int(np.count_nonzero(drawn)), 1)
     drifted: Floats = out * np.where(drawn, world.step * (1.0 + (world.rise - 1.0) * part), 1.0)
     return drifted
+
+
+def _bursts(world: Drifting, n: int, rng: Rng) -> Floats:
+    """The factor of each request while latency goes up and down, beginning anywhere in a period."""
+    if world.burst == 1.0:
+        return np.ones(n)
+    at = (np.arange(n) / world.period + rng.random()) % 1.0
+    high = 0.5 - 0.5 * np.cos(2.0 * np.pi * at) if world.is_wave else (at >= 0.5).astype(np.float64)
+    factor: Floats = world.burst**high
+    return factor
+
+
+def _of_kinds(world: Differing, rows: _Rows, latency_ms: Floats) -> Floats:
+    """The latencies by kind of user, and with the canary's slower tail."""
+    asks_once = np.bincount(rows.unit, minlength=rows.units)[rows.unit] == 1
+    out = latency_ms * np.where(asks_once, world.once, 1.0)
+    is_slow = (rows.arm == 1) & (out > np.quantile(out[rows.arm == 0], 0.98))
+    return np.where(is_slow, out * world.tail, out)
 
 
 def _moved(rows: _Rows) -> NDArray[np.bool_]:
@@ -235,6 +280,8 @@ def _sticky(world: World, rng: Rng) -> _Rows:
         late_user = np.cumsum(arm) > world.late / world.stable.turns
     is_other = (arm == 1) & late_user
     turns = 1 + rng.poisson(np.where(is_other, world.canary.turns, world.stable.turns) - 1.0)
+    if isinstance(world, Differing):
+        turns = np.where(rng.random(users) < 0.5, 1, turns)
     start_s = np.cumsum(rng.exponential(world.stable.turns / world.rate_per_s, users))
     user = np.repeat(np.arange(users), turns)
     first = np.concatenate(([0], np.cumsum(turns)[:-1]))
@@ -274,7 +321,10 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     scale = of_arm("latency_scale") * slower * (1.0 + of_arm("deeper")) ** rows.turn
     whole_ms = MEDIAN_MS * np.exp(world.sigma * z) * scale
     latency_ms = whole_ms * (0.25 + 0.75 * of_arm("after_first_token"))
-    ttft_ms = np.minimum(0.25 * whole_ms * np.exp(0.2 * rng.standard_normal(n)), latency_ms)
+    first_ms = 0.25 * whole_ms * np.exp(0.2 * rng.standard_normal(n)) * of_arm("first_token")
+    is_slowest = z > NormalDist().inv_cdf(1.0 - SLOWEST)
+    latency_ms = np.where(is_slowest, latency_ms * of_arm("slowest"), latency_ms)
+    ttft_ms = np.minimum(first_ms, latency_ms)
     latency_ms = np.where(failed & ~too_slow, REFUSED_MS, latency_ms)
     latency_ms = np.where(rejected, REJECTED_MS, latency_ms)
     if world.step_ms > 0.0:
@@ -309,6 +359,15 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
         gone = hangs | (1000.0 * rng.exponential(world.patience_s, n) < latency_ms)
         failed, rejected, no_score = failed & ~gone, rejected & ~gone, no_score | gone
         latency_ms, ttft_ms = np.where(gone, np.nan, latency_ms), np.where(gone, np.nan, ttft_ms)
+    left_ms = np.minimum(
+        np.where(ttft_ms > 1000.0 * world.first_token_within_s, 1000.0 * world.first_token_within_s, np.inf),
+        np.where(latency_ms > 1000.0 * world.answer_within_s, 1000.0 * world.answer_within_s, np.inf),
+    )
+    if has_limits := min(world.first_token_within_s, world.answer_within_s) < math.inf:
+        gone |= left_ms < latency_ms
+        failed, rejected, no_score = failed & ~gone, rejected & ~gone, no_score | gone
+        latency_ms = np.where(gone, left_ms, latency_ms)
+        ttft_ms = np.where(gone & (ttft_ms > left_ms), np.nan, ttft_ms)
     every: Columns = {
         "error": failed.astype(np.float64),
         "rejected": rejected.astype(np.float64),
@@ -319,7 +378,7 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
         "fell_back": fell_back.astype(np.float64),
     }
     chosen = {name: every[name] for name in world.metrics}
-    if world.patience_s > 0.0:
+    if world.patience_s > 0.0 or has_limits:
         chosen["cancelled"] = gone.astype(np.float64)
     return chosen if body_bytes is None else {**chosen, "body_bytes": body_bytes}
 

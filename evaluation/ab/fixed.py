@@ -30,9 +30,10 @@ from evaluation.ab.comparison import (
     cohens_d,
     moments_of,
 )
-from evaluation.ab.fixed_rates import rate_test
+from evaluation.ab.fixed_rates import fisher_of_strata, rate_test
 
 MAX_STRATA = 64
+MANY_EVENTS = 10_000  # or units without one, from which on the normal approximation is as good as exact
 MAX_Z = 37.0  # a p-value of 1e-299
 
 
@@ -131,6 +132,8 @@ def _combined(strata: Sequence[tuple[Floats, Floats]], question: AbQuestion) -> 
     if enough and question.scale is not Scale.RATE:
         whole = WinRate(wins / pairs, win_variance / pairs**2, math.inf)
         p_value, interval = _win_interval(whole, p_value, question)
+    elif enough and interval is not None:
+        p_value, interval = _exact(strata, p_value, interval, question.alpha)
     verdict = AbVerdict.NOT_SHOWN if enough else AbVerdict.TOO_FEW
     if win_rate is not None and p_value <= question.alpha:
         verdict = AbVerdict.B_BETTER if win_rate > 0.5 else AbVerdict.A_BETTER
@@ -150,6 +153,22 @@ def _combined(strata: Sequence[tuple[Floats, Floats]], question: AbQuestion) -> 
         p_value,
         question.alpha,
     )
+
+
+def _exact(
+    strata: Sequence[tuple[Floats, Floats]], p_value: float, interval: tuple[float, float], alpha: float
+) -> tuple[float, tuple[float, float]]:
+    """The larger of the p-value and, unless there are very many events, that of the exact test; and the
+    interval, which contains 0 exactly where that is above alpha."""
+    tables = [(int(a.sum()), len(a), int(b.sum()), len(b)) for a, b in strata]
+    if sum(min(a + b, n_a + n_b - a - b) for a, n_a, b, n_b in tables) <= MANY_EVENTS:
+        p_value = max(p_value, fisher_of_strata(tables))
+    low, high = interval
+    if p_value > alpha:
+        return p_value, (min(low, 0.0), max(high, 0.0))
+    if low <= 0.0 <= high:
+        p_value = math.nextafter(alpha, 1.0)
+    return p_value, interval
 
 
 class WinRate(NamedTuple):

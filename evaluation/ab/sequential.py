@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.ab.comparison import AbQuestion, AbResult, AbVerdict, Floats, Moments, Scale, cohens_d
 from evaluation.ab.mixture import MeanMixture
-from evaluation.betting.histogram import WIDTH, LogHistogram
+from evaluation.betting.histogram import LogHistogram
 
 _UNIT_BINS = 256
 
@@ -45,7 +45,7 @@ class SequentialTest:
     """A running A/B test, whose verdict is wrong with probability at most alpha over all looks.
 
     A returning unit (a sticky user) counts once: leave its later outcomes out, or give their mean. About
-    30 KiB of state.
+    11 KiB of state, 24 KiB where values span ten decades.
     """
 
     def __init__(self, question: AbQuestion) -> None:
@@ -79,7 +79,7 @@ class SequentialTest:
         n = self._a.n + self._b.n
         if n == 0:
             return 0.5
-        above = sum(arm.n * _mid_share_above(arm.values, y) for arm in (self._a, self._b) if arm.n)
+        above = sum(arm.n * arm.values.mid_share_above(y) for arm in (self._a, self._b) if arm.n)
         return 1 - above / n if self.question.higher_is_better else above / n
 
     @property
@@ -138,18 +138,12 @@ class SequentialTest:
     def _win_rate(self) -> float:
         if self.question.scale is Scale.VALUE:
             middles, share = self._b.values.occupied()
-            b_lower = float(
-                sum(s * _mid_share_above(self._a.values, m) for m, s in zip(middles, share, strict=True))
-            )
+            above = [self._a.values.mid_share_above(middle) for middle in middles.tolist()]
+            b_lower = float(sum(s * m for s, m in zip(share, above, strict=True)))
         else:
             share_a, share_b = self._a.bins / self._a.n, self._b.bins / self._b.n
             b_lower = float(share_b @ (1 - np.cumsum(share_a) + share_a / 2))
         return 1 - b_lower if self.question.higher_is_better else b_lower
-
-
-def _mid_share_above(values: LogHistogram, y: float) -> float:
-    """Share of values above y, with half of those in its own bin."""
-    return (values.share_above(y) + values.share_above(y * math.exp(-WIDTH))) / 2
 
 
 def sequential(y: ArrayLike, is_b: ArrayLike, w: ArrayLike, question: AbQuestion) -> AbResult:

@@ -116,7 +116,8 @@ class MedianRatio:
     def end_epoch(self, stable: Stable) -> None:
         """Update stable's median."""
         if stable.histogram is not None and stable.histogram.total:
-            self.median = float(stable.histogram.upper_edges(np.array([0.5]))[0])
+            median = float(stable.histogram.upper_edges(np.array([0.5]))[0])
+            self.median = median if median > 0.0 else math.nan  # of zeros there is no ratio
 
     def interval(self) -> tuple[float, float] | None:
         """The interval of canary median / stable median: from the highest ratio rejected as too low to the

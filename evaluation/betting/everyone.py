@@ -23,7 +23,8 @@ can be found worse. So it only guards: no rollback follows from it alone.
 
 The same is asked of d of the present round alone, which finds harm that begins late; the smallest p-value
 counts times their number. It is looked at a few times a round, and each look has its own part of alpha, so
-that no look needs to be valid together with another."""
+that no look needs to be valid together with another.
+"""
 
 from __future__ import annotations
 

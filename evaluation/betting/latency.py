@@ -1,8 +1,8 @@
-"""Heavy-tailed values (latency, TTFT, inter-token time, tokens, cost): bettors of `shape`, and exceedance.
+"""Heavy-tailed values (latency, TTFT, inter-token time, tokens, cost): the bettors of `shape`.
 
 `shape` tests "slower by more than m0 somewhere in the distribution". It is no test of a percentile: +200 ms
-on every answer trips it while the p99 moves 8 %. A percentile is tested by its exceedance rate, with the
-bettors of `rates.py`.
+on every answer trips it while the p99 moves 8 %. A percentile is tested by its exceedance rate
+(`exceedance.py`).
 
 A request without an answer (infinite) counts as slowest, on both arms: its mass lies in the last bin. So a
 canary that answers what stable fails is not slower, and one that fails fast is not faster. The claim reads
@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evaluation.betting.histogram import NO_STEPS, Steps
-from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
-from evaluation.betting.tails import TAIL_VALUES, RecentValues
-from evaluation.betting.unit_block import Floats, Ints, UnitBlock
+from evaluation.betting.histogram import NO_STEPS, SMALLEST, Steps, StepsNow
+from evaluation.betting.stable_baseline import Stable
+from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.betting.wealth import Bets, Refitted, by_weight, ratio_table
 
 QUANTILES = np.array([0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 0.995, 0.999])
@@ -118,6 +116,7 @@ class ShapeLoss(Refitted):
         points = histogram.upper_edges(FITTED_AT)
         self.edges = np.unique(np.minimum(points[: len(QUANTILES)], self._last_edge))
         p95, p99, *starts = points[len(QUANTILES) :]
+        p95 = max(p95, SMALLEST)  # where nearly all values are 0
         moved = [values * scale for scale in SCALES]
         moved += [stretched(values, p95, max(p99, p95 * 1.01), factor) for factor in STRETCHES]
         ratios, self.answered = ratios_of(np.stack([*moved, values]), shares, self.edges)
@@ -153,7 +152,7 @@ class ShapeProof(Refitted):
     would lie below stable's by the margin, and be proven.
     """
 
-    __state__ = ("edges", "log_ratios", "points", "is_mixed")
+    __state__ = ("edges", "log_ratios", "steps")
 
     POWERS = (0.4, 0.7, 1.0, 1.4)
 
@@ -162,12 +161,11 @@ class ShapeProof(Refitted):
         self.prior: Floats = np.ones(len(self.POWERS))
         self.edges: Floats = np.empty(0)
         self.log_ratios: Floats = np.zeros((len(self.POWERS), 1))
-        self.points, self.is_mixed = NO_STEPS.points, NO_STEPS.is_mixed
+        self.steps = StepsNow()
 
     def bets(self, block: UnitBlock) -> Bets:
         """On every unit once stable's bins are known, with a look after each of the canary's."""
-        steps = Steps(self.points, self.is_mixed)
-        return shape_bets(block, self.edges, self.log_ratios, self._margin, self._table, steps)
+        return shape_bets(block, self.edges, self.log_ratios, self._margin, self._table, self.steps.get())
 
     def end_epoch(self, stable: Stable) -> None:
         """Recompute the bins and the ratios from stable's histogram so far."""
@@ -176,10 +174,10 @@ class ShapeProof(Refitted):
             return
         values, shares = histogram.occupied()
         steps = histogram.steps()
-        self.points, self.is_mixed = steps.points, steps.is_mixed
+        self.steps.set(steps)
         edges = histogram.upper_edges(QUANTILES)
         # Below it lie many of a faster canary's, and a twin's divided by the margin where they are few.
-        self.edges = np.unique(np.append(edges, edges[0] / np.sqrt(self._margin)))
+        self.edges = np.unique(np.append(edges, edges[edges > 0.0][:1] / np.sqrt(self._margin)))
         if len(steps.points):
             moved = [steps.divided(values, self._margin**power) for power in self.POWERS]
         else:
@@ -223,108 +221,3 @@ def shape_bets(
     column = np.searchsorted(edges, np.where(arm, steps.divided(values, divisor), values), side="left")
     column = np.where(np.isinf(values), len(edges) + 1, column).astype(np.int64)
     return Bets(np.arange(len(block)), by_weight(block, column, table), np.flatnonzero(block.arm))
-
-
-class Exceedance:
-    """Indicator of values above stable's past percentile; the canary's are divided by a factor first.
-
-    The threshold is that of recent values, frozen for an epoch of the rows counted here, and seeded from
-    stable's traffic before the rollout; NaN until it is known.
-    """
-
-    __state__ = ("threshold", "lower", "inside", "stable", "recent", "rows", "until", "points", "is_mixed")
-
-    def __init__(self, *, percentile: float, highest: float = np.inf, with_steps: bool = False) -> None:
-        """highest: upper bound of the threshold. with_steps: values may be recorded in steps, as in
-        `ShapeProof`."""
-        self._percentile = percentile
-        self._highest = highest
-        self.threshold = float("nan")
-        self.lower = float("nan")  # for proofs, see `tails.Limit`
-        self.inside = 0.0
-        self.stable = Stable(with_histogram=True, with_steps=with_steps)
-        self.points, self.is_mixed = NO_STEPS.points, NO_STEPS.is_mixed
-        self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
-        self.rows = 0
-        self.until = FIRST_EPOCH
-
-    def seed(self, values: Floats) -> None:
-        """Learn stable's values from before the rollout."""
-        self.stable.learn(values)
-        self._end_epoch()
-
-    def of(
-        self,
-        waited: Floats,
-        slowest: Floats,
-        arm: NDArray[np.bool_],
-        times: tuple[float, ...],
-        counted: slice | Ints = slice(None),
-    ) -> Floats:
-        """len(times) x n indicators, by divisor of the canary's values; NaN where the value is missing.
-
-        The first row uses `waited` (rollback: censored values at their limit), the others `slowest` (censored
-        values infinite); unanswered requests are infinite in both. counted: the rows that end epochs and
-        whose values of stable are learned.
-        """
-        limits = np.full((3, len(waited)), np.nan)
-        quotients = np.array([slowest / factor for factor in times])
-        present = np.arange(len(waited))[counted]
-        present = present[~np.isnan(slowest[present])]
-        start = given = 0
-        while start < len(present):
-            stop = min(len(present), start + self.until - self.rows)
-            rows = present[start:stop]
-            limits[:, given : rows[-1] + 1] = self._limits()
-            self._divide(quotients, slowest, times, slice(given, int(rows[-1]) + 1))
-            given = int(rows[-1]) + 1
-            self.stable.learn(waited[rows][~arm[rows]])
-            self.rows += stop - start
-            if self.rows == self.until:
-                self._end_epoch()
-                self.until += epoch_after(self.rows)
-            start = stop
-        limits[:, given:] = self._limits()
-        self._divide(quotients, slowest, times, slice(given, None))
-        threshold, lower, inside = limits
-        out = np.empty((len(times), len(waited)))
-        for index, factor in enumerate(times):
-            values = waited if index == 0 else slowest
-            scaled = np.where(arm, waited / factor if index == 0 else quotients[index], values)
-            out[index] = scaled > threshold
-            if index > 0:
-                alike = (scaled > lower) & (scaled <= threshold)
-                out[index, alike] = np.where(arm, 1.0, inside)[alike]
-            out[index, np.isnan(threshold) | np.isnan(values)] = np.nan
-        return out
-
-    def _divide(self, quotients: Floats, slowest: Floats, times: tuple[float, ...], rows: slice) -> None:
-        """Set the quotients of the proofs as they would have been recorded, where there are steps."""
-        if len(self.points) == 0:
-            return
-        steps = Steps(self.points, self.is_mixed)
-        for index, factor in enumerate(times[1:], start=1):
-            quotients[index, rows] = steps.divided(slowest[rows], factor)
-
-    def discounted(self, failures: float) -> float:
-        """The part of an event that an unanswered request of the canary is, where it may leave `failures`
-        times as many unanswered as stable. In (0, 1]; 1 for failures = 1."""
-        above = 1.0 - self._percentile
-        return above + (1.0 - above) / failures
-
-    def _end_epoch(self) -> None:
-        histogram = self.stable.histogram
-        if histogram is not None and histogram.total >= MIN_VALUES:
-            steps = histogram.steps()
-            self.points, self.is_mixed = steps.points, steps.is_mixed
-            self.recent.end_epoch(histogram)
-            limit = self.recent.limit(self._percentile, histogram)
-            self.threshold = min(limit.upper, self._highest)
-            self.lower = min(limit.lower, self.threshold)
-            self.inside = limit.inside if limit.upper <= self._highest else 0.0
-            if self.inside == 0.0:
-                self.lower = self.threshold
-
-    def _limits(self) -> Floats:
-        """Threshold, lower edge, and part of an event between them."""
-        return np.array([[self.threshold], [self.lower], [self.inside]])

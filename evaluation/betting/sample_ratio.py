@@ -17,6 +17,10 @@ from evaluation.betting.wealth import Bets, by_weight, ratio_table
 
 ODDS = np.array([0.1, 0.4, 0.7, 0.85, 1.18, 1.4, 2.2, 5.0, 20.0])  # ratios of the odds w / (1 - w)
 TURN_TILTS = np.array([-0.8, -0.4, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.4, 0.8])  # of the log odds, a turn
+SPREAD_TILTS = np.array([-0.6, -0.3, 0.3, 0.6])  # a turn of distance from stable's mean
+SHORT_TILTS = np.array([-4.0, -2.0, -1.0, 1.0, 2.0, 4.0])  # times 1 / turns
+LEARNT_AFTER = 20.0  # sessions of the canary that the learnt ratio takes to be as stable's
+MAX_LEARNT = 8.0
 MIN_SESSIONS = 30  # of stable, before turns are bet on
 FALLBACK_LAMBDAS = np.array([0.03, 0.1, 0.3, 0.8])
 
@@ -67,36 +71,68 @@ class FallbackBet:
 
 
 class TurnsBet:
-    """Two-sided: bets that conversations are longer, or shorter, on the canary. Null: equally distributed.
+    """Two-sided: bets that conversations have other lengths on the canary. Null: equally distributed.
 
-    Ratios `exp(tilt * turns)`, divided by their mean over stable's past sessions. Where the number of turns
-    differs, a session's mean says nothing of an answer if outcomes change with depth.
+    Ratios by the number of turns, divided by their mean over stable's past sessions: longer or shorter ones,
+    `exp(tilt * turns)`; more or fewer far from the mean; more or fewer short ones, `exp(tilt / turns)`; and
+    one that is learnt from both arms' past sessions. (By longer and shorter ones alone, a canary with as many
+    turns in the mean, half of its conversations of 1 turn and half of 5, seemed equal, and was rolled back
+    for its first turns, which no prefix cache helps.) Where the lengths differ, a session's mean says nothing
+    of an answer if outcomes change with depth.
     """
 
-    __state__ = ("norm", "counts", "is_known")
+    __state__ = ("counts", "known")
 
     def __init__(self, *, max_turns: int) -> None:
-        self.prior: Floats = np.ones(len(TURN_TILTS))
-        self._powers: Floats = TURN_TILTS[:, None] * np.arange(max_turns + 1)
-        self.counts: Ints = np.zeros(max_turns + 1, dtype=np.int64)  # stable's sessions by turns
-        self.norm: Floats = np.ones(len(TURN_TILTS))
-        self.is_known = False
+        tilts = len(TURN_TILTS) + len(SPREAD_TILTS) + len(SHORT_TILTS)
+        self.prior: Floats = np.append(np.ones(tilts), 4.0)
+        self.counts: Ints = np.zeros((2, max_turns + 1), dtype=np.int64)  # sessions by arm and turns
+        self.known = self.counts
+
+    @property
+    def known(self) -> Ints:
+        """The counts that the bets of this epoch rest on."""
+        return self._known
+
+    @known.setter
+    def known(self, counts: Ints) -> None:
+        self._known = counts
+        self.is_known = int(counts[0].sum()) >= MIN_SESSIONS and bool(counts[:, 2:].any())
+        if self.is_known:
+            self._log_ratios = _turn_ratios(counts)
 
     def bets(self, block: UnitBlock) -> Bets:
-        """On every session once stable's are known to differ in length, with a look after each."""
-        turns = np.minimum(block.n.astype(np.int64), len(self.counts) - 1)
-        self.counts = self.counts + np.bincount(turns[~block.arm], minlength=len(self.counts))
+        """On every session once stable's are known and some have several turns, with a look after each."""
+        turns = np.minimum(block.n.astype(np.int64), self.counts.shape[1] - 1)
+        place = block.arm * self.counts.shape[1] + turns
+        self.counts = self.counts + np.bincount(place, minlength=self.counts.size).reshape(self.counts.shape)
         if not self.is_known:
             none = np.empty(0, dtype=np.int64)
-            return Bets(none, np.empty((len(TURN_TILTS), 0)), none)
-        log_ratios = self._powers - np.log(self.norm)[:, None]
+            return Bets(none, np.empty((len(self.prior), 0)), none)
+        log_ratios = self._log_ratios
         ratios = np.exp(log_ratios)
         rows = np.arange(len(block))
         return Bets(rows, by_weight(block, turns, lambda w: ratio_table(w, ratios, log_ratios)), rows)
 
     def end_epoch(self, stable: Stable) -> None:
-        """Set the norm to the mean of the ratios over stable's sessions so far."""
-        total = int(self.counts.sum())
-        self.is_known = total >= MIN_SESSIONS and total > int(self.counts[1])
-        if self.is_known:
-            self.norm = np.add.accumulate(np.exp(self._powers) * (self.counts / total), axis=1)[:, -1]
+        """Bet by the sessions so far from now on."""
+        self.known = self.counts
+
+
+def _turn_ratios(counts: Ints) -> Floats:
+    """Log ratios by alternative and number of turns, K x turns. counts: sessions by arm and turns."""
+    turns = np.arange(counts.shape[1])
+    shares = counts[0] / counts[0].sum()
+    mean = float(np.add.accumulate(turns * shares)[-1])
+    tilted = np.concatenate(
+        (
+            TURN_TILTS[:, None] * turns,
+            SPREAD_TILTS[:, None] * np.abs(turns - mean),
+            SHORT_TILTS[:, None] / np.maximum(turns, 1),
+        )
+    )
+    norm = np.add.accumulate(np.exp(tilted) * shares, axis=1)[:, -1]
+    usual = (counts[0] + 0.5) / (counts[0].sum() + 0.5 * len(turns))
+    learnt = (counts[1] / usual + LEARNT_AFTER) / (counts[1].sum() + LEARNT_AFTER)
+    learnt = np.log(np.clip(learnt, 1.0 / MAX_LEARNT, MAX_LEARNT))
+    return np.concatenate((tilted - np.log(norm)[:, None], learnt[None, :]))

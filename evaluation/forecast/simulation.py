@@ -21,6 +21,7 @@ from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
+from evaluation.units.answered import parts_with
 from evaluation.units.later_blocks import PARTS
 from evaluation.units.units import REQUEST, STICKY, Assignments
 from evaluation.verdict import MIN_LATER_SHARE, gate_reports
@@ -117,11 +118,9 @@ def units_for_later(unit_requests: float, session_requests: int) -> float:
     continues = 1 - 1 / unit_requests
     # P(a conversation is longer than so many sessions), up to the end of the last part.
     longer = [continues ** (session_requests * sessions) for sessions in range((1 << PARTS) + 1)]
-    shares = [longer[1 << part] - longer[2 << part] for part in range(PARTS)]
+    shares = np.array([longer[1 << part] - longer[2 << part] for part in range(PARTS)])
     reached = [1.0]
-    for part, share in enumerate(shares):
-        if share < MIN_LATER_SHARE and not (part == 0 and sum(shares) >= MIN_LATER_SHARE):
-            continue
+    for part in parts_with(shares, MIN_LATER_SHARE):
         first, *others = longer[1 << part : 2 << part]
         reached.append((first + sum(others) / len(others)) / 2 if others else first)
     return 1 / min(reached)

@@ -101,6 +101,9 @@ def run(
     gate_policy = policy_for_columns(columns, whole_policy)
     table = checked_table(columns, gate_policy)
     plan = checked_stages(stages, gate_policy)
+    w = table.requests.w[table.requests.w > 0.0]
+    if stages is None and len(w):
+        plan = (replace(plan[0], weight=float(np.median(w))),)
     if len(plan) > 1 and "stage" not in names_of(columns):
         raise EvidenceError(f"column stage is missing; {len(plan)} stages need the stage of each row")
     stage = table.requests.stage

@@ -3,8 +3,9 @@
 The time until the client left is no latency: where a canary hangs, it is that of the client's patience. How
 long the answer would have taken is censored, which is not missing at random: a faster version has fewer
 cancels. So a cancelled request is one without an answer, slowest on both arms, as a failure is; but it is no
-error and no rejection. An error before the client left is still one. Where the canary has more of them than
-the coin explains, nothing is promoted (`units/split.py`).
+error and no rejection. The time itself is kept for percentiles (`betting/left.py`). An error before the
+client left is still one. Where the canary has more of them than the coin explains, nothing is promoted
+(`units/split.py`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from evaluation.policy.gates import StagePlan, check_margins
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
-from evaluation.records import MIN_W, EvidenceError, is_rate
+from evaluation.records import LEFT_MS, MIN_W, EvidenceError, is_rate
 from evaluation.units.ties import tie_order
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, kind_of, unit_hash
 
@@ -32,9 +32,9 @@ Names: TypeAlias = tuple[Array, NDArray[np.bool_]]  # names, and which are missi
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Checked columns, as the pipeline reads them. values: by metric, and covariates by name, NaN where
-    missing. failed: without an answer, by an error, rejected or cancelled. cancelled: 1 where the client left
-    before an answer or a failure, NaN where that is not known."""
+    """Checked columns, as the pipeline reads them. values: by metric, covariates by name, and `LEFT_MS` where
+    requests were cancelled; NaN where missing. failed: without an answer, by an error, rejected or cancelled.
+    cancelled: 1 where the client left before an answer or a failure, NaN where that is not known."""
 
     requests: Assignments
     failed: NDArray[np.bool_]
@@ -153,6 +153,7 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
     if "cancelled" in arrays:
         given = _metric(arrays, "cancelled")
         cancelled = np.where(failed, 0.0, given)
+        values[LEFT_MS] = _left_ms(arrays, cancelled == 1.0)
         values = {name: if_not_cancelled(name, column, given == 1.0) for name, column in values.items()}
     fell_back = floats_of(arrays, "fell_back") if "fell_back" in arrays else np.full(len(at_s), np.nan)
     _refuse("fell_back", fell_back, ~_is_event(fell_back), "give 0 or 1, NaN when unknown")
@@ -180,6 +181,15 @@ def _metric(arrays: Mapping[str, Array], name: str) -> Floats:
         bad = (values < 0.0) | (values > 1.0)
         _refuse(name, values, bad, "give a number in 0..1, NaN when missing")
     return values
+
+
+def _left_ms(arrays: Mapping[str, Array], cancelled: NDArray[np.bool_]) -> Floats:
+    """How long the clients waited that left; NaN for others and where not known. A log's latency is that."""
+    column = next((name for name in (LEFT_MS, "latency_ms") if name in arrays), None)
+    waited = np.full(len(cancelled), np.nan) if column is None else floats_of(arrays, column)
+    bad = cancelled & (np.isinf(waited) | (waited < 0.0))
+    _refuse(LEFT_MS, waited, bad, "give a finite number of at least 0, NaN when missing")
+    return np.where(cancelled, waited, np.nan)
 
 
 def _is_event(values: Floats) -> NDArray[np.bool_]:

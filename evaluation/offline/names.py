@@ -23,6 +23,7 @@ COLUMNS: Mapping[str, str] = {
     "request_id": "name of the request, so that a duplicate row is recognised",
     "stage": "index of the stage, from 0",
     "fell_back": "1 where stable answered a canary request",
+    "left_ms": "how long a client waited that left; without it, the latency_ms of cancelled requests",
 }
 KNOWN = (*COLUMNS, *CATALOGUE)
 EVENTS = frozenset(name for name in CATALOGUE if is_rate(name))

@@ -137,17 +137,21 @@ class LaterShare:
         return shares
 
     def parts_of(self, least: float) -> list[int]:
-        """The parts with so large a share; the first one as well where all together have it."""
-        shares = self.shares
-        total = float(np.add.accumulate(shares)[-1])
-        return [part for part in range(PARTS) if shares[part] >= least or (part == 0 and total >= least)]
+        """Which parts must prove a margin: see `parts_with`."""
+        return parts_with(self.shares, least)
 
-    def beyond(self, least: float) -> tuple[float, int]:
+    def unproven(self, least: float) -> tuple[float, int]:
         """The later requests of which no proof is asked (`parts_of`): their share of the values, and after
         how many sessions' requests of a unit in an hour they begin."""
         rest = sorted(set(range(PARTS)) - set(self.parts_of(least)))
         shares = self.shares
         return sum(float(shares[part]) for part in rest), 1 << min(rest, default=PARTS)
+
+
+def parts_with(shares: Floats, least: float) -> list[int]:
+    """The parts with so large a share of all values; the first one as well where all together have it."""
+    total = float(np.add.accumulate(shares)[-1])
+    return [part for part in range(PARTS) if shares[part] >= least or (part == 0 and total >= least)]
 
 
 def _sums(part: Ints, stands: Ints) -> Ints:

@@ -2,7 +2,8 @@
 
 For rollback, a gate bets on up to three channels (first requests; sessions; mirrored pairs), each with a part
 of its alpha. Where requests without an answer have no value, a channel of requests decides only with a second
-one, in which those count as harm on both arms (`Track.missing_as`).
+one, in which those count as harm on both arms (`Track.missing_as`). So do requests that their clients left,
+for a percentile.
 
 For promotion it bets on sessions for each margin that some stage must prove, on the units of that stage; and,
 where units are sticky, on their first requests too, which alone speak once the arms' conversations are known
@@ -23,11 +24,13 @@ from typing import Literal
 from evaluation.betting.bettors import loss_bettor
 from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianRatio
 from evaluation.betting.everyone import EveryoneChannel
-from evaluation.betting.latency import Exceedance, ShapeProof, below_the_cut
+from evaluation.betting.exceedance import Exceedance
+from evaluation.betting.latency import ShapeProof, below_the_cut
+from evaluation.betting.left import LeftProof
 from evaluation.betting.rates import RateProof
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import PairLoss, ScoreProof
-from evaluation.betting.tails import TailChannel, TailProof
+from evaluation.betting.tails import MOST_OFF, TailChannel, TailProof
 from evaluation.betting.wealth import Bettor, Channel
 from evaluation.metrics import CATALOGUE, Kind
 from evaluation.policy.alpha_split import has_no_value_unanswered, log_limit
@@ -41,7 +44,10 @@ Use = Literal["first", "session", "pairs", "later", "proof", "first proof", "lat
 ROLLBACK_USES = frozenset({"first", "session", "pairs", "later"})
 #: What requests without a value count in a channel; "": they are not in it. "absent": units that stayed away
 #: count as the worst.
-MissingAs = Literal["", "harm", "mean", "absent"]
+#: "left": the channel is of requests that their clients left alone, and needed where these are many. "late":
+#: those left late are slow. "recent": as in the first one, at the percentile of recent values, where that of
+#: the others is held above it.
+MissingAs = Literal["", "harm", "mean", "absent", "left", "late", "recent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,12 @@ class Track:
     staged: Stream | None = None
     missing_as: MissingAs = ""
     part: int = 0
+
+    @property
+    def left(self) -> LeftProof | None:
+        """The proof on requests that their clients left, of which this is a channel; None: of none."""
+        bettor = self.channel.bettor if isinstance(self.channel, Channel) else None
+        return bettor if isinstance(bettor, LeftProof) else None
 
     @property
     def margin(self) -> float:
@@ -202,21 +214,32 @@ class GateChannels:
     def _add_percentile(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         assert gate.percentile is not None
         highest = below_the_cut(self._longest, 1.0 + gate.tolerance)
-        exceedance = Exceedance(percentile=gate.percentile, highest=highest, with_steps=self._is_measured)
+        margins = tuple(proof.margin for proof in proofs)
+        exceedance = Exceedance(
+            percentile=gate.percentile, highest=highest, with_steps=self._is_measured, margins=margins
+        )
         self.exceedances.append(exceedance)
-        self.divisors.append((1.0 + gate.tolerance, *(proof.margin for proof in proofs)))
+        self.divisors.append((1.0 + gate.tolerance, *margins))
         column = Column(with_histogram=False, estimate=EventCounts())
-        self.columns.append(column)
+        with_left = Column(with_histogram=False)
+        self.columns += [column, with_left]
         self.tail_columns[gate.name] = column
-        self._add_loss(gate, column)
+        self._add_loss(gate, column, with_left)
         for proof in proofs:
-            proof_column = Column(with_histogram=False, missing="failed")
-            self.columns.append(proof_column)
-            self._add_proof(gate, proof_column, proof, partial(_tail_proof, gate.percentile))
+            known, late, recent = (Column(with_histogram=False, missing="failed") for _ in range(3))
+            left = Column(with_histogram=False)
+            self.columns += [known, left, late, recent]
+            self._add_proof(gate, known, proof, partial(_tail_proof, gate.percentile))
+            self._add_proof(gate, left, proof, partial(_left_proof, gate.percentile), "left")
+            self._add_proof(gate, late, proof, partial(_tail_proof, gate.percentile), "late")
+            self._add_proof(gate, recent, proof, partial(_recent_proof, gate.percentile), "recent")
 
-    def _add_loss(self, gate: Gate, column: Column) -> None:
-        """The channels of first requests, of sessions and of later sessions that roll back."""
+    def _add_loss(self, gate: Gate, column: Column, with_left: Column | None = None) -> None:
+        """The channels of first requests, of sessions and of later sessions that roll back. with_left: the
+        column in which requests that their clients left count as harm; None: `column` says all of them."""
         ways: list[tuple[Column, MissingAs]] = [(column, "")]
+        if with_left is not None:
+            ways.append((with_left, "harm"))
         if has_no_value_unanswered(gate):
             ways.append((self._missing("failed"), "harm"))
         for of_way, missing_as in ways:
@@ -317,6 +340,14 @@ def _score_proof(as_mean: bool, covariates: bool, proof: Proof) -> Bettor:
 
 def _tail_proof(percentile: float, _: Proof) -> Bettor:
     return TailProof(percentile=percentile)
+
+
+def _recent_proof(percentile: float, _: Proof) -> Bettor:
+    return TailProof(percentile=percentile, least_off=MOST_OFF)
+
+
+def _left_proof(percentile: float, proof: Proof) -> Bettor:
+    return LeftProof(percentile=percentile, margin=proof.margin)
 
 
 def _rate_proof(missing_as: float, proof: Proof) -> Bettor:

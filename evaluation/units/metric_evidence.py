@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.betting.left import Left
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
-from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, Kind
+from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, WAITS, Kind
 from evaluation.policy.alpha_split import (
     PART_SHARES,
     channel_alphas,
@@ -128,9 +129,7 @@ class MetricEvidence:
             if track.use in ("first proof", "later proof"):
                 track.channel.is_idle = not sticky
             elif track.use != "proof":
-                is_worst = track.missing_as == "harm" or (
-                    track.missing_as == "absent" and has_no_value_unanswered(track.gate)
-                )
+                is_worst = track.missing_as in ("harm", "absent") and has_no_value_unanswered(track.gate)
                 split = worst_case_alphas if is_worst else channel_alphas
                 alpha = getattr(split(policy, track.gate, sticky=sticky), track.use)
                 limit = log_limit(alpha * (PART_SHARES[track.part] if track.use == "later" else 1.0))
@@ -163,10 +162,15 @@ class MetricEvidence:
         return np.where(unanswered, np.nan, raw)
 
     def values(
-        self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_], rows: Rows
+        self,
+        raw: Floats,
+        unanswered: NDArray[np.bool_],
+        cancelled: NDArray[np.bool_],
+        rows: Rows,
+        left_ms: Floats | None = None,
     ) -> Floats:
         """The metric's columns (C x n). raw: comparable values, NaN where missing. cancelled: those of the
-        unanswered that their client left."""
+        unanswered that their client left, after `left_ms`; NaN and None: not known."""
         if not self.takes_values:
             return raw[None, :]
         # Failing fast must not look fast: an unanswered request is slowest, on both arms. Rollback uses the
@@ -179,15 +183,22 @@ class MetricEvidence:
             waited = np.where(np.isinf(slowest), slowest, np.minimum(slowest, self._longest))
             slowest = np.where(raw >= self._longest, np.inf, slowest)
         out = [waited, slowest] if self._bets.has_shape_columns else []
-        if self.exceedances and (left := unanswered & cancelled).any():
-            # A percentile is of those who waited: where 9 % leave, its tail would hold little but them.
-            waited, slowest = (np.where(left, np.nan, values) for values in (waited, slowest))
+        left = None
+        if self.exceedances and (is_left := unanswered & cancelled & ~rows.cold).any():
+            # A limit is of those who waited: where 9 % leave, its tail would hold little but them.
+            waited, slowest = (np.where(is_left, np.nan, values) for values in (waited, slowest))
+            is_wait = left_ms is not None and self.name in WAITS
+            left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
         for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
-            events = exceedance.of(waited, slowest, rows.arm, divisors, rows.of_draws)
+            known, second, third, own = exceedance.of_channels(
+                waited, slowest, rows.arm, divisors, rows.of_draws, left
+            )
             if self._failures > 1.0:
-                excused = np.isinf(waited) & rows.arm & ~np.isnan(events[0])
-                events[0][excused] = exceedance.discounted(self._failures)
-            out.extend(events)
+                excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])
+                known[0][excused] = second[0][excused] = exceedance.discounted(self._failures)
+            out += [known[0], second[0]]
+            for of_proof in zip(known[1:], second[1:], third[1:], own[1:], strict=True):
+                out.extend(of_proof)
         return np.stack(out)
 
     def can_skip(self, raw: Floats) -> bool:

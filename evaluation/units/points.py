@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from evaluation.betting.histogram import BELOW, BINS, FIRST, SMALLEST, WIDTH
+from evaluation.betting.histogram import BINS, FIRST, BinRange, bins_of, widened
 from evaluation.betting.unit_block import Flags, Floats
 
 COARSE = 2.0**-20  # weights of a histogram are multiples of it, so that sums are exact and in any order alike
@@ -23,14 +23,14 @@ class Points:
 
     def __init__(self, *, with_histogram: bool) -> None:
         self.sums: Floats = np.zeros((2, 2))  # by arm: of weights, of weights times values
-        self.masses: Floats = np.zeros((2, BINS if with_histogram else 0))  # by arm and bin
-        self.first_bin = 0
+        self.range = BinRange()
+        self.masses: Floats = np.zeros((2, 1 + BINS if with_histogram else 0))  # by arm and bin
         self.waiting: Floats = np.zeros((3, 0))  # the first values, which centre the range: arm, weight, bin
         self._with_histogram = with_histogram
 
     @property
     def __state__(self) -> tuple[str, ...]:
-        return ("masses", "first_bin", "waiting") if self._with_histogram else ("sums",)
+        return ("range", "masses", "waiting") if self._with_histogram else ("sums",)
 
     def add(self, arm: Flags, w: Floats, values: Floats) -> None:
         """Add requests in order; those without a value (NaN) or with an infinite one do not count."""
@@ -71,19 +71,24 @@ class Points:
         if share > 1.0:
             return math.inf
         index = int(np.searchsorted(below, share * below[-1] * (1.0 - 1e-12), side="left"))
-        return float(np.exp((min(index, BINS - 1) + self.first_bin + 1) * WIDTH))
+        return self.range.edges_of(min(index, len(mass) - 1))[1]
 
     def _count(self, arm: Flags, weights: Floats, values: Floats) -> None:
-        bins = np.floor(np.log(np.maximum(values, SMALLEST)) / WIDTH)
-        rows = np.stack((arm.astype(np.float64), weights, bins))
+        rows = np.stack((arm.astype(np.float64), weights, bins_of(values).astype(np.float64)))
         if not self.masses.any():
             rows = np.concatenate((self.waiting, rows), axis=1)
             if rows.shape[1] < FIRST:
                 self.waiting = rows
                 return
             self.waiting = np.zeros((3, 0))
-            self.first_bin = int(np.sort(rows[2, :FIRST])[FIRST // 2]) - BELOW
-        index = np.clip(rows[2].astype(np.int64) - self.first_bin, 0, BINS - 1)
+            self.range.centre(rows[2, :FIRST].astype(np.int64))
+        if rows.shape[1] == 0:
+            return
+        index, below, above = self.range.place(rows[2].astype(np.int64))
+        if below or above:
+            self.masses = widened(self.masses, below, above)
         for side in (0, 1):
             of_arm = rows[0] == side
-            self.masses[side] += np.bincount(index[of_arm], weights=rows[1, of_arm], minlength=BINS)
+            self.masses[side] += np.bincount(
+                index[of_arm], weights=rows[1, of_arm], minlength=len(self.masses[side])
+            )

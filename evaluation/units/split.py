@@ -2,10 +2,10 @@
 
 - Sample ratio: units against the weights of their draws. A mismatch freezes all statistics.
 - Served: the canary's units whose requests stable had to serve. By first requests at once, and by sessions.
-- Turns: whether conversations are longer on one arm. Then a session's mean may say nothing of an answer, and
-  first requests alone speak.
-- Returns: whether units come back to a later session of each part as often on both arms. If not, those
-  sessions are not comparable, nor are those of the parts after it.
+- Turns: whether conversations have other lengths on one arm. Then a session's mean may say nothing of an
+  answer, and first requests alone speak; where they seem to have, no session rolls back any more.
+- Returns: whether units come back to a later session of each part as often on both arms, and ask as much in
+  it. If not, those sessions are not comparable, nor are those of the parts after it.
 
 - Cancels: whether clients leave before the answer more often on the canary, beyond the tolerance of errors. A
   cancelled request is slowest, which finds a canary that hangs for many; this holds one that does for few.
@@ -33,6 +33,7 @@ from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
 
 TURNS_ALPHA = 0.01
+DOUBT_ALPHA = 0.05  # sooner: a session's harm must not be shown before the length that explains it
 RETURNS_ALPHA = 0.01
 CANCELS_ALPHA = 0.002  # a false hold only waits
 MORE_CANCELS = 1.25  # times as many cancels as stable; up to that, no reason to wait
@@ -43,11 +44,13 @@ COLUMNS = 4  # of the sessions: answered, turns, fell back, cancelled
 class Split:
     """The tests of the split of one rollout."""
 
-    __state__ = ("share", "served_first", "served", "turns", "returns", "cancels", "lacking", "excess")
+    __state__ = (
+        "share", "served_first", "served", "turns", "returns", "later_turns", "cancels", "lacking", "excess",
+    )  # fmt: skip
 
     def __init__(self, policy: GatePolicy) -> None:
         self._policy = policy
-        restarts = policy.restart_share
+        restarts, most = policy.restart_share, policy.session_requests
         self.share = Stream(with_histogram=False)
         limit = log_limit(policy.served_share_alpha)
         self.share.channels = [Channel(SampleRatioBet(), limit=limit, restart_share=restarts)]
@@ -58,8 +61,10 @@ class Split:
                 for floor in (policy.served_rate_rollback, policy.served_rate_hold)
             ]
         self.turns = Stream(with_histogram=False)
-        bettor = TurnsBet(max_turns=policy.session_requests)
-        self.turns.channels = [Channel(bettor, limit=log_limit(TURNS_ALPHA), restart_share=restarts)]
+        self.turns.channels = [
+            Channel(TurnsBet(max_turns=most), limit=log_limit(alpha), restart_share=restarts)
+            for alpha in (TURNS_ALPHA, DOUBT_ALPHA)
+        ]
         # What stable fails at once cannot be cancelled, and what a better canary answers can: cancels alone
         # are no harm, but only together with more requests that lack an answer, for whatever reason.
         self.cancels, self.lacking = Stream(with_histogram=False), Stream(with_histogram=False)
@@ -71,6 +76,10 @@ class Split:
         for stream, share in zip(self.returns, PART_SHARES, strict=True):
             limit = log_limit(RETURNS_ALPHA * share)
             stream.staged = [RoundChannel(SampleRatioBet(), limit=limit, min_stable=0)]
+        self.later_turns = [Stream(with_histogram=False) for _ in PART_SHARES]
+        for stream, share in zip(self.later_turns, PART_SHARES, strict=True):
+            limit = log_limit(TURNS_ALPHA * share)
+            stream.staged = [RoundChannel(TurnsBet(max_turns=most), limit=limit, min_stable=0)]
 
     def set_limits(self, *, sticky: bool) -> None:
         """Split the served rate's alpha over its two channels, before the first bet."""
@@ -94,6 +103,12 @@ class Split:
             of_part = firsts.pick(np.flatnonzero(firsts.part == part))
             block = of_part.first_block(np.zeros(len(of_part)), of_part.w)
             self.returns[part].feed(replace(block, stage=of_part.round, is_checked=True))
+
+    def feed_later(self, released: Released, column: int) -> None:
+        """Add later sessions. column: one in which every request has a value."""
+        for part in np.unique(released.part).tolist():
+            of_part = released.pick(released.part == part)
+            self.later_turns[part].feed(of_part.by_round().block(column))
 
     def session_columns(self, rows: Rows, fell_back: Floats, unanswered: Floats, cancelled: Floats) -> Floats:
         """What the sessions keep for these tests and for `AnsweredGap`: COLUMNS x n."""
@@ -120,8 +135,13 @@ class Split:
 
     @property
     def turns_differ(self) -> Decision:
-        """Whether conversations are longer on one arm."""
+        """Whether conversations have other lengths on one arm."""
         return self.turns.channels[0].decision
+
+    @property
+    def turns_may_differ(self) -> Decision:
+        """Whether that is likely enough that no session rolls back any more."""
+        return self.turns.channels[1].decision
 
     @property
     def more_cancels(self) -> Decision:
@@ -136,8 +156,9 @@ class Split:
         return bool(np.all(excess > MANY_ERRORS * np.sqrt(variance)))
 
     def returns_differ(self, part: int) -> list[Decision]:
-        """Whether units come back more often on one arm, by the parts up to this one."""
-        return [stream.staged[0].decision for stream in self.returns[: part + 1]]
+        """Whether units come back more often on one arm, or ask more then, by the parts up to this one."""
+        streams = (*self.returns[: part + 1], *self.later_turns[: part + 1])
+        return [stream.staged[0].decision for stream in streams]
 
     def served_below(self, *, hold: bool) -> Decision:
         """Whether the canary serves less than the floor of a rollback, or of a hold: by the first channel."""

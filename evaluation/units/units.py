@@ -307,17 +307,17 @@ class Units:
         drawn.origin[row] = self.tosses.note(unit, probability, arm, number, w)
 
     def _meet(self, row: int, at_s: float, arm: int, w: float, unit: int, drawn: Drawn) -> None:
-        """Note the first contact at a weight that reveals nothing: it waits like one that does."""
+        """Note the first contact at a weight that reveals nothing: it waits like one that does.
+
+        The open session ends, as a toss at the new weight ends stable's: sessions of one arm alone that a
+        raise cuts short would make identical versions differ in length.
+        """
         low, high, _ = self._intervals[self.interval_of[unit]]
         self.interval_of[unit] = self._index((low, high, w))
         self.open_later.pop(unit, None)
         self.tosses.forget(unit)
-        held = self.open_draws.get(unit)
-        if held is not None and held.requests < self._max_requests and at_s <= held.start_s + self._length_s:
-            held.met_s, held.met = at_s, 0
-        else:
-            self.open_draws.pop(unit, None)
-            self.open_draws[unit] = OpenDraw(int(drawn.draw[row]), at_s, 0, arm, 1.0, at_s, 0)
+        self.open_draws.pop(unit, None)
+        self.open_draws[unit] = OpenDraw(int(drawn.draw[row]), at_s, 0, arm, 1.0, at_s, 0)
 
     def _return(self, row: int, at_s: float, arm: int, w: float, unit: int, stage: int, drawn: Drawn) -> None:
         """Add a request after the unit's draw to its block, which is judged or not."""

@@ -13,8 +13,8 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 
 pytestmark = pytest.mark.calibration
-RUNS, ROWS = 200, 1600
-MOST = 8  # of one world: the promised 1 % gives more in 1 of 1000 cases
+RUNS, ROWS = 60, 1600
+MOST = 4  # of one world: the promised 1 % gives more in 1 of 1000 cases
 STAGE = (StagePlan(0.5, 0, {"quality": 0.05}),)
 NAMES = ("x", "noise")
 WORLDS = (

@@ -21,12 +21,20 @@ RUNS = 8
 W = 0.1
 
 
-def conversations(seed: int, turns: tuple[float, float] = (3.0, 3.0), people: int = 4000) -> Columns:
-    """Users with conversations of `turns` mean requests on stable and the canary, and habits of their own."""
+def conversations(
+    seed: int,
+    turns: tuple[float, float] = (3.0, 3.0),
+    people: int = 4000,
+    exactly: tuple[tuple[int, ...], tuple[int, ...]] | None = None,
+) -> Columns:
+    """Users with conversations of `turns` mean requests on stable and the canary, and habits of their own.
+    exactly: lengths of stable's and the canary's, each as often; None: geometrically distributed ones."""
     rng = np.random.default_rng(seed)
     weight = np.where(np.arange(people) < people // 10, 0.0, W)
     arm = (rng.random(people) < weight).astype(np.int64)
     size = np.minimum(rng.geometric(1 / np.where(arm == 1, turns[1], turns[0])), 30)
+    if exactly is not None:
+        size = np.where(arm == 1, rng.choice(exactly[1], people), rng.choice(exactly[0], people))
     unit = np.repeat(np.arange(people), size)
     depth = np.arange(len(unit)) - np.repeat(np.cumsum(size) - size, size)
     t_s = np.sort(rng.uniform(0.0, 2.0 * people, people))[unit] + 12.0 * depth
@@ -86,6 +94,20 @@ def longer(seed: int) -> Columns:
     return conversations(seed, turns=(3.0, 6.0))
 
 
+def of_another_spread(seed: int) -> Columns:
+    """Three turns in the mean; the first is answered more slowly, as no prefix is cached yet."""
+    columns = conversations(seed, exactly=((1, 2, 2, 3, 3, 3, 4, 4, 5), (1, 5)))
+    columns["latency_ms"] *= np.where(columns["depth"] == 0, 4.0, 1.0)
+    return columns
+
+
+def longer_after_the_session(seed: int) -> Columns:
+    """More turns after the tenth, each slower than the one before."""
+    columns = conversations(seed, people=1200, exactly=((12,), (20,)))
+    columns["latency_ms"] *= 1.1 ** columns["depth"]
+    return columns
+
+
 def fixes_errors(seed: int) -> Columns:
     columns = conversations(seed)
     return without_answer(columns, some(columns, 0.05, 0.0, seed))
@@ -109,6 +131,8 @@ HEALTHY: Mapping[str, Callable[[int], Columns]] = {
         some_users_always_fail,
         judged_by_user,
         longer,
+        of_another_spread,
+        longer_after_the_session,
         fixes_errors,
         fixes_the_slowest,
         spurious_rejections,

@@ -7,7 +7,7 @@ Written from the design (the bet, its null, its data), not from the code; only t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -128,8 +128,9 @@ class PlainRateProof(Bet):
 
 
 class PlainTail(PlainRateProof):
-    """The proof of a percentile, looked at while stable's own share above its limit is within 1/1.5 and 1.5
-    of what it should be, give or take a standard error; all of its units in the stage again each time."""
+    """The proof of a percentile, looked at while the share of stable's requests above its limit is within 1/4
+    and 1.5 of what it should be, give or take a standard error; all of its units in the stage again each
+    time."""
 
     def __init__(self, gate: Gate) -> None:
         super().__init__(1.0, 0.0, missing_as=1.0)
@@ -143,9 +144,9 @@ class PlainTail(PlainRateProof):
         return super().factors(unit)
 
     def is_fitting(self, errors: float) -> bool:
-        due = (1.0 - self.percentile) * sum(1.0 - unit.missing for unit in self.counted)
-        events = sum(unit.y for unit in self.counted)
-        return due / 1.5 - errors * math.sqrt(due) <= events <= due * 1.5 + errors * math.sqrt(due)
+        due = (1.0 - self.percentile) * sum(unit.n * (1.0 - unit.missing) for unit in self.counted)
+        events = sum(unit.n * unit.y for unit in self.counted)
+        return due / 4.0 - errors * math.sqrt(due) <= events <= due * 1.5 + errors * math.sqrt(due)
 
     def looks(self, unit: Unit) -> bool:
         return super().looks(unit) and self.is_fitting(1.0)
@@ -434,27 +435,49 @@ class PlainPresence(Bet):
 
 
 class PlainTurns(Bet):
-    def __init__(self, max_turns: int) -> None:
-        super().__init__([1.0] * len(sample_ratio.TURN_TILTS))
-        self.max_turns = max_turns
-        self.norm: list[float] = []
+    """Longer or shorter on the canary, further from the mean or nearer, more or fewer short ones; and the
+    ratio of both arms' lengths so far, which begins as 1."""
 
-    def ratio(self, tilt: float, unit: Unit) -> float:
-        return math.exp(tilt * min(unit.n, self.max_turns))
+    def __init__(self, max_turns: int) -> None:
+        tilts = (sample_ratio.TURN_TILTS, sample_ratio.SPREAD_TILTS, sample_ratio.SHORT_TILTS)
+        super().__init__([1.0] * sum(len(of_kind) for of_kind in tilts) + [4.0])
+        self.max_turns = max_turns
+        self.canary: list[int] = []
+        self.ratios: dict[int, list[float]] = {}  # by the number of turns
+
+    def turns(self, unit: Unit) -> int:
+        return int(min(unit.n, self.max_turns))
 
     def factors(self, unit: Unit) -> list[float] | None:
-        if not self.norm:
+        if unit.arm:
+            self.canary.append(self.turns(unit))
+        if not self.ratios:
             return None
-        pairs = zip(sample_ratio.TURN_TILTS.tolist(), self.norm, strict=True)
-        return [odds_factor(unit, self.ratio(tilt, unit) / norm) for tilt, norm in pairs]
+        return [odds_factor(unit, ratio) for ratio in self.ratios[self.turns(unit)]]
 
     def end_epoch(self, past: Past) -> None:
-        if len(past.units) < sample_ratio.MIN_SESSIONS or all(unit.n == 1 for unit in past.units):
+        stable = [self.turns(unit) for unit in past.units]
+        if len(stable) < sample_ratio.MIN_SESSIONS or all(n == 1 for n in stable + self.canary):
             return
-        self.norm = [
-            sum(self.ratio(tilt, unit) for unit in past.units) / len(past.units)
-            for tilt in sample_ratio.TURN_TILTS.tolist()
-        ]
+        mean = sum(stable) / len(stable)
+        shapes: list[Callable[[int], float]] = []
+        for tilt in sample_ratio.TURN_TILTS.tolist():
+            shapes.append(lambda n, tilt=tilt: math.exp(tilt * n))  # type: ignore[misc]
+        for tilt in sample_ratio.SPREAD_TILTS.tolist():
+            shapes.append(lambda n, tilt=tilt: math.exp(tilt * abs(n - mean)))  # type: ignore[misc]
+        for tilt in sample_ratio.SHORT_TILTS.tolist():
+            shapes.append(lambda n, tilt=tilt: math.exp(tilt / max(n, 1)))  # type: ignore[misc]
+        norms = [sum(map(shape, stable)) / len(stable) for shape in shapes]
+        self.ratios = {
+            n: [*(shape(n) / norm for shape, norm in zip(shapes, norms, strict=True)), self.learnt(n, stable)]
+            for n in range(self.max_turns + 1)
+        }
+
+    def learnt(self, n: int, stable: Sequence[int]) -> float:
+        usual = (stable.count(n) + 0.5) / (len(stable) + 0.5 * (self.max_turns + 1))
+        before = sample_ratio.LEARNT_AFTER
+        ratio = (self.canary.count(n) / usual + before) / (len(self.canary) + before)
+        return min(max(ratio, 1.0 / sample_ratio.MAX_LEARNT), sample_ratio.MAX_LEARNT)
 
 
 class PlainFallback(Bet):

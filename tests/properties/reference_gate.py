@@ -382,9 +382,9 @@ class Rollout:
         for value in self.seed.get(gate.metric, ()):
             past.learn(Unit(0, 0.0, value))
         recent = Recent(TAIL_VALUES / (1.0 - gate.percentile))
-        threshold = recent.quantile_after(past, gate.percentile)
+        threshold = recent.quantile_after(past, gate.percentile, held=proof)
         present = [row for row in sorted(self.rows + self.later_rows) if not math.isnan(raw[row])]
-        ends, count = epoch_ends(len(present)), 0
+        ends, count = epoch_ends(len(present), longest=512), 0
         above = 1.0 - gate.percentile
         for row in present:
             value, arm = raw[row], self.columns["arm"][row]
@@ -398,7 +398,7 @@ class Rollout:
             if not arm:
                 past.learn(Unit(0, 0.0, value))
             if count in ends:
-                threshold = recent.quantile_after(past, gate.percentile)
+                threshold = recent.quantile_after(past, gate.percentile, held=proof)
         return out
 
 
@@ -410,9 +410,13 @@ class Recent:
     size: float
     weights: dict[int, float] = field(default_factory=dict)
     learned: int = 0  # of the logs
+    in_window: int = 0
+    windows: list[float] = field(default_factory=lambda: [0.0])  # what the quantile surely reached in each
 
-    def quantile_after(self, past: Past, share: float) -> float:
-        """The upper edge of the bin with the weighted quantile, after an epoch; NaN before fifty values."""
+    def quantile_after(self, past: Past, share: float, *, held: bool) -> float:
+        """The upper edge of the bin with the weighted quantile, after an epoch; NaN before fifty values.
+
+        held: at least that with 2.5 standard errors more values above it, in any of the last ten windows."""
         if len(past.logs) < 50:
             return NAN
         fresh = past.logs[self.learned :]
@@ -423,6 +427,17 @@ class Recent:
             self.weights = {at: weight * part for at, weight in self.weights.items()}
         for log in fresh:
             self.weights[bin_of(log)] = self.weights.get(bin_of(log), 0.0) + 1.0
+        above = (1.0 - share) * sum(self.weights.values())
+        surely = self.quantile(1.0 - (above + 2.5 * math.sqrt(above)) / sum(self.weights.values()))
+        self.in_window += len(fresh)
+        if self.in_window >= self.size:
+            self.in_window = 0
+            self.windows.append(0.0)
+        self.windows[-1] = max(self.windows[-1], surely)
+        return max(self.quantile(share), *(self.windows[-10:] if held else ()), 0.0)
+
+    def quantile(self, share: float) -> float:
+        """The upper edge of the bin with the weighted quantile."""
         whole, below = sum(self.weights.values()), 0.0
         for at in sorted(self.weights):
             below += self.weights[at]

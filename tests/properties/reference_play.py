@@ -160,11 +160,11 @@ class Played:
     seq: int | None = None
 
 
-def epoch_ends(rows: int) -> set[int]:
+def epoch_ends(rows: int, longest: int = 4096) -> set[int]:
     ends, end = set(), 64
     while end <= rows:
         ends.add(end)
-        end += min(max(end // 5, 64), 4096)
+        end += min(max(end // 5, 64), longest)
     return ends
 
 

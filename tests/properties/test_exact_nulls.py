@@ -14,7 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from evaluation.betting.latency import Exceedance, ShapeLoss, ShapeProof
+from evaluation.betting.exceedance import Exceedance
+from evaluation.betting.latency import ShapeLoss, ShapeProof
 from evaluation.betting.rates import EventLoss, RateProof, ShareLoss
 from evaluation.betting.sample_ratio import FallbackBet, SampleRatioBet
 from evaluation.betting.scores import PairLoss, ScoreLoss, ScoreProof

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from evaluation.betting.everyone import EveryoneChannel
-from evaluation.betting.histogram import BELOW, BINS, WIDTH, LogHistogram
+from evaluation.betting.histogram import BELOW, BINS, MORE_ABOVE, WIDTH, LogHistogram
 from evaluation.betting.latency import ShapeLoss, ShapeProof
 from evaluation.betting.stable_baseline import Stable
 from evaluation.betting.wealth import Channel
@@ -237,15 +237,16 @@ def test_a_quantile_of_the_histogram_is_within_a_bin_of_the_sorted_list(share: f
     assert exact <= histogram.upper_edges(np.array([share]))[0] * (1 + 1e-12) <= exact * 1.0101
 
 
-def test_values_outside_the_histogram_are_counted_in_its_end_bins() -> None:
+def test_values_outside_the_range_are_counted_in_its_end_bins_and_zeros_apart() -> None:
     histogram = LogHistogram()
     histogram.add(np.full(36, 400.0))
     histogram.add(np.array([0.0, 1e12, 1e12]))
     middles, shares = histogram.occupied()
-    first = math.floor(math.log(400.0) / WIDTH) - BELOW
+    end = math.floor(math.log(400.0) / WIDTH) - BELOW + BINS + MORE_ABOVE
 
     assert shares.tolist() == pytest.approx([1 / 39, 36 / 39, 2 / 39])
-    assert np.log(middles[[0, 2]]) / WIDTH == pytest.approx([first + 0.5, first + BINS - 0.5])
+    assert middles[0] == 0.0
+    assert np.log(middles[2]) / WIDTH == pytest.approx(end - 0.5)
 
 
 def test_the_decision_uses_the_part_of_alpha_that_its_channel_has() -> None:

@@ -126,6 +126,7 @@ def whole_in_steps() -> Bits:
     return bits_in_steps([])
 
 
+@pytest.mark.slow
 @few
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40, unique=True).map(sorted))
 def test_rows_partly_in_steps_cut_anywhere_give_the_same_bits(cuts: list[int]) -> None:

@@ -119,17 +119,13 @@ def _named(name: str, rep: int) -> Row:
     return {"rep": rep, "name": name}
 
 
-def test_rows_that_a_new_measurement_contradicts_are_discarded(tmp_path: Path) -> None:
-    records = Records(tmp_path)
+def test_items_with_a_row_that_a_new_measurement_contradicts_are_named() -> None:
     kept, changed = (Item(name, name, 2, partial(_named, name)) for name in ("kept", "changed"))
-    for item in (kept, changed):
-        for rep in range(item.reps):
-            records.append(item.file, item.measure(rep))
+    recorded = {item.name: [item.measure(rep) for rep in range(item.reps)] for item in (kept, changed)}
     later = replace(changed, measure=partial(_named, "other"))
 
-    assert recheck([kept, later], records, 1) == ["changed"]
-    assert (len(records.read(kept.file)), records.read(changed.file)) == (2, [])
-    assert recheck([kept, later], records, 1) == []
+    assert recheck([kept, later], recorded) == ["changed"]
+    assert recheck([kept, later], {"kept": recorded["kept"]}) == []
 
 
 def test_two_items_never_share_a_file() -> None:
@@ -157,6 +153,38 @@ def test_a_part_is_measured_and_kept_with_what_was_measured_before(
     assert after["cases"]["errors = 5x | per request"]["reps"] == 1
     assert after["trials"]["mirrored pairs, quality 0.75 -> 0.75"]["runs"] == 0
     assert after["gate_digest"] != result["gate_digest"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["nothing", "digest", "later result"])
+def test_a_published_line_is_measured_again_only_where_it_no_longer_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    name = "mirrored pairs, quality 0.75 -> 0.75"
+    monkeypatch.setattr(command, "ROOT", tmp_path / "first")
+    digests = dict.fromkeys([*(case.name for case in CASES.values()), *TRIALS], "abc")
+    monkeypatch.setattr(command, "gate_digests", lambda: digests)
+    few = ["--quick", "--reps", "2", "--no-speed", "--jobs", "1", "--cases", f"^{name}$"]
+    few += ["--json", str(tmp_path / "gate.json"), "--recheck", "1"]
+    command.main(few)
+    published = json.loads((tmp_path / "gate.json").read_text())
+    line = published["trials"][name]
+    rows = tmp_path / "second" / "out" / "gate" / "rows"  # of another machine
+    monkeypatch.setattr(command, "ROOT", tmp_path / "second")
+    if change == "digest":
+        digests[name] = "other results"
+    elif change == "later result":
+        line["first_rows"][0] |= {"word": "another"}
+        (tmp_path / "gate.json").write_text(json.dumps(published))
+
+    command.main(few)
+
+    after = json.loads((tmp_path / "gate.json").read_text())["trials"][name]
+    assert [len(path.read_text().split("\n")) for path in rows.glob("*.jsonl")] == (
+        [] if change == "nothing" else [3]
+    )
+    assert (after == line) is (change == "nothing")
+    assert (after["runs"], after["digest"], len(after["first_rows"])) == (2, digests[name], 2)
 
 
 @pytest.mark.slow

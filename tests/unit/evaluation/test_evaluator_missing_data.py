@@ -12,6 +12,7 @@ from evaluation.records import EvidenceError
 from evaluation.report import GateReport
 from evaluation.units.missingness import Presence, excess_log_e
 from tests.fakes.evidence_maker import Columns, requests, settings_of, streamed
+from tests.seeds import seeds
 
 ERRORS = GatePolicy.default().only("error")
 
@@ -20,6 +21,7 @@ def harmless(rows: int = 24_000, before: int = 4000, seed: int = 3) -> Columns:
     return requests(rows, before=before, w=0.1, seed=seed)
 
 
+@pytest.mark.slow
 def test_a_rollback_gate_without_canary_values_is_invalid() -> None:
     """No proof of the time to first token is required, but a canary without values is not promoted."""
     columns = harmless()
@@ -203,7 +205,7 @@ def batches(seed: int, hours: float, *, until_h: float = 1e9) -> Columns:
     }
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_a_judge_that_works_in_batches_has_not_stopped_in_between(seed: int) -> None:
     for hours in (5.5, 5.8, 5.97):
         result = run(batches(seed, hours), GatePolicy.default().only("error", "quality"))
@@ -217,7 +219,7 @@ def test_a_judge_that_works_in_batches_has_stopped_after_twice_its_longest_pause
     assert any("stopped arriving" in reason for reason in result.reasons)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@seeds(4)
 @pytest.mark.parametrize("share", [0.05, 0.08, 0.092])
 def test_values_missing_below_the_limit_are_valid_at_every_look(share: float, seed: int) -> None:
     presence = presence_of(np.random.default_rng(seed).random((200, 100)) >= share)

@@ -45,12 +45,14 @@ def staged(
     return evaluator
 
 
+@pytest.mark.slow
 def test_a_harmless_canary_passes_its_stage() -> None:
     report = streamed(requests(3000, before=500), POLICY, stages=(StagePlan(0.2, 200),)).report()
 
     assert (report.stage_verdict, report.rollback, report.missing) == (Verdict.PASS, None, ())
 
 
+@pytest.mark.slow
 def test_a_proof_without_enough_requests_of_the_stage_is_undecided() -> None:
     report = streamed(
         requests(3000, before=500), POLICY, stages=(StagePlan(0.2, 500_000, margins={"error": 5.0}),)
@@ -135,6 +137,7 @@ def test_a_higher_rung_requires_more_evidence() -> None:
     assert [gate_of(r, "error", "promotion").verdict for r in reports] == [Verdict.PASS, Verdict.UNDECIDED]
 
 
+@pytest.mark.slow
 def test_arms_under_different_load_are_not_compared() -> None:
     evaluator = streamed(requests(3000, before=500), POLICY)
     evaluator.set_stage_load(stable=10.0, canary=4.0)
@@ -145,6 +148,7 @@ def test_arms_under_different_load_are_not_compared() -> None:
     assert (report.stage_verdict, report.only_load) == (Verdict.INVALID, True)
 
 
+@pytest.mark.slow
 def test_what_else_is_invalid_is_told_from_unequal_load() -> None:
     columns = requests(3000, before=500)
     columns["error"][:] = np.nan

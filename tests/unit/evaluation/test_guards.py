@@ -17,6 +17,7 @@ from evaluation.guards import (
     GuardVerdict,
     coin_chance,
 )
+from tests.seeds import seeds
 
 
 def outage(weight: float, length: int, *, users: int = 0, seed: int = 7) -> set[GuardAction]:
@@ -132,7 +133,7 @@ def test_a_shared_outage_right_after_a_raise_is_no_fault_of_the_canary() -> None
         assert rolled_back(rng.random(20_160) < weights, weights, is_down) is None
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 @pytest.mark.parametrize("rest", [0.02, 0.1, 0.5])
 def test_a_dead_canary_is_rolled_back_beside_clients_at_a_higher_weight(rest: float, seed: int) -> None:
     canary, weights, failed = with_staff(rest, share=0.1, seed=seed)

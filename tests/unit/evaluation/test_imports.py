@@ -7,6 +7,8 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
 IMPORTS = (ast.Import, ast.ImportFrom)
 
@@ -28,6 +30,7 @@ def imported(node: ast.AST) -> set[str]:
     return {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
 
 
+@pytest.mark.slow
 def test_no_module_of_evaluation_is_part_of_an_import_circle() -> None:
     trees = modules()
     graph = {

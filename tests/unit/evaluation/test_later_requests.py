@@ -14,6 +14,7 @@ from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 from tests.fakes.evidence_maker import Columns, draw_at
+from tests.seeds import seeds
 
 W = 0.25
 STAGE = (StagePlan(W, 0),)
@@ -72,7 +73,7 @@ def judged(columns: Columns, policy: str | GatePolicy = "default") -> BacktestRe
     return run(columns, policy, stages=STAGE)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_harm_that_begins_with_the_eleventh_turn_is_rolled_back(seed: int) -> None:
     result = judged(conversations(seed, harm=True))
 
@@ -103,7 +104,7 @@ def test_twins_with_long_conversations_are_promoted() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_harm_that_begins_when_every_user_was_drawn_is_rolled_back(seed: int) -> None:
     columns = closed_group(seed, harm_from=4000)
     before = int(columns["arm"][:4000].sum())
@@ -128,7 +129,7 @@ def test_equal_versions_are_promoted_by_their_later_requests_too() -> None:
     assert result.decision == "promote"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_a_margin_is_not_proven_by_the_first_ten_turns_alone(seed: int) -> None:
     """Twice the margin from the eleventh turn on, and no other harm: the first ten prove it."""
     policy = GatePolicy.default().only("quality")
@@ -139,7 +140,7 @@ def test_a_margin_is_not_proven_by_the_first_ten_turns_alone(seed: int) -> None:
     assert LATER in report.reason
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_a_margin_is_not_proven_by_the_first_twenty_turns_alone(seed: int) -> None:
     """Twice the margin from the 21st turn on, and no other harm: the first twenty prove it."""
     policy = GatePolicy.default().only("quality")
@@ -153,7 +154,7 @@ def test_a_margin_is_not_proven_by_the_first_twenty_turns_alone(seed: int) -> No
 @pytest.mark.slow
 def test_the_part_of_a_conversation_with_a_fifth_of_the_values_must_prove_its_margin() -> None:
     """Of 160 turns, ten are of the session, and 10, 20, 40 and 80 of the parts, with a judged block each."""
-    shares, beyond = {}, {}
+    shares, unproven = {}, {}
     for turns in (11, 40, 160):
         evaluator = Evaluator.start(GatePolicy.default().only("error"), stages=STAGE, seed_latency_ms={})
         columns = conversations(1, harm=False, turns=(turns, turns), users=150)
@@ -164,12 +165,12 @@ def test_the_part_of_a_conversation_with_a_fifth_of_the_values_must_prove_its_ma
         evaluator.report()
         later = evaluator.pipeline.metrics["error"].later_share
         shares[turns] = later.shares.tolist(), later.parts_of(0.2)
-        beyond[turns] = later.beyond(0.2)
+        unproven[turns] = later.unproven(0.2)
 
     assert shares[11] == (pytest.approx([1 / 11, 0, 0, 0, 0]), [])
     assert shares[40] == (pytest.approx([0.25, 0.5, 0, 0, 0], abs=0.04), [0, 1])
     assert shares[160] == (pytest.approx([1 / 16, 1 / 8, 1 / 4, 1 / 2, 0], abs=0.06), [0, 2, 3])
-    assert beyond == {
+    assert unproven == {
         11: (pytest.approx(1 / 11), 1),
         40: (0.0, 4),
         160: (pytest.approx(1 / 8, abs=0.06), 2),
@@ -216,7 +217,7 @@ def test_where_only_first_answers_are_scored_the_later_ones_prove_no_score() -> 
     assert not any(LATER in gate.reason for gate in result.gates)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_later_answers_to_what_stable_fails_are_no_harm_however_bad(seed: int) -> None:
     """From the eleventh turn on stable fails a fifth of the prompts; the canary answers them, as badly as can
     be."""
@@ -253,6 +254,16 @@ def test_units_that_go_on_for_longer_on_one_arm_prove_nothing_by_their_last_turn
 
     assert result.decision != "promote"
     assert any("units of one arm come back more often" in reason for reason in result.reasons)
+
+
+def test_more_turns_within_a_part_are_no_harm_where_each_turn_takes_longer() -> None:
+    """Both arms' sessions are full, and each user comes back: only the blocks after that differ in length."""
+    columns = conversations(3, harm=False, turns=(12, 20), users=200)
+    turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
+    columns["latency_ms"] = columns["latency_ms"] * 1.2**turn
+    result = judged(columns, parse_gate_policy({"base": "strict"}).only("latency_ms"))
+
+    assert result.decision == "undecided"
 
 
 def test_the_listener_of_settled_requests_hears_of_no_later_session() -> None:
@@ -303,7 +314,7 @@ def survivors(seed: int, *, fixes: bool = True, loss: float = 0.0, users: int = 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_a_canary_that_keeps_hard_users_by_repairing_failures_is_not_rolled_back(seed: int) -> None:
     result = judged(survivors(seed), "strict")
 
@@ -311,7 +322,7 @@ def test_a_canary_that_keeps_hard_users_by_repairing_failures_is_not_rolled_back
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@seeds(2)
 def test_later_harm_is_found_though_users_leave(seed: int) -> None:
     result = judged(survivors(seed, fixes=False, loss=0.3), "strict")
 
@@ -337,7 +348,7 @@ def seldom(seed: int, *, failing: float, users: int = 4000, back: float = 0.08) 
     return columns
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@seeds(2, first=1)
 def test_later_harm_is_found_where_few_come_back_in_an_hour(seed: int) -> None:
     """The noise of who happens to come drowns the harm of one hour, not of all hours so far."""
     policy = GatePolicy.default().only("error")

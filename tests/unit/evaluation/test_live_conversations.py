@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
 from tests.fakes.evidence_maker import Columns
+from tests.seeds import seeds
 
 USERS, TURNS = 2000, 6
 RAISE_S = 400.0
@@ -46,14 +46,14 @@ def judged(columns: Columns) -> BacktestResult:
     return run(columns, policy, stages=(StagePlan(0.25, 0),))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@seeds(3)
 def test_a_cold_first_request_of_a_conversation_that_moved_is_no_harm(seed: int) -> None:
     result = judged(under_way(seed, moved=1.5))
 
     assert result.decision != "rollback"
 
 
-@pytest.mark.parametrize("seed", range(2))
+@seeds(2)
 def test_its_other_requests_are_judged(seed: int) -> None:
     result = judged(under_way(seed, all_later=1.5))
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.histogram import NO_STEPS, LogHistogram, Steps
-from evaluation.betting.latency import Exceedance
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import StagePlan
@@ -56,12 +56,52 @@ def proven(result: BacktestResult) -> bool:
 
 
 @pytest.mark.parametrize("recorded", [exact, to_buckets, to_seconds])
-@pytest.mark.parametrize("times", [1.25, 1.3])
+@pytest.mark.parametrize("times", [1.25, pytest.param(1.3, marks=pytest.mark.slow)])
 def test_a_canary_beyond_the_margin_is_not_proven(times: float, recorded: Recorded) -> None:
     """1.25x and 1.3x slower, in the same buckets as stable or the next."""
     results = [run(rollout(times, recorded, seed=seed), POLICY) for seed in range(6)]
 
     assert sum(map(proven, results)) == 0
+
+
+def at_ticks(every_ms: float, late: float) -> Recorded:
+    """Answers end at the next tick, and up to `late` of the time between two later."""
+
+    def recorded(ms: Floats) -> Floats:
+        later = np.random.default_rng(len(ms)).random(len(ms)) * late
+        out: Floats = (np.ceil(ms / every_ms) + later) * every_ms
+        return out
+
+    return recorded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("times", "every_ms", "late"),
+    [(1.2, 300.0, 0.02), (1.25, 300.0, 0.1), (1.25, 300.0, 0.3), (1.4, 1000.0, 0.05)],
+)
+def test_a_canary_beyond_the_margin_is_not_proven_at_ticks(
+    times: float, every_ms: float, late: float
+) -> None:
+    """Answers that come in clusters with nearly nothing in between: its quotient fell into the gaps."""
+    recorded = at_ticks(every_ms, late)
+    results = [
+        run(rollout(times, recorded, seed=seed, median=600.0, canary=800), POLICY) for seed in range(4)
+    ]
+
+    assert sum(map(proven, results)) == 0
+
+
+def test_a_twin_at_ticks_below_the_margin_is_proven_and_at_wider_ones_says_why_not() -> None:
+    narrow, wide = (
+        run(rollout(1.0, at_ticks(every_ms, 0.1), seed=2, median=600.0, canary=800), POLICY)
+        for every_ms in (50.0, 300.0)
+    )
+
+    assert proven(narrow)
+    assert not proven(wide)
+    assert "recorded at ticks (" in wide.notes[0]
+    assert wide.notes[0] in wide.reasons[0]
 
 
 @pytest.mark.slow

@@ -205,6 +205,37 @@ def test_a_slower_b_loses_the_sequential_test_of_values() -> None:
     assert result.interval[0] <= result.win_rate <= result.interval[1] < 0.5
 
 
+@pytest.mark.parametrize("higher", [False, True])
+def test_equal_values_share_the_win_rate_also_where_they_are_zero(higher: bool) -> None:
+    """70 % of both sides' costs are 0; the shown win rate was 0.24, beside an interval around 0.5."""
+    rng = np.random.default_rng(74)
+    is_b = rng.random(4000) < 0.5
+    cost = np.where(rng.random(4000) < 0.7, 0.0, 0.01 * np.exp(0.5 * rng.standard_normal(4000)))
+    question = AbQuestion(Scale.VALUE, higher_is_better=higher)
+
+    result = sequential(cost, is_b, 0.5, question)
+
+    assert result.win_rate == pytest.approx(
+        fixed_horizon(cost[~is_b], cost[is_b], question).win_rate, abs=0.005
+    )
+    assert result.interval is not None
+    assert result.interval[0] <= (result.win_rate or 0.0) <= result.interval[1]
+
+
+@pytest.mark.slow
+def test_zeros_among_the_first_values_hide_no_difference_of_the_others() -> None:
+    """The same evidence as with another value below all others in their place."""
+    rng = np.random.default_rng(75)
+    is_b, is_zero = rng.random(4000) < 0.5, rng.random(4000) < 0.7
+    cost = 0.01 * np.exp(0.5 * rng.standard_normal(4000)) * np.where(is_b, 3.0, 1.0)
+
+    zeros, others = (sequential(np.where(is_zero, low, cost), is_b, 0.5, LATENCY) for low in (0.0, 0.0005))
+
+    assert zeros.verdict is AbVerdict.A_BETTER
+    assert (zeros.win_rate, zeros.interval) == (others.win_rate, others.interval)
+
+
+@pytest.mark.slow
 def test_drift_shared_by_both_sides_is_not_a_difference() -> None:
     wrong = 0
     for seed in range(40):

@@ -117,6 +117,7 @@ def changed_split(seed: int) -> Run:
     return (rng.random(4000) < np.where(early, 0.8, 0.4)) * 1.0, (rng.random(4000) < w), w
 
 
+@pytest.mark.slow
 def test_a_fixed_test_of_a_changed_split_does_not_pool_it() -> None:
     question = AbQuestion(Scale.RATE, higher_is_better=True)
     pooled = split = 0

@@ -128,6 +128,7 @@ def test_restarts_equal_a_list_of_processes() -> None:
     assert got[-1] == pytest.approx(math.log(whole))
 
 
+@pytest.mark.slow
 def test_a_process_starts_with_every_64_units_of_the_canary_whatever_the_blocks() -> None:
     arm = np.random.default_rng(1).random(3000) < 0.3
     found = []

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from evaluation.betting.bettors import LossBettor, loss_bettor
+from evaluation.forecast import detectable_effect
 from evaluation.forecast.detectable_effect import Baseline, _beta_grid, detectable_effects, units_to_detect
+from evaluation.metrics import Kind
+from evaluation.pipeline import Pipeline
+from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.units import gate_channels
 
 FOUR = ("error", "latency_shape", "quality", "hallucination")
 BASELINE = Baseline(score_mean=0.75)
@@ -37,6 +44,28 @@ def test_the_random_walk_agrees_with_simulated_p90s(
 
     units = units_to_detect(policy, policy.gate(gate), harm, w=0.05, unit_requests=1, baseline=BASELINE)
     assert units == pytest.approx(simulated_p90, rel=0.25)
+
+
+@pytest.mark.parametrize("name", FOUR)
+def test_the_forecast_bets_as_the_gate_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[object, ...]] = []
+
+    def noted(kind: Kind, **settings: Any) -> LossBettor:
+        made.append((kind, *(settings.get(one) for one in ("tolerance", "threshold", "failures"))))
+        return loss_bettor(kind, **settings)
+
+    for module in (detectable_effect, gate_channels):
+        monkeypatch.setattr(module, "loss_bettor", noted)
+    policy = GatePolicy.default()
+    gate = policy.gate(name)
+    units_to_detect(
+        policy, gate, 0.1 if name == "quality" else 2.0, w=0.05, unit_requests=1, baseline=BASELINE
+    )
+    forecast, made[:] = set(made), []
+    Pipeline(policy, (StagePlan(0.05, 0),))
+
+    assert len(forecast) == 1
+    assert forecast <= set(made)
 
 
 def test_tolerated_harm_is_never_detected() -> None:

@@ -161,13 +161,17 @@ def test_a_later_session_is_bet_at_the_whole_weight_on_both_arms_alike() -> None
     assert drawn.w.tolist()[4:] == [0.3, 0.3]
 
 
-def test_a_unit_in_its_session_when_the_weight_is_raised_waits_as_long_as_the_others() -> None:
-    """Three requests a session: the canary's unit goes on with its own, and waits for three more."""
+def test_a_raise_ends_the_open_sessions_of_both_arms_alike() -> None:
+    """Three requests a session. A canary's unit went on with its own, so that stable's alone were cut short:
+    identical versions differed in length."""
     at_s = ((0, 0.1), (1, 0.1), (2, 0.3), (3, 0.3), (4, 0.3), (5, 0.3))
-    drawn = resolve(new_units(), *[(at, 1, w, STICKY, 7) for at, w in at_s])
+    rows = [(at, arm, w, STICKY, 7 + arm) for at, w in at_s for arm in (0, 1)]
+    drawn = resolve(new_units(), *rows)
 
-    assert drawn.position.tolist() == [1, 2, 3, 0, 0, 1]
-    assert drawn.round.tolist() == [0, 0, 0, 0, 0, 1]
+    assert drawn.draw.tolist()[:4] == [0, 1, 0, 1]
+    assert drawn.position.tolist()[0::2] == [1, 2, 1, 2, 3, 1]
+    assert drawn.position.tolist()[1::2] == [1, 2, 0, 0, 0, 1]  # its toss reveals nothing
+    assert drawn.round.tolist() == [0] * 10 + [1, 1]
 
 
 def test_later_sessions_survive_a_restart() -> None:

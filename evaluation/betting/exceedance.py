@@ -1,0 +1,200 @@
+"""Whether a value is above stable's percentile: the events of a percentile's gate (`rates.py`, `tails.py`).
+
+A request without an answer (infinite) is above it on both arms, as in `latency.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.betting.histogram import StepsNow
+from evaluation.betting.latency import MIN_VALUES
+from evaluation.betting.left import MIN_WAITED_FOR, Left, with_left
+from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
+from evaluation.betting.tails import TAIL_VALUES, HeldLimit, RecentValues, percentile_bin, with_errors
+from evaluation.betting.unit_block import Floats, Ints
+
+LONGEST_WAIT = 512  # rows until the limit of a percentile follows stable's values
+
+
+class Exceedance:
+    """Indicator of values above stable's past percentile; the canary's are divided by a factor first.
+
+    The threshold is that of recent values, frozen for an epoch of the rows counted here, and seeded from
+    stable's traffic before the rollout; NaN until it is known. That of proofs may be held higher
+    (`tails.HeldLimit`).
+    """
+
+    __state__ = (
+        *("threshold", "upper", "lower", "inside", "own_lower", "own_inside"),
+        *("waited_for", "has_left", "stable", "recent", "held", "rows", "until", "steps"),
+    )
+
+    def __init__(
+        self,
+        *,
+        percentile: float,
+        highest: float = np.inf,
+        with_steps: bool = False,
+        margins: tuple[float, ...] = (),
+    ) -> None:
+        """highest: upper bound of the threshold. with_steps: values may be recorded in steps, as in
+        `ShapeProof`. margins: of the proofs."""
+        self._percentile = percentile
+        self._margins = margins
+        self.has_left = False  # a client left
+        self.waited_for: Floats = np.zeros(len(margins))  # of answers above it, above it times the margin
+        self._highest = highest
+        self.threshold = float("nan")
+        self.upper = float("nan")  # for proofs, see `tails.Limit`
+        self.lower = float("nan")
+        self.inside = 0.0
+        self.own_lower = float("nan")  # the same of recent values alone, whose upper edge is the threshold
+        self.own_inside = 0.0
+        self.stable = Stable(with_histogram=True, with_steps=with_steps)
+        self.steps = StepsNow()
+        self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
+        self.held = HeldLimit(TAIL_VALUES / (1.0 - percentile))
+        self.rows = 0
+        self.until = FIRST_EPOCH
+
+    def seed(self, values: Floats) -> None:
+        """Learn stable's values from before the rollout."""
+        self.stable.learn(values)
+        self._end_epoch()
+
+    def of(
+        self,
+        waited: Floats,
+        slowest: Floats,
+        arm: NDArray[np.bool_],
+        times: tuple[float, ...],
+        counted: slice | Ints = slice(None),
+    ) -> Floats:
+        """len(times) x n indicators, by divisor of the canary's values; NaN where the value is missing.
+
+        The first row uses `waited` (rollback: censored values at their limit), the others `slowest` (censored
+        values infinite); unanswered requests are infinite in both. counted: the rows that end epochs and
+        whose values of stable are learned.
+        """
+        return self._of(waited, slowest, arm, times, counted)[0]
+
+    def of_channels(
+        self,
+        waited: Floats,
+        slowest: Floats,
+        arm: NDArray[np.bool_],
+        times: tuple[float, ...],
+        counted: slice | Ints,
+        left: Left | None,
+    ) -> tuple[Floats, Floats, Floats, Floats]:
+        """The indicators of the three channels that differ in the requests that were left (`left.py`; None:
+        none was), whose values are NaN; and, of proofs, those of the first one at the limit of recent values
+        alone."""
+        out, own, limits = self._of(waited, slowest, arm, times, counted)
+        if left is None:
+            known, third = out, out
+            second = np.where((np.arange(len(times)) == 0)[:, None], out, out * 0.0)
+        else:
+            known, second, third = with_left(
+                out, left, limits[0], limits[1], limits[6:] >= MIN_WAITED_FOR, times, arm
+            )
+            for index, factor in enumerate(times):
+                own[index, left.is_left] = left.known(limits[0], factor, arm)[left.is_left]
+            own[:, np.isnan(limits[0])] = np.nan
+        # What failed has no answer either: a canary that answers it may have more that are left.
+        second[1:, np.isinf(waited)] += 1.0
+        if not self.has_left:  # nothing to prove of clients that left before one has
+            second[1:, : None if left is None else int(np.argmax(left.is_left))] = np.nan
+            self.has_left = left is not None
+        return known, second, third, own
+
+    def _of(
+        self,
+        waited: Floats,
+        slowest: Floats,
+        arm: NDArray[np.bool_],
+        times: tuple[float, ...],
+        counted: slice | Ints,
+    ) -> tuple[Floats, Floats, Floats]:
+        """The indicators of `of`, those of proofs at the limit of recent values alone, and the limits of each
+        row (`_limits`)."""
+        limits = np.full((6 + len(self._margins), len(waited)), np.nan)
+        quotients = np.array([slowest / factor for factor in times])
+        present = np.arange(len(waited))[counted]
+        present = present[~np.isnan(slowest[present])]
+        start = given = 0
+        while start < len(present):
+            stop = min(len(present), start + self.until - self.rows)
+            rows = present[start:stop]
+            limits[:, given : rows[-1] + 1] = self._limits()
+            self._divide(quotients, slowest, times, slice(given, int(rows[-1]) + 1))
+            given = int(rows[-1]) + 1
+            self.stable.learn(waited[rows][~arm[rows]])
+            self.rows += stop - start
+            if self.rows == self.until:
+                self._end_epoch()
+                self.until += min(epoch_after(self.rows), LONGEST_WAIT)
+            start = stop
+        limits[:, given:] = self._limits()
+        self._divide(quotients, slowest, times, slice(given, None))
+        out = np.empty((len(times), len(waited)))
+        own = np.empty_like(out)
+        for index, factor in enumerate(times):
+            values = waited if index == 0 else slowest
+            scaled = np.where(arm, waited / factor if index == 0 else quotients[index], values)
+            if index == 0:
+                out[index] = own[index] = scaled > limits[0]
+            else:
+                out[index] = _events(scaled, arm, *limits[1:4])
+                own[index] = _events(scaled, arm, limits[0], *limits[4:6])
+            is_unknown = np.isnan(limits[0]) | np.isnan(values)
+            out[index, is_unknown] = own[index, is_unknown] = np.nan
+        return out, own, limits
+
+    def _divide(self, quotients: Floats, slowest: Floats, times: tuple[float, ...], rows: slice) -> None:
+        """Set the quotients of the proofs as they would have been recorded, where there are steps."""
+        if len(self.steps.points) == 0:
+            return
+        steps = self.steps.get()
+        for index, factor in enumerate(times[1:], start=1):
+            quotients[index, rows] = steps.divided(slowest[rows], factor)
+
+    def discounted(self, failures: float) -> float:
+        """The part of an event that an unanswered request of the canary is, where it may leave `failures`
+        times as many unanswered as stable. In (0, 1]; 1 for failures = 1."""
+        above = 1.0 - self._percentile
+        return above + (1.0 - above) / failures
+
+    def _end_epoch(self) -> None:
+        histogram = self.stable.histogram
+        if histogram is not None and histogram.total >= MIN_VALUES:
+            self.steps.set(histogram.steps())
+            fresh = self.recent.end_epoch(histogram)
+            limit = self.recent.limit(self._percentile, histogram)
+            self.threshold = min(limit.upper, self._highest)
+            values = float(np.add.accumulate(fresh)[-1])
+            share = with_errors(self._percentile, values, 1.0)
+            own = histogram.range.edges_of(percentile_bin(fresh, share))[1]
+            bound = self.recent.lower_bound(self._percentile, histogram)
+            self.held.end_epoch(bound, own, values)
+            held = min(max(limit.upper, self.held.limit), self._highest)
+            self.upper, self.lower, self.inside = limit.moved_to(held)
+            _, self.own_lower, self.own_inside = limit.moved_to(self.threshold)
+            above = max(histogram.share_above(self.upper), 1e-9)
+            at_margins = [histogram.share_above(self.upper * margin) for margin in self._margins]
+            self.waited_for = np.array(at_margins) / above
+
+    def _limits(self) -> Floats:
+        """The threshold; for proofs, the upper and lower edge, and part of an event between them; of recent
+        values alone the latter two; and `waited_for`."""
+        edges = self.threshold, self.upper, self.lower, self.inside, self.own_lower, self.own_inside
+        return np.array([*([edge] for edge in edges), *self.waited_for[:, None]])
+
+
+def _events(scaled: Floats, arm: NDArray[np.bool_], upper: Floats, lower: Floats, inside: Floats) -> Floats:
+    """1 above `upper`, 0 below `lower`, in between the part of an event that `tails.Limit` says."""
+    alike = (scaled > lower) & (scaled <= upper)
+    events: Floats = np.where(alike, np.where(arm, 1.0, inside), (scaled > upper).astype(np.float64))
+    return events
