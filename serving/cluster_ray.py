@@ -22,13 +22,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
 
 from serving.actor_names import NAMESPACE
 from serving.loopback import HOST, free_ports, is_free
+from serving.process_start import boot_id, start_ticks
+from serving.router.types import LONGEST_STREAM_S
 
 CLUSTER_ENV = "CANARYCTL_RAY_CLUSTER"  # environment variable of every process: the cluster's folder
 START_TIMEOUT_S = 90
@@ -67,15 +69,15 @@ class ClusterSettings:
     temp_dir: Path | None = None  # None: a new folder under the system's temporary one
     num_cpus: int | None = None  # logical; None: at least 8, of which actors reserve few
     num_gpus: int | None = None  # logical; None: as many as Ray detects
-    longest_stream_s: int = 3600  # a reload of HAProxy cuts streams that are older
+    longest_stream_s: int = LONGEST_STREAM_S  # a reload of HAProxy cuts streams that are older
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterProcess:
-    """A process of a cluster. Its start time (seconds since the epoch) detects a reused pid."""
+    """A process of a cluster. Its start (`process_start.py`) detects a reused pid."""
 
     pid: int
-    created_s: float
+    start_ticks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class ClusterHandle:
     http_port: int
     temp_dir: str
     processes: tuple[ClusterProcess, ...]
+    boot_id: str = field(default_factory=boot_id)  # of the host, in which they were started
 
     @property
     def base_url(self) -> str:
@@ -98,11 +101,16 @@ class ClusterHandle:
 
     @classmethod
     def from_json(cls, text: str) -> ClusterHandle:
-        """The handle that `to_json` wrote. Raises ClusterError when it is malformed."""
+        """The handle that `to_json` wrote. Raises ClusterError when it is malformed.
+
+        Earlier releases named the start of a process by the wall clock, which may have been set since: these
+        are left out, as `processes_of` finds them.
+        """
         try:
             data = json.loads(text)
-            processes = tuple(ClusterProcess(**one) for one in data["processes"])
-            return cls(data["address"], data["http_port"], data["temp_dir"], processes)
+            listed, boot = data["processes"], data.get("boot_id", "")
+            processes = tuple(ClusterProcess(**one) for one in listed) if boot else ()
+            return cls(data["address"], data["http_port"], data["temp_dir"], processes, boot)
         except (ValueError, KeyError, TypeError) as exc:
             raise ClusterError(f"not a record of a Ray cluster ({exc}); start a new one") from exc
 
@@ -196,10 +204,10 @@ def has_variable(handle: ClusterHandle, name: str) -> bool:
     True also when that cannot be told: they have ended, or belong to another user.
     """
     found = []
-    for process in handle.processes:
+    for process in _recorded(handle):
         try:
             current = psutil.Process(process.pid)
-            if current.create_time() == process.created_s:
+            if start_ticks(process.pid) == process.start_ticks:
                 found.append(bool(current.environ().get(name, "").strip()))
         except psutil.Error:
             continue
@@ -212,7 +220,7 @@ def stop(handle: ClusterHandle) -> tuple[int, ...]:
     The pids that it ended. Raises ClusterError when a process survives being killed.
     """
     folder = Path(handle.temp_dir)
-    ended = _terminate([*handle.processes, *processes_of(folder)])
+    ended = _terminate([*_recorded(handle), *processes_of(folder)])
     late = _terminate(processes_of(folder))  # a worker that started while its raylet was stopping
     survivors = processes_of(folder)
     if survivors:
@@ -222,6 +230,11 @@ def stop(handle: ClusterHandle) -> tuple[int, ...]:
     return (*ended, *late)
 
 
+def _recorded(handle: ClusterHandle) -> tuple[ClusterProcess, ...]:
+    """The processes that the handle names; none after a boot, when others may have their numbers."""
+    return handle.processes if handle.boot_id == boot_id() else ()
+
+
 def processes_of(folder: Path | str) -> tuple[ClusterProcess, ...]:
     """Every process of the cluster in `folder`: by environment, command line or ancestor."""
     members: dict[int, ClusterProcess] = {}
@@ -229,7 +242,9 @@ def processes_of(folder: Path | str) -> tuple[ClusterProcess, ...]:
     own_pid = os.getpid()
     for process in psutil.process_iter():
         try:
-            current = ClusterProcess(process.pid, process.create_time())
+            if (start := start_ticks(process.pid)) is None:
+                continue
+            current = ClusterProcess(process.pid, start)
             parents[process.pid] = (process.ppid(), current)
             if process.pid == own_pid or process.status() == psutil.STATUS_ZOMBIE:
                 continue
@@ -342,7 +357,7 @@ def _terminate(processes: Sequence[ClusterProcess]) -> tuple[int, ...]:
     for recorded in dict.fromkeys(processes):
         try:
             process = psutil.Process(recorded.pid)
-            if abs(process.create_time() - recorded.created_s) < 1.0:
+            if start_ticks(recorded.pid) == recorded.start_ticks:
                 process.terminate()
                 alive.append(process)
         except psutil.NoSuchProcess:

@@ -8,8 +8,8 @@ Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from serving.access import Access, Affinity, LateCommit
@@ -17,6 +17,8 @@ from serving.credentials import DataSecret, KeyReference, UnitKey
 
 STABLE = 0
 CANARY = 1
+# Finish reasons of an answer that was cut at its token limit, in the words of the served APIs.
+LIMIT_REASONS = frozenset({"length", "max_tokens", "max_output_tokens"})
 FULL_BP = 10_000
 
 # How a request was assigned. These are randomised, by request or by key; the others are excluded from the
@@ -27,9 +29,9 @@ FULL_BP = 10_000
 #   forced: by x-canaryctl-force.
 #   stateful: it needs what one engine holds of an earlier request, and goes there.
 #   capped: a burst cap held, or the router was overloaded, so nothing was drawn.
-#   no-capacity: the canary had no ready replica.  fenced: the router could not confirm that its table was
-#   current (its lease had expired, or the canary was withdrawn before a poll sent after the assignment could
-#   confirm it).
+#   no-capacity: the canary had no ready replica, or did not answer and this may be sent but once.
+#   fenced: the router could not confirm that its table was current (its lease had expired, or the canary was
+#   withdrawn before a poll sent after the assignment could confirm it).
 AssignedBy: TypeAlias = Literal[
     "request",
     "sticky",
@@ -45,7 +47,7 @@ AssignedBy: TypeAlias = Literal[
 # answered: by the assigned arm, properly finished.  fallback: the canary failed before its first byte,
 # stable served.  fenced: the canary's front refused an old revision, stable served.  cut: the stream ended
 # without a proper finish.  failed: the user got an error (5xx, 429).  cancelled: the client disconnected
-# first.  open: not ended after SETTLE_S (`router/outbox.py`) and recorded then; its end is not recorded.
+# first.  open: not ended after SETTLE_S (`router/types.py`) and recorded then; its end is not recorded.
 # Of a stream that the canary cut in mid-answer and stable continued the outcome is 'fallback' too, and
 # `takeover_at` is set.
 Outcome: TypeAlias = Literal["answered", "fallback", "fenced", "cut", "failed", "cancelled", "open"]
@@ -98,6 +100,10 @@ class Arm:
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
+
+    def idle(self) -> Arm:
+        """The same addresses without their load, which is outdated when it is read again."""
+        return replace(self, replicas=tuple(Replica(one.url) for one in self.replicas))
 
     @property
     def has_fence(self) -> bool:
@@ -152,6 +158,11 @@ class RouteTable:
         restore(self, state)
 
     @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The versions of the table, stable first: none, one or two."""
+        return tuple(arm for arm in (self.stable, self.canary) if arm is not None)
+
+    @property
     def largest_bp(self) -> int:
         """The largest weight that any client can have."""
         return self.weight_bp if self.access is None else max(self.weight_bp, self.access.largest_bp)
@@ -172,6 +183,28 @@ class UnitCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class DatabaseMark:
+    """How far the database was from which a controller acted on a service last.
+
+    A database that does not lead to the mark, as an older copy, does not know what was done since.
+    """
+
+    token: int  # of the controller's lease
+    holder: str  # short name of the lease's holder: two databases may have given the same token
+    seq: int  # number of the newest event of the service
+    event: str = ""  # digest of that event: a restored database gives its number again; empty: there is none
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any] | None) -> DatabaseMark | None:
+        """The mark of `as_json`; None: there is none."""
+        return None if data is None else cls(int(data[0]), str(data[1]), int(data[2]), *map(str, data[3:4]))
+
+    def as_json(self) -> list[Any]:
+        """The values, for JSON."""
+        return [self.token, self.holder, self.seq, self.event]
+
+
+@dataclass(frozen=True, slots=True)
 class SplitStatus:
     """The current split, and how far it is applied."""
 
@@ -188,6 +221,10 @@ class SplitStatus:
     routers: int = 0  # routers with a lease
     took_ms: float | None = None  # from publication to applied; None: not applied yet
     mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
+    mark: DatabaseMark | None = None  # None: no controller left one
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +262,12 @@ class RequestRecord:
     # The first attempt on the assigned arm did not answer properly, whatever a repeat did; None: the client
     # disconnected first. A 4xx (not 429) is no error but `rejected`.
     error: bool | None
-    cause: (
-        str | None
-    )  # of error or rejection, a fixed word: 'refused', 'status 503', 'cut', 'silent', 'set aside'
-    # at_s to the last byte, failed attempts included; None: no whole answer, or rejected. SETTLE_S, a lower
-    # bound, for an open one whose answer had begun.
+    # Of error or rejection, a fixed word: 'refused', 'status 503', 'cut', 'silent'.
+    cause: str | None
+    # at_s to the last byte, without `connect_ms`, failed attempts included; None: no whole answer, or
+    # rejected. SETTLE_S, a lower bound, for an open one whose answer had begun.
     latency_ms: float | None
-    ttft_ms: float | None  # at_s to the first byte of a stream; None: not a stream
+    ttft_ms: float | None  # at_s to the first content, without `connect_ms`; None: not a stream
     itl_ms: float | None  # mean gap between the events of a stream; None: fewer than two
     prompt_tokens: int | None  # None: not in the answer
     completion_tokens: int | None  # None: not in the answer
@@ -253,6 +289,9 @@ class RequestRecord:
     # Of a canary's answer: whether a failure at any moment of it would have stayed invisible to the client.
     # None: of stable, no answer, or an older router.
     covered: bool | None = None
+    # For which the first attempt waited for its connection (name, TCP, TLS), about 0 on one that was open; in
+    # no other time of the record. None: it was never sent, or an older router.
+    connect_ms: float | None = None
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
@@ -342,7 +381,8 @@ class RecordPage:
     """The next events after a sequence number, oldest first."""
 
     events: tuple[Event, ...]
-    next_seq: int  # pass it as `after_seq` of the next read
+    # Pass it as `after_seq` of the next read. Lower than that of this one: the log began anew.
+    next_seq: int
     lost: tuple[LostSpan, ...]
     low_watermark_s: float  # every request assigned before this has been reported; 0: more pages follow
     # When the newest request that the log no longer holds was assigned; None: it holds every one.

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -140,6 +140,12 @@ class Endpoint:
     authority: str  # host[:port]
     root: str  # path prefix of the routes outside the API: '' or /prefix
     base: str  # path prefix that stands for /v1: /v1, /prefix/v1, /v1beta/openai
+    origin: str = field(
+        init=False, repr=False, compare=False
+    )  # scheme://host[:port]; names a connection's end
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origin", f"{self.scheme}://{self.authority}")
 
     @staticmethod
     @functools.lru_cache(maxsize=4096)
@@ -172,6 +178,22 @@ class Endpoint:
             short = url.rstrip("/").removesuffix("/models").removesuffix("/completions").removesuffix("/chat")
             raise ValueError(f"{url!r} is the address of one route; give the base URL, {short}")
         return Endpoint(parts.scheme, parts.netloc, path.removesuffix("/v1"), path or "/v1")
+
+    @property
+    def is_tls(self) -> bool:
+        """True for https."""
+        return self.scheme == "https"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to connect to; of an IPv6 address without its brackets.
+
+        Check: https://h gives ("h", 443), http://[::1]:8001 gives ("::1", 8001).
+        """
+        host, colon, port = self.authority.rpartition(":")
+        if not colon or port.endswith("]"):
+            return self.authority.strip("[]"), 443 if self.is_tls else 80
+        return host.strip("[]"), int(port)
 
     def path(self, target: Target) -> str:
         """The path and query by which this target is found here."""

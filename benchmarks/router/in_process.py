@@ -20,17 +20,17 @@ from typing import Any, cast
 
 from benchmarks.router.engine import ANSWER, CHUNKS, END, EVENT, HEAD, LAST, chunk, whole
 from serving.clock import boot_s
-from serving.router.answer_scan import AnswerScan
-from serving.router.assignment import Salted, salt_of
-from serving.router.attempts import Attempts
-from serving.router.client_connection import ClientConnection
-from serving.router.engine_connection import EngineConnection
-from serving.router.exchange import Exchange
-from serving.router.front_wire import WireFront
-from serving.router.record import Seen, record_of
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.assignment.assignment import Salted, salt_of
+from serving.router.exchange.attempts import Attempts
+from serving.router.exchange.exchange import Exchange
+from serving.router.exchange.record import Seen, record_of
+from serving.router.front.client_connection import ClientConnection
+from serving.router.front.front_wire import WireFront
 from serving.router.router import RouterCore
-from serving.router.table_reader import read_tables
+from serving.router.standalone.table_reader import read_tables
 from serving.router.types import Request
+from serving.router.upstreams.engine_connection import EngineConnection
 from serving.targets import Target
 
 ROUNDS, REQUESTS, USERS = 5, 1500, 50
@@ -69,6 +69,10 @@ class Transport:
     def set_write_buffer_limits(self, high: int) -> None:
         """Nothing waits here."""
 
+    def get_write_buffer_size(self) -> int:
+        """Everything is written."""
+        return 0
+
     def is_closing(self) -> bool:
         """Never."""
         return False
@@ -105,10 +109,10 @@ async def figures() -> dict[str, float]:
     assert front.upstream is not None
     asked: list[EngineConnection] = []
     for engine in ENGINES:
-        connection = EngineConnection(front.upstream, ("http", engine))
+        connection = EngineConnection(front.upstream, f"http://{engine}")
         told = cast(Any, Transport(lambda one=connection: asked.append(one)))  # type: ignore[misc]
         connection.connection_made(told)
-        front.upstream.keep(connection)
+        front.upstream.keep(connection, is_external=False)
     client = ClientConnection(front)
     client.connection_made(cast(Any, Transport()))
     found = {}
@@ -131,6 +135,7 @@ def _cpu_us(
         engine = asked.pop()
         for data in reads:
             engine.data_received(data)
+        client._front.turns._free()  # as if each came in a turn of its own
     took_s = time.process_time() - began_s
     core.outbox.expire(math.inf)
     while core.outbox.next_batch(now_s=time.time()).records:

@@ -18,14 +18,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import re
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,12 +34,11 @@ import psutil
 import uvloop
 
 from benchmarks.router import client, streams
-from benchmarks.router.engine import run_engine
-from benchmarks.router.pacing import Settings
-from benchmarks.soak.on_fakes import start, stop
+from benchmarks.router.__main__ import two_engines
 from serving import cluster_ray
 from serving.messages import Replica
 from serving.table.orders import Split
+from tests.integration.product import until
 
 if TYPE_CHECKING:
     # Imported where they are used: Ray reads the cluster's token when it is first imported.
@@ -51,11 +49,11 @@ RESULTS = Path(__file__).parent.parent / "results" / "on_serve.json"
 SERVICE = "chat"
 PATH = f"/{SERVICE}/v1/chat/completions"
 TOKEN = 1  # of the lease, as a controller has
-RATE = 50.0  # events a second of each stream
+RATE, SLOW_RATE = 50.0, 10.0  # events a second of each stream: of many, and of those that last
 ROUNDS = 5
 ADDED_MS = 0.5  # by the ingress, at most
 APPLIED_MS = 10.0  # p99, at most
-WAIT_S = 90.0
+WAIT_S = 240.0  # a router that leaves lets its streams end for two minutes
 RELOAD_S = 3.0  # in which the ingress may close connections, as it reads its configuration again
 
 
@@ -70,9 +68,13 @@ class Rig:
     def run_routers(self, count: int) -> None:
         """Have so many routers, and wait until each has reported."""
         self.fleet.start_router(SERVICE, count, token=TOKEN)
-        _until(lambda: len(self.router_pids()) == count, f"{count} routers")
+        until(lambda: len(self.router_pids()) == count, limit_s=WAIT_S, what=f"{count} routers")
         url = f"{self.handle.base_url}/{SERVICE}/v1/models"
-        _until(lambda: httpx.get(url, timeout=30).status_code not in (404, 500), "the ingress")
+        until(
+            lambda: httpx.get(url, timeout=30).status_code not in (404, 500),
+            limit_s=WAIT_S,
+            what="the ingress",
+        )
         time.sleep(RELOAD_S)
 
     def router_pids(self) -> list[int]:
@@ -130,15 +132,7 @@ def running() -> Iterator[Rig]:
 
 def ingress(rig: Rig, seconds: float) -> dict[str, object]:
     """Whole answers and streams of 20 events, one client: through the ingress, and on the router's port."""
-    context = multiprocessing.get_context("spawn")
-    with ExitStack() as stack:
-        ports = []
-        for _ in range(2):
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=run_engine, args=(sender,), daemon=True)
-            process.start()
-            stack.callback(process.terminate)
-            ports.append(int(receiver.recv()))
+    with two_engines() as ports:
         rig.run_routers(1)
         rig.use(*ports)
         result: dict[str, object] = {}
@@ -163,23 +157,11 @@ def ingress(rig: Rig, seconds: float) -> dict[str, object]:
     return result
 
 
-@contextmanager
-def paced(rig: Rig) -> Iterator[None]:
-    """Engines whose streams last."""
-    with ExitStack() as stack:
-        ports = []
-        for _ in range(2):
-            process, port = start("benchmarks.router.pacing", Settings(RATE))
-            stack.callback(stop, process)
-            ports.append(port)
-        rig.use(*ports)
-        yield
-
-
 def many_streams(rig: Rig, seconds: float) -> dict[str, object]:
     """Streams through the ingress, and the router's memory."""
     rig.run_routers(1)
-    with paced(rig):
+    with streams.paced_engines(RATE) as ports:
+        rig.use(*ports)
         router = psutil.Process(rig.router_pids()[0])
         port = rig.handle.http_port
         row: streams.Measured = uvloop.run(
@@ -196,12 +178,13 @@ def scaling(rig: Rig, seconds: float) -> dict[str, object]:
     """Long streams, while routers come and go and the weight changes."""
     lasts_s, steps = seconds or 300.0, (3, 2, 1)
     rig.run_routers(2)
-    with paced(rig):
+    with streams.paced_engines(SLOW_RATE) as ports:
+        rig.use(*ports)
         found: list[streams.Measured] = []
 
         def read() -> None:
             found.append(
-                uvloop.run(streams.measure(rig.handle.http_port, None, 20, lasts_s, 10.0, path=PATH))
+                uvloop.run(streams.measure(rig.handle.http_port, None, 20, lasts_s, SLOW_RATE, path=PATH))
             )
 
         reading = threading.Thread(target=read)
@@ -211,9 +194,12 @@ def scaling(rig: Rig, seconds: float) -> dict[str, object]:
             rig.run_routers(routers)
         time.sleep(lasts_s / (len(steps) + 3))
         rig.split(2500)
+        is_under_way = reading.is_alive()
         reading.join()
     row = found[0]
     result = {**asdict(row), "routers": [2, *steps], "lasts_s": lasts_s}
+    if not is_under_way:
+        return result | {"missed": "the streams ended before the last change"}
     return result | ({"missed": f"{len(row.failed)} streams failed"} if row.failed else {})
 
 
@@ -267,14 +253,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _short(row: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in row.items() if name != "memory_mib"}
-
-
-def _until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise RuntimeError(f"{what}: not within {WAIT_S:.0f} s")
-        time.sleep(0.1)
 
 
 if __name__ == "__main__":

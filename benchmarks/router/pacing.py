@@ -15,15 +15,15 @@ import sys
 import time
 from dataclasses import dataclass
 
-from benchmarks.router.engine import END, Engine, chunk
+from benchmarks.router.engine import END, LAST, Engine, chunk
 
+LARGE = 4096  # bytes of a body that is none of a paced stream: answered whole, unread
 TICKS = 20  # groups of streams, one after the other
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nx-canaryctl-tokens: d1 1000000\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
 EVENT = b': ids %d\ndata: {"id":"c","object":"chat.completion.chunk","created":1,"model":"chat","choices":[{"index":0,"delta":{"content":"%d %d "},"finish_reason":null}]}\n\n'  # noqa: E501
-LAST = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"chat","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'  # noqa: E501
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class PacingEngine(Engine):
         self._leave()
 
     def _answer(self, head: bytes, body: bytes) -> None:
-        fields = json.loads(body) if body else {}
-        if not fields.get("stream"):
+        fields = json.loads(body) if 0 < len(body) < LARGE else {}
+        if not isinstance(fields, dict) or not fields.get("stream"):
             super()._answer(head, body)
             return
         self.transport.write(HEAD)

@@ -85,9 +85,8 @@ def _ours(folder: Path, engines: tuple[int, int]) -> tuple[list[str], int]:
         f"service: chat\nstable: {{url: '{stable}'}}\ncanary: {{url: '{canary}'}}\n"
         "weight_bp: 5000\nsalt: s\nlate_commit: stream\n"
     )
-    code = (
-        f"import sys; from serving.router.standalone import main; sys.exit(main({str(table)!r}, port={port}))"
-    )
+    code = "import sys; from serving.router.standalone.main import main; "
+    code += f"sys.exit(main({str(table)!r}, port={port}))"
     return [sys.executable, "-c", code], port
 
 

@@ -21,7 +21,8 @@ import re
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
@@ -29,7 +30,8 @@ from typing import cast
 import psutil
 import uvloop
 
-from benchmarks.router.pacing import LAST, Settings
+from benchmarks.router.engine import LAST
+from benchmarks.router.pacing import Settings
 from benchmarks.soak import router
 from benchmarks.soak.on_fakes import start, stop
 
@@ -195,14 +197,22 @@ async def measure(
     )
 
 
-def run(streams: int, seconds: float, rate: float, *, is_direct: bool = False) -> Measured:
-    """One run with processes of its own."""
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+@contextmanager
+def paced_engines(rate: float) -> Iterator[tuple[int, int]]:
+    """The ports of two engines that write so many events a second into each stream."""
+    with ExitStack() as stack:
         ports = []
         for _ in range(2):
             engine, port = start("benchmarks.router.pacing", Settings(rate))
             stack.callback(stop, engine)
             ports.append(port)
+        yield ports[0], ports[1]
+
+
+def run(streams: int, seconds: float, rate: float, *, is_direct: bool = False) -> Measured:
+    """One run with processes of its own."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        ports = stack.enter_context(paced_engines(rate))
         if is_direct:
             return _measured(ports[0], None, streams, seconds, rate)
         table = Path(folder) / "table.json"

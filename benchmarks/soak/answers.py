@@ -4,7 +4,7 @@ Request `number` asks prompt `number % PROMPTS`, of a kind that the number choos
 follows from the prompt alone, so that a client knows every byte of it, and a stable engine the rest of what a
 canary began. Only the ids of answers name the engine.
 
-Kinds whose name begins with `held` cannot be continued from token ids (`serving/router/continuable.py`).
+Kinds whose name begins with `held` cannot be continued from token ids (`router/bodies/continuable.py`).
 """
 
 from __future__ import annotations

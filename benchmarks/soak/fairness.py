@@ -33,8 +33,8 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from serving.credentials import DataSecret, UnitKey
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Exchange
-from serving.router.prepared import Prepared, prepare
+from serving.router.bodies.prepared import Prepared, prepare
+from serving.router.exchange.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.types import Attempt, Deliver, Refusal, Request, Step
 from serving.targets import Target
@@ -158,7 +158,7 @@ class _Drive:
                 is_over = self._attempt(one)
 
     def _attempt(self, one: Attempt) -> bool:
-        body = json.loads(one.body) if one.body is not self._asked.request.body else self._asked.fields
+        body = json.loads(bytes(one.body)) if one.body is not self._asked.request.body else self._asked.fields
         arm = "canary" if one.arm else "stable"
         is_sound = one.path == "/tokenize" or self._rng.random() >= self._rates[one.arm]
         fault = "none" if is_sound else self._fault

@@ -23,7 +23,7 @@ import uvloop
 from serving.clock import boot_s
 from serving.credentials import DataSecret
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.front_wire import WireFront
+from serving.router.front.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 from serving.supervised import SupervisedLoops

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.router import standalone
 from serving.router.metrics import MetricsAddress
+from serving.router.standalone import main as standalone
 
 
 def run_router(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, assert_never
 
@@ -62,7 +61,7 @@ class FleetActor:
         self._http = {"host": http_host, "port": http_port}
         self._namespace = namespace
         stored = internal_kv._internal_kv_get(_KEY, namespace=_KV_NAMESPACE)
-        self._core = FleetCore(stored.decode() if stored else None)
+        self._core = FleetCore(stored.decode() if stored else None, now_s=boot_s())
         self._persisted = self._core.to_store()
         self._queue = LoadQueue(now_s=boot_s())
         self._wake = asyncio.Event()
@@ -82,7 +81,7 @@ class FleetActor:
 
     async def ensure(self, launch: Launch, token: int) -> None:
         """See `FleetCore.ensure`. Raises StaleFencingToken."""
-        self._core.ensure(launch, token=token, now_s=time.time())
+        self._core.ensure(launch, token=token, now_s=boot_s())
         self._persist_and_wake()
 
     async def observe(self, service: str) -> tuple[VersionStatus, ...]:
@@ -92,7 +91,7 @@ class FleetActor:
 
     async def drain(self, service: str, version: str, token: int) -> None:
         """See `FleetCore.drain`. Raises StaleFencingToken."""
-        self._core.drain(service, version, token=token, now_s=time.time())
+        self._core.drain(service, version, token=token, now_s=boot_s())
         self._persist_and_wake()
 
     async def cancel(self, service: str, version: str, token: int) -> None:
@@ -102,7 +101,7 @@ class FleetActor:
 
     async def stop(self, service: str, version: str, token: int) -> None:
         """See `FleetCore.stop`. Raises StaleFencingToken."""
-        self._core.stop(service, version, token=token, now_s=time.time())
+        self._core.stop(service, version, token=token, now_s=boot_s())
         self._persist_and_wake()
 
     async def devices(self) -> tuple[device_memory.DeviceMemory, ...]:
@@ -115,7 +114,7 @@ class FleetActor:
         """Run the service's router in Serve at /{service}; a repeated call only changes its replicas. Raises
         StaleFencingToken."""
         self._core.require(token)
-        from serving.router.replica_ray import build_router_app
+        from serving.router.ray_serve.replica_ray import build_router_app
 
         await self._serve_started()
         app = build_router_app(service, replicas=replicas, namespace=self._namespace)
@@ -137,7 +136,7 @@ class FleetActor:
 
     async def report(self, launch: Launch, report: EngineReport) -> ReportAnswer:
         """A replica reports its status, and its claim to load."""
-        self._core.on_report(launch, report, now_s=time.time())
+        self._core.on_report(launch, report, now_s=boot_s())
         self._persist_and_wake()
         may_load = self._queue.on_report(
             report.replica, report.claims, is_loading=report.is_loading, now_s=boot_s()
@@ -169,7 +168,7 @@ class FleetActor:
         await self._serve_started()
         while True:
             self._wake.clear()
-            for order in self._core.orders(now_s=time.time()):
+            for order in self._core.orders(now_s=boot_s()):
                 self._start_order(order)
             try:
                 async with asyncio.timeout(BUSY_S if self._in_progress else IDLE_S):
@@ -225,7 +224,7 @@ class FleetActor:
                 await self._in_serve_thread(_run, target)
             except (RuntimeError, ValueError) as exc:
                 error = one_line(exc)
-        self._core.on_run(launch, error, now_s=time.time())
+        self._core.on_run(launch, error, now_s=boot_s())
 
     async def _publish(self, order: Publish) -> None:
         launch = order.launch
@@ -248,7 +247,7 @@ class FleetActor:
         except (RayError, TimeoutError):
             self._tables.forget(name)
             raise
-        self._core.on_published(order, is_applied=is_applied, now_s=time.time())
+        self._core.on_published(order, is_applied=is_applied, now_s=boot_s())
         if not is_applied:
             await asyncio.sleep(BUSY_S)
 
@@ -268,15 +267,15 @@ class FleetActor:
         status = await self._in_serve_thread(_status, name)
         if status is not None and status[0] != "DELETING":
             await self._in_serve_thread(_delete, name)
-        since_s = self._deleted_s.setdefault(name, time.monotonic())
+        since_s = self._deleted_s.setdefault(name, boot_s())
         alive = await asyncio.to_thread(device_memory.still_alive, order.processes, self._node)
         if status is None and not alive:
             del self._deleted_s[name]
             for replica in self._core.replicas(order.launch):
                 self._queue.release(replica)
-            self._core.on_gone(order.launch, now_s=time.time())
+            self._core.on_gone(order.launch, now_s=boot_s())
             return
-        if status is None and time.monotonic() - since_s > KILL_AFTER_S:
+        if status is None and boot_s() - since_s > KILL_AFTER_S:
             log.error("processes outlived their version", extra={"app": name, "pids": [p.pid for p in alive]})
             await asyncio.to_thread(device_memory.kill, alive)
         await asyncio.sleep(BUSY_S)
@@ -287,7 +286,7 @@ class FleetActor:
             timeout = aiohttp.ClientTimeout(total=endpoint_probe.TIMEOUT_S)
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 error = await endpoint_probe.endpoint_error(session, launch)
-            self._core.on_endpoint_probed(launch.service, launch.version, error, now_s=time.time())
+            self._core.on_endpoint_probed(launch.service, launch.version, error, now_s=boot_s())
         else:
             await self._ask_replica(order)
         await asyncio.sleep(IDLE_S)
@@ -317,7 +316,7 @@ class FleetActor:
             return
         self._core.on_replica_probed(
             *(launch.service, launch.version, order.replica, state),
-            now_s=time.time(),
+            now_s=boot_s(),
             is_still=self._is_still(order),
         )
 

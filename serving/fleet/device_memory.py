@@ -13,6 +13,7 @@ from typing import Any, Literal
 import psutil
 
 from serving.fleet.types import HostProcess
+from serving.process_start import start_ticks
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,10 @@ def process_tree(pid: int, node: str) -> tuple[HostProcess, ...]:
     """Process `pid` of this host, whose address in Ray is `node`, and its descendants; (): it has ended."""
     try:
         root = psutil.Process(pid)
-        return tuple(
-            HostProcess(node, one.pid, one.create_time()) for one in [root, *root.children(recursive=True)]
-        )
+        pids = [pid, *(one.pid for one in root.children(recursive=True))]
     except psutil.NoSuchProcess:
         return ()
+    return tuple(HostProcess(node, one, start) for one in pids if (start := start_ticks(one)) is not None)
 
 
 def still_alive(processes: Iterable[HostProcess], node: str) -> tuple[HostProcess, ...]:
@@ -59,7 +59,7 @@ def still_alive(processes: Iterable[HostProcess], node: str) -> tuple[HostProces
             continue
         try:
             current = psutil.Process(process.pid)
-            if current.create_time() == process.created_s and current.status() != psutil.STATUS_ZOMBIE:
+            if _is_same(process) and current.status() != psutil.STATUS_ZOMBIE:
                 alive.append(process)
         except psutil.Error:
             continue
@@ -70,7 +70,7 @@ def cpu_s(process: HostProcess, node: str) -> float | None:
     """CPU time that the process of this host has used, in seconds; None: of another host, or it has ended."""
     try:
         current = psutil.Process(process.pid)
-        if process.node != node or current.create_time() != process.created_s:
+        if process.node != node or not _is_same(process):
             return None
         times = current.cpu_times()
         return float(times.user + times.system)
@@ -83,7 +83,7 @@ def kill(processes: Iterable[HostProcess]) -> None:
     for process in processes:
         try:
             current = psutil.Process(process.pid)
-            if current.create_time() == process.created_s:
+            if _is_same(process):
                 current.kill()
         except psutil.NoSuchProcess:
             continue
@@ -100,6 +100,11 @@ def held_bytes(pids: Sequence[int]) -> int | None:
 def cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def _is_same(process: HostProcess) -> bool:
+    """Whether the process that has its number now is this one."""
+    return start_ticks(process.pid) == process.start_ticks
 
 
 def _resident_bytes(pids: Iterable[int]) -> int | None:

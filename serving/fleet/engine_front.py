@@ -20,10 +20,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 from serving.credentials import SECRET_HEADER, ControlSecret, DataSecret
+from serving.engine_headers import REFUSED_HEADER, REVISION_HEADER
 from serving.fleet.token_notes import TokenNote, TokenNotes
 from serving.targets import REALTIME, method_of
 
@@ -80,7 +82,7 @@ class EngineFront:
             await _refuse(send, 403, "secret", "this engine accepts requests of its routers only")
         elif scope["path"].startswith(CONTROL):
             await self._control(scope, receive, send)
-        elif (revision := _table_revision(headers.get(b"x-canaryctl-revision"))) == "malformed":
+        elif (revision := _table_revision(headers.get(REVISION_HEADER))) == "malformed":
             await _refuse(send, 400, "revision", "x-canaryctl-revision is not of the form epoch.revision")
         elif isinstance(revision, tuple) and self.fence is not None and revision < self.fence:
             await _refuse(send, 409, "fence", f"revision is below the fence {self._fence_text()}")
@@ -123,15 +125,22 @@ class EngineFront:
         secret = dict(scope["headers"]).get(SECRET_HEADER, b"")
         is_allowed = scope["path"] == REALTIME and hmac.compare_digest(secret, self._data)
         if not is_allowed or self.app is None or not self._is_ready:
-            status = 503 if is_allowed else 403
-            await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+            status, why = (503, b"loading") if is_allowed else (403, b"secret")
+            headers = [(REFUSED_HEADER, why)]
+            await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
             await send({"type": "websocket.http.response.body", "body": b""})
             return
+        with self._counted():
+            await self.app(scope, receive, send)
+
+    @contextmanager
+    def _counted(self) -> Iterator[asyncio.Task[Any]]:
+        """Count the present task among the requests, which `cancel` ends."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         try:
-            await self.app(scope, receive, send)
+            yield task
         finally:
             self._tasks.discard(task)
 
@@ -153,20 +162,16 @@ class EngineFront:
                 has_begun = True
                 await send(message)
 
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            await app(scope, receive, track)
-            if has_died:
-                await _refuse(send, 503, "closed", f"the engine {self._why_not_ready}")
-        except asyncio.CancelledError:
-            if has_begun:
-                raise  # the server closes the connection, so that the client sees the cut
-            task.uncancel()
-            await _refuse(send, 503, "cancelled", "the request was aborted")
-        finally:
-            self._tasks.discard(task)
+        with self._counted() as task:
+            try:
+                await app(scope, receive, track)
+                if has_died:
+                    await _refuse(send, 503, "closed", f"the engine {self._why_not_ready}")
+            except asyncio.CancelledError:
+                if has_begun:
+                    raise  # the server closes the connection, so that the client sees the cut
+                task.uncancel()
+                await _refuse(send, 503, "cancelled", "the request was aborted")
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["method"], scope["path"].removeprefix(CONTROL):
@@ -234,7 +239,7 @@ async def _body(receive: Receive) -> dict[str, Any]:
 async def _refuse(send: Send, status: int, why: str, text: str) -> None:
     """Send an error in OpenAI's shape, with the header `x-canaryctl-refused` for the router."""
     error = {"error": {"message": text, "type": f"canaryctl_{why}", "code": status}}
-    await _json(send, status, error, (b"x-canaryctl-refused", why.encode()))
+    await _json(send, status, error, (REFUSED_HEADER, why.encode()))
 
 
 async def _json(send: Send, status: int, value: object, *extra: tuple[bytes, bytes]) -> None:

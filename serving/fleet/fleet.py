@@ -19,7 +19,7 @@ Rules:
    it; on a busy host it has longer, because the fleet asks later too. A silence during which its process used
    no CPU time counts for three. Silences are counted, not timed, so that a corrected clock makes nobody hang.
 
-Invariant: this file reads no clock and imports no Ray.
+Invariant: this file reads no clock (`now_s`: seconds of CLOCK_BOOTTIME) and imports no Ray.
 """
 
 from __future__ import annotations
@@ -117,14 +117,15 @@ class _Version:
 class FleetCore:
     """State of all versions of all services. Not thread-safe."""
 
-    def __init__(self, stored: str | None = None) -> None:
-        """stored: result of `to_store` before a restart; replicas then report again."""
+    def __init__(self, stored: str | None = None, *, now_s: float = 0.0) -> None:
+        """stored: result of `to_store` before a restart; replicas then report again. Phases begin anew, for
+        the clock may be another host's."""
         self._versions: dict[tuple[str, str], _Version] = {}
         state: Mapping[str, Any] = json.loads(stored) if stored else {}
         self._token: int = state.get("token", 0)
         for data in state.get("versions", ()):
             launch = Launch.from_json(data["launch"])
-            entry = _Version(launch, data["phase"], data["since_s"], error=data["error"])
+            entry = _Version(launch, data["phase"], now_s, error=data["error"])
             entry.may_be_published = True
             entry.processes = {HostProcess(*process) for process in data["processes"]}
             self._versions[launch.service, launch.version] = entry
@@ -135,7 +136,6 @@ class FleetCore:
             {
                 "launch": entry.launch.to_json(),
                 "phase": entry.phase,
-                "since_s": entry.since_s,
                 "error": entry.error,
                 "processes": sorted(entry.processes),
             }
@@ -195,9 +195,8 @@ class FleetCore:
             entry = _Version(launch, "loading", now_s, run_as=launch, may_be_published=True)
             self._versions[key] = entry
         entry.processes.update(report.processes)
-        before, _ = entry.reports.get(report.replica, (None, 0.0))
-        was_ready = before is not None and before.phase == "ready"
-        entry.drained += was_ready and report.phase == "closing"
+        before = entry.reports.get(report.replica)
+        entry.drained += before is not None and before[0].phase == "ready" and report.phase == "closing"
         entry.reports[report.replica] = (report, now_s)
         entry.silences.pop(report.replica, None)
         if report.error is not None:
@@ -254,16 +253,14 @@ class FleetCore:
     ) -> None:
         """An external endpoint was probed; error None: it answered."""
         entry = self._versions.get((service, version))
-        if entry is not None:
-            entry.is_up, entry.probed_s = entry.is_up or error is None, now_s
-            entry.error = error.text if error is not None else None
-            if entry.phase == "loading" and entry.is_up:
+        if entry is None:
+            return
+        entry.is_up, entry.probed_s = entry.is_up or error is None, now_s
+        entry.error = error.text if error is not None else None
+        if entry.phase == "loading":
+            if entry.is_up:
                 entry.enter("ready", now_s)
-            elif (
-                entry.phase == "loading"
-                and error is not None
-                and (not error.may_heal or now_s - entry.since_s >= ENDPOINT_LOAD_S)
-            ):
+            elif error is not None and (not error.may_heal or now_s - entry.since_s >= ENDPOINT_LOAD_S):
                 entry.enter("failed", now_s)
 
     def on_run(self, launch: Launch, error: str | None, *, now_s: float) -> None:

@@ -122,7 +122,7 @@ class RayFleet:
             return self._patience.run(timeout_s, work)
         except RayTaskError as exc:
             if isinstance(exc.cause, StaleFencingToken):
-                raise StaleFencingToken(str(exc.cause), exc.cause.newest) from exc
+                raise StaleFencingToken(*exc.cause.args) from exc
             raise
         except (GetTimeoutError, RayError, ValueError) as exc:
             # Ray restarts a dead actor under the same name: the next call looks it up again.

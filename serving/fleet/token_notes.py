@@ -1,6 +1,6 @@
 """Notes of the token ids of an engine's streams, written as comments between the events of the answer.
 
-A router that loses this engine continues the answer on another one from these ids (`router/takeover.py`).
+A router that loses this engine continues the answer on another one from these ids (`exchange/takeover.py`).
 Nothing of an answer is parsed or written anew: `generate` of the engine is wrapped once, the ids of each
 output go into the note of the request (a context variable, set by the front), and the front puts the line
 `: ids 286,274` before the next event.
@@ -26,8 +26,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-TOKENS_HEADER = b"x-canaryctl-tokens"
-NO_TOKENS = b"none"
+from serving.engine_headers import NO_TOKENS, TOKENS_HEADER
+
 HELD_LIMIT = 8  # tokens of one character; more are no text at all
 CONTEXT = 8  # tokens before the last that a decoder needs to find where a character begins
 _UNFINISHED = "\ufffd"  # how the bytes of a character that has not ended are decoded
@@ -108,7 +108,7 @@ class TokenNotes:
     def header(self, path: str, note: TokenNote | None, *, is_stream: bool) -> tuple[bytes, bytes]:
         """The header of an answer with status 200."""
         if note is None and is_stream and path in _NOTED_PATHS:
-            return TOKENS_HEADER, NO_TOKENS
+            return TOKENS_HEADER, NO_TOKENS.encode()
         limit = b"" if note is None or note.limit is None else b" %d" % note.limit
         return TOKENS_HEADER, self.digest + limit
 

@@ -88,11 +88,11 @@ class Launch:
 
 
 class HostProcess(NamedTuple):
-    """A process of a host. Its start time (seconds since the epoch) detects a reused pid."""
+    """A process of a host. Its start (`process_start.py`) detects a reused pid."""
 
     node: str  # address of the host in Ray
     pid: int
-    created_s: float
+    start_ticks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class VersionStatus:
     memory_bytes: int | None  # of all its replicas; None: not measured
     urls: tuple[str, ...]  # of its ready replicas
     last_error: str | None  # one line; None: none
-    since_s: float  # wall clock when it entered this phase
+    since_s: float  # CLOCK_BOOTTIME of the fleet when it entered this phase; tells one failure from another
     external: bool = False
     drained_replicas: int = 0  # ready ones that Serve has stopped, since the fleet actor began: not lost
 

@@ -77,7 +77,7 @@ class Redaction:
 
     def _replace(self, found: re.Match[str]) -> str:
         kind, value = found.lastgroup or "", found[0]
-        if kind in ("password", "hidden", "quote"):
+        if kind == "password":
             return found[0].replace(found["hidden"], self._mark("password", found["hidden"]))
         if kind == "number":
             kind = _kind_of_number(value)

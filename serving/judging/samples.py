@@ -37,7 +37,7 @@ _SUFFIX = ".json"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One pair. `stable` and `canary`: an object for each choice (`serving.router.answer_text`)."""
+    """One pair. `stable` and `canary`: an object for each choice (`serving.router.answers.answer_text`)."""
 
     service: str
     rollout: str

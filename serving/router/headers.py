@@ -12,13 +12,15 @@ RawHeaders: TypeAlias = Sequence[tuple[bytes, bytes]]
 OWN_PREFIX = b"x-canaryctl-"
 REQUEST_ID = b"x-request-id"
 REASONS = {
+    101: b"Switching Protocols",
     200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 206: b"Partial Content",
     301: b"Moved Permanently", 302: b"Found", 304: b"Not Modified", 307: b"Temporary Redirect",
     308: b"Permanent Redirect", 400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden",
     404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
     413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content",
-    429: b"Too Many Requests", 431: b"Request Header Fields Too Large", 500: b"Internal Server Error",
-    501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+    426: b"Upgrade Required", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway",
+    503: b"Service Unavailable", 504: b"Gateway Timeout",
 }  # fmt: skip
 # Hop-by-hop headers (RFC 9110, 7.6.1).
 _HOP_BY_HOP = frozenset(
@@ -33,12 +35,17 @@ _NOT_FORWARDED = _HOP_BY_HOP | frozenset(
     b"host content-length expect authorization x-api-key api-key x-goog-api-key cookie "
     b"accept-encoding x-request-id".split()
 )
-SESSION_HEADER = b"x-session-id"
+# Ends the head of a WebSocket's handshake, and of the answer that accepts it.
+TO_WEBSOCKET = b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
 CLAUDE_SESSION_HEADER = b"x-claude-code-session-id"  # what Claude Code calls it
-_NOT_SENT_OUT = _NOT_FORWARDED | {
-    SESSION_HEADER,
-    CLAUDE_SESSION_HEADER,
-}  # a raw name of a user or session stays here
+# Then what other agents call it: opencode, Codex.
+SESSION_HEADERS = (
+    b"x-session-id", CLAUDE_SESSION_HEADER, b"x-opencode-session", b"x-session-affinity", b"session-id",
+    b"session_id",
+)  # fmt: skip
+_SESSIONS = frozenset(SESSION_HEADERS)
+# A raw name of a user or session stays here.
+_NOT_SENT_OUT = _NOT_FORWARDED | _SESSIONS
 # They say whose bill a client's own key goes to; an endpoint refuses them beside the service's key.
 _NOT_SENT_WITH_KEY = _NOT_SENT_OUT | {b"openai-organization", b"openai-project", b"x-goog-user-project"}
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
@@ -86,6 +93,62 @@ def value_of(headers: RawHeaders, name: bytes) -> str | None:
         if key == name:
             return value.decode("latin-1")
     return None
+
+
+def session_of(headers: RawHeaders, *, is_messages: bool) -> str | None:
+    """The session that the headers name: the first of SESSION_HEADERS that is not blank; None: none is.
+
+    is_messages: the request is of Anthropic's API; only there does Claude Code's count.
+    """
+    found = {key: value.decode("latin-1").strip() for key, value in reversed(headers) if key in _SESSIONS}
+    if not found:
+        return None
+    if not is_messages:
+        found.pop(CLAUDE_SESSION_HEADER, None)
+    return next((found[name] for name in SESSION_HEADERS if found.get(name)), None)
+
+
+def values_of(headers: RawHeaders, name: bytes) -> list[str]:
+    """Every value of a header by its lower-case name, in order."""
+    return [value.decode("latin-1") for key, value in headers if key == name]
+
+
+def content_type(headers: RawHeaders) -> str:
+    """The content type in lower case, with its parameters; empty: there is none."""
+    return (value_of(headers, b"content-type") or "").lower()
+
+
+def is_websocket(headers: RawHeaders) -> bool:
+    """True for the headers of a WebSocket's handshake, which is a GET (`request_parser.py` asks for both)."""
+    upgrade = (value_of(headers, b"upgrade") or "").strip().lower()
+    tokens = ",".join(values_of(headers, b"connection")).lower().split(",")
+    return upgrade == "websocket" and "upgrade" in (one.strip() for one in tokens)
+
+
+def is_preflight(method: str, headers: RawHeaders) -> bool:
+    """True for a browser's question whether a page may send a request (CORS); it has no body."""
+    if method != "OPTIONS":
+        return False
+    names = {name for name, value in headers if (name, value) != (b"content-length", b"0")}
+    is_asked = {b"origin", b"access-control-request-method"} <= names
+    return is_asked and not names & {b"content-length", b"transfer-encoding"}
+
+
+def of_preflight(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """The headers that a preflight is made of: whoever sent it has shown no right to ask anything else."""
+    return [
+        (name, value)
+        for name, value in headers
+        if name == b"origin" or name.startswith(b"access-control-request-")
+    ]
+
+
+def lines_of(headers: RawHeaders) -> list[bytes]:
+    """The headers as they are written, in pieces."""
+    lines: list[bytes] = []
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    return lines
 
 
 def _without(headers: RawHeaders, excluded: frozenset[bytes]) -> list[tuple[bytes, bytes]]:

@@ -25,11 +25,11 @@ from prometheus_client.registry import Collector
 from serving.clock import boot_s
 from serving.loopback import HOST
 from serving.messages import FULL_BP
-from serving.router.counters import ARM_NAMES, COPY_OUTCOMES, Histogram
+from serving.router.records.counters import ARM_NAMES, COPY_OUTCOMES, Histogram
 from serving.supervised import LoopState
 
 if TYPE_CHECKING:
-    from serving.router.front_wire import WireFront
+    from serving.router.front.front_wire import WireFront
     from serving.router.router import RouterCore
 
 PREFIX = "canaryctl_router_"

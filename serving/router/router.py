@@ -3,7 +3,7 @@
 Rules:
 1. The arm is assigned once, before anything else about the request is known.
 2. A canary gets requests only while the lease holds: 1 s from when the last answered poll was *sent*. Without
-   a lease, or without a ready canary replica, nothing is randomised: all go to stable and are no evidence.
+   a lease, or a canary replica that may be asked, nothing is randomised: all go to stable, no evidence.
 3. Only requests that ask a model for an answer are eligible, assigned and recorded; all others go to stable.
 4. A request open for `settle_s` is recorded as open (`report`), whichever arm it has.
 
@@ -16,16 +16,19 @@ import math
 from collections.abc import Mapping
 
 from serving.messages import STABLE, RecordBatch, RequestRecord, RouteTable, UnitCounts
-from serving.router.assigner import Assigner, canary_of
-from serving.router.assignment import is_eligible
-from serving.router.continuable import PATHS as CONTINUABLE_PATHS
-from serving.router.counters import Counters
-from serving.router.exchange import Exchange
-from serving.router.health import UpstreamHealth
-from serving.router.held import HeldBytes
-from serving.router.outbox import Canary, Outbox
-from serving.router.prepared import Prepared, prepare
-from serving.router.types import Assignment, Limits, Refusal, Request, Start
+from serving.router.assignment.assigner import Assigner, canary_of
+from serving.router.assignment.assignment import is_eligible
+from serving.router.bodies.continuable import PATHS as CONTINUABLE_PATHS
+from serving.router.bodies.prepared import Prepared, prepare
+from serving.router.exchange.context import Start
+from serving.router.exchange.exchange import Exchange
+from serving.router.exchange.held import HeldBytes
+from serving.router.exchange.trial import PendingRecord, Trials
+from serving.router.records.counters import Counters
+from serving.router.records.outbox import Outbox
+from serving.router.types import Assignment, Canary, Limits, Refusal, Request
+from serving.router.upstreams.health import UpstreamHealth
+from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
 from serving.targets import is_stateful
 
@@ -69,11 +72,13 @@ class RouterCore:
         self.in_flight: dict[str, int] = {}
         self.vocabularies: dict[str, str] = {}
         self.unfit: set[str] = set()
-        self.unreachable: Mapping[str, str] = {}  # of its front, as is the next
-        self.held = HeldBytes()
+        self.unreachable: Mapping[str, Unreachable] = {}  # of its front
+        self.held = HeldBytes()  # of its front
+        self.trials = Trials()
         self.health: UpstreamHealth | None = None  # of the upstreams of a file; None: of a fleet
         self._clock = MonotonicWallClock()
-        self._unrecorded: dict[str, Exchange] = {}  # eligible requests by id, in order of assignment
+        # Eligible requests by id, in order of assignment.
+        self._unrecorded: dict[str, Exchange | PendingRecord] = {}
         self._lease_s = lease_s
         self._lease_until_s = -math.inf
         self._polled_s: float | None = None  # when the last answered poll was sent
@@ -89,8 +94,7 @@ class RouterCore:
             if (table.epoch, table.change) < self.applied:
                 return  # of a table that went back: not obeyed, so no lease either
             self.table = table
-            arms = (table.stable, table.canary)
-            self.models = tuple(arm.model for arm in arms if arm is not None and arm.model is not None)
+            self.models = tuple(arm.model for arm in table.arms if arm.model is not None)
             self.needs_peer = table.access is not None and bool(table.access.trusted)
             self.assigner.use(table)
         self._polled_s = sent_s
@@ -141,7 +145,8 @@ class RouterCore:
         eligible = is_eligible(request.method, request.path)
         if prepared is None:
             route = f"{request.method} {request.path}"
-            prepared = prepare(request.body, request.headers, self.models, route=route, is_eligible=eligible)
+            body = bytes(request.body)  # no copy: it is not large
+            prepared = prepare(body, request.headers, self.models, route=route, is_eligible=eligible)
         if prepared.refusal is not None:
             return prepared.refusal
         facts, bodies = prepared.facts, prepared.bodies
@@ -153,15 +158,20 @@ class RouterCore:
                 assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
             start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
             return Exchange(self, start)
+        is_once = facts.is_background or facts.runs_tools  # a copy would make or do it twice
         drawn = self.assigner.assign(
             *(self.table, request, client, facts),
             request_id=request_id,
             now_s=now_s,
             wall_s=wall_s,
             has_lease=self.has_lease(now_s),
+            is_aside=(aside := self._aside() if is_once else None) is not None,
         )
         if isinstance(drawn, Refusal):
             return drawn
+        is_left_out = drawn.assigned_by == "no-capacity" and (drawn.bucket or 0) < self.table.weight_bp
+        if aside is not None and self.health is not None and is_left_out:
+            self.health.went_to_stable(aside)
         self.outbox.opened(request_id, wall_s)
         n = facts.choices if facts.streams else 1
         may = facts.continuable and request.path in CONTINUABLE_PATHS
@@ -172,6 +182,14 @@ class RouterCore:
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
 
+    def _aside(self) -> str | None:
+        """The canary's address while each of its replicas is set aside; None: one may be asked."""
+        health, canary = self.health, self.table.canary if self.table is not None else None
+        if health is None or not health.failing or canary is None or not canary.replicas:
+            return None
+        is_aside = all(health.is_aside(one.url) for one in canary.replicas)
+        return canary.replicas[0].url if is_aside else None
+
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while the lease holds and this canary is still published."""
         return self.has_lease(now_s) and canary_of(self.table) == canary
@@ -179,6 +197,10 @@ class RouterCore:
     def take_counts(self, *, now_s: float) -> UnitCounts | None:
         """Requests by unit since the last report, when one is due; goes with a poll."""
         return self.assigner.take_counts(now_s=now_s)
+
+    def on_pending(self, request_id: str, pending: PendingRecord) -> None:
+        """This request has ended; its record waits for a trial."""
+        self._unrecorded[request_id] = pending  # in its place
 
     def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
         """Accept the one record of a request."""

@@ -1,4 +1,4 @@
-"""Values that an exchange takes and returns, and its port to the router. No socket, no clock.
+"""Values of the router: limits, requests, attempts, answers and errors. No socket, no clock.
 
 Those that every request makes are `msgspec.Struct`s, which are made in a fifth of a frozen dataclass's time;
 `gc=False`: none can be part of a cycle, so the garbage collector need not look at them.
@@ -7,26 +7,26 @@ Those that every request makes are `msgspec.Struct`s, which are made in a fifth 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from serving.credentials import KeyReference
-from serving.messages import AssignedBy, RequestRecord, RouteTable
-from serving.router.headers import RawHeaders
-from serving.router.health import UpstreamHealth
-from serving.router.held import HeldBytes
-from serving.router.outbox import SETTLE_S, Canary
+from serving.messages import AssignedBy
+from serving.router.headers import RawHeaders, value_of
 from serving.targets import Endpoint, Target
+
+SETTLE_S = 60.0  # the longest wait for the end of a request
+Canary: TypeAlias = tuple[str, str]  # (rollout, version)
 
 # Paths whose answers hold text, in one JSON object or in a stream that must finish. On others the end of the
 # body is enough.
 TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-# A second of these is another file or batch, which somebody pays for.
-CREATING_PATHS = frozenset({"/v1/files", "/v1/batches"})
+# What is replaced or scaled down inside Serve (a router, HAProxy's configuration) waits so long for streams.
+LONGEST_STREAM_S = 3600
 
 # Why an attempt failed. refused: no connection, or refused by the engine's front.  reset: connection broken
 # before the head.  cut: it broke after the head.  withheld: not sent, or refused by the fence.  key refused:
@@ -44,14 +44,63 @@ Failure: TypeAlias = Literal[
 ]
 
 
+LARGE_BODY = 1 << 20  # bytes; from here on a body stays in pieces, and another process reads it
+
+
+class Pieces:
+    """A large body, in pieces of `PIECE` bytes or somewhat more: neither to collect nor to send it takes a
+    copy of the whole, which would stop all streams for its time. `bytes` makes one."""
+
+    __slots__ = ("_pieces", "_size")
+
+    PIECE = 256 << 10
+
+    def __init__(self, first: bytes = b"") -> None:
+        self._pieces = [bytearray(first)]
+        self._size = len(first)
+
+    def add(self, data: bytes) -> None:
+        """Append these bytes."""
+        last = self._pieces[-1]
+        if len(last) < self.PIECE:
+            last += data
+        else:
+            self._pieces.append(bytearray(data))
+        self._size += len(data)
+
+    @property
+    def body(self) -> Body:
+        """These bytes: in one, unless they are a large body."""
+        return self if self._size >= LARGE_BODY else bytes(self)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytearray]:
+        return iter(self._pieces)
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._pieces)
+
+
+Body: TypeAlias = bytes | Pieces  # of a request
+
+
+def pieces_of(body: Body) -> Iterable[bytes | bytearray]:
+    """The body in parts that are written at once."""
+    return (body,) if isinstance(body, bytes) else body
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Timeouts, in seconds."""
 
     connect_s: float = 5.0
     settle_s: float = SETTLE_S  # after this an open request is recorded as open
-    canary_stream_s: float = 60.0  # to the first byte of a stream: later it is an error in any case
-    canary_whole_s: float = 300.0  # to the first byte of an answer that is not streamed
+    # To the canary's first byte of a stream, and of an answer that is none. Later it is an error on either
+    # arm, and the canary is replaced.
+    canary_stream_s: float = 60.0
+    canary_whole_s: float = 300.0
     stable_s: float = 600.0  # to the first byte
     lookup_s: float = 15.0  # to the first byte of a replica that may keep what has this id
     lookups_s: float = 60.0  # for all of them together
@@ -63,6 +112,7 @@ class Limits:
     mirror_s: float = 300.0  # for a whole copy of a request to a mirrored canary
     table_s: float = 5.0  # until a router that has just started has its first table
     drain_s: float = 120.0  # for requests under way when the router is told to stop
+    client_idle_s: float = 75.0  # between two requests of a client's connection
 
 
 class Request(Struct, frozen=True, gc=False):
@@ -71,7 +121,7 @@ class Request(Struct, frozen=True, gc=False):
     method: str
     target: Target  # without the service's prefix
     headers: RawHeaders
-    body: bytes
+    body: Body
     peer: str = ""  # the client's address; empty: not known
 
     @property
@@ -87,7 +137,7 @@ class Attempt(Struct, frozen=True, gc=False):
     endpoint: Endpoint
     path: str  # with the query, as it is sent there
     headers: list[tuple[bytes, bytes]]
-    body: bytes
+    body: Body
     first_byte_s: float  # timeout until the first byte
     api_key: KeyReference | None = None  # read when the request is sent; None: the endpoint needs none
     may_be_stale: bool = False  # the peer closes idle connections by its own rule, as our engines do not
@@ -96,7 +146,7 @@ class Attempt(Struct, frozen=True, gc=False):
     @property
     def url(self) -> str:
         """Where the request goes, as one text."""
-        return f"{self.endpoint.scheme}://{self.endpoint.authority}{self.path}"
+        return self.endpoint.origin + self.path
 
 
 # Anthropic's names of errors by their status.
@@ -143,10 +193,19 @@ class Refusal:
         name = b"event: error\n" if is_anthropic(target) else b""
         return name + b"data: " + self.body(target) + b"\n\n"
 
-    def answer(self, target: str = "") -> Deliver:
-        """The error as a whole answer."""
+    @property
+    def names_services(self) -> bool:
+        """True for an error that lists the services."""
+        return self.code in ("unknown_path", "unknown_service", "model_not_found")
+
+    def answer(self, target: str = "", asked: RawHeaders = ()) -> Deliver:
+        """The error as a whole answer. asked: the headers of the request."""
         wait_s = self.retry_after_s
         after = () if wait_s is None else ((b"retry-after", b"%d" % wait_s),)
+        # What a page may read is a client's own fault: nothing of what stands behind the router.
+        is_readable = self.status < 500 and not self.names_services
+        if is_readable and value_of(asked, b"origin") is not None:
+            after = (*after, (b"access-control-allow-origin", b"*"))
         return json_answer(self.status, self.body(target), (*after, *self.headers))
 
 
@@ -184,6 +243,11 @@ def json_answer(status: int, body: bytes, headers: RawHeaders = ()) -> Deliver:
     return Deliver(Head(status, [*own, *headers]), body, "end")
 
 
+def overloaded(why: str) -> Refusal:
+    """429 for what would be too much now."""
+    return Refusal(429, "overloaded", f"{why}; retry", retry_after_s=1)
+
+
 class Assignment(Struct, frozen=True, gc=False):
     """The arm of a request, and how it was chosen."""
 
@@ -196,73 +260,3 @@ class Assignment(Struct, frozen=True, gc=False):
     canary: Canary | None  # the canary it could have been assigned to; None: not randomised
     is_lookup: bool = False  # the engines are asked in turn for the state of an earlier request
     answer_headers: tuple[tuple[bytes, bytes], ...] = ()  # for the client
-
-
-class RouterContext(Protocol):
-    """What an exchange needs of its router."""
-
-    @property
-    def service(self) -> str: ...
-    @property
-    def router(self) -> str: ...
-    @property
-    def limits(self) -> Limits: ...
-    @property
-    def table(self) -> RouteTable | None: ...
-    @property
-    def in_flight(self) -> dict[str, int]:
-        """Requests of this router by address; absent: none."""
-
-    @property
-    def vocabularies(self) -> dict[str, str]:
-        """Digest of the vocabulary of each version, as its engines named it; absent: not known."""
-
-    @property
-    def unfit(self) -> set[str]:
-        """Versions whose engines have said of an answer that it cannot be continued."""
-
-    @property
-    def unreachable(self) -> Mapping[str, str]:
-        """Why no connection can be made, by scheme://host[:port]; absent: one was made last."""
-
-    @property
-    def held(self) -> HeldBytes:
-        """The budget of held bytes, shared with the other services of a front."""
-
-    @property
-    def health(self) -> UpstreamHealth | None:
-        """The upstreams that fail; None: the fleet says which replicas are well."""
-
-    def may_start(self, canary: Canary | None, now_s: float) -> bool:
-        """True while this canary may be sent requests."""
-
-    def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
-        """Accept the one record of a request."""
-
-
-class Start(Struct, frozen=True, gc=False):
-    """How a request began."""
-
-    request_id: str
-    request: Request
-    table: RouteTable  # by which the arm was assigned
-    assignment: Assignment
-    is_eligible: bool  # assigned to an arm and recorded
-    streams: bool  # the client asked for a stream
-    at_s: float  # wall clock
-    now_s: float
-    bodies: Mapping[str, bytes] = field(default_factory=dict)  # rewritten, by an endpoint's model name
-    choices: int | None = 1  # answers that the request asks for; None: not known
-    is_continuable: bool = False  # a stream that another engine could continue
-    is_background: bool = False  # the answer only names a response that is made later
-
-    @property
-    def creates(self) -> bool:
-        """Whether it makes something that lasts, of which a repetition would make two."""
-        is_job = self.is_background and self.request.path == "/v1/responses"
-        return is_job or (self.request.method == "POST" and self.request.path in CREATING_PATHS)
-
-    @property
-    def only_200(self) -> bool:
-        """Whether only a 200 is an answer to it: of an accepted or a partial one nothing can be read."""
-        return self.is_eligible

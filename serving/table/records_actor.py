@@ -1,6 +1,7 @@
 """The detached actor `records:{service}`, which hosts the records log of one service.
 
 Its log does not survive a crash: a restarted log continues with higher numbers and reports what was lost.
+Where the wall clock was set back meanwhile its numbers are lower, and it tells each reader so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class RecordsActor:
     """Hosts the `RecordLog` of one service."""
 
     def __init__(self) -> None:
-        # Microseconds since the epoch: above every number of an earlier log of this service.
+        # Microseconds since the epoch: above every number of an earlier log, unless the clock was set back.
         self._log = RecordLog(first_seq=time.time_ns() // 1000)
 
     async def append_batch(self, batch: RecordBatch) -> None:

@@ -43,7 +43,8 @@ class RecordLog:
     """Events of a service by sequence number, in a bounded ring."""
 
     def __init__(self, *, first_seq: int = 1, limit: int = LOG_LIMIT) -> None:
-        """`first_seq`: above every number that an earlier log of this service may have used."""
+        """`first_seq`: above every number that an earlier log of this service may have used, as far as the
+        wall clock was not set back since."""
         self._next_seq = first_seq
         self._ring: deque[_Entry] = deque(maxlen=limit)
         self._reporters: dict[str, _Reporter] = {}
@@ -76,16 +77,21 @@ class RecordLog:
             self._append(replace(score, seq=self._next_seq))
 
     def read(self, after_seq: int, limit: int, *, now_s: float, wall_s: float) -> RecordPage:
-        """Up to `limit` events after `after_seq`, and the spans lost among them. Raises ValueError."""
+        """Up to `limit` events after `after_seq`, and the spans lost among them. Raises ValueError.
+
+        A number that this log has not given was read from an earlier one: the page begins at the oldest
+        event, after a lost span, and its `next_seq` is lower than `after_seq`.
+        """
         if limit < 1:
             raise ValueError(f"limit {limit} is below 1; request at least one event")
         self._advance(now_s=now_s, wall_s=wall_s)
         lost: list[LostSpan] = []
         oldest = _seq_of(self._ring[0]) if self._ring else self._next_seq
+        is_of_another = after_seq >= self._next_seq
         # after_seq 0 is a new reader: it has lost nothing of what came before its first read.
-        if after_seq and after_seq < oldest - 1:
+        if after_seq and (after_seq < oldest - 1 or is_of_another):
             lost.append(LostSpan("", 0.0, _at_s(self._ring[0]) if self._ring else wall_s))
-        start = max(after_seq + 1, oldest)
+        start = oldest if is_of_another else max(after_seq + 1, oldest)
         end = min(start + limit, self._next_seq)
         entries = list(islice(self._ring, start - oldest, max(end, start) - oldest))
         lost += [entry[1] for entry in entries if isinstance(entry, tuple)]

@@ -20,7 +20,8 @@ Rules:
 7. A rollout's units are named under a random key of its own, which can be destroyed (`unit_keys.py`).
 8. A canary that is put in begins a generation, which affinity tokens are bound to: what withdraws it
    (a rollback, silence, a restart) revokes them all.
-9. Routers report with their polls how many requests they had by unit; a unit that is heavy by all of them is
+9. The table notes how far the database was that a controller acts from, so that no older copy acts (`mark`).
+10. Routers report with their polls how many requests they had by unit; a unit that is heavy by all of them is
    published as such, for the rest of its rollout.
 
 Clock: `now_s` is seconds of CLOCK_BOOTTIME, which includes the time that a machine is suspended.
@@ -29,13 +30,13 @@ Invariant: this file opens no socket and reads no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from serving.access import Access, Affinity, ClientRules
 from serving.credentials import ControlSecret, DataSecret
-from serving.messages import AppliedHow, Arm, Replica, RouteTable, SplitStatus
+from serving.messages import AppliedHow, Arm, DatabaseMark, RouteTable, SplitStatus
 from serving.table.acknowledgements import LEASE_MARGIN_S, TABLE_LEASE_S, Acknowledgements
 from serving.table.heavy_keys import HeavyKeys
 from serving.table.orders import FenceOrder, Poll, Split, StaleFencingToken, UnitKeyInUse
@@ -69,6 +70,7 @@ class TableCore:
         self._silence_s = silence_s
         self._secret: str = stored.get("secret", "")
         self._token: int = stored.get("token", 0)
+        self._mark = DatabaseMark.from_json(stored.get("mark"))
         self._tombstones: dict[str, None] = dict.fromkeys(stored.get("tombstones", ()))
         self._arms = {arm["version"]: Arm.from_json(arm) for arm in stored.get("arms", ())}
         # By rollout: stable when it set its first split. The stored key is "home".
@@ -174,7 +176,14 @@ class TableCore:
             routers=self._routers.with_lease(now_s),
             took_ms=self._took_ms,
             mirror_bp=split.mirror_bp,
+            mark=self._mark,
         )
+
+    def mark(self, mark: DatabaseMark, *, instead_of: DatabaseMark | None) -> DatabaseMark | None:
+        """Note `mark` if `instead_of` is what is noted; what is noted now."""
+        if self._mark == instead_of:
+            self._mark = mark
+        return self._mark
 
     def destroy_unit_key(self, rollout: str, *, token: int) -> bool:
         """Destroy the key of the rollout's units; False: none. Raises StaleFencingToken, UnitKeyInUse."""
@@ -204,7 +213,7 @@ class TableCore:
             if arm.version == self._split.canary:
                 self._canary_urls.update(one.url for one in arm.replicas if not arm.external)
             # Of load alone no acknowledgement is asked: it changes faster than routers could give one.
-            if replace(before, replicas=_idle(before.replicas)) != replace(arm, replicas=_idle(arm.replicas)):
+            if before.idle() != arm.idle():
                 self._replicas_change[arm.version] = self._change
         return self._replicas_change.get(arm.version, 0)
 
@@ -306,7 +315,7 @@ class TableCore:
     def to_store(self) -> dict[str, Any]:
         """The state that survives a restart, as JSON values: all but the canary and its weight."""
         names = [name for name in (self._split.stable, self._split.canary) if name in self._arms]
-        arms = [replace(self._arms[name], replicas=_idle(self._arms[name].replicas)) for name in names]
+        arms = [self._arms[name].idle() for name in names]
         return {
             "epoch": self._epoch,
             "secret": self._secret,
@@ -317,6 +326,7 @@ class TableCore:
             "arms": [arm.to_json() for arm in arms],
             "unit_keys": self._unit_keys.to_store(),
             "clients": self._stored_rules,
+            "mark": None if self._mark is None else self._mark.as_json(),
         }
 
     # ---- inside
@@ -385,8 +395,3 @@ class TableCore:
 def _drop_oldest(entries: dict[str, Any], limit: int) -> None:
     while len(entries) > limit:
         del entries[next(iter(entries))]
-
-
-def _idle(replicas: Sequence[Replica]) -> tuple[Replica, ...]:
-    """The same addresses without their load, which is outdated when it is read again."""
-    return tuple(Replica(one.url) for one in replicas)

@@ -19,7 +19,7 @@ from ray.experimental import internal_kv
 
 from serving.access import ClientRules
 from serving.clock import boot_s
-from serving.messages import Arm, RouteTable, SplitStatus, UnitCounts
+from serving.messages import Arm, DatabaseMark, RouteTable, SplitStatus, UnitCounts
 from serving.supervised import LoopState, SupervisedLoops
 from serving.table.orders import FenceOrder, Poll, Split
 from serving.table.route_table import POLL_S, TableCore
@@ -73,6 +73,12 @@ class TableActor:
         """The controller is alive. Raises StaleFencingToken."""
         self._core.heartbeat(token, now_s=boot_s())
         self._persist_and_publish()
+
+    async def mark(self, mark: DatabaseMark, instead_of: DatabaseMark | None) -> DatabaseMark | None:
+        """See `TableCore.mark`."""
+        noted = self._core.mark(mark, instead_of=instead_of)
+        self._persist_and_publish()
+        return noted
 
     async def tombstone(self, rollout: str) -> SplitStatus:
         """Withdraw the rollout's canary permanently."""

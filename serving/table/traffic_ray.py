@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from serving.access import ClientRules
 from serving.actor_calls_ray import ActorHandles, Deadline, Patience
 from serving.actor_names import FLEET, NAMESPACE, detached, records_name, table_name
-from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
+from serving.messages import Arm, DatabaseMark, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
 from serving.supervised import LoopState
 from serving.table.orders import BadSplit, Split, StaleFencingToken, UnitKeyInUse
 from serving.table.records_actor import RecordsActor
@@ -115,6 +115,14 @@ class RayTraffic:
         """Renew the table's wait for the controller; False: unreachable."""
         return self._call(table_name(service), "heartbeat", token, default=False) is None
 
+    def mark(self, service: str, mark: DatabaseMark, *, instead_of: DatabaseMark | None) -> bool:
+        """Note how far the database is, if `instead_of` is what is noted; False: another is, or it is
+        unreachable."""
+        try:
+            return bool(self._call(table_name(service), "mark", mark, instead_of) == mark)
+        except AttributeError:
+            return True  # a table that an older release started keeps none
+
     def tombstone(self, service: str, rollout: str) -> SplitStatus | None:
         """Withdraw the rollout's canary permanently, without a token; None: unreachable."""
         status: SplitStatus | None = self._call(table_name(service), "tombstone", rollout)
@@ -188,9 +196,7 @@ class RayTraffic:
 def _own(exc: RayTaskError) -> Exception:
     """The error of ours that a call in an actor raised, or Ray's own."""
     cause = exc.cause
-    if isinstance(cause, StaleFencingToken):
-        return StaleFencingToken(str(cause), cause.newest)
-    if isinstance(cause, BadSplit | UnitKeyInUse):
-        return type(cause)(str(cause))
+    if isinstance(cause, StaleFencingToken | BadSplit | UnitKeyInUse):
+        return type(cause)(*cause.args)
     own: Exception = exc
     return own

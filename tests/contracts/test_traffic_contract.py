@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from serving.access import Access, ClientKey, ClientRules, digest_of
-from serving.messages import Replica, ScoreRecord, SplitStatus
+from serving.messages import DatabaseMark, Replica, ScoreRecord, SplitStatus
 from serving.table.orders import BadSplit, Split, StaleFencingToken, UnitKeyInUse
 from tests.fakes.traffic_memory import MemoryTraffic
 
@@ -49,6 +49,19 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     one.wait_s(1.3)  # a table without stored state waits for a lease of routers that it may not know
     yield one
     one.traffic.close(service, token=99)
+
+
+def test_a_mark_replaces_only_the_one_that_was_read(rig: Rig) -> None:
+    """Of two controllers with a database each, one is told that the other was first."""
+    first, second, other = DatabaseMark(1, "a", 5), DatabaseMark(1, "a", 6), DatabaseMark(1, "b", 9)
+
+    assert rig.traffic.mark(rig.service, first, instead_of=None)
+    assert rig.traffic.mark(rig.service, second, instead_of=first)
+    assert not rig.traffic.mark(rig.service, other, instead_of=first)
+    status = rig.traffic.observe(rig.service)
+    assert status is not None
+    assert status.mark == second
+    assert not rig.traffic.mark("nobody", other, instead_of=None)
 
 
 def test_a_split_without_routers_is_applied_at_once(rig: Rig) -> None:

@@ -54,7 +54,8 @@ class Driven:
             known = self.plane.versions.get(version)
             if known is not None and known.phase in (VersionPhase.READY, VersionPhase.LOADING):
                 phase = VersionPhase.READY if count else VersionPhase.LOADING
-                self.plane.versions[version] = replace(known, phase=phase, ready_replicas=count)
+                if (known.phase, known.ready_replicas) != (phase, count):
+                    self.plane.versions[version] = replace(known, phase=phase, ready_replicas=count)
         for version, count in self.drained.items():
             known = self.plane.versions[version]
             self.plane.versions[version] = replace(known, drained_replicas=count)

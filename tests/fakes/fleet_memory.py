@@ -62,7 +62,7 @@ class MemoryFleet:
             phase="ready" if error is None else "failed",
             in_flight=self.in_flight.get(launch.version, 0),
             memory_bytes=ENGINE_BYTES,
-            processes=(HostProcess("test", index, 0.0),),
+            processes=(HostProcess("test", index, 0),),
             error=error,
         )
         self._core.on_report(launch, report, now_s=self._now_s())

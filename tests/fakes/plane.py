@@ -17,7 +17,8 @@ from controller.rollout.observation import (
 )
 from controller.rollout.state import RolloutState
 from evaluation.report import GateReport, Verdict
-from serving.messages import Event, LostSpan, RecordPage
+from serving.messages import DatabaseMark, Event, LostSpan, RecordPage
+from serving.messages import SplitStatus as TableStatus
 
 
 @dataclass(slots=True)
@@ -149,6 +150,7 @@ class FakeTraffic:
     tombstones: set[str] = field(default_factory=set)
     weights: list[int] = field(default_factory=list)  # every weight published, in order
     heartbeat_at_s: dict[str, float] = field(default_factory=dict)
+    marks: dict[str, DatabaseMark] = field(default_factory=dict)
     fence: _Fence = field(default_factory=_Fence)
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
@@ -197,6 +199,29 @@ class FakeTraffic:
 
 
 @dataclass(slots=True)
+class FakeMarks:
+    """The marks of the databases in the route tables, as the table actors hold them."""
+
+    traffic: FakeTraffic
+
+    def observe(self, service: str) -> TableStatus | None:
+        table = self.traffic.observe(service)
+        if table is None:
+            return None
+        shares = (table.stable, table.canary, table.weight_bp, table.applied, "acknowledged")
+        return TableStatus(table.revision, table.epoch, "", *shares, mark=self.traffic.marks.get(service))  # type: ignore[arg-type]
+
+    def mark(self, service: str, mark: DatabaseMark, *, instead_of: DatabaseMark | None) -> bool:
+        if self.traffic.blind or self.traffic.marks.get(service) != instead_of:
+            return False
+        self.traffic.marks[service] = mark
+        return True
+
+    def has_table(self, service: str) -> bool | None:
+        return service in self.traffic.tables
+
+
+@dataclass(slots=True)
 class FakeIngress:
     """Fronts that open and close at once."""
 
@@ -210,6 +235,7 @@ class FakeIngress:
     def close(self, service: str, *, token: int) -> None:
         self.opened.pop(service, None)
         self.traffic.tables.pop(service, None)
+        self.traffic.marks.pop(service, None)
 
 
 @dataclass(slots=True)
@@ -242,6 +268,9 @@ class FakeEvidence:
         )
 
     def snapshot(self, rollout: str) -> bytes | None:
+        return b"{}"
+
+    def conclusion(self, rollout: str) -> bytes | None:
         return b"{}"
 
 

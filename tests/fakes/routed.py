@@ -9,7 +9,7 @@ from typing import Any
 
 from serving.credentials import DataSecret, UnitKey
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Exchange
+from serving.router.exchange.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.types import Attempt, Refusal, Request
 from serving.targets import Target

@@ -14,7 +14,8 @@ from aiohttp import web
 from serving.clock import boot_s
 from serving.credentials import DataSecret
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.front_wire import WireFront
+from serving.router.front.front_wire import WireFront
+from serving.router.front.request_parser import RequestParser
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 
@@ -91,12 +92,12 @@ async def running(engine: Engine, *, host: str = "127.0.0.1", port: int = 0) -> 
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition that another task fulfils; two seconds at most."""
-    for _ in range(400):
+    """Wait for a condition that another task fulfils; twenty seconds at least, on a busy machine more."""
+    for _ in range(4000):
         if holds():
             return
         await asyncio.sleep(0.005)
-    raise AssertionError("the condition did not hold within two seconds")
+    raise AssertionError("the condition did not hold within twenty seconds")
 
 
 class NoBackground:
@@ -167,3 +168,10 @@ async def router_rig(limits: Limits | None = None) -> AsyncIterator[Rig]:
         one.publish()
         yield one
         await one.client.aclose()
+
+
+def feed(parser: RequestParser, data: bytes) -> None:
+    """Feed the parser as a connection does: what comes of a body in chunks in one turn after the other."""
+    parser.feed(data)
+    while parser.has_chunks:
+        parser.go_on()

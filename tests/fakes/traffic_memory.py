@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from serving.access import ClientRules
-from serving.messages import Arm, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
+from serving.messages import Arm, DatabaseMark, RecordPage, Replica, RouteTable, ScoreRecord, SplitStatus
 from serving.table.orders import Split
 from serving.table.records_log import RecordLog
 from serving.table.route_table import SILENCE_S, TableCore
@@ -62,6 +62,11 @@ class MemoryTraffic:
             return False
         core.heartbeat(token, now_s=self._clock())
         return True
+
+    def mark(self, service: str, mark: DatabaseMark, *, instead_of: DatabaseMark | None) -> bool:
+        """See `RayTraffic.mark`."""
+        core = self.cores.get(service)
+        return core is not None and core.mark(mark, instead_of=instead_of) == mark
 
     def tombstone(self, service: str, rollout: str) -> SplitStatus | None:
         """Withdraw the rollout's canary permanently."""

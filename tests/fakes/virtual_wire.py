@@ -13,20 +13,26 @@ import selectors
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 import pytest
 
 from serving.credentials import DataSecret
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.client_connection import ClientConnection
-from serving.router.engine_connection import EngineConnection
-from serving.router.front_wire import WireFront
+from serving.router.front.client_connection import ClientConnection
+from serving.router.front.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.router.types import Limits
+from serving.router.upstreams.engine_connection import EngineConnection
+from serving.router.upstreams.health import UpstreamHealth
+from serving.targets import Endpoint
 
 STARTED_S = 1000.0
-_CLOCKS = ("relay", "upstream", "client_connection", "front_wire", "mirror", "mirror_copy", "service_choice")
+_CLOCKS = (
+    *("exchange.relay", "upstreams.upstream", "front.client_connection", "front.front_wire"),
+    *("front.request_start", "front.service_choice", "mirror.mirror", "mirror.mirror_copy"),
+)
 SOCKET_BUFFER = 32 << 10  # bytes that leave the router's memory before their client has read them
 
 
@@ -71,6 +77,8 @@ def virtual_time() -> Iterator[VirtualLoop]:
     with pytest.MonkeyPatch.context() as patch:
         for name in _CLOCKS:
             patch.setattr(f"serving.router.{name}.boot_s", clock)
+        # On a busy machine a turn's budget would else hold less, and the records of two arms differ.
+        patch.setattr("serving.router.turns.time", SimpleNamespace(perf_counter=clock))
         try:
             yield loop
         finally:
@@ -100,6 +108,9 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 class _EngineTransport(asyncio.Transport):
     """The router's end of a connection to a scripted engine."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def __init__(self, engine: VirtualEngine, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
@@ -166,11 +177,11 @@ class VirtualEngine:
         self.requests += 1
         return self._behaviour(path, body)
 
-    async def connect(self, front: WireFront, address: tuple[str, str]) -> EngineConnection:
+    async def connect(self, front: WireFront, endpoint: Endpoint) -> EngineConnection:
         if self._behaviour("", {}) is None:
             raise ConnectionRefusedError
         assert front.upstream is not None
-        connection = EngineConnection(front.upstream, address)
+        connection = EngineConnection(front.upstream, endpoint.origin)
         transport = _EngineTransport(self, asyncio.get_running_loop())
         transport.connection = connection
         connection.connection_made(transport)
@@ -322,6 +333,108 @@ LIMITS = Limits(
 )
 
 
+@dataclass
+class Wire:
+    """A router of two equal engines on the virtual clock."""
+
+    core: RouterCore
+    front: WireFront
+    table: RouteTable
+    engines: dict[str, VirtualEngine]
+    connections: dict[str, int]  # made, by arm
+
+    def send(
+        self, path: str, body: Mapping[str, Any], habit: Habit = Habit(), *, more: bytes = b""
+    ) -> _ClientTransport:
+        """One client's request(s). more: further lines of the head."""
+        connection = ClientConnection(self.front)
+        transport = _ClientTransport(habit, asyncio.get_running_loop())
+        transport.connection = connection
+        connection.connection_made(transport)
+        data = json.dumps(body).encode()
+        request = b"POST /chat%b HTTP/1.1\r\nhost: a\r\n%bcontent-length: %d\r\n\r\n%b"
+        connection.data_received(
+            request % (path.encode(), more, len(data), data) * (2 if habit.pipelines else 1)
+        )
+        transport.begin()
+        if habit.closes_its_side and not connection.eof_received():
+            transport.close()
+        return transport
+
+    async def records(self) -> list[RequestRecord]:
+        """A quarter of a second later: what has been recorded since the last call."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0.25)
+        if self.core.health is not None:
+            list(self.core.health.tick(loop.time(), self.table))
+        self.core.on_table(None, sent_s=loop.time())
+        found = self.core.report(now_s=loop.time(), wall_s=loop.time()).records
+        self.core.outbox.acknowledge()
+        return list(found)
+
+    async def close(self) -> None:
+        self.front.departed.close()
+        await self.front.stop(drain_s=0.0)
+
+
+async def wire(
+    behaviour: Behaviour,
+    *,
+    weight_bp: int,
+    replicas: int = 1,
+    external: bool = False,
+    limits: Limits = LIMITS,
+    connect_s: float = 0.0,
+    failures: int | None = None,
+    canary: Behaviour | None = None,
+) -> Wire:
+    """A router. connect_s: that a connection takes.  failures: after which a canary is set aside, as a router
+    of a table file does; None: as one of a fleet.  canary: its own behaviour, None: as stable's."""
+    loop = asyncio.get_running_loop()
+    core = RouterCore("chat", router="r", limits=limits, lease_s=math.inf)
+    if failures is not None:
+        core.health = UpstreamHealth("chat", failures=failures, now_s=loop.time())
+    front = WireFront(core, _NoBackground())
+    await front.start()
+    engines = {"stable": VirtualEngine(behaviour), "canary": VirtualEngine(canary or behaviour)}
+    connections = {"stable": 0, "canary": 0}
+    assert front.upstream is not None
+
+    async def connect(endpoint: Endpoint, protocol: object) -> EngineConnection:
+        arm = endpoint.authority.split("-")[0]
+        connections[arm] += 1
+        if connect_s:
+            await asyncio.sleep(connect_s)
+        return await engines[arm].connect(front, endpoint)
+
+    front.upstream.connect = connect  # type: ignore[method-assign, assignment]
+    stable_arm, canary_arm = (
+        Arm(f"v-{name}", tuple(Replica(f"http://{name}-{n}") for n in range(replicas)), external)
+        for name in ("stable", "canary")
+    )
+    table = RouteTable("chat", 1, 2, 2, "r-1", "salt", weight_bp, stable_arm, canary_arm, 0, DataSecret("s"))
+    core.on_table(table, sent_s=loop.time())
+    return Wire(core, front, table, engines, connections)
+
+
+async def traffic(
+    requests: Sequence[tuple[float, str, Mapping[str, Any]]], behaviour: Behaviour, **of_wire: Any
+) -> tuple[list[RequestRecord], Wire]:
+    """The records of many clients, each with one request: (seconds since the start, path, body)."""
+    loop = asyncio.get_running_loop()
+    made = await wire(behaviour, **of_wire)
+    for at_s, path, body in requests:
+        loop.call_later(
+            at_s, lambda path, body: made.send(path, body, more=b"connection: close\r\n"), path, body
+        )
+    records: list[RequestRecord] = []
+    until_s = loop.time() + requests[-1][0] + made.core.limits.settle_s + 5.0
+    while len(records) < len(requests) and loop.time() < until_s:
+        records += await made.records()
+    await made.close()
+    return records, made
+
+
 async def ask(
     behaviour: Behaviour,
     habit: Habit,
@@ -332,49 +445,32 @@ async def ask(
     replicas: int = 1,
     external: bool = False,
     limits: Limits = LIMITS,
+    stop: tuple[float, float] | None = None,
 ) -> Seen:
-    """Send one client's request(s), assigned to this arm, to two equal engines; what came of them."""
+    """Send one client's request(s), assigned to this arm, to two equal engines; what came of them.
+
+    stop: the router is told to stop so many seconds after the request, with this time to drain.
+    """
     loop = asyncio.get_running_loop()
-    core = RouterCore("chat", router="r", limits=limits, lease_s=math.inf)
-    front = WireFront(core, _NoBackground())
-    await front.start()
-    engines = {name: VirtualEngine(behaviour) for name in ("stable", "canary")}
-    assert front.upstream is not None
-
-    async def connect(address: tuple[str, str]) -> EngineConnection:
-        return await engines[address[1].split("-")[0]].connect(front, address)
-
-    front.upstream.connect = connect  # type: ignore[method-assign]
-    stable, canary = (
-        Arm(f"v-{name}", tuple(Replica(f"http://{name}-{n}") for n in range(replicas)), external)
-        for name in ("stable", "canary")
-    )
     # With this weight every key is of this arm, and the coin could still have fallen on the other side.
     weight_bp = 9999 if arm else 1
-    table = RouteTable("chat", 1, 2, 2, "r-1", "salt", weight_bp, stable, canary, 0, DataSecret("s"))
-    core.on_table(table, sent_s=loop.time())
-    connection = ClientConnection(front)
-    transport = _ClientTransport(habit, loop)
-    transport.connection = connection
-    connection.connection_made(transport)
-    data = json.dumps({**body, "user": "u"}).encode()
-    request = b"POST /chat%b HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b"
-    connection.data_received(request % (path.encode(), len(data), data) * (2 if habit.pipelines else 1))
-    transport.begin()
-    if habit.closes_its_side and not connection.eof_received():
-        transport.close()
+    made = await wire(behaviour, weight_bp=weight_bp, replicas=replicas, external=external, limits=limits)
+    transport = made.send(path, {**body, "user": "u"}, habit)
+    connection = transport.connection
+    stopping: asyncio.Task[None] | None = None
+    began_s = loop.time()
     seen = Seen()
-    until_s = loop.time() + 60.0
+    until_s = loop.time() + limits.settle_s + 60.0
     while len(seen.records) < (2 if habit.pipelines else 1) and loop.time() < until_s:
-        await asyncio.sleep(0.25)
-        core.on_table(None, sent_s=loop.time())
-        seen.records += core.report(now_s=loop.time(), wall_s=loop.time()).records
-        core.outbox.acknowledge()
+        if stop is not None and stopping is None and loop.time() >= began_s + stop[0]:
+            stopping = loop.create_task(made.front.stop(drain_s=stop[1]))
+        seen.records += await made.records()
+    if stopping is not None:
+        await stopping
     # A record may come before the client's end.
     while connection._request is not None and not transport.has_left and loop.time() < until_s:  # noqa: ASYNC110
         await asyncio.sleep(0.25)
     transport.leave()
-    front.departed.close()
-    await front.stop(drain_s=0.0)
-    seen.answer, seen.asked = transport.read, {name: one.requests for name, one in engines.items()}
+    await made.close()
+    seen.answer, seen.asked = transport.read, {name: one.requests for name, one in made.engines.items()}
     return seen

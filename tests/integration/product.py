@@ -24,6 +24,7 @@ from serving.loopback import free_ports
 
 POLICY = Path(__file__).parents[2] / "examples" / "demo-policy.yaml"
 SERVICE = "chat"
+LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,8 @@ def installed(model: Path) -> Iterator[Product]:
     assert leftover == []
 
 
-def until(condition: Callable[[], bool], *, limit_s: float, what: str) -> None:
+def until(condition: Callable[[], bool], *, what: str, limit_s: float = LIMIT_S) -> None:
+    """Wait for what real engines bring about; how long they take says how busy the machine is."""
     deadline_at_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline_at_s, f"{what}: not within {limit_s:.0f} s"

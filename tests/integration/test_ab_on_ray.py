@@ -18,7 +18,7 @@ import pytest
 from serving import checkpoints
 from tests.integration.product import POLICY, SERVICE, Product, installed, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +52,18 @@ def test_a_better_b_is_found_although_the_controller_is_killed_and_no_request_fa
         assert code == 0, printed
         created = json.loads(printed)
         refused = [product.run("ab", "create", *better), product.run("deploy", "--service", SERVICE, *better)]
-        until(lambda: view(product)["n_a"] >= 10, limit_s=300, what="ten scored answers of A")
+        until(lambda: view(product)["n_a"] >= 10, what="ten scored answers of A")
         before = view(product)
 
         os.kill(product.controller_pid(), signal.SIGKILL)
         unreachable = product.run("ab", "status", SERVICE)
         code, printed = product.run("up")
         assert code == 0, printed
-        until(lambda: view(product)["verdict"] != "no difference shown", limit_s=400, what="a verdict")
+        until(lambda: view(product)["verdict"] != "no difference shown", what="a verdict")
         code, table = product.run("ab", "status")
         assert code == 0, table
         stopped = [product.run("ab", "stop") for _ in range(2)]
-        until(lambda: product.rollout()["is_final"], limit_s=120, what="the end of B")
+        until(lambda: product.rollout()["is_final"], what="the end of B")
 
     after = view(product)
     assert (created["phase"], created["version_a"], before["phase"]) == ("loading", a, "running")

@@ -27,7 +27,7 @@ from aiohttp import web
 
 from serving.credentials import ControlSecret
 from serving.messages import FULL_BP, MirrorRecord, Replica, RequestRecord, RouteTable, SplitStatus
-from serving.router.front_wire import WireFront
+from serving.router.front.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.table.orders import Split
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     # Imported where it is used: Ray reads the cluster's token when it is first imported.
     from serving.table.traffic_ray import RayTraffic
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 E = TypeVar("E", RequestRecord, MirrorRecord)
 
@@ -359,7 +359,7 @@ class PartitionedTableClient:
     """A router's table client whose connection can be cut, as by a network partition."""
 
     def __init__(self, service: str) -> None:
-        from serving.router.replica_ray import RayTableClient
+        from serving.router.ray_serve.replica_ray import RayTableClient
 
         self._client = RayTableClient(service)
         self._watch = self._client.watch

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from serving.fleet.fleet_ray import RayFleet
     from serving.table.traffic_ray import RayTraffic
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 CONTROL = ControlSecret.of(SECRET).headers
 

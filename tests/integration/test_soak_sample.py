@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_no_user_sees_a_fault_of_the_canary_and_each_is_charged_to_it() -> None:
     command = [sys.executable, "-m", "benchmarks.soak", "--sample", "--jobs", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

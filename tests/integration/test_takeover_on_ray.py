@@ -7,6 +7,7 @@ process; the client reads every event (`tests/fakes/token_engine.py`).
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import math
@@ -28,7 +29,7 @@ from serving.checkpoints import Checkpoint
 from serving.credentials import ControlSecret, DataSecret
 from serving.fleet.types import Launch
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.front_wire import WireFront
+from serving.router.front.front_wire import WireFront
 from serving.router.router import RouterCore
 from serving.router.types import Limits
 from tests.fakes.router_rig import NoBackground, serving
@@ -38,13 +39,13 @@ from tests.ray_rig import SECRET, wait_for
 if TYPE_CHECKING:
     from serving.fleet.fleet_ray import RayFleet
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 SERVICE = "same"
 CHAT, COMPLETIONS = f"/{SERVICE}/v1/chat/completions", f"/{SERVICE}/v1/completions"
 QUESTIONS = ("What is the capital of France?", "Tell me of Zürich, 日本 and 🇫🇷")
 TOKENS = 16
-KILLS = int(os.environ.get("CANARYCTL_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("CANARYCTL_TEST_KILLS", "2"))
 CLIENTS = 6
 
 
@@ -157,10 +158,21 @@ def asked(path: str, question: str, **fields: object) -> dict[str, Any]:
     return {**body, "ignore_eos": True, "stream_options": {"include_usage": True}, **shape, **fields}
 
 
-async def answer(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Answer:
-    response = await client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    return Answer(response.content, path == CHAT)
+async def answer(
+    client: httpx.AsyncClient,
+    path: str,
+    body: dict[str, Any],
+    on_event: Callable[[str, int], None] | None = None,
+) -> Answer:
+    """A whole stream. `on_event` gets the version that answers and the number of events so far."""
+    data = b""
+    async with client.stream("POST", path, json=body) as response:
+        async for part in response.aiter_bytes():
+            data += part
+            if on_event is not None:
+                on_event(response.headers["x-canaryctl-version"], data.count(b"\n\n"))
+    assert response.status_code == 200, data
+    return Answer(data, path == CHAT)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
@@ -212,17 +224,24 @@ class Load:
     is_stopping: bool = False
     count: int = 0
     is_warm: asyncio.Event = field(default_factory=asyncio.Event)  # streams are at every stage
+    halfway: set[int] = field(default_factory=set)  # clients to which the canary has said up to half
+    is_any_halfway: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, worker: int) -> None:
         for (path, question), (text, finish, usage) in itertools.cycle(self.expected.items()):
             if self.is_stopping:
                 return
             body = asked(path, question, max_tokens=200, user=f"u-{worker}")
-            one = await answer(self.client, path, body)
+            one = await answer(self.client, path, body, functools.partial(self._on_event, worker))
             self.count += 1
             if self.count >= CLIENTS:
                 self.is_warm.set()
             assert (one.text, one.finish, one.usage) == (text, finish, usage)
+
+    def _on_event(self, worker: int, version: str, events: int) -> None:
+        change = self.halfway.add if version == "v-canary" and 2 <= events <= 100 else self.halfway.discard
+        change(worker)
+        (self.is_any_halfway.set if self.halfway else self.is_any_halfway.clear)()
 
 
 @asynccontextmanager
@@ -271,6 +290,7 @@ async def test_a_canary_killed_in_mid_stream_under_load_is_not_seen_by_any_clien
     async with router(pair.url(pair.stable), url) as (core, client), under_load(client) as load:
         await asyncio.wait_for(load.is_warm.wait(), 120)
         await asyncio.sleep(0.137 * kill)
+        await asyncio.wait_for(load.is_any_halfway.wait(), 120)
         os.kill(state["pid"], signal.SIGKILL)
         await asyncio.sleep(1.0)
     found = records(core)

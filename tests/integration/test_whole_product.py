@@ -16,7 +16,7 @@ import pytest
 from serving import checkpoints
 from tests.integration.product import POLICY, SERVICE, Product, installed, until
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def test_a_killed_controller_finishes_its_rollout_after_a_restart(product: Produ
         second = product.run(
             "deploy", "--service", SERVICE, "--model", str(trained / "wrong"), "--policy", str(POLICY)
         )
-        until(lambda: product.rollout().get("phase") == "stage", limit_s=240, what="the first stage")
+        until(lambda: product.rollout().get("phase") == "stage", what="the first stage")
         os.kill(product.controller_pid(), signal.SIGKILL)
         unreachable = product.run("status", "--service", SERVICE)
         code, printed = product.run("up", "--service", SERVICE, "--model", str(trained / "stable"))
         assert code == 0, printed
-        until(lambda: product.rollout().get("is_final") is True, limit_s=420, what="the end of the rollout")
+        until(lambda: product.rollout().get("is_final") is True, what="the end of the rollout")
 
     view = product.rollout()
     assert view["phase"] == "succeeded", view["log"][-5:]
@@ -91,7 +91,7 @@ def test_a_manual_rollback_unloads_the_canary_and_fails_no_request(product: Prod
             "deploy", "--service", SERVICE, "--model", str(trained / "stable"), "--policy", str(POLICY)
         )
         assert code == 0, printed
-        until(lambda: product.rollout().get("phase") == "stage", limit_s=240, what="the first stage")
+        until(lambda: product.rollout().get("phase") == "stage", what="the first stage")
         code, printed = product.run("rollback", "--service", SERVICE, "--wait")
 
     view = product.rollout()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.router.affinity import TOKEN_LENGTH, Pin, cookie_of, read_token, signed
+from serving.router.assignment.affinity import TOKEN_LENGTH, Pin, cookie_of, read_token, signed
 
 KEY, GENERATION = b"k" * 32, b"g" * 8
 seconds = st.integers(0, 2**32 - 1)
@@ -29,6 +30,7 @@ def test_what_was_signed_is_read(pin: Pin) -> None:
     assert read_token(token.decode(), key=KEY, generation=GENERATION) == pin
 
 
+@pytest.mark.slow
 @given(text=st.text(max_size=80) | st.binary(max_size=80).map(lambda data: data.decode("latin-1")))
 @example(text="")
 @example(text="=" * TOKEN_LENGTH)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.router.assignment import bucket_of, find_key
-from serving.router.body_facts import read_facts
+from serving.router.assignment.assignment import bucket_of, find_key
+from serving.router.bodies.body_facts import read_facts
 
 weights = st.lists(st.integers(0, 10_000), min_size=2, max_size=6).map(sorted)
 json_values = st.recursive(

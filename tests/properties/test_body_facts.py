@@ -7,11 +7,13 @@ import json
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.router.body_facts import _read_unusual, read_facts
+from serving.router.bodies.body_facts import _read_unusual, read_facts
 
 texts = st.text(max_size=4) | st.sampled_from(["assistant", "user", "\ud800", ""])
 odd = st.none() | st.booleans() | st.integers(-2, 3) | st.just(2.0) | texts | st.lists(texts, max_size=2)
-turns = st.lists(st.fixed_dictionaries({"role": texts, "content": odd}) | odd, max_size=4)
+parts = st.lists(st.fixed_dictionaries({}, optional={"file_id": odd, "file": odd, "source": odd}), max_size=2)
+kept = st.fixed_dictionaries({}, optional={"encrypted_content": odd, "content": parts | odd, "output": parts})
+turns = st.lists(st.fixed_dictionaries({"role": texts, "content": odd}) | kept | odd, max_size=4)
 fields = st.fixed_dictionaries(
     {},
     optional={

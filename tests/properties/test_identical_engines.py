@@ -18,16 +18,19 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from controller.evidence.records import draw_of
 from serving.messages import RequestRecord
-from serving.router.exchange import Exchange
+from serving.router.exchange.exchange import Exchange
+from serving.router.types import Limits
 from tests.fakes.token_engine import TokenEngine
 from tests.fakes.virtual_wire import (
     LAST_CHUNK,
+    LIMITS,
     Behaviour,
     Habit,
     Piece,
@@ -386,6 +389,55 @@ def test_identical_engines_have_identical_records(kind: str) -> None:
     assert differing_cells(kind, telling) == {}
 
 
+@pytest.mark.parametrize("first_s", [2.0, 4.0, 9.0])
+@pytest.mark.parametrize("kind", ["unary", "chat", "tools"])
+@pytest.mark.parametrize("client", ["reads all", "leaves at 0.63 s", "read time-out 2.33 s"])
+def test_a_shorter_limit_of_the_canary_is_an_error_on_either_arm(
+    kind: str, client: str, first_s: float
+) -> None:
+    """`LIMITS` have the canary's limit to a stream where a request is recorded as open; here it is before."""
+    limits = replace(LIMITS, canary_stream_s=3.0, canary_whole_s=3.0, settle_s=20.0, stable_s=60.0)
+    behaviour, (path, body) = engine(ended(paced(first_s=first_s))), KINDS[kind]
+    with virtual_time() as loop:
+        stable, canary = (
+            loop.run_until_complete(
+                ask(behaviour, HABITS[client], arm=arm, path=path, body=body, limits=limits)
+            ).records
+            for arm in (0, 1)
+        )
+
+    assert differences(stable, canary) == []
+    if client == "reads all":
+        assert stable[0].error is (first_s > 3.0)
+
+
+# A stop 2 s after the request; the time to drain is 25 s. Seconds that the whole answer takes.
+@pytest.mark.parametrize("seconds", [10, 18, 24, 40, 1000])
+@pytest.mark.parametrize("kind", ["unary", "chat", "tools", "messages"])
+def test_a_router_that_stops_is_the_same_to_both_arms(kind: str, seconds: int) -> None:
+    path, body = KINDS[kind]
+    gap_s = seconds / len(events_of(path, body)) if kind != "unary" else 0.0
+    first_s = seconds if kind == "unary" or seconds == 1000 else 0.5
+    behaviour = engine(ended(paced(first_s=first_s, gap_s=gap_s)))
+    seen = []
+    with virtual_time() as loop:
+        for arm in (0, 1):
+            of_wire: dict[str, Any] = {"limits": replace(Limits(), drain_s=25.0), "stop": (2.0, 25.0)}
+            asked = ask(behaviour, HABITS["reads all"], arm=arm, path=path, body=body, **of_wire)
+            seen.append(loop.run_until_complete(asked))
+
+    stable, canary = seen
+    assert differences(stable.records, canary.records) == []
+    for one in seen:
+        (record,) = one.records
+        if seconds < 25:
+            assert (record.outcome, record.error, record.arm) == ("answered", False, record.served_arm)
+            assert b'"error"' not in one.answer
+        else:
+            assert (record.outcome in ("failed", "cut"), record.error, record.cause) == (True, None, None)
+            assert b'"stopping"' in one.answer or b'"error"' in one.answer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fleet", [{}, {"replicas": 2}, {"external": True}])
 @pytest.mark.parametrize("kind", KINDS)
@@ -419,6 +471,7 @@ def test_identical_engines_have_identical_records_at_any_moment_of_leaving() -> 
     assert found == []
 
 
+@pytest.mark.slow
 def test_the_table_finds_a_router_that_treats_the_arms_unlike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Exchange, "reads_on", False)
 

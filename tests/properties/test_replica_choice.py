@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.messages import STABLE, Arm, Replica, RouteTable
-from serving.router.attempts import Attempts, preferred, score
+from serving.router.exchange.attempts import Attempts
+from serving.router.exchange.preferred import preferred, score
 from serving.router.router import RouterCore
 from serving.router.types import Assignment
 
@@ -30,6 +32,7 @@ def asked(urls: list[str], key: str) -> str:
     return chosen[1].url
 
 
+@pytest.mark.slow
 @given(numbers=ports, key=st.text(max_size=20), more=st.integers(65_536, 70_000))
 @settings(max_examples=200)
 def test_a_new_replica_changes_a_keys_order_only_by_its_own_place(
@@ -50,6 +53,7 @@ def test_the_order_of_the_list_does_not_matter(numbers: list[int], key: str, see
     assert preferred(replicas(shuffled), key) == preferred(replicas(numbers), key)
 
 
+@pytest.mark.slow
 def test_one_more_replica_takes_its_share_of_the_keys_and_moves_no_other() -> None:
     n, keys = 4, 4000
     urls = [f"http://10.0.0.{number}:8000" for number in range(n)]

@@ -203,6 +203,7 @@ def test_step_is_total_and_its_results_convert_to_json(seen: list[Observation]) 
     assert type(view).model_validate_json(view.model_dump_json()) == view
 
 
+@pytest.mark.slow
 @given(runs)
 @settings(max_examples=100, deadline=None)
 def test_the_weight_rises_only_after_pass_or_a_waiver(ticks: list[Tick]) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.assigner import canary_of
+from serving.router.assignment.assigner import canary_of
 from serving.router.router import RouterCore
 from serving.table.orders import Poll, Split
 from serving.table.route_table import TableCore

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serving.access import digest_of
 from serving.messages import FULL_BP, RouteTable
-from serving.router.table_reader import TableFileError, read_tables
+from serving.router.standalone.table_reader import TableFileError, read_tables
 
 SECRET = "sk-do-not-show-this"
 GOOD: dict[str, Any] = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from serving.credentials import DataSecret
 from serving.messages import Arm, Replica, RequestRecord, RouteTable
-from serving.router.exchange import Exchange
+from serving.router.exchange.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.types import Attempt, Deliver, Request, Step
 from serving.targets import Target
@@ -74,7 +74,7 @@ class Client:
             is_over = self._attempt(attempt, cuts, parts)
 
     def _attempt(self, attempt: Attempt, cuts: Iterator[tuple[int, How]], parts: int) -> bool:
-        engine, body = self.engines[attempt.arm], json.loads(attempt.body)
+        engine, body = self.engines[attempt.arm], json.loads(bytes(attempt.body))
         assert self.exchange.answered(200, engine.head(attempt.path, body)) is Step.HOLD
         if attempt.path == "/tokenize":
             assert body["model"] == "chat"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serving.router.answer_scan import AnswerScan
-from serving.router.paths import Found, find_target
-from serving.router.request_parser import RequestParser
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.front import request_parser
+from serving.router.front.paths import Found, find_target
+from serving.router.front.request_parser import RequestParser
 from serving.targets import method_of
+from tests.fakes.router_rig import feed
 
 CHAT = "/v1/chat/completions"
 SSE = "text/event-stream"
@@ -33,7 +36,7 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
 def parsed(parts: list[bytes]) -> tuple[object, ...]:
     parser = RequestParser()
     for part in parts:
-        parser.feed(part)
+        feed(parser, part)
     return tuple(parser.requests), parser.refusal and parser.refusal.status
 
 
@@ -52,10 +55,13 @@ def requests(draw: st.DrawFn) -> bytes:
     return f"{head}\r\ntransfer-encoding: chunked\r\n\r\n".encode() + framed_body
 
 
+@pytest.mark.slow
 @given(data=st.lists(requests(), min_size=1, max_size=3).map(b"".join), sizes=pieces)
 def test_valid_requests_are_read_alike_in_any_pieces(data: bytes, sizes: list[int]) -> None:
     assert parsed(cut(data, sizes)) == parsed([data])
     assert parsed([data])[1] is None
+    with patch.object(request_parser, "CHUNKED_AT_ONCE", 5):
+        assert parsed([data]) == parsed(cut(data, sizes)) == parsed([data])
 
 
 @given(data=st.binary(max_size=200) | requests().flatmap(lambda one: st.permutations(list(one)).map(bytes)))
@@ -117,6 +123,7 @@ def test_a_stream_is_passed_on_byte_for_byte_and_read_alike_in_any_pieces(
         assert facts[0] == facts[1]
 
 
+@pytest.mark.slow
 @given(
     blocks=st.lists(
         st.tuples(st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.text(max_size=6)), max_size=6
@@ -152,6 +159,7 @@ def json_answers(draw: st.DrawFn) -> bytes:
     return json.dumps(draw(st.fixed_dictionaries({}, optional=fields | others))).encode()
 
 
+@pytest.mark.slow
 @example(data=b'{"choices":[],"usage":{"prompt_tokens":-1,"completion_tokens":10000000000}}', choices=1)
 @given(data=json_answers(), choices=st.integers(1, 2))
 def test_an_answer_of_the_usual_shape_is_read_as_any_other(data: bytes, choices: int) -> None:

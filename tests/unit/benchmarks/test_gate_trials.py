@@ -95,6 +95,20 @@ def test_conversations_have_the_named_lengths(before: float, after: float) -> No
         assert rows.sum() / len(np.unique(got["unit"][rows])) == pytest.approx(mean, rel=0.06)
 
 
+def test_clients_leave_after_the_named_times() -> None:
+    large = replace(SMALL, sticky=False, canary_requests=6000, canary=Arm(first_token=0.5, slowest=1.3))
+    early, late = (
+        columns(replace(large, first_token_within_s=0.38)),
+        columns(replace(large, answer_within_s=2.15)),
+    )
+    for got, after_ms, stable, canary in ((early, 380.0, 0.12, 0.007), (late, 2150.0, 0.024, 0.030)):
+        left, arm = got["cancelled"] == 1.0, got["arm"]
+        assert left[arm == 0].mean() == pytest.approx(stable, abs=0.012)
+        assert left[arm == 1].mean() == pytest.approx(canary, abs=0.008)
+        assert (got["latency_ms"][left] == after_ms).all()
+        assert not got["error"][left].any()
+
+
 def test_coarse_values_keep_their_means() -> None:
     exact, coarse = (columns(replace(SMALL, score_step=step, canary_requests=6000)) for step in (0.0, 1.0))
 

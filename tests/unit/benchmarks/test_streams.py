@@ -7,8 +7,8 @@ from typing import cast
 
 import pytest
 
-from benchmarks.router.engine import END, chunk
-from benchmarks.router.pacing import EVENT, HEAD, LAST, PacingEngine
+from benchmarks.router.engine import END, LAST, chunk
+from benchmarks.router.pacing import EVENT, HEAD, PacingEngine
 from benchmarks.router.streams import Measured, read_streams
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from serving import cluster_ray
 from serving.cluster_ray import ClusterError, ClusterHandle, ClusterProcess, ClusterSettings, PortBusy
+from serving.process_start import start_ticks
 
 
 def test_a_busy_port_is_reported_with_its_process_and_nothing_is_started() -> None:
@@ -33,7 +35,7 @@ def test_a_folder_that_would_make_socket_paths_too_long_is_refused(tmp_path: Pat
 
 
 def test_a_handle_survives_json() -> None:
-    handle = ClusterHandle("127.0.0.1:1", 2, "/tmp/x", (ClusterProcess(3, 4.5),))
+    handle = ClusterHandle("127.0.0.1:1", 2, "/tmp/x", (ClusterProcess(3, 45),))
 
     assert ClusterHandle.from_json(handle.to_json()) == handle
 
@@ -45,7 +47,7 @@ def test_a_malformed_handle_is_refused(text: str) -> None:
 
 
 def test_stopping_a_cluster_that_is_gone_ends_nothing(tmp_path: Path) -> None:
-    handle = ClusterHandle("127.0.0.1:1", 2, str(tmp_path / "none"), (ClusterProcess(1, 0.0),))
+    handle = ClusterHandle("127.0.0.1:1", 2, str(tmp_path / "none"), (ClusterProcess(1, 0),))
 
     assert cluster_ray.stop(handle) == ()
 
@@ -61,9 +63,9 @@ def test_a_variable_of_a_running_clusters_environment_is_found() -> None:
         # Before it runs, the system may not show its environment yet.
         assert child.stdout is not None
         assert child.stdout.readline() == b"started\n"
-        process = ClusterProcess(child.pid, psutil.Process(child.pid).create_time())
+        process = ClusterProcess(child.pid, start_ticks(child.pid) or 0)
         handle = ClusterHandle("127.0.0.1:1", 1, "/nowhere", (process,))
-        ended = replace(handle, processes=(replace(process, created_s=1.0),))
+        ended = replace(handle, processes=(replace(process, start_ticks=1),))
         names = ("EXAMPLE_KEY", "EMPTY_KEY", "OTHER_KEY")
 
         found = [cluster_ray.has_variable(handle, name) for name in names]
@@ -72,3 +74,33 @@ def test_a_variable_of_a_running_clusters_environment_is_found() -> None:
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.fixture
+def child() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as one:
+        yield one
+        one.kill()
+
+
+def test_a_process_of_a_cluster_is_ended_though_the_clock_was_set(
+    child: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = ClusterProcess(child.pid, start_ticks(child.pid) or 0)
+    handle = ClusterHandle("127.0.0.1:1", 2, str(tmp_path / "none"), (process,))
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: 1.0)
+
+    assert cluster_ray.stop(handle) == (child.pid,)
+
+
+def test_no_process_of_another_boot_is_ended(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    process = ClusterProcess(child.pid, start_ticks(child.pid) or 0)
+    handle = ClusterHandle("127.0.0.1:1", 2, str(tmp_path / "none"), (process,), "another boot")
+
+    assert (cluster_ray.stop(handle), child.poll()) == ((), None)
+
+
+def test_a_record_of_an_earlier_release_names_no_process() -> None:
+    old = '{"address": "a:1", "http_port": 2, "temp_dir": "/x", "processes": [{"pid": 1, "created_s": 1.5}]}'
+
+    assert ClusterHandle.from_json(old) == ClusterHandle("a:1", 2, "/x", (), "")

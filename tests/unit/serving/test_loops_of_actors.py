@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from serving.messages import Arm, Replica
-from serving.router import replica_ray, table_file
+from serving.router.ray_serve import replica_ray
 from serving.router.router import RouterCore
-from serving.router.table_file import FileTableSource
+from serving.router.standalone import table_file
+from serving.router.standalone.table_file import FileTableSource
 from serving.supervised import LoopState
 from serving.table import table_actor
 from serving.table.orders import FenceOrder, Split
@@ -155,8 +156,8 @@ async def test_a_table_file_is_watched_on_after_an_error(
     path.write_text("service: chat\nstable: {url: 'http://127.0.0.1:1'}\n")
     monkeypatch.setattr(table_file, "RELOAD_CHECK_S", 0.001)
     source = FileTableSource(path)
-    reload, calls = failing_once(source.reload)
-    monkeypatch.setattr(source, "reload", reload)
+    poll, calls = failing_once(source.poll)
+    monkeypatch.setattr(source, "poll", poll)
     await source.start(RouterCore("chat", router="r"))
     await until(lambda: "chat" in source.cores and len(calls) >= 2)
 

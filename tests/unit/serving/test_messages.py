@@ -29,6 +29,7 @@ RECORD = RequestRecord(
     takeover_at=4,
     taken_over_by=0,
     covered=True,
+    connect_ms=2.0,
 )
 TABLE = RouteTable(
     *("chat", 1, 1, 1, "r", "s", 100, None, None),
@@ -52,10 +53,11 @@ def of_older_release(message: Any, names: set[str]) -> Any:
 
 
 def test_a_message_without_the_newest_fields_gets_their_defaults() -> None:
-    names = {"attempts", "takeover_at", "taken_over_by", "covered"}
+    names = {"attempts", "takeover_at", "taken_over_by", "covered", "connect_ms"}
     record = of_older_release(RECORD, names)
 
-    assert record == replace(RECORD, attempts=(), takeover_at=None, taken_over_by=None, covered=None)
+    older: dict[str, Any] = dict.fromkeys(("takeover_at", "taken_over_by", "covered", "connect_ms"))
+    assert record == replace(RECORD, attempts=(), **older)
     copies: dict[str, Any] = {"mirror": None, "mirror_bp": 0}
     assert of_older_release(TABLE, set(copies)) == replace(TABLE, **copies)
     clients: dict[str, Any] = copies | dict.fromkeys(("access", "affinity", "burst_cap"))

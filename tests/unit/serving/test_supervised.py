@@ -30,7 +30,7 @@ async def test_a_loop_that_raises_starts_again_and_its_error_is_shown() -> None:
 
     loops.start("clock", loop)
     before = loops.states[0]
-    await asyncio.wait_for(runs_on.wait(), 5)
+    await asyncio.wait_for(runs_on.wait(), 20)
 
     assert before == LoopState("clock", 0, None)
     assert loops.states == (LoopState("clock", 2, "'surprise'"),)
@@ -45,7 +45,7 @@ async def test_a_loop_that_returns_starts_again() -> None:
 
     loops.start("clock", loop)
 
-    assert (await asyncio.wait_for(wait_until(loops, 3), 5)).error == "it returned"
+    assert (await asyncio.wait_for(wait_until(loops, 3), 20)).error == "it returned"
     await loops.stop()
 
 
@@ -59,7 +59,7 @@ async def test_an_error_is_logged_with_its_trace_once_not_at_every_start(
 
     with caplog.at_level(logging.ERROR, "canaryctl.loops"):
         loops.start("clock", loop)
-        await asyncio.wait_for(wait_until(loops, 5), 5)
+        await asyncio.wait_for(wait_until(loops, 5), 20)
         await loops.stop()
 
     assert [record.exc_info is not None for record in caplog.records] == [True]
@@ -77,6 +77,6 @@ async def test_stop_ends_the_loops_although_they_would_start_again() -> None:
 
     loops.start("clock", loop)
     await asyncio.sleep(0)
-    await asyncio.wait_for(loops.stop(), 5)
+    await asyncio.wait_for(loops.stop(), 20)
 
     assert (ended.is_set(), loops.are_running) == (True, False)

@@ -92,3 +92,19 @@ def test_a_base_url_is_used_as_written(base: str, chat: str, rerank: str) -> Non
 def test_an_address_that_is_not_plain_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"give|name the key"):
         Endpoint.parsed(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "address"),
+    [
+        ("http://10.0.0.1:8001/v1", "http://10.0.0.1:8001", ("10.0.0.1", 8001)),
+        ("https://api.example/x/v1", "https://api.example", ("api.example", 443)),
+        ("http://api.example", "http://api.example", ("api.example", 80)),
+        ("http://[::1]:8001", "http://[::1]:8001", ("::1", 8001)),
+        ("https://[2001:db8::1]", "https://[2001:db8::1]", ("2001:db8::1", 443)),
+    ],
+)
+def test_an_endpoint_says_where_to_connect_to(url: str, origin: str, address: tuple[str, int]) -> None:
+    endpoint = Endpoint.parsed(url)
+
+    assert (endpoint.origin, endpoint.address) == (origin, address)

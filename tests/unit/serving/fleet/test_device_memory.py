@@ -6,11 +6,11 @@ import os
 import time
 
 import psutil
+import pytest
 
-from serving.fleet.device_memory import cpu_s
-from serving.fleet.types import HostProcess
+from serving.fleet.device_memory import cpu_s, process_tree, still_alive
 
-OWN = HostProcess("here", os.getpid(), psutil.Process().create_time())
+(OWN,) = process_tree(os.getpid(), "here")[:1]
 
 
 def test_a_process_that_works_uses_cpu_time() -> None:
@@ -27,4 +27,11 @@ def test_a_process_that_works_uses_cpu_time() -> None:
 
 def test_of_another_host_or_another_process_of_the_same_number_nothing_is_known() -> None:
     assert cpu_s(OWN, "there") is None
-    assert cpu_s(OWN._replace(created_s=1.0), "here") is None
+    assert cpu_s(OWN._replace(start_ticks=1), "here") is None
+
+
+def test_a_clock_that_is_set_makes_no_other_process_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: 1.0)
+
+    assert still_alive([OWN], "here") == (OWN,)
+    assert process_tree(os.getpid(), "here")[0] == OWN

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from serving.fleet import fleet
 from serving.fleet.fleet import FleetCore
 from serving.fleet.orders import Cancel, DeleteApp, Order, Probe, Publish, Replace, RunApp
 from serving.fleet.types import EndpointError, EngineReport, HostProcess, Launch, ReplicaState
@@ -45,7 +47,7 @@ class Harness:
                 phase=phase,  # type: ignore[arg-type]
                 in_flight=in_flight,
                 memory_bytes=10,
-                processes=(HostProcess("n", 40 + index, 1.0),),
+                processes=(HostProcess("n", 40 + index, 1),),
                 error="broke" if phase == "failed" else None,
             ),
             now_s=self.now_s,
@@ -121,7 +123,7 @@ def test_a_version_leaves_the_table_before_it_is_deleted() -> None:
 
     assert harness.do(applied=False) == (Publish(one, ()),)
     assert harness.do(applied=True) == (Publish(one, ()),)
-    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
+    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1),)),)
 
 
 def test_stop_waits_for_requests_in_flight_then_cancels_them() -> None:
@@ -146,7 +148,7 @@ def test_a_hung_engine_is_deleted_after_the_stop_limit() -> None:
 
     harness.now_s += 15.0
 
-    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
+    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1),)),)
 
 
 def test_a_version_is_gone_when_its_processes_have_ended_and_holds_no_memory() -> None:
@@ -239,7 +241,7 @@ def test_a_version_stopped_while_loading_is_deleted() -> None:
 
     harness.stop()
 
-    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1.0),)),)
+    assert harness.orders() == (DeleteApp(one, (HostProcess("n", 40, 1),)),)
 
 
 def test_ensure_while_stopping_reloads_the_version_when_it_is_gone() -> None:
@@ -259,7 +261,7 @@ def test_a_replica_without_reports_is_probed_and_unpublished_when_lost() -> None
     harness.ready(one)
     harness.now_s += 3.5
 
-    assert Probe(one, "r0", "http://h:0", HostProcess("n", 40, 1.0)) in harness.orders()
+    assert Probe(one, "r0", "http://h:0", HostProcess("n", 40, 1)) in harness.orders()
     harness.core.on_replica_lost("chat", "v-1", "r0")
     assert harness.orders() == (Publish(one, ()),)
 
@@ -314,6 +316,27 @@ def test_every_command_with_an_older_token_is_refused_and_changes_nothing() -> N
     assert harness.core.to_store() == before
 
 
+def test_nothing_in_the_fleet_is_timed_by_a_wall_clock() -> None:
+    """One that was set back an hour left a frozen engine its users, and a stop its memory, for that hour."""
+    modules = Path(fleet.__file__).parent.glob("*.py")
+
+    assert [path.name for path in modules if "time.time()" in path.read_text()] == []
+
+
+def test_a_restarted_fleet_times_its_waits_anew() -> None:
+    """Its clock may be another host's."""
+    harness, one = Harness(), launch()
+    harness.ready(one, in_flight=2)
+    harness.stop()
+    harness.core, harness.now_s = FleetCore(harness.core.to_store(), now_s=7.0), 7.0
+    harness.report(one, in_flight=2)
+    harness.do()
+    waits = harness.orders()
+    harness.now_s += 15.0
+
+    assert (waits, [type(order) for order in harness.orders()]) == ((), [DeleteApp])
+
+
 def test_a_restarted_fleet_continues_from_its_stored_state() -> None:
     harness, one = Harness(), launch()
     harness.ready(one)
@@ -323,7 +346,7 @@ def test_a_restarted_fleet_continues_from_its_stored_state() -> None:
 
     assert (harness.phase("v-1"), harness.phase("v-2")) == ("loading", "stopping")
     assert harness.do() == (RunApp(one, 0), Publish(launch("v-2"), ()))
-    assert harness.orders() == (DeleteApp(launch("v-2"), (HostProcess("n", 40, 1.0),)),)
+    assert harness.orders() == (DeleteApp(launch("v-2"), (HostProcess("n", 40, 1),)),)
     with pytest.raises(StaleFencingToken):
         harness.ensure(one, token=8)
 
@@ -506,7 +529,7 @@ def test_a_silent_replica_leaves_the_table_at_once_while_another_answers() -> No
     probes = [order for order in harness.orders() if isinstance(order, Probe)]
     silent(harness, 1)
 
-    assert probes == [Probe(one, "r1", "http://h:1", HostProcess("n", 41, 1.0))]
+    assert probes == [Probe(one, "r1", "http://h:1", HostProcess("n", 41, 1))]
     assert published(harness) == [("http://h:0",)]
 
 
@@ -534,7 +557,7 @@ def test_a_replica_that_hangs_is_replaced_and_one_that_answers_again_is_not() ->
     harness.report(one, index=1)
 
     assert still_probed == [Probe]
-    assert due == [Replace(one, "r1", (HostProcess("n", 41, 1.0),))]
+    assert due == [Replace(one, "r1", (HostProcess("n", 41, 1),))]
     assert not any(isinstance(order, Replace) for order in harness.orders())
     assert harness.core.statuses("chat")[0].urls == ("http://h:0", "http://h:1")
 

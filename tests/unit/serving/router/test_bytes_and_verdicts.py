@@ -12,9 +12,10 @@ from aiohttp import web
 
 from serving.clock import boot_s
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.answer_scan import AnswerScan
-from serving.router.assignment import bucket_of, salt_of
-from serving.router.body_facts import read_facts
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.assignment.assignment import bucket_of, salt_of
+from serving.router.bodies.body_facts import read_facts
+from serving.router.exchange.exchange import Exchange
 from serving.router.types import Limits
 from tests.fakes.router_rig import CHAT, SECRET, Engine, router_rig, until
 
@@ -120,14 +121,16 @@ async def test_a_record_at_the_deadline_takes_no_byte_from_the_stream() -> None:
 
         rig.canary.behave = slowly
         asking = asyncio.create_task(rig.ask(stream=True, stream_options={"include_usage": True}))
-        await until(lambda: any(one.has_begun for one in rig.core._unrecorded.values()))
-        exchanges = list(rig.core._unrecorded.values())
-        exchanges[0].settle_deadline_s = boot_s()
+        await until(lambda: bool(rig.core._unrecorded))
+        (exchange,) = rig.core._unrecorded.values()
+        assert isinstance(exchange, Exchange)
+        await until(lambda: exchange.has_begun)
+        exchange.settle_deadline_s = boot_s()
         rig.core.report(now_s=boot_s(), wall_s=time.time())
         half.set()
         answer = await asking
 
-    assert exchanges[0].is_recorded
+    assert exchange.is_recorded
     assert answer.content == b"".join(events)
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from serving.messages import Arm
-from serving.router.exchange import Exchange
+from serving.router.exchange.exchange import Exchange
 from serving.router.router import RouterCore
 from serving.router.types import Refusal, Request
 from serving.targets import Target
-from tests.unit.serving.router.test_exchange import attempt, core, request, table
+from tests.unit.serving.router.exchange.test_exchange import attempt, core, request, table
 
 SPEECH = "/v1/audio/transcriptions"
 FORM = "multipart/form-data; boundary=x"
@@ -53,7 +53,7 @@ def test_an_endpoint_gets_no_second_model_of_a_form() -> None:
     )
 
     assert isinstance(exchange, Exchange)
-    sent = attempt(exchange).body
+    sent = bytes(attempt(exchange).body)
     assert (sent.count(b"model"), sent.count(b"ours"), b"paid" in sent) == (1, 1, False)
 
 

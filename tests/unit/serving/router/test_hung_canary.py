@@ -14,11 +14,11 @@ import pytest
 from aiohttp import web
 
 from serving.messages import RequestRecord
-from serving.router.front_wire import WireFront
-from serving.router.load import KEEP_ALIVE_S
-from serving.router.table_file import FileTableSource, front_of, source_of
-from serving.router.table_reader import TableFileError, read_file
-from serving.router.table_schema import LimitsSpec
+from serving.router.front.front_wire import WireFront
+from serving.router.front.load import KEEP_ALIVE_S
+from serving.router.standalone.table_file import FileTableSource, front_of, source_of
+from serving.router.standalone.table_reader import TableFileError, read_file
+from serving.router.standalone.table_schema import LimitsSpec
 from serving.router.types import Limits
 from tests.fakes.router_rig import CHUNKS, Engine, running, serving, until
 
@@ -81,8 +81,8 @@ async def test_a_canary_that_leaves_the_table_frees_those_who_wait(
     asking = asyncio.create_task(hung.client.post(PATH, json=body))
     await until(lambda: len(hung.canary.seen) == 1)
     error = hung.write(", enabled: false")
-    answer = await asyncio.wait_for(asking, 5)
-    await asyncio.wait_for(hung.canary.aborted.wait(), 5)
+    answer = await asyncio.wait_for(asking, 20)
+    await asyncio.wait_for(hung.canary.aborted.wait(), 20)
 
     assert (error, answer.status_code, answer.headers["x-canaryctl-arm"]) == (None, 200, "stable")
 
@@ -107,8 +107,25 @@ async def test_a_router_that_stops_asks_stable_where_the_canary_is_silent(hung: 
     asking = asyncio.create_task(hung.client.post(PATH, json=WHOLE))
     await until(lambda: len(hung.canary.seen) == 1)
     await hung.front.stop(drain_s=2.0)
+    counters = hung.front.core.counters
 
     assert (await asking).headers["x-canaryctl-arm"] == "stable"
+    assert [(arm, outcome) for arm, outcome, _ in counters.requests] == [(1, "fenced")]
+    assert (counters.errors, sum(counters.latency[1].counts)) == ([0, 0], 0)
+
+
+async def test_a_router_that_stops_asks_stable_beside_a_canary_that_may_still_answer(hung: Hung) -> None:
+    async def late(request: web.Request) -> web.StreamResponse:
+        await until(lambda: len(hung.stable.seen) == 1)
+        return await hung.canary.well(request)
+
+    hung.canary.behave, hung.stable.behave = late, never
+    asking = asyncio.create_task(hung.client.post(PATH, json=WHOLE))
+    await until(lambda: len(hung.canary.seen) == 1)
+    await hung.front.stop(drain_s=1.0)
+
+    assert (await asking).headers["x-canaryctl-arm"] == "canary"
+    await asyncio.wait_for(hung.stable.aborted.wait(), 20)
 
 
 async def test_a_router_that_stops_tells_those_whom_nobody_has_answered(hung: Hung) -> None:
@@ -142,7 +159,7 @@ async def test_a_stream_that_is_cut_by_the_stop_says_so(hung: Hung) -> None:
 
 async def test_the_time_outs_of_the_table_hold_from_its_reload_on(hung: Hung) -> None:
     hung.write(more="limits: {canary_whole_s: 0.2, connect_s: 1}\n")
-    answer = await asyncio.wait_for(hung.client.post(PATH, json=WHOLE), 5)
+    answer = await asyncio.wait_for(hung.client.post(PATH, json=WHOLE), 20)
 
     assert answer.headers["x-canaryctl-arm"] == "stable"
     assert hung.front.upstream is not None

@@ -15,9 +15,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.messages import AssignedBy, Outcome
-from serving.router.counters import Counters, Histogram
-from serving.router.front_wire import WireFront
+from serving.router.front.front_wire import WireFront
 from serving.router.metrics import BadMetricsAddress, MetricsAddress, serve_metrics
+from serving.router.records.counters import Counters, Histogram
 from serving.router.router import RouterCore
 from serving.supervised import LoopState
 from tests.fakes.router_rig import CHAT, NoBackground, Rig, router_rig, running, serving

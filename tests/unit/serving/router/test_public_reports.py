@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -201,12 +200,3 @@ async def test_a_stale_connection_of_an_endpoint_is_nobodys_error_and_of_an_engi
         (0, 0) if external else (connections - 1, connections - 1)
     )
     assert connections > 1
-
-
-def test_every_case_of_the_page_names_a_test_that_exists() -> None:
-    tests = Path(__file__).parents[3]
-    named = re.findall(r"([\w/]+\.py)::(\w+)", (tests / "public_reports.md").read_text())
-
-    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (tests / file).read_text()]
-    assert named
-    assert missing == []

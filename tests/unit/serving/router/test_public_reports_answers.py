@@ -9,13 +9,13 @@ import zlib
 import pytest
 from aiohttp import web
 
-from serving.router.answer_scan import AnswerScan
-from serving.router.form import BadForm, read_form, written_form
-from serving.router.model_name import renamed
-from serving.router.outgoing import KEEP_ALIVE
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.bodies.form import BadForm, read_form, written_form
+from serving.router.bodies.model_name import renamed
+from serving.router.exchange.outgoing import KEEP_ALIVE
 from serving.router.types import Attempt, Deliver, Refusal, Step
 from tests.fakes.router_rig import Behaviour, router_rig
-from tests.unit.serving.router.test_exchange import begin, core, request, table
+from tests.unit.serving.router.exchange.test_exchange import begin, core, request, table
 
 CHAT = "/v1/chat/completions"
 SSE = "text/event-stream"

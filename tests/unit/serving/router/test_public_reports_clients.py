@@ -15,16 +15,17 @@ from serving.access import Access, ClientKey, digest_of
 from serving.clock import boot_s
 from serving.credentials import KeyReference
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.body_facts import read_facts
-from serving.router.clients import Clients
-from serving.router.exchange import Exchange
-from serving.router.paths import Found, find_target
-from serving.router.request_parser import ParsedRequest, RequestParser
+from serving.router.assignment.clients import Clients
+from serving.router.bodies.body_facts import read_facts
+from serving.router.exchange.exchange import Exchange
+from serving.router.front.paths import Found, find_target
+from serving.router.front.request_parser import ParsedRequest, RequestParser
+from serving.router.headers import SESSION_HEADERS, forwarded
 from serving.router.router import RouterCore
 from serving.router.types import Limits, Refusal, Request
 from serving.targets import Target
-from tests.fakes.router_rig import CHAT, SECRET, Rig, router_rig
-from tests.unit.serving.router.test_wire_limits import exchange, status
+from tests.fakes.router_rig import CHAT, SECRET, Rig, feed, router_rig
+from tests.unit.serving.router.front.test_wire_limits import exchange, status
 
 LIMITS = Limits(connect_s=10.0, canary_stream_s=1.0, canary_whole_s=1.0, stable_s=20.0, idle_s=20.0)
 
@@ -46,7 +47,7 @@ IN_CHUNKS = b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BO
 def parsed(data: bytes, *, size: int) -> list[ParsedRequest]:
     parser = RequestParser()
     for at in range(0, len(data), size):
-        parser.feed(data[at : at + size])
+        feed(parser, data[at : at + size])
     assert parser.refusal is None
     return list(parser.requests)
 
@@ -241,7 +242,7 @@ def test_a_preflight_needs_no_key(method: str, headers: dict[str, str], expected
     assert identified(method, headers) == expected
 
 
-# ---- sessions of Claude Code
+# ---- sessions of agents
 
 
 @pytest.mark.parametrize(
@@ -257,9 +258,13 @@ def test_a_preflight_needs_no_key(method: str, headers: dict[str, str], expected
         ({}, {"metadata": {"user_id": "m"}, "n": "2"}, "/v1/messages", "m"),
         ({}, {"metadata": {"user_id": "m"}}, "/v1/chat/completions", "r-1"),
         ({"x-claude-code-session-id": "c"}, {}, "/v1/chat/completions", "r-1"),
+        ({"x-session-affinity": "a"}, {"user": "u"}, "/v1/chat/completions", "a"),
+        ({"x-opencode-session": "o", "x-session-affinity": ""}, {}, "/v1/chat/completions", "o"),
+        ({"session_id": "c"}, {}, "/v1/responses", "c"),
+        ({"session-id": "c", "x-session-id": "s"}, {}, "/v1/responses", "s"),
     ],
 )
-def test_a_claude_code_session_is_one_key(
+def test_an_agents_session_is_one_key(
     headers: dict[str, str], body: dict[str, object], path: str, key: str
 ) -> None:
     core = RouterCore("chat", router="r", lease_s=1e9)
@@ -271,6 +276,41 @@ def test_a_claude_code_session_is_one_key(
 
     assert isinstance(exchange, Exchange)
     assert exchange.start.assignment.key == key
+
+
+def test_no_agents_session_reaches_an_external_endpoint() -> None:
+    headers = [(name, b"raw") for name in (*SESSION_HEADERS, b"x-else")]
+
+    assert forwarded(headers, is_external=True) == [(b"x-else", b"raw")]
+
+
+LOOP = [
+    {"type": "reasoning", "id": "rs_1", "summary": []},
+    {"type": "function_call", "call_id": "c1", "name": "shell", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c1", "output": "ok"},
+]
+ASKED = {"type": "message", "role": "user", "content": "mend the test"}
+
+
+def opening(*items: object) -> str | None:
+    facts = read_facts(json.dumps({"input": items}).encode())
+    assert facts is not None
+    return facts.opening
+
+
+@pytest.mark.parametrize("loop", [LOOP, LOOP[1:]], ids=["reasoning", "call"])
+def test_a_tool_loop_of_responses_is_one_conversation(loop: list[object]) -> None:
+    """Each of its requests was drawn by itself until an assistant's message came."""
+    reply = {"type": "message", "role": "assistant", "content": "done"}
+    openings = {opening(ASKED, *loop), opening(ASKED, *loop, *loop), opening(ASKED, *loop, reply, ASKED)}
+
+    assert len(openings) == 1
+    assert None not in openings
+
+
+def test_what_a_client_answers_a_call_with_is_no_turn_of_the_model() -> None:
+    assert opening(ASKED) is None
+    assert opening(ASKED, LOOP[2]) is None
 
 
 # ---- ids

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
 import pytest
 
 from serving.access import digest_of
-from serving.router.load import Load
-from serving.router.table_file import FileTableSource, make_front
-from serving.router.table_reader import TableFileError, read_tables
+from serving.router.front.load import Load
+from serving.router.standalone.table_file import FileTableSource, make_front
+from serving.router.standalone.table_reader import TableFileError, read_tables
 from tests.fakes.router_rig import serving
 
 ONE = """
@@ -38,11 +39,11 @@ async def test_limits_of_connections_are_those_of_the_file(tmp_path: Path, text:
     async with serving(front):
         assert front.upstream is not None
         front.load.swept(late_s=0.0, requests=0, has_many_bytes=False)
-        first = (front.load.keep_alive_s, front.upstream.limits.connection_age_s)
+        first = (front.load.idle_now_s, front.upstream.limits.connection_age_s)
         path.write_text(text + "# as before\n")
         assert source.reload() is None
         front.load.swept(late_s=0.0, requests=0, has_many_bytes=False)
-        second = (front.load.keep_alive_s, front.upstream.limits.connection_age_s)
+        second = (front.load.idle_now_s, front.upstream.limits.connection_age_s)
 
     assert (first, second) == ((620.0, 30.0), (75.0, 60.0))
 
@@ -52,7 +53,22 @@ def test_a_crowded_front_ends_idle_connections_early_whatever_the_file_says() ->
     load.client_idle_s = 620.0
     load.swept(late_s=0.0, requests=0, has_many_bytes=False)
 
-    assert load.keep_alive_s == 1.0
+    assert load.idle_now_s == 1.0
+
+
+async def test_a_reload_keeps_the_limits_of_connections(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    text = ONE + "limits: {client_idle_s: 620, upstream_age_s: 30}\n"
+    path.write_text(text)
+    front = make_front(path)
+    source = front._background
+    assert isinstance(source, FileTableSource)
+    async with serving(front):
+        path.write_text(text + "weight_bp: 0\n")
+        assert source.reload() is None
+        assert front.upstream is not None
+        assert front.upstream.limits.connection_age_s == 30.0
+        assert front.load.client_idle_s == 620.0
 
 
 @pytest.mark.parametrize(
@@ -92,3 +108,15 @@ async def test_a_balancer_asks_for_health_without_a_key(tmp_path: Path, text: st
 
     assert [one.status_code for one in (*found[:3], head, stopping)] == [200, 200, 200, 200, 503]
     assert (found[0].text, head.text, found[3].status_code) == ("ok\n", "", 404)
+
+
+async def test_a_service_that_begins_like_a_health_path_is_judged_by_the_head(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(ONE.replace("chat", "healthcare") + KEYED)
+    async with serving(make_front(path)) as base:
+        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(base).port)
+        writer.write(b"POST /healthcare/v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        first = await asyncio.wait_for(reader.readline(), 10.0)
+        writer.close()
+
+    assert first.startswith(b"HTTP/1.1 401 ")

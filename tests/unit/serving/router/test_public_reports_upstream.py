@@ -14,10 +14,11 @@ import pytest
 
 from serving.clock import boot_s
 from serving.messages import Arm, Replica
-from serving.router import resolver as resolver_module
-from serving.router.reachability import LOG_EVERY_S, Reachability, reason_of
-from serving.router.resolver import AddressInfo, Resolver
 from serving.router.types import Limits
+from serving.router.upstreams import resolver as resolver_module
+from serving.router.upstreams.reachability import LOG_EVERY_S, Reachability, reason_of
+from serving.router.upstreams.resolver import AddressInfo, Resolver
+from serving.targets import Endpoint
 from tests.fakes.router_rig import Engine, Rig, router_rig, running
 
 
@@ -215,7 +216,7 @@ async def test_a_dot_at_the_end_of_a_host_is_no_part_of_its_certificate(
     assert rig.front.upstream is not None
     for authority in (f"a.example.:{rig.stable.port}", f"a.example:{rig.stable.port}"):
         with pytest.raises(OSError, match="enough"):
-            await rig.front.upstream.connect(("https", authority))
+            await rig.front.upstream.connect(Endpoint.parsed(f"https://{authority}"), asyncio.Protocol)
 
     assert names == ["a.example"] * 2
 
@@ -266,3 +267,21 @@ def test_an_endpoint_that_comes_and_goes_fills_no_log(caplog: pytest.LogCaptureF
             one.reached("http://a", now_s=second + 0.5)
 
     assert len(caplog.records) <= 6
+
+
+async def test_a_lookup_whose_thread_cannot_start_fails_and_the_next_one_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A name waited for ever for the answer of a thread that the system had refused."""
+    one = Resolver(lambda host: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))])
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="no thread to look up"):
+            await asyncio.wait_for(one.addresses("engine.example", 80), 2)
+    found = await asyncio.wait_for(one.addresses("engine.example", 80), 2)
+
+    assert [address[4] for address in found] == [("127.0.0.1", 80)]

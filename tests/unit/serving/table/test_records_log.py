@@ -147,6 +147,17 @@ def test_a_restarted_log_reports_a_lost_span_to_its_old_readers() -> None:
     assert page.next_seq == 4999
 
 
+def test_a_log_with_lower_numbers_is_read_from_its_start_by_the_readers_of_the_earlier_one() -> None:
+    """The actor was restarted after the wall clock was set back."""
+    log = RecordLog(first_seq=5000)
+    append(log, batch(1, *(record(str(index), 100.0 + index) for index in range(3))))
+    page = read(log, after_seq=9000, limit=2)
+
+    assert ([event.seq for event in page.events], page.next_seq) == ([5000, 5001], 5001)
+    assert page.lost == (LostSpan("", 0.0, 100.0),)
+    assert (read(log, after_seq=5002).events, read(log, after_seq=5002).lost) == ((), ())
+
+
 def test_a_new_reader_has_lost_nothing() -> None:
     assert read(RecordLog(first_seq=5000)).lost == ()
 

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from serving.credentials import ControlSecret, DataSecret
-from serving.messages import Arm, Replica, SplitStatus
+from serving.messages import Arm, DatabaseMark, Replica, SplitStatus
 from serving.table.orders import BadSplit, Poll, Split, StaleFencingToken
 from serving.table.route_table import TableCore
 
@@ -313,14 +313,16 @@ def test_a_restarted_table_waits_one_lease_for_unknown_routers(service: Service)
     assert (early.applied, late.applied, late.how) == (False, True, "lease")
 
 
-def test_a_restarted_table_remembers_tombstones_and_tokens(service: Service) -> None:
+def test_a_restarted_table_remembers_tombstones_tokens_and_its_mark(service: Service) -> None:
     service.split(500, token=5)
     service.core.tombstone("r-1", now_s=service.now_s)
+    service.core.mark(DatabaseMark(5, "a", 7), instead_of=None)
     core = restarted(service)
 
     with pytest.raises(StaleFencingToken):
         core.heartbeat(4, now_s=service.now_s)
-    assert core.status(now_s=service.now_s).tombstoned == ("r-1",)
+    status = core.status(now_s=service.now_s)
+    assert (status.tombstoned, status.mark) == (("r-1",), DatabaseMark(5, "a", 7))
 
 
 def test_a_router_that_polls_with_the_old_epoch_has_news(service: Service) -> None:

@@ -10,7 +10,7 @@ import pytest
 from serving.credentials import ControlSecret, DataSecret, UnitKey
 from serving.fleet.types import Launch
 from serving.messages import Arm, Replica, RouteTable
-from serving.router.assignment import unit_key_of, unit_of
+from serving.router.assignment.assignment import unit_key_of, unit_of
 from serving.table.orders import Split, StaleFencingToken, UnitKeyInUse
 from serving.table.route_table import TableCore
 from serving.table.unit_keys import KEYS_LIMIT, UnitKeys

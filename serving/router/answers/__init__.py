@@ -1,0 +1,1 @@
+"""Answers of engines, scanned in transit: events, content, finish, usage, and what they say. Pure."""

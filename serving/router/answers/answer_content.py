@@ -1,0 +1,64 @@
+"""Whether an answer, or an event of one, says anything: text, a call of a tool, an image. Pure.
+
+Anything but labels is said: an answer with a kind of content that is not known yet is not empty.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from serving.router.answers.answer_events import json_object
+
+# Of most answers this finds it; what it does not find is read.
+CONTENT = re.compile(
+    rb'"(?:content|text|delta|reasoning|reasoning_content|refusal|arguments|partial_json|thinking|data'
+    rb'|transcript)"\s*:\s*"[^"]'
+    rb'|"(?:tool_calls|function_call)"\s*:\s*[\[{]\s*["{]'
+)
+# Texts that each answer has, whatever it says.
+_LABELS = frozenset(
+    {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
+)
+READ_LIMIT = 64 << 10  # bytes
+_ANSWER_PARTS = ("choices", "content", "output")
+_EVENT_PARTS = ("choices", "delta", "content_block", "item", "part")
+_CHOICE_PARTS = ("message", "delta", "text")
+
+
+def answer_says_something(text: bytes) -> bool:
+    """Whether a whole JSON answer holds content, or will be made later (status `queued`). One that is large
+    does: making objects of all its values would hold up other requests."""
+    if len(text) > READ_LIMIT:
+        return True
+    answer = json_object(text) or {}
+    if answer.get("status") in ("queued", "in_progress"):
+        return True
+    return any(_holds(_said(answer, part)) for part in _ANSWER_PARTS)
+
+
+def event_says_something(event: Mapping[str, Any]) -> bool:
+    """Whether an event of a stream holds content."""
+    return any(_holds(_said(event, part)) for part in _EVENT_PARTS)
+
+
+def _said(data: Mapping[str, Any], part: str) -> Any:
+    value = data.get(part)
+    if part != "choices" or not isinstance(value, list):
+        return value
+    return [choice.get(name) for choice in value if isinstance(choice, dict) for name in _CHOICE_PARTS]
+
+
+def _holds(value: Any) -> bool:
+    """Whether there is a text in it that is no label. Not recursive: a client chooses the depth."""
+    rest = [value]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, dict):
+            rest += [inner for name, inner in one.items() if name not in _LABELS]
+        elif isinstance(one, list):
+            rest += one
+        elif isinstance(one, str) and one:
+            return True
+    return False

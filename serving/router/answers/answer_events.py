@@ -1,0 +1,175 @@
+"""Server-sent events as bytes: where they end, whether they are sound, their data. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from typing import Any
+
+import msgspec
+
+WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
+MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
+INDEX_LIMIT = 1 << 16  # of a choice; numbers can be made to collide, and a set of such takes seconds
+TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
+# Finish reasons of a choice that its engine gave up, as vLLM's after a fault: the text before it is a part.
+_FAILED_REASONS = ("abort", "cancelled", "error")
+BOM = b"\xef\xbb\xbf"
+_BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
+
+METADATA = re.compile(
+    rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
+    rb'|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|error|ping)"'
+)
+LAST_TYPES = frozenset(
+    {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "message_stop"}
+)
+_FAILED = re.compile(rb'"(?:error|abort|cancelled)"')
+_SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
+_OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
+
+
+def begins_events(data: bytes) -> bool | None:
+    """Whether these first bytes of a body begin an event; None: they are too few to tell."""
+    if BOM.startswith(data):
+        return None
+    text = data.removeprefix(BOM).lstrip(b"\r\n")
+    if text.startswith((b"data:", *_OTHER_LINES)):
+        return True
+    return None if any(one.startswith(text) for one in (b"data:", *_OTHER_LINES)) else False
+
+
+def has_failed(reason: object) -> bool:
+    """Whether this finish reason of a choice says that its engine gave up."""
+    return reason in _FAILED_REASONS
+
+
+def may_have_failed(block: bytes) -> bool:
+    """False only when no event of the block says that its engine gave up."""
+    return _FAILED.search(block) is not None
+
+
+def is_sound(block: bytes) -> bool:
+    """True when every event of a block is surely one that `is_event` accepts; of most engines all are."""
+    try:
+        if not block.isascii():
+            block.decode()
+        start = block.find(b"\n") + 1 if block.startswith(TOKEN_COMMENT) else 0
+        if block.find(b"\n", start) == len(block) - 2 and block.startswith(b"data: {", start):
+            _SKIP(block[start + 6 : -2])  # one event of one line, most often
+            return True
+        has_data = False  # of the event that is read: a second line of data is another part of the same
+        is_named = False  # it has ids, which are of its data
+        for line in block.split(b"\n"):
+            if line.startswith(b"data:"):
+                if has_data:
+                    return False
+                has_data = True
+            elif line.startswith(TOKEN_COMMENT):
+                is_named = True
+            if line.startswith(b"data: {"):
+                _SKIP(line[6:])
+            elif not line:
+                if is_named and not has_data:
+                    return False
+                has_data = is_named = False
+            elif not line.startswith(_OTHER_LINES) and line != b"data: [DONE]":
+                return False
+    except ValueError:
+        return False
+    return True
+
+
+def is_event(event: bytes, *, is_ours: bool = False) -> bool:
+    """True for an event without data, with a JSON object, or [DONE].
+
+    is_ours: of our engines, which write no line that readers ignore, and no ids without their event: such are
+    half of one, and garbage.
+    """
+    lines = event.split(b"\n")
+    data = data_of(lines)
+    if is_ours and not data and any(one.startswith(TOKEN_COMMENT) for one in lines):
+        return False
+    is_known = not is_ours or all(not one or one.startswith((b"data:", *_OTHER_LINES)) for one in lines)
+    return is_known and (not data or data == b"[DONE]" or json_object(data) is not None)
+
+
+def data_of(lines: list[bytes]) -> bytes:
+    """The data of an event, given its lines; empty: it has none."""
+    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+
+
+def events_of(block: bytes) -> list[bytes]:
+    """The events of a block that ends with a blank line."""
+    return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")[:-1]
+
+
+def end_of_events(data: bytes | bytearray, known: int, *, has_cr: bool) -> int:
+    """Where the last whole event ends; 0: nowhere. `known`: how many bytes are known to hold no end.
+
+    has_cr: there is a carriage return in it. Only what is new is searched: an event may come byte by byte.
+    """
+    start = max(known - 3, 0)
+    if not has_cr:
+        found = data.rfind(b"\n\n", start)
+        return found + 2 if found >= 0 else 0
+    return max(found + len(mark) if (found := data.rfind(mark, start)) >= 0 else 0 for mark in _BOUNDARIES)
+
+
+def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
+    """A count of tokens by one of its two names; `before`: there is none that can be recorded."""
+    value = usage.get(name, usage.get(other))
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
+    return value if is_count else before
+
+
+def may_be_index(index: int) -> bool:
+    """True for a number that a choice may have."""
+    return 0 <= index < INDEX_LIMIT
+
+
+def token_ids_of(text: bytes) -> array[int] | None:
+    """The ids that follow TOKEN_COMMENT; None: it is no list of ids. Check: b'1,2' gives 1 and 2."""
+    ids = text.split(b",")
+    try:
+        return array("I", map(int, ids)) if all(map(bytes.isdigit, ids)) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def word_of(value: object) -> str | None:
+    """A short printable text of an answer; None for anything else, which could not be recorded."""
+    is_word = isinstance(value, str) and 0 < len(value) <= WORD_LIMIT and value.isprintable()
+    return value if is_word else None  # type: ignore[return-value]
+
+
+def json_object(data: bytes | bytearray) -> dict[str, Any] | None:
+    """The JSON object in `data`; None when it is malformed, too deep or not an object."""
+    try:
+        value = msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, numbers of any size
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def may_hold_metadata(block: bytes) -> bool:
+    """False only when `METADATA` finds nothing; of most events that is known without the search."""
+    if (
+        b'"usage"' in block
+        or b'"error"' in block
+        or b'"message' in block
+        or b'"type"' in block
+        or b"stop_reason" in block
+        or b"[DONE]" in block
+    ):
+        return METADATA.search(block) is not None
+    reasons = block.count(b'"finish_reason"')
+    return (
+        reasons > 0
+        and reasons != block.count(b'"finish_reason":null')
+        and (METADATA.search(block) is not None)
+    )

@@ -1,0 +1,91 @@
+"""What an answer says, choice by choice, however it was sent: whole or as a stream. Pure.
+
+Two answers of different engines are compared by this, and a judge reads it: without ids, times, usage, and
+the places where a stream was cut into events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+from serving.router.answers.answer_events import data_of, json_object
+
+Said: TypeAlias = dict[str, Any]  # 'text', 'reasoning', 'refusal', 'tool_calls' of one choice; absent: none
+
+MAX_CHOICES = 256  # of one answer
+_TEXTS = {
+    "content": "text",
+    "text": "text",
+    "reasoning": "reasoning",
+    "reasoning_content": "reasoning",
+    "refusal": "refusal",
+}
+
+
+def said(body: bytes, *, is_stream: bool) -> tuple[Said, ...] | None:
+    """The choices of a whole answer, by their index; None: it has none that can be read.
+
+    Check: b'{"choices":[{"text":"Hi"}]}' gives ({'text': 'Hi'},).
+    """
+    choices: dict[int, Said] = {}
+    for one in _events(body) if is_stream else (json_object(body),):
+        listed = one.get("choices") if one is not None else None
+        for choice in listed if isinstance(listed, list) else ():
+            if isinstance(choice, dict):
+                _read_choice(choices, choice)
+    if not choices:
+        return None
+    return tuple(_joined(choices[index]) for index in sorted(choices))
+
+
+def _events(body: bytes) -> Iterator[dict[str, Any] | None]:
+    text = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in body else body
+    for event in text.split(b"\n\n"):
+        data = data_of(event.split(b"\n"))
+        if data and data != b"[DONE]":
+            yield json_object(data)
+
+
+def _read_choice(choices: dict[int, Said], choice: Mapping[str, Any]) -> None:
+    index = choice.get("index", 0)
+    if type(index) is not int or (index not in choices and len(choices) >= MAX_CHOICES):
+        return
+    parts = choices.setdefault(index, {})
+    message = choice.get("message", choice.get("delta"))
+    for fields in (choice, message):
+        if not isinstance(fields, dict):
+            continue
+        seen = set()
+        for name, kind in _TEXTS.items():
+            value = fields.get(name)
+            if isinstance(value, str) and value and kind not in seen:  # some servers write both names
+                seen.add(kind)
+                parts.setdefault(kind, []).append(value)
+        calls = fields.get("tool_calls")
+        for place, call in enumerate(calls if isinstance(calls, list) else ()):
+            if isinstance(call, dict):
+                _read_call(parts, call, place)
+
+
+def _read_call(parts: Said, call: Mapping[str, Any], place: int) -> None:
+    index, function = call.get("index", place), call.get("function")
+    if type(index) is not int or not isinstance(function, dict):
+        return
+    known = parts.setdefault("tool_calls", {})
+    if index not in known and len(known) >= MAX_CHOICES:
+        return
+    one = known.setdefault(index, {"name": [], "arguments": []})
+    for name in one:
+        if isinstance(function.get(name), str):
+            one[name].append(function[name])
+
+
+def _joined(parts: Said) -> Said:
+    whole: Said = {kind: "".join(texts) for kind, texts in parts.items() if kind != "tool_calls"}
+    if "tool_calls" in parts:
+        calls = parts["tool_calls"]
+        whole["tool_calls"] = [
+            {name: "".join(texts) for name, texts in calls[index].items()} for index in sorted(calls)
+        ]
+    return whole

@@ -1,0 +1,71 @@
+"""A whole JSON answer of the usual shape, of which only what is recorded is decoded. Pure.
+
+An answer's text is passed over and not made a string. What has another shape is read by `answer_scan.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from serving.router.answers.answer_events import MAX_TOKENS, has_failed, may_be_index, word_of
+
+_ABSENT = msgspec.Raw(b"")
+
+
+class _Choice(msgspec.Struct, gc=False):
+    finish_reason: str | None = None
+    index: int = 0
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """Of a chat or a completion, as vLLM and OpenAI write it."""
+
+    choices: list[_Choice]
+    usage: _Usage | None = None
+    id: str | None = None
+    # What has a meaning in answers of other shapes.
+    error: msgspec.Raw = _ABSENT
+    type: msgspec.Raw = _ABSENT
+    response: msgspec.Raw = _ABSENT
+    message: msgspec.Raw = _ABSENT
+    delta: msgspec.Raw = _ABSENT
+    stop_reason: msgspec.Raw = _ABSENT
+
+
+_DECODER = msgspec.json.Decoder(_Answer)
+# Its id, tokens of the prompt and of the answer, finish reason, indices of finished choices, has usage alone.
+Read: TypeAlias = tuple[str | None, int | None, int | None, str | None, set[int], bool]
+
+
+def usual_answer(data: bytes) -> Read | None:
+    """What is recorded of the answer; None: it has another shape, or is malformed."""
+    try:
+        if not data.isascii():
+            data.decode()  # of fields that it skips the decoder reads no text
+        found = _DECODER.decode(data)
+    except (ValueError, RecursionError):
+        return None
+    for other in (found.error, found.type, found.response, found.message, found.delta, found.stop_reason):
+        if other is not _ABSENT:
+            return None
+    usage, prompt, completion = found.usage, None, None
+    if usage is not None:
+        prompt = usage.prompt_tokens if 0 <= usage.prompt_tokens <= MAX_TOKENS else None
+        completion = usage.completion_tokens if 0 <= usage.completion_tokens <= MAX_TOKENS else None
+    reason: str | None = None
+    finished: set[int] = set()
+    for choice in found.choices:
+        if has_failed(choice.finish_reason):
+            return None
+        if choice.finish_reason:  # some servers write '' where others write null
+            if may_be_index(choice.index):
+                finished.add(choice.index)
+            reason = word_of(choice.finish_reason) or reason
+    return word_of(found.id), prompt, completion, reason, finished, usage is not None and not found.choices

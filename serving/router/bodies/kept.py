@@ -1,0 +1,89 @@
+"""Whether the turns of a request hold what only the account that made it can read. Pure.
+
+An endpoint keeps files and items by account and encrypts reasoning with a key of its own; any other answers
+400 or 404. What a tool's schema or arguments call so is none of it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from serving.router.bodies.raw_values import NOTHING, first_byte
+
+_WORDS = (
+    b'"encrypted_content"',
+    b'"item_reference"',
+    b'"file_id"',
+    b'"audio"',
+)  # in a text their quotes are escaped
+
+
+class _File(msgspec.Struct, gc=False):
+    file_id: msgspec.Raw = NOTHING
+
+
+class _Part(msgspec.Struct, gc=False):
+    file_id: msgspec.Raw = NOTHING
+    file: msgspec.Raw = NOTHING  # of chat completions
+    source: msgspec.Raw = NOTHING  # of Anthropic's API
+
+
+class _Turn(msgspec.Struct, gc=False):
+    type: msgspec.Raw = NOTHING
+    encrypted_content: msgspec.Raw = NOTHING
+    content: msgspec.Raw = NOTHING
+    output: msgspec.Raw = NOTHING  # of a function
+    audio: msgspec.Raw = NOTHING  # that a model of chat completions spoke
+
+
+class _ById(msgspec.Struct, gc=False):
+    id: msgspec.Raw = NOTHING
+
+
+_TURNS = msgspec.json.Decoder(list[_Turn])
+_PARTS = msgspec.json.Decoder(list[_Part])
+_FILE = msgspec.json.Decoder(_File)
+_BY_ID = msgspec.json.Decoder(_ById)
+
+
+def names_kept(body: bytes, turns: msgspec.Raw) -> bool:
+    """True where one of the turns (`input` or `messages` of the body) is encrypted reasoning, refers to an
+    item, or names a file."""
+    if not any(word in body for word in _WORDS):
+        return False
+    try:
+        return any(_is_kept(turn) for turn in _TURNS.decode(turns))
+    except (ValueError, RecursionError):
+        return False  # no list of objects: no engine takes it
+
+
+def _is_kept(turn: _Turn) -> bool:
+    is_item = bytes(turn.type) == b'"item_reference"' or _is_text(turn.encrypted_content)
+    if is_item or names_by_id(turn.audio):
+        return True
+    return any(_names_file(parts) for parts in (turn.content, turn.output) if first_byte(parts) == b"[")
+
+
+def names_by_id(raw: msgspec.Raw) -> bool:
+    """Whether it is an object that is named by its id, as a stored prompt is."""
+    try:
+        return first_byte(raw) == b"{" and _is_text(_BY_ID.decode(raw).id)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _names_file(raw: msgspec.Raw) -> bool:
+    try:
+        parts = _PARTS.decode(raw)
+    except (ValueError, RecursionError):
+        return False
+    return any(_is_text(part.file_id) or _is_file(part.file) or _is_file(part.source) for part in parts)
+
+
+def _is_file(raw: msgspec.Raw) -> bool:
+    return first_byte(raw) == b"{" and _is_text(_FILE.decode(raw).file_id)
+
+
+def _is_text(raw: msgspec.Raw) -> bool:
+    """Whether it is a text, and not an empty one."""
+    return first_byte(raw) == b'"' and len(memoryview(raw)) > 2

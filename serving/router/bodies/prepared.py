@@ -1,0 +1,125 @@
+"""Preparation of a request before its arm is drawn: facts of its body, and the body for each model. Pure.
+
+It is done before the draw, so that a body that cannot be used is refused alike on both arms; and in one
+function, so that another process (`body_reader`) can prepare a large body in the same way.
+
+A body costs by its values more than by its bytes, and a compressed one holds a thousand times its bytes: its
+plain size and the number of its values are bounded before any is decoded (413).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
+from serving.router.bodies.model_name import NotRenamed, body_with_model, model_of_form
+from serving.router.headers import RawHeaders, content_type, value_of
+from serving.router.types import Body, Refusal
+
+PLAIN_LIMIT = 64 << 20  # bytes of a body without its compression
+VALUES_LIMIT = 1 << 20  # commas, brackets and braces of a JSON body, outside its texts
+_TEXTS_LIMIT = 4 << 20  # quotation marks in a body whose texts are looked for
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+ModelsByService: TypeAlias = Mapping[str, tuple[str, ...]]  # names at the endpoints of each service
+
+
+class Prepared(Struct, frozen=True, gc=False):
+    """What `prepare` found. `refusal`: why the request is refused; None: it is not."""
+
+    facts: BodyFacts = field(default_factory=BodyFacts)
+    bodies: Mapping[str, Body] = field(default_factory=dict)  # by an endpoint's model name
+    refusal: Refusal | None = None
+
+
+def prepare(
+    body: bytes,
+    headers: RawHeaders,
+    models: tuple[str, ...],
+    *,
+    route: str,
+    is_eligible: bool,
+    by_service: ModelsByService | None = None,
+) -> Prepared:
+    """Read and rename a body. models: the names at the endpoints of the table. route: for the error.
+
+    by_service: in place of `models`, where the body's own model names one of several services. The facts then
+    hold it, also that of a form or of a request that is not eligible.
+    """
+    if by_service is None and not models and not is_eligible:
+        return Prepared()
+    facts: BodyFacts | None = None
+    is_messages = route.endswith("/v1/messages")
+    plain = _plain(body, headers)
+    if (refusal := _too_complex(plain, headers, route)) is not None:
+        return Prepared(refusal=refusal)
+    if by_service is not None:
+        facts = read_facts(plain, is_messages=is_messages)
+        if facts is None:
+            model = model_of_form(body, headers)
+            facts = BodyFacts(model=model[:MODEL_LIMIT] if model is not None else None)
+        models = by_service.get(facts.model or "", ())
+    bodies: dict[str, Body] = {}
+    for model in models:
+        try:
+            bodies[model] = body_with_model(body, headers, model)
+        except NotRenamed as exc:
+            return Prepared(refusal=Refusal(400, "model_not_replaced", str(exc)))
+    if by_service is None:
+        if not is_eligible:
+            return Prepared(bodies=bodies)
+        facts = read_facts(plain, is_messages=is_messages)
+    if facts is None and _must_be_json(headers):
+        message = f"the body of {route} is not a JSON object; correct it"
+        return Prepared(refusal=Refusal(400, "invalid_json", message))
+    if facts is not None and facts.continuable and value_of(headers, b"content-encoding") is not None:
+        facts = replace(facts, continuable=False)  # nothing can be read of it when that is needed
+    return Prepared(facts or BodyFacts(), bodies)
+
+
+def _plain(body: bytes, headers: RawHeaders) -> bytes:
+    """The body without its compression, for reading alone; an engine gets it as it came."""
+    encoding = (value_of(headers, b"content-encoding") or "").strip().lower()
+    bits = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
+    if encoding not in bits:
+        return body
+    try:
+        return zlib.decompressobj(bits[encoding]).decompress(body, PLAIN_LIMIT + 1)
+    except zlib.error:
+        return b""
+
+
+def _too_complex(plain: bytes, headers: RawHeaders, route: str) -> Refusal | None:
+    """Why a body is not read at all; None: it is."""
+    if len(plain) > PLAIN_LIMIT:
+        text = f"the body of {route} has more than {PLAIN_LIMIT} bytes without its compression"
+        return Refusal(413, "body_too_large", f"{text}; send a smaller request")
+    # A value takes two bytes: a body that is so small cannot have too many.
+    if len(plain) <= VALUES_LIMIT or _is_form(headers) or not _has_too_many(plain):
+        return None
+    text = f"the body of {route} has more than {VALUES_LIMIT} values (commas, brackets and braces)"
+    return Refusal(413, "body_too_complex", f"{text}; send fewer in one request")
+
+
+def _has_too_many(plain: bytes) -> bool:
+    if _marks(plain) <= VALUES_LIMIT:
+        return False
+    return plain.count(b'"') > _TEXTS_LIMIT or _marks(_TEXT.sub(b"", plain)) > VALUES_LIMIT
+
+
+def _marks(plain: bytes) -> int:
+    return plain.count(b",") + plain.count(b"[") + plain.count(b"{")
+
+
+def _is_form(headers: RawHeaders) -> bool:
+    return content_type(headers).startswith("multipart/")
+
+
+def _must_be_json(headers: RawHeaders) -> bool:
+    """True unless the body is a form, or compressed: an engine of either arm would refuse other text."""
+    return not _is_form(headers) and value_of(headers, b"content-encoding") is None

@@ -1,0 +1,376 @@
+"""Attempts of one request: which replica is asked next, and the outcome of each. No socket, no clock.
+
+Rules:
+1. One rule for both arms: what the evidence says is the outcome of the first attempt on the assigned arm,
+   whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure, by its head: its body
+   may break off. But an endpoint that answers our API key with 401 or 403 has failed.
+2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
+   repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
+   on while connections are refused. The limit to the first byte is one for all attempts at an arm together.
+3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
+4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
+   another replica of stable, if there is one.
+5. Of the two replicas that a key prefers (rendezvous hashing: the highest of the replicas' scores for it),
+   the one with less in flight is asked. A key keeps its replicas, whose prefix caches are warm, when others
+   come or go: of n replicas one more takes 1/(n+1) of the keys, from all alike.
+6. A request for what one engine keeps (a stored response, a file) is a *lookup*: the replicas are asked in
+   turn, stable's first, and one that answers 404 does not have it. No memory of ids is needed, so that this
+   survives restarts, works at every router, and finds the right one of an arm's replicas. vLLM and others
+   answer 404 before they do anything; only endpoints that are no vLLM say 400.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
+from serving.router.exchange.context import RouterContext, current_stable
+from serving.router.exchange.preferred import preferred
+from serving.router.exchange.usable import failure_of
+from serving.router.types import Assignment, Failure
+from serving.router.upstreams.health import NO_ANSWER, TOLD_4XX
+
+MAX_ATTEMPTS = 4  # of one request, both arms together
+MAX_LOOKUPS = 64  # replicas that are asked for one id
+
+_REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
+NOT_IMPLEMENTED = 501  # of a route that an engine does not have: it answers the others
+REPEATED_STATUSES = frozenset({429, 502, 503, 504})
+_NOTHING_MADE = frozenset({"refused", "withheld", "key refused", "error in the answer", None})
+
+
+class Tried(Struct, gc=False):
+    """One attempt so far."""
+
+    arm: int
+    url: str
+    cause: str | None = None  # why it failed; None: it has not
+    tokens: int = 0  # that the client has of it
+    has_begun: bool = False  # to answer: a head alone is no answer
+
+    @property
+    def is_unanswered(self) -> bool:
+        """True when it failed before any answer."""
+        return self.cause in NO_ANSWER or (self.cause == "cut" and not self.has_begun)
+
+
+class Attempts:
+    """The attempts of one request so far. A replica counts the request as in flight until `release`."""
+
+    def __init__(
+        self, context: RouterContext, table: RouteTable, assignment: Assignment, *, creates: bool = False
+    ) -> None:
+        """creates: the request makes something that lasts, so it is repeated only if it was never sent."""
+        self._creates = creates
+        self._context = context
+        self._table = table
+        self._assignment = assignment
+        self._tried_urls: list[str] = []  # of the current arm
+        self._beside_urls: list[str] = []  # of stable, which were asked beside the canary
+        self._may_repeat = True  # one more attempt on this arm is allowed
+        self._is_exhausted = False  # stable failed, and is not tried again
+        self.arm = assignment.arm
+        self.tried: list[Tried] = []
+        self.replica: Replica | None = None  # of the current attempt
+        self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
+        self._unanswered = ""  # URL of a canary that gave no answer, which health is not told yet
+        self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
+        self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
+        self.may_be_made = False  # what the request creates, by an attempt that failed after it was sent
+        self.is_tried = False  # the first attempt is a trial that is under way, beside those at stable
+        self.was_redone = False  # stable answered anew where only the usage was missing
+        self.is_stopped = False  # by the router, whose own end is no failure of an arm
+        self.was_whole = False  # the answer of the assigned arm was whole, but for what stable adds
+
+    @property
+    def count(self) -> int:
+        """Attempts so far."""
+        return len(self.tried)
+
+    @property
+    def records(self) -> tuple[AttemptRecord, ...]:
+        """The attempts as they are recorded; (): there was one, and it did not fail."""
+        if len(self.tried) == 1 and self.tried[0].cause is None:
+            return ()
+        return tuple(AttemptRecord(one.arm, one.url, one.cause, one.tokens) for one in self.tried)
+
+    @property
+    def has_fallen_back(self) -> bool:
+        """True when stable serves a canary's request."""
+        return self._assignment.arm == CANARY and self.arm == STABLE
+
+    @property
+    def current_arm(self) -> Arm | None:
+        """The version that is asked now; None: the table has none."""
+        if self.arm == CANARY:
+            return self._table.canary
+        return current_stable(self._context, self._table)
+
+    def begin(self, has_time: Callable[[], bool] | None = None) -> tuple[Arm, Replica] | None:
+        """The version and replica to ask now; None: no replica is left, or no time.
+
+        has_time: whether the current arm may still be asked; None: it may.
+        """
+        if self._assignment.is_lookup:
+            return self._begin_lookup(may_ask=has_time is None or has_time())
+        while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
+            arm = self.current_arm
+            may_ask = not self.tried or has_time is None or has_time()
+            replica = self._choose_replica() if arm and may_ask else None
+            if arm is not None and replica is not None:
+                self._use(replica)
+                return arm, replica
+            if self.arm == STABLE:
+                break
+            self.first_cause = self.first_cause or "refused"
+            self._fall_back()
+        return None
+
+    def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
+        for arm in (STABLE, CANARY) if may_ask and self.count < MAX_LOOKUPS else ():
+            self.arm = arm
+            current, untried = self.current_arm, self._untried()
+            if current is not None and untried:
+                self._use(preferred(untried, self._assignment.key)[0])
+                assert self.replica is not None
+                return current, self.replica
+        self.arm = STABLE  # the error is of stable
+        return None
+
+    def _use(self, replica: Replica) -> None:
+        self.tried.append(Tried(self.arm, replica.url))
+        self.replica = replica
+        self._tried_urls.append(replica.url)
+        self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
+
+    def release(self, *, is_cut: bool = False) -> None:
+        """The current attempt is over; is_cut: it broke off, and nobody continues it."""
+        replica, self.replica = self.replica, None
+        if replica is not None:
+            if is_cut:
+                self._tell("cut")
+            remaining = self._context.in_flight[replica.url] - 1
+            if remaining:
+                self._context.in_flight[replica.url] = remaining
+            else:
+                del self._context.in_flight[replica.url]
+
+    def failed(self, why: Failure | None) -> None:
+        """The current attempt, which is over, got no answer; None: a whole one without usage, no failure."""
+        self.tried[-1].cause = why or "cut"
+        if self._assignment.is_lookup:
+            self._has_lookup_failed = True
+            if why == "refused":
+                self._tell(why)
+            return
+        if why is None:
+            self.was_whole = self.was_redone = True
+            self._fall_back()
+            return
+        if why == "withheld" and self.arm == CANARY:
+            self._fall_back()
+            return
+        self._note_failure(why)
+        self._tell(why)
+        if self._creates and why not in _NOTHING_MADE:
+            self._is_exhausted = self.may_be_made = True  # no other may make a second
+            return
+        is_stable = self.arm == STABLE
+        is_repeated = why in _REPEATED or (why == "timeout" and is_stable)
+        can_repeat = self._may_repeat and is_repeated and not self._creates
+        if why == "refused" and is_stable:
+            can_repeat = True  # nothing was sent
+        else:
+            self._may_repeat = False
+        if can_repeat and why in ("reset", "cut") and not self._untried():
+            self._tried_urls.clear()
+        if not (can_repeat and self._untried()):
+            self._is_exhausted = is_stable
+            self._fall_back()
+
+    def cut(self, tokens: int, *, is_whole: bool) -> None:
+        """The current attempt, which is over, broke off when the client had these tokens of it.
+
+        is_whole: every choice had finished, which is no failure.
+        """
+        self.tried[-1].cause, self.tried[-1].tokens = "cut", tokens
+        if is_whole:
+            self.was_whole = True
+        else:
+            self._note_failure("cut")
+            self._tell("cut")
+        self._fall_back()
+
+    def beside(self) -> tuple[Arm, Replica] | None:
+        """The replica of stable to ask beside an attempt now. None: each was asked, one alone twice."""
+        stable, asked = current_stable(self._context, self._table), self._beside_urls
+        left = [one for one in stable.replicas if one.url not in asked] if stable is not None else []
+        if stable is not None and len(asked) == 1 and not left:
+            left = list(stable.replicas)
+        if stable is None or not left or len(asked) == MAX_ATTEMPTS:
+            return None
+        replica = preferred(left, self._assignment.key)[0]
+        asked.append(replica.url)
+        return stable, replica
+
+    def aside(self) -> tuple[Arm, Replica] | None:
+        """What a first attempt would ask, if that is a canary that is set aside; None: it is not."""
+        arm, health = self.current_arm, self._context.health
+        is_free = self.arm == CANARY and not (self.tried or self._assignment.is_lookup or self._creates)
+        if not is_free or arm is None or health is None or not health.failing:
+            return None
+        replica = self._choose_replica()
+        return (arm, replica) if replica is not None and health.is_aside(replica.url) else None
+
+    def leave_aside(self, url: str) -> None:
+        """Stable is asked at once; the attempt at this canary is a trial, which ends by itself."""
+        self.tried.append(Tried(CANARY, url))
+        self.arm, self.is_tried = STABLE, True
+        if self._context.health is not None:
+            self._context.health.went_to_stable(url)
+
+    def tried_aside(self, cause: str | None, status: int | None) -> None:
+        """The trial, the first attempt, has ended: failed by this cause, or rejected with this status."""
+        self.first_cause, self.first_4xx, self.is_tried = cause, status, False
+        self.tried[0].cause = cause if status is None else f"status {status}"
+
+    def asks_canary(self, *, withdrawn: bool) -> bool:
+        """True while a drawn canary is asked; withdrawn: one that is not in the newest table any more, as a
+        promoted one is, and cannot have made already what stable would make a second time."""
+        if self.arm != CANARY or self.replica is None or self._assignment.is_lookup:
+            return False
+        arms = self._context.table.arms if self._context.table is not None else ()
+        is_listed = any(self.replica.url == one.url for arm in arms for one in arm.replicas)
+        return not (withdrawn and (is_listed or self._creates))
+
+    def stalled(self) -> None:
+        """The current attempt has sent nothing for too long, whatever becomes of it."""
+        self._note_failure("stalled")
+
+    def can_continue(self) -> bool:
+        """True when another replica could continue what the current one began."""
+        if len(self.tried) >= MAX_ATTEMPTS:
+            return False
+        if self.arm == STABLE:
+            return bool(self._untried())
+        stable = current_stable(self._context, self._table)
+        return stable is not None and bool(stable.replicas)
+
+    def is_answer(self, status: int, *, only_200: bool = False) -> bool:
+        """True: the client gets what the current attempt answered; False: ask again, after `release`."""
+        cause = failure_of(status, only_200=only_200)
+        if status >= 300 or cause is not None:
+            self.tried[-1].cause = f"status {status}"
+        if self._assignment.is_lookup:
+            return self._is_found(status, cause is not None)
+        health = self._context.health
+        if health is not None:
+            is_failure = cause is not None and (status != NOT_IMPLEMENTED or self.arm == CANARY)
+            if is_failure or (status in TOLD_4XX and self.arm == CANARY):
+                self._tell(f"status {status}")
+            elif cause is None and not 200 <= status < 300:
+                self._tell_answer()
+        if cause is None:
+            if 400 <= status < 500 and self._is_first:
+                self.first_4xx = status
+            is_replaced = status >= 400 and self.arm == CANARY
+        else:
+            self._note_failure(cause)
+            is_repeated = status in REPEATED_STATUSES and (status in (429, 503) or not self._creates)
+            can_repeat = self._may_repeat and is_repeated and bool(self._untried())
+            self._may_repeat = False
+            if can_repeat and self.count < MAX_ATTEMPTS:
+                return False
+            is_replaced = self.arm == CANARY and not (self._creates and status in (502, 504))
+        if is_replaced:
+            self._fall_back()
+        return not is_replaced
+
+    def begun(self) -> None:
+        """The current attempt has answered with content, or has ended well without any."""
+        last = self.tried[-1]
+        last.has_begun = True
+        if last.cause is None and not self._assignment.is_lookup:
+            self._tell_answer()
+
+    def _is_found(self, status: int, has_failed: bool) -> bool:
+        """Whether this is the answer to a lookup. The last replica's "not found" is, if all answered."""
+        arm = self.current_arm
+        is_unknown = status == 404 or (status == 400 and arm is not None and arm.external)
+        if not (is_unknown or has_failed):
+            return True
+        self._has_lookup_failed = self._has_lookup_failed or has_failed
+        return not self._has_lookup_failed and not self._has_more()
+
+    def _has_more(self) -> bool:
+        """True when a lookup has another replica to ask."""
+        arms = (current_stable(self._context, self._table), self._table.canary)
+        urls = {one.url for arm in arms if arm is not None for one in arm.replicas}
+        return self.count < MAX_LOOKUPS and not urls <= set(self._tried_urls)
+
+    @property
+    def _is_first(self) -> bool:
+        return self.count == 1 and not self.has_fallen_back
+
+    def _note_failure(self, cause: str) -> None:
+        if self._is_first and self.first_4xx is None and not self.is_stopped:
+            self.first_cause = self.first_cause or cause
+
+    def _tell(self, cause: str) -> None:
+        """Tell the health of the upstreams how the last attempt failed."""
+        health, last = self._context.health, self.tried[-1]
+        if health is not None:
+            cause = "reset" if cause == "cut" and last.arm == CANARY and not last.has_begun else cause
+            health.failed(last.arm, last.url, cause, is_lookup=self._assignment.is_lookup)
+
+    def _tell_answer(self) -> None:
+        """Tell it that the last attempt is answered."""
+        health, last = self._context.health, self.tried[-1]
+        if health is not None and self._unanswered and self.arm == STABLE:
+            health.unanswered(self._unanswered)
+            self._unanswered = ""
+        if health is not None and health.failing:
+            health.answered(last.arm, last.url)
+
+    def _tell_unanswered(self) -> None:
+        """The request gives its arm up. An attempt that is repeated is not told: health counts requests."""
+        health, last = self._context.health, self.tried[-1] if self.tried else None
+        if health is not None and last is not None and last.arm == CANARY and last.is_unanswered:
+            if last.cause == "refused":
+                health.unanswered(last.url)
+            else:
+                self._unanswered = last.url  # perhaps by the request itself: told when stable answers it
+
+    def _fall_back(self) -> None:
+        if self.arm == CANARY:
+            self._tell_unanswered()
+            self.arm = STABLE
+            health, canary = self._context.health, self._table.canary
+            has_failed = self.first_cause is not None or self.first_4xx is not None
+            if health is not None and canary is not None and has_failed:
+                health.went_to_stable((self.replica or canary.replicas[0]).url)
+            self._tried_urls.clear()
+            self._may_repeat = True
+
+    def _choose_replica(self) -> Replica | None:
+        """By rule 5; None: none is left. What is set aside is not asked again, but a draw for it stands."""
+        untried = self._untried()
+        health = self._context.health
+        if health is not None and health.failing and self.arm == CANARY:
+            asked = [one for one in untried if not health.is_aside(one.url)]
+            untried = asked if asked or self.tried else untried
+        if len(untried) < 2:
+            return untried[0] if untried else None
+        if self.arm == STABLE and not self._tried_urls and self._beside_urls:
+            return next((one for one in untried if one.url == self._beside_urls[-1]), untried[0])
+        return min(preferred(untried, self._assignment.key), key=self._load)
+
+    def _load(self, replica: Replica) -> int:
+        # Other routers' load is as of the last publication, this router's is current.
+        return max(replica.in_flight, self._context.in_flight.get(replica.url, 0))
+
+    def _untried(self) -> list[Replica]:
+        arm = self.current_arm
+        return [one for one in arm.replicas if one.url not in self._tried_urls] if arm else []

@@ -1,0 +1,114 @@
+"""What an exchange is given: how its request began, and the port to its router. No socket, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from serving.messages import Arm, RequestRecord, RouteTable
+from serving.router.exchange.held import HeldBytes
+from serving.router.types import Assignment, Body, Canary, Limits, Request
+from serving.router.upstreams.health import UpstreamHealth
+from serving.router.upstreams.reachability import Unreachable
+
+if TYPE_CHECKING:
+    from serving.router.exchange.trial import PendingRecord, Trials
+
+# A second of these is another file or batch, which somebody pays for.
+CREATING_PATHS = frozenset({"/v1/files", "/v1/batches"})
+
+
+class Start(Struct, frozen=True, gc=False):
+    """How a request began."""
+
+    request_id: str
+    request: Request
+    table: RouteTable  # by which the arm was assigned
+    assignment: Assignment
+    is_eligible: bool  # assigned to an arm and recorded
+    streams: bool  # the client asked for a stream
+    at_s: float  # wall clock
+    now_s: float
+    bodies: Mapping[str, Body] = field(default_factory=dict)  # rewritten, by an endpoint's model name
+    choices: int | None = 1  # answers that the request asks for; None: not known
+    is_continuable: bool = False  # a stream that another engine could continue
+    is_background: bool = False  # the answer only names a response that is made later
+    sent_bytes: int | None = None  # of the body of a request that has ended, without it; None: it is here
+
+    @property
+    def creates(self) -> bool:
+        """Whether it makes something that lasts, of which a repetition would make two."""
+        is_job = self.is_background and self.request.path == "/v1/responses"
+        return is_job or (self.request.method == "POST" and self.request.path in CREATING_PATHS)
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the request's body."""
+        return len(self.request.body) if self.sent_bytes is None else self.sent_bytes
+
+    def without_body(self) -> Start:
+        """This, for a record that is made later."""
+        request = replace(self.request, body=b"")
+        return replace(self, request=request, bodies={}, sent_bytes=self.body_bytes)
+
+    @property
+    def only_200(self) -> bool:
+        """Whether only a 200 is an answer to it: of an accepted or a partial one nothing can be read."""
+        return self.is_eligible
+
+
+class RouterContext(Protocol):
+    """What an exchange needs of its router."""
+
+    @property
+    def service(self) -> str: ...
+    @property
+    def router(self) -> str: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def table(self) -> RouteTable | None: ...
+    @property
+    def in_flight(self) -> dict[str, int]:
+        """Requests of this router by address; absent: none."""
+
+    @property
+    def vocabularies(self) -> dict[str, str]:
+        """Digest of the vocabulary of each version, as its engines named it; absent: not known."""
+
+    @property
+    def unfit(self) -> set[str]:
+        """Versions whose engines have said of an answer that it cannot be continued."""
+
+    @property
+    def unreachable(self) -> Mapping[str, Unreachable]:
+        """Why no connection can be made, by origin; absent: one was made last."""
+
+    @property
+    def held(self) -> HeldBytes:
+        """The budget of held bytes, shared with the other services of a front."""
+
+    @property
+    def health(self) -> UpstreamHealth | None:
+        """The upstreams that fail; None: the fleet says which replicas are well."""
+
+    @property
+    def trials(self) -> Trials:
+        """The trials of canaries that are set aside."""
+
+    def may_start(self, canary: Canary | None, now_s: float) -> bool:
+        """True while this canary may be sent requests."""
+
+    def on_pending(self, request_id: str, pending: PendingRecord) -> None:
+        """This request has ended; its record waits for a trial."""
+
+    def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
+        """Accept the one record of a request."""
+
+
+def current_stable(context: RouterContext, table: RouteTable) -> Arm | None:
+    """Stable of the newest table: its replicas may have changed since `table` assigned the request."""
+    return (context.table or table).stable

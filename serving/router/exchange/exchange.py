@@ -1,0 +1,403 @@
+"""State of one request: next replica to try, what the client is sent, final record. No socket, no clock.
+
+The relay reports events to an `Exchange` and does what it answers. `next_attempt` names the next request to
+an engine; the others return an action: HOLD, AGAIN, or what to `Deliver`.
+
+    event          answer                         next events
+    next_attempt   Attempt                        may_start, then answered | broken
+                   Refusal                        refused
+                   Deliver, "end" or "break"      none
+    answered       HOLD                           received | ended | broken
+    received       HOLD, Deliver                  received | ended | broken
+    ended, broken  Deliver, then "end" or "break" none
+    any of these   AGAIN, or Deliver, "again"     next_attempt
+    At any time: cancelled, record_open, waited, stalled. Before all: begin_trial.
+
+Rules:
+1. The arm is assigned before the exchange begins; the record keeps it whatever happens (intention to treat).
+2. A canary request starts only while the router's lease holds and the assigned canary is still published.
+   `may_start` checks that when the head is about to be written, not when the replica is chosen.
+3. The client is sent nothing before the first whole event with content, and of an answer that is no stream
+   nothing before its end, up to HOLD_LIMIT. Until then a canary that fails, or answers 4xx, is replaced by
+   stable, whose answer the user gets. A refusal by the canary's fence is no evidence about the version.
+4. A stream that is cut later is continued by stable (`continued.py`), where the engine has named the ids
+   of its tokens and stable has the same vocabulary (`cover.py`). Else it ends with an error event.
+5. Late commit: a canary's stream that could not be continued is held until it is whole, up to HOLD_LIMIT.
+   It ends when the canary has the full weight. Who waits for a stream is sent comments (`waited`).
+6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
+   events are passed on, so that another can always follow.
+7. A request still open after `settle_s` is recorded as open, its end is not (`record.py`).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Literal
+
+from serving.messages import CANARY, STABLE, Outcome
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.bodies.model_name import NotRenamed
+from serving.router.exchange.attempts import Attempts
+from serving.router.exchange.context import RouterContext, Start
+from serving.router.exchange.continued import ContinuedStream, Ending
+from serving.router.exchange.cover import Cover
+from serving.router.exchange.outgoing import Outgoing, cut_event, rest_of
+from serving.router.exchange.record import Seen, end_at_deadline, record_of
+from serving.router.exchange.sending import Sender, refused_by_front
+from serving.router.exchange.takeover import DONE
+from serving.router.exchange.trial import PendingRecord, Trial, begin_trial
+from serving.router.exchange.usable import failure_of, has_begun, is_key_refused, unusable
+from serving.router.headers import REQUEST_ID, RawHeaders, returned, value_of
+from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, Step
+
+
+class Exchange:
+    """One request. Events are reported in order; an illegal one raises RuntimeError and changes nothing."""
+
+    def __init__(self, context: RouterContext, start: Start) -> None:
+        self.request_id = start.request_id
+        self.is_over = False  # the request has ended, with whatever outcome
+        self.is_recorded = not start.is_eligible
+        self.has_begun = False  # the current attempt, or step of a continuation, has answered with content
+        self.settle_deadline_s = start.now_s + context.limits.settle_s
+        self._context = context
+        self.start = start
+        self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
+        self._sender = Sender(context, start, self._attempts)
+        self._status: int | None = None
+        self.seen = Seen()
+        self._out = Outgoing(start.now_s, context.held, start.request.path)
+        self._cover = Cover(context, start)
+        self._now_s = start.now_s  # of the last end of an attempt
+        self._continued: ContinuedStream | None = None
+        self._is_key_refused = False  # by stable's endpoint, which was the last to fail
+        self._trial: Trial | None = None  # of the canary that it is drawn for, which is set aside; None: none
+        self._has_left = False  # the client, whose answer is read on for its record alone
+
+    # ---- attempts
+
+    def next_attempt(self, now_s: float | None = None) -> Attempt | Refusal | Deliver:
+        """Where to send the request now; what the client gets when no replica is left."""
+        if self._continued is not None:
+            found = self._continued.next_attempt()
+            return found if isinstance(found, Attempt) else self._end(found)
+        self._require(self._attempts.replica is None, "next_attempt")
+        self._sender.now_s = now_s or self._now_s
+        if self._has_left:  # nobody is there for whom another would answer
+            self._finish("cut", self._attempts.first_cause, self._sender.now_s)
+            return Deliver(then="end")
+        chosen = self._attempts.begin(self._sender.has_time)
+        if chosen is None:
+            return self._refused(self._sender.no_replica(is_key_refused=self._is_key_refused))
+        try:
+            return self._sender.send(*chosen)
+        except NotRenamed as exc:  # a newer table's endpoint has a model name, none of the first had one
+            self._release()
+            return self._refused(self._sender.refusal(400, "model_not_replaced", str(exc)))
+
+    def _refused(self, refusal: Refusal) -> Refusal | Deliver:
+        """The router's own error: as an answer, or as an event where a head has been sent."""
+        if not self._out.is_head_sent:
+            return refusal
+        self.refused(refusal, now_s=self._now_s)
+        return Deliver(None, self.event_of(refusal), "end")
+
+    def event_of(self, refusal: Refusal) -> bytes:
+        """The router's own error as an event, in the shape of the API that was asked."""
+        return refusal.event(self.start.request.path)
+
+    def may_start(self, now_s: float) -> bool:
+        """Checked just before the head is written; False withholds a canary request."""
+        if self._attempts.count == 1 and self._continued is None:
+            self.seen.connect_s = now_s - self._sender.now_s
+        return self._attempts.arm == STABLE or self._context.may_start(self.start.assignment.canary, now_s)
+
+    def begin_trial(self, now_s: float) -> Trial | None:
+        """The trial of a canary that is set aside, of which this request is; before the first attempt."""
+        with suppress(NotRenamed):  # the attempt says so
+            self._trial = begin_trial(self.start, self._context, self._attempts, self._sender, now_s=now_s)
+        return self._trial
+
+    def may_try(self, now_s: float) -> bool:
+        """Checked just before the head of a trial is written."""
+        return self._context.may_start(self.start.assignment.canary, now_s)
+
+    def answered(self, status: int, headers: RawHeaders) -> Step:
+        """An engine sent its head. AGAIN: this answer is of no use."""
+        self._require(self._attempts.replica is not None, "answered")
+        arm = self._attempts.current_arm
+        if (continued := self._continued) is not None:
+            step = continued.answered(arm, status, headers)
+            self.has_begun = continued.has_begun
+            return step
+        if (refused := refused_by_front(arm, headers)) is not None:
+            self._failed(refused)
+            return Step.AGAIN
+        if arm is not None and is_key_refused(status, self._sender.key_for(arm)):
+            self._failed("key refused")
+            return Step.AGAIN
+        if not self._attempts.is_answer(status, only_200=self.start.only_200):
+            self._release()
+            return Step.AGAIN
+        self._status = status
+        kept = returned(headers, request_id=value_of(self.start.request.headers, REQUEST_ID))
+        if self.start.is_eligible and status == 200:
+            is_canary = self._attempts.arm == CANARY and not self.start.assignment.is_lookup
+            seen, begun = self.seen, self._cover.begin(arm, headers, is_canary=is_canary)
+            seen.scan, self._out.holds_all, seen.covered = begun
+        self._out.begin(Head(status, kept + self._sender.own_headers()), is_stream=self.seen.is_stream)
+        if self.seen.is_stream and value_of(kept, b"content-length") is not None:
+            self._out.as_stream()
+        return Step.HOLD
+
+    # ---- the body
+
+    def received(self, data: bytes, *, now_s: float) -> Action:
+        """Bytes of the body arrived."""
+        seen = self.seen
+        if self._continued is not None:
+            return self._of_continued(self._continued.received(data, now_s))
+        scan = seen.scan
+        if self.is_over or self._status is None:
+            self._require(False, "received")
+        if scan is None:
+            seen.last_byte_s = now_s
+            self._begin(now_s)
+            return self._deliver(data)
+        events, is_done, was_stream = scan.events, scan.is_done, scan.is_stream
+        data = scan.feed(data)
+        if scan.is_stream is not was_stream:  # its engine gave it another content type
+            self._out.as_stream()
+            self._out.holds_all, seen.covered = self._cover.of(scan)
+        if scan.events != events or scan.is_done is not is_done or scan.is_amid_event:
+            seen.last_byte_s = now_s  # a comment is no progress
+        if self._out.is_committed and not scan.error_tail:
+            return Deliver(None, data) if data else Step.HOLD
+        if is_begun := has_begun(scan, is_canary=self._attempts.arm == CANARY):
+            self._begin(now_s)
+        if scan.has_error:
+            return self._received_error(scan, data)
+        return self._hold(scan, data, is_begun)
+
+    def _begin(self, now_s: float) -> None:
+        """The current attempt has answered with content."""
+        if self.seen.first_byte_s is None:
+            self.seen.first_byte_s = now_s
+            self.has_begun = True
+            self._attempts.begun()
+
+    @property
+    def reads_on(self) -> bool:
+        """True for an answer that is read at its engine's pace, however slowly its client reads."""
+        return not self._context.held.is_spent and self._cover.may_be_held
+
+    def _hold(self, scan: AnswerScan, data: bytes, is_begun: bool) -> Action:
+        """Keep what the client may not have yet; deliver all when it may."""
+        is_kept = self._out.hold(data)
+        if not is_kept:
+            self.seen.covered = None if self.seen.covered is None else False
+        may_pass = scan.is_stream and is_begun and not self._out.holds_all
+        return self._deliver(b"") if may_pass or not is_kept else Step.HOLD
+
+    def _received_error(self, scan: AnswerScan, data: bytes) -> Action:
+        """The engine reported an error inside its answer, of which `data` is what came before."""
+        if not self._out.is_committed and self._attempts.arm == CANARY:
+            self._failed("malformed" if scan.is_malformed else "error in the answer")
+            return Step.AGAIN
+        if self._out.is_committed and scan.error_tail and self._may_continue(scan):
+            return self._begin_continued(scan, data)
+        tail, scan.error_tail = scan.error_tail, b""
+        return self._deliver(data + tail)
+
+    def ended(self, *, now_s: float) -> Action:
+        """The body ended as its framing declared."""
+        has_head = self._status is not None or self._continued is not None
+        self._require(has_head and self._attempts.replica is not None, "ended")
+        self._now_s = now_s
+        if self._continued is not None:
+            return self._of_continued(self._continued.ended())
+        scan = self.seen.scan
+        cause, rest = (scan.end(), scan.rest) if scan is not None else (None, b"")
+        is_short = rest is None or (self._cover.digest is not None and scan is not None and not scan.is_done)
+        if is_short and scan is not None and scan.is_whole:
+            return self._complete(scan, rest or b"", now_s)
+        is_canary, is_new = self._attempts.arm == CANARY, not self._out.is_committed
+        why = unusable(scan, cause, is_canary=is_canary) if scan is not None and is_new else None
+        if why is not None:
+            self._failed(why)
+            return Step.AGAIN
+        if cause == "cut" and scan is not None and self._may_continue(scan):
+            return self._begin_continued(scan)
+        failure = failure_of(self._status, only_200=self.start.only_200)
+        outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
+        if outcome == "answered" and not self.has_begun:
+            self._attempts.begun()
+        self._finish(outcome, failure or cause, now_s)
+        is_cut = cause == "cut" and scan is not None and not scan.is_done
+        return self._deliver(cut_event(self._context.service, scan) if is_cut else rest_of(scan, rest), "end")
+
+    def broken(self, why: Failure, *, now_s: float) -> Action:
+        """The attempt failed: no connection, no head in time, or the connection broke in the middle."""
+        self._require(self._attempts.replica is not None, "broken")
+        self._now_s = now_s
+        if self._continued is not None:
+            return self._of_continued(self._continued.broken(why))
+        scan = self.seen.scan
+        if scan is not None and scan.is_whole:
+            return self._complete(scan, b"", now_s)
+        if not self._out.is_committed:
+            self._failed(why)
+            return Step.AGAIN
+        if scan is not None and self._may_continue(scan):
+            return self._begin_continued(scan)
+        self._finish("cut", "cut", now_s)
+        return self._deliver(event := cut_event(self._context.service, scan), "end" if event else "break")
+
+    def _complete(self, scan: AnswerScan, rest: bytes, now_s: float) -> Action:
+        """The answer is whole, but not what its engine says after it. rest: a last event."""
+        last = rest_of(scan, rest)
+        if self.start.is_continuable and self._cover.lacks_usage(scan) and self._may_continue(scan):
+            return self._begin_continued(scan, last)
+        is_new = self._attempts.arm == CANARY and not (self._out.is_committed or self._has_left)
+        if is_new and (scan.is_void or self._cover.lacks_usage(scan)):
+            self._failed("empty" if scan.is_void else None)
+            return Step.AGAIN
+        self._finish("answered", scan.defect, now_s)
+        is_done = scan.is_done or not self.start.request.path.endswith("completions")
+        return self._deliver(last if is_done else last + DONE, "end")
+
+    def waited(self, now_s: float) -> Action:
+        """Called a few times a second: what a client that waits for a held answer is sent."""
+        is_waiting = self._continued is not None or self._out.is_waiting(is_stream=self.seen.is_stream)
+        if self.is_over or not is_waiting:
+            return Step.HOLD
+        since_s = self.seen.last_byte_s if self._continued is not None else None
+        return self._out.comment(now_s, self._context.limits.keep_alive_s, since_s) or Step.HOLD
+
+    def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
+        """What was held, and these bytes, for the client."""
+        return self._out.deliver(data, then, is_stream=self.seen.is_stream)
+
+    def _failed(self, why: Failure | None) -> None:
+        """The current attempt failed before anything of it was sent; None: it was whole but for its usage."""
+        self._release()
+        self.seen.forget(is_whole=why is None)
+        self._out.forget()
+        self.has_begun = False
+        self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
+        self._attempts.failed(why)
+
+    # ---- a stream that another engine continues
+
+    def _may_continue(self, scan: AnswerScan) -> bool:
+        is_ready = self._out.is_committed and scan.is_between_events and not scan.has_bad_ids
+        return is_ready and self._cover.can_continue and self._attempts.can_continue()
+
+    def _begin_continued(self, scan: AnswerScan, data: bytes = b"") -> Action:
+        """From now on another engine continues the stream, of which these bytes are still to be sent."""
+        parts = scan, self._cover, self._attempts, self._sender, self.seen
+        self._continued = ContinuedStream(*parts, service=self._context.service)
+        self.has_begun = False
+        return Deliver(None, data, "again") if data else Step.AGAIN
+
+    def _of_continued(self, found: Action | Ending) -> Action:
+        assert self._continued is not None
+        self.has_begun = self._continued.has_begun
+        return self._end(found) if isinstance(found, Ending) else found
+
+    def _end(self, ending: Ending) -> Deliver:
+        self._finish(ending.outcome, ending.cause, self._now_s)
+        return Deliver(None, ending.data, "end")
+
+    @property
+    def is_committed(self) -> bool:
+        """True when the client has something of an answer, which no other can replace."""
+        return self._out.is_committed
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the request's body, and of each that was made of it for an endpoint with its own name."""
+        return len(self.start.request.body) + sum(map(len, self._sender.bodies.values()))
+
+    def awaits_canary(self, *, withdrawn: bool) -> bool:
+        """True while the client has nothing of a canary's answer; withdrawn: of one that left the table, else
+        of one that is silent: a stream that has begun goes on, in its own time."""
+        is_free = not (self._out.is_committed or self._has_left or (self.has_begun and not withdrawn))
+        return is_free and self._attempts.asks_canary(withdrawn=withdrawn)
+
+    def attempt_beside(self) -> Attempt | None:
+        """The request to stable, beside the attempt under way; None: there is none, or a second would make
+        something twice."""
+        chosen = None if self.start.creates else self._attempts.beside()
+        try:
+            return self._sender.send_beside(*chosen) if chosen is not None else None
+        except NotRenamed:
+            return None
+
+    def stalled(self) -> bool:
+        """The engine has sent nothing for `stall_s` in mid-answer; True: the attempt is ended."""
+        if self._continued is not None:
+            return self._continued.stalled()
+        if (scan := self.seen.scan) is not None and scan.is_whole:
+            return True
+        self._attempts.stalled()
+        is_replaced = not self._out.is_committed and self._attempts.arm == CANARY
+        return is_replaced or (scan is not None and self._may_continue(scan))
+
+    def refused(self, refusal: Refusal, *, now_s: float) -> None:
+        """The client was sent the router's own error."""
+        self._status = refusal.status
+        self._finish("failed", "internal error" if refusal.code == "internal" else "no answer", now_s)
+
+    def stopped(self) -> None:
+        """The router ends the request because it is stopped itself, or has stable answer: the end follows."""
+        self.seen.is_stopped = self._attempts.is_stopped = True
+
+    def cancelled(self, *, now_s: float) -> None:
+        """The client disconnected."""
+        if not self.is_over:
+            self._finish("cancelled", self.seen.error, now_s)
+
+    def leave(self) -> bool:
+        """The client disconnects. True: its answer goes on, unread (`record.py`, rule 5)."""
+        self._has_left = self.has_begun and not self.is_recorded and self._cover.may_be_held
+        if self._has_left:
+            self._out.drop()
+        return self._has_left
+
+    def record_open(self) -> None:
+        """`settle_deadline_s` has passed and the request is still open: record it now."""
+        self._require(True, "record_open")
+        if self._attempts.is_tried:
+            self._attempts.tried_aside("silent", None)
+        self._record_once("open", None, self.settle_deadline_s)
+
+    def _release(self) -> None:
+        self._attempts.release()
+        self._status = None
+
+    def _require(self, holds: bool, event: str) -> None:
+        if self.is_over or not holds:
+            raise RuntimeError(f"{event} is out of order for request {self.request_id}")
+
+    # ---- the record
+
+    def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
+        self._require(True, outcome)
+        self._attempts.release(is_cut=outcome == "cut")
+        self._out.release()
+        self.is_over = True
+        self._record_once(outcome, cause, now_s)
+
+    def _record_once(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
+        if self.is_recorded:
+            return
+        self.is_recorded, end = True, (outcome, cause, self._status)
+        if now_s >= (deadline_s := self.settle_deadline_s):  # however late the router checks it
+            now_s, end = deadline_s, end_at_deadline(self.seen, self._status, deadline_s)
+        if self._trial is not None and self._attempts.is_tried and outcome not in ("open", "cancelled"):
+            parts = self.start, self._context, self._attempts, self.seen, end
+            PendingRecord(*parts, now_s=now_s, settle_deadline_s=deadline_s).wait(self._trial)
+            return
+        record = record_of(self.start, self._context, self._attempts, self.seen, end, now_s=now_s)
+        self._context.on_record(record, assigned_s=self.start.now_s, canary=self.start.assignment.canary)

@@ -1,0 +1,145 @@
+"""The client's side of a request: what it has been sent, and what is held back. No socket, no clock.
+
+Rules:
+1. Of an answer that fails while it is held back the client has seen nothing: another takes its place.
+2. A client that waits for a stream, held or not begun, is sent its head and comments, which commit nobody.
+   What follows is then part of that stream: an answer that is no stream becomes an error event.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.exchange.held import FREE, HeldBytes
+from serving.router.headers import value_of
+from serving.router.types import Deliver, Head, Refusal
+
+HOLD_LIMIT = 1 << 20  # bytes of an answer that are held back at most
+KEEP_ALIVE = b": keep-alive\n\n"
+UNBUFFERED = (b"x-accel-buffering", b"no")
+
+
+class Outgoing:
+    """What one client has been sent."""
+
+    __slots__ = (
+        "_budget",
+        "_head",
+        "_held",
+        "_held_bytes",
+        "_is_muted",
+        "_is_unread",
+        "_path",
+        "_sent_s",
+        "holds_all",
+        "is_committed",
+        "is_head_sent",
+    )
+
+    def __init__(self, now_s: float, budget: HeldBytes, path: str) -> None:
+        self._budget = budget
+        self._path = path  # of the request, by which an error has its shape
+        self.is_committed = False  # something of the current answer
+        self.is_head_sent = False
+        self.holds_all = False  # late commit: until the answer is whole
+        self._head: Head | None = None  # of the current answer, not sent yet
+        self._held: list[bytes] = []
+        self._held_bytes = 0  # counted in the budget
+        self._is_muted = False  # what else comes of the answer has no place in the client's stream
+        self._is_unread = False  # the client has left
+        self._sent_s = now_s  # when it was last sent a comment, or began to wait
+
+    def begin(self, head: Head, *, is_stream: bool = False) -> None:
+        """The head of an answer, which is held back."""
+        # nginx would collect the events of a stream, and the comments that keep a client waiting.
+        if is_stream and value_of(head.headers, UNBUFFERED[0]) is None:
+            head = Head(head.status, [*head.headers, UNBUFFERED])
+        self._head = head
+
+    def as_stream(self) -> None:
+        """The answer whose head is held back is a stream: events may be taken out or added."""
+        if (head := self._head) is not None:
+            kept = [one for one in head.headers if one[0] not in (b"content-length", b"content-type")]
+            self.begin(Head(head.status, [*kept, (b"content-type", b"text/event-stream")]), is_stream=True)
+
+    def hold(self, data: bytes) -> bool:
+        """Hold these bytes back; False: they are too many."""
+        self._held_bytes += len(data)
+        if not self._is_unread:
+            self._held.append(data)
+            self._budget.total += len(data)
+        size = self._held_bytes
+        return size <= FREE or (size <= HOLD_LIMIT and not self._budget.is_spent)
+
+    def forget(self) -> None:
+        """The answer failed, and the client has seen nothing of it."""
+        self._head, self._held = None, []
+        self.holds_all = False
+        self.release()
+
+    def release(self) -> None:
+        """Nothing more is held: it is sent, or of no use."""
+        if not self._is_unread:
+            self._budget.total -= self._held_bytes
+        self._held_bytes = 0
+
+    def drop(self) -> None:
+        """Nobody reads the answer any more: nothing is kept of it, and what would be held is counted only."""
+        self._budget.total -= self._held_bytes
+        self._held, self._is_unread = [], True
+
+    def deliver(
+        self, data: bytes, then: Literal["more", "end", "break"] = "more", *, is_stream: bool = True
+    ) -> Deliver:
+        """What was held back, and these bytes. is_stream: of the current answer."""
+        head, self._head = self._head, None
+        if self._is_muted:
+            data = b""
+        if self.is_head_sent:
+            if not self.is_committed and head is not None and not is_stream:
+                self._held, self._is_muted = [], True
+                text = f"the answer to this request has status {head.status} and is no stream"
+                data = Refusal(head.status, "no_stream", text).event(self._path)
+            head = None
+        if self._held:
+            data = b"".join([*self._held, data])
+            self._held = []
+            self.release()
+        self.is_committed = self.is_head_sent = True
+        return Deliver(head, data, then)
+
+    def is_waiting(self, *, is_stream: bool) -> bool:
+        """True while the client has nothing of a stream whose head has come, or of what replaces one.
+
+        Balancers end a connection that is silent for a minute, which a long prompt takes. Both arms alike.
+        """
+        return ((is_stream and self._head is not None) or self.is_head_sent) and not self.is_committed
+
+    def comment(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
+        """A comment for a client that waits, when one is due; None: not yet. since_s: of the last event."""
+        if now_s - max(self._sent_s, since_s or 0.0) < every_s or (
+            self._head is None and not self.is_head_sent
+        ):
+            return None
+        self._sent_s = now_s
+        head, self._head = self._head, None
+        if self.is_head_sent:
+            head = None
+        self.is_head_sent = True
+        return Deliver(head, KEEP_ALIVE)
+
+
+def cut_event(service: str, scan: AnswerScan | None) -> bytes:
+    """An event on which clients raise; b'' where the stream is not between two events."""
+    if scan is None or not scan.is_between_events:
+        return b""
+    message = f"the answer of service {service} was cut before its end; send it again"
+    return Refusal(502, "cut", message).event(scan.path)
+
+
+def rest_of(scan: AnswerScan | None, rest: bytes | None) -> bytes:
+    """What is left of an answer; a last event gets the blank line without which its reader drops it."""
+    if rest and scan is not None and scan.is_stream:
+        return rest.rstrip(b"\n") + b"\n\n"
+    return rest or b""

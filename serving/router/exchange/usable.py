@@ -1,0 +1,49 @@
+"""Whether what an engine answers is an answer, has begun, and is of use. Pure."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.types import Failure
+
+_UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
+
+
+def failure_of(status: int | None, *, only_200: bool = False) -> str | None:
+    """Why an answer with this status is none; None: it is one, or a 4xx. A redirect is a failure too.
+
+    only_200: the request asks a model for an answer, which a 202, 204 or 206 is not.
+    """
+    if status is None:
+        return None
+    is_other = only_200 and 200 < status < 300
+    has_failed = status >= 500 or status == 429 or 300 <= status < 400 or is_other
+    return f"status {status}" if has_failed else None
+
+
+def has_begun(scan: AnswerScan, *, is_canary: bool) -> bool:
+    """Whether an answer of status 200 has begun: a first content, an error, or a byte of what is no stream.
+
+    A head is no answer, nor are comments: a front may write them before its engine has said anything.
+    """
+    is_whole = scan.is_finished and not (scan.is_void and is_canary)
+    return scan.has_content or scan.has_error or not scan.is_stream or is_whole
+
+
+def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure | None:
+    """Why an answer, of which the client has seen nothing, is of no use; None: it is passed on.
+
+    cause: its defect, None: it has none.
+    """
+    if scan.is_stream and cause == "cut" and (is_canary or not scan.has_content):
+        return "cut"
+    if not is_canary or cause not in _UNUSABLE or (cause == "empty" and not scan.is_void):
+        return None
+    return cast(Failure, cause)
+
+
+def is_key_refused(status: int, key: object | None) -> bool:
+    """Whether an endpoint refuses our key (None: none was sent): the operator's fault, for the client's own
+    credentials were never sent."""
+    return key is not None and status in (401, 403)

@@ -1,0 +1,1 @@
+"""HTTP front: clients' connections, admission, paths, load, WebSockets."""

@@ -1,0 +1,400 @@
+"""One client's connection: requests in, answers out, framed as HTTP/1.1. Nothing about a request is decided.
+
+Rules:
+1. A client that disconnects stops the engine's work (but see `departed.py`) and is recorded as cancelled. One
+   that only closes its sending side gets its answer: when nothing has been sent yet, the beginning of the
+   status line is sent at once, which a client that is gone answers with a reset.
+2. A client that reads slowly stops the reading of the engine's answer, so that its answer waits in the
+   engine's socket and not here. One that reads nothing for `idle_s` is disconnected.
+   Few requests are read ahead, one is begun a turn of the loop, and none while answers wait unread.
+   What is large or costly to read waits for its turn (`turns.py`), with that of all other clients, and so do
+   small requests, ends and time limits of many connections at once.
+3. A head must arrive within HEAD_S, a body within BODY_S; bodies held at once stay within a budget
+   (`body_budget.py`), beyond which the answer is 429 with retry-after.
+4. A client that may not ask is answered by its head (`admission.py`): nothing of its body is kept, and what
+   comes of it for LINGER_S is discarded.
+5. HTTP/1.0 gets no chunks: its answer ends with the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from serving.clock import boot_s
+from serving.router.bodies.body_budget import COUNTED_BODY, BodyShare
+from serving.router.bodies.prepared import Prepared
+from serving.router.exchange.relay import Client, Relay
+from serving.router.front import service_choice
+from serving.router.front.admission import Sent, peer_of, without_names
+from serving.router.front.answer_framing import AnswerFraming
+from serving.router.front.paths import Found, find_target
+from serving.router.front.request_parser import ParsedRequest, RequestParser
+from serving.router.front.request_start import admit_head, begin_exchange, relay_of, tunnel_of
+from serving.router.front.service_choice import Chosen
+from serving.router.front.time_limits import LINGER_S, TOO_LATE, arrival_s
+from serving.router.turns import LARGE_READ, Reading
+from serving.router.types import Deliver, Head, Refusal, overloaded
+from serving.targets import REALTIME
+
+if TYPE_CHECKING:
+    from serving.router.front.front_wire import WireFront
+    from serving.router.router import RouterCore
+
+CLOSE_S = 0.00002  # that closing a connection takes, most of it later
+COSTLY_BODY = 4 << 10  # bytes; a request with a larger body begins in its turn
+WRITE_BUFFER = 256 << 10  # bytes that wait for one client before its engine is slowed
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection, which carries one request at a time."""
+
+    __slots__ = (
+        *("_begun_s", "_blocked_s", "_core", "_framing", "_front", "_is_closing", "_is_half_closed"),
+        *("_is_waiting", "_linger_until_s", "_parser", "_relay", "_request", "_share", "_task"),
+        *("reading", "transport"),
+    )
+
+    def __init__(self, front: WireFront) -> None:
+        self._front = front
+        self._parser = RequestParser()
+        self._relay: Relay | None = None
+        self._request: ParsedRequest | None = None  # under way
+        self._core: RouterCore | None = None  # of its service; None: it names none so far
+        self._begun_s = boot_s()  # of the request that is being read, or of the idle time
+        self._blocked_s: float | None = None  # since when the client does not read; None: it does
+        self._linger_until_s: float | None = None  # what comes is discarded until then
+        self._share = BodyShare(front.bodies, self._refuse_growing)
+        self._task: asyncio.Task[None] | None = None  # of the request under way; ends with the client
+        self._framing = AnswerFraming()  # of the answer under way
+        self._is_closing = self._is_half_closed = self._is_waiting = False  # waiting: to begin, in its turn
+
+    # ---- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self.reading = Reading(self.transport, self._front.turns)
+        self._front.joined(self)
+
+    def data_received(self, data: bytes) -> None:
+        if len(data) >= LARGE_READ:
+            self.reading.came()
+        if self._is_closing:
+            return
+        parser = self._parser
+        if parser.is_idle and self._request is None:
+            self._begun_s = boot_s()
+        parser.feed(data)
+        self._go_on(len(data))
+
+    def eof_received(self) -> bool:
+        """The client sends no more; True keeps the connection open for the answer."""
+        if self._is_closing or (self._request is None and not self._parser.has_more):
+            return False
+        self._is_half_closed = True
+        if self._request is not None:
+            self._probe()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closing = True
+        self._front.left(self)
+        self._share.hold(0, 0)
+        if self._task is not None:
+            self._task.cancel()
+        relay, self._relay = self._relay, None
+        if relay is not None:
+            leave = partial(self._front.departed.leave, relay, relay.body_bytes)
+            leave() if self._front.turns.is_free() else self._front.turns.join(leave)
+
+    def pause_writing(self) -> None:
+        self._blocked_s = boot_s()
+        if self._relay is not None:
+            self._relay.slow()
+
+    def resume_writing(self) -> None:
+        self._blocked_s = None
+        if self._relay is not None:
+            self._relay.ready()
+        if self._request is None and not self._is_closing:
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    # ---- called by the front
+
+    def check(self, now_s: float) -> None:
+        """Apply the time limits."""
+        if self._linger_until_s is not None and now_s > self._linger_until_s:
+            self.transport.abort()
+        if self._blocked_s is not None and now_s - self._blocked_s > self._front.core.limits.idle_s:
+            self.abort()
+        elif self._is_closing or (self._request is None and self._blocked_s is not None):
+            return  # what is blocked: its answers wait, and its requests with them
+        elif self._request is not None:
+            if self._is_half_closed:
+                self._probe()
+            if self._relay is not None:
+                self._relay.waited(now_s)
+        elif self._parser.is_idle and not self._is_waiting:
+            if now_s - self._begun_s > self._front.load.idle_now_s:
+                self._front.turns.join(self._close_idle, CLOSE_S)
+        elif not self._is_waiting and now_s - self._begun_s > arrival_s(
+            self._parser, has_place=self._front.places.has_place(self)
+        ):
+            self._parser.refuse(TOO_LATE)
+            self._wait_for_turn()
+
+    def close_if_idle(self, refusal: Refusal | None = None) -> bool:
+        """Close unless a request is under way or arriving: True. refusal: for one that is arriving."""
+        if self._request is not None or self._is_waiting or self._is_closing:
+            return False
+        if self._parser.is_idle and not self._parser.has_more:
+            self.close_after_flush()
+        elif refusal is not None:
+            self._parser.refuse(refusal)
+            self._next_request()
+        else:
+            return False
+        return True
+
+    def _close_idle(self) -> None:
+        self.close_if_idle()
+
+    def abort(self) -> None:
+        """Break the connection."""
+        self._is_closing = True
+        self.transport.abort()
+
+    # ---- requests
+
+    def _go_on(self, size: int = 0, *, is_turn: bool = False) -> None:
+        """Begin the next request, if none is under way. size: bytes that have come. is_turn: it may cost."""
+        self._next_request(is_turn=is_turn)
+        parser = self._parser
+        if parser.has_chunks:
+            self._front.turns.join(self._take_turn)
+        elif self._is_half_closed and self._request is None and not parser.requests and not self._blocked_s:
+            self.close_after_flush()  # the rest is no whole request
+        self._pace()
+        if self._share or parser.buffered or parser.requests or size > COUNTED_BODY:
+            self._count_body()
+
+    def _wait_for_turn(self) -> None:
+        self._is_waiting = True
+        self._front.turns.join(self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Parse the next piece of a body in chunks, or begin the request that has waited."""
+        self._is_waiting = False
+        if self._is_closing:
+            return
+        if self._parser.has_chunks:
+            self._parser.go_on()
+        self._go_on(is_turn=True)
+
+    def _pace(self) -> None:
+        """Read from the client only while few of its requests wait, and while it reads its answers."""
+        parser = self._parser
+        is_slow = self._blocked_s is not None if self._request is None else parser.buffered > WRITE_BUFFER
+        self.reading.hold(parser.is_full or is_slow)
+
+    def _next_request(self, *, is_turn: bool = False) -> None:
+        if self._is_closing or self._request is not None or self._blocked_s is not None:
+            return
+        parser = self._parser
+        if parser.has_unread and not parser.requests and not parser.has_chunks:
+            parser.go_on()
+        if not parser.requests:
+            if parser.refusal is not None:
+                self._framing.begin(is_head_request=False, is_http_11=True, keep_alive=False)
+            elif parser.has_new_head:
+                self._admit()
+            if parser.refusal is not None:
+                self.refuse(parser.refusal)
+            return
+        if not is_turn and (len(parser.requests[0].body) > COSTLY_BODY or not self._front.turns.is_free()):
+            self._wait_for_turn()
+            return
+        parsed, front = parser.requests.popleft(), self._front
+        self._request = parsed
+        found = find_target(parsed.method, parsed.target, front.services)
+        is_own = front.is_own(parsed.target, found)
+        crowd = None if is_own else front.places.refusal(self)
+        self._framing.begin(
+            is_head_request=parsed.method == "HEAD",
+            is_http_11=parsed.is_http_11,
+            keep_alive=parsed.keep_alive and parsed.is_http_11 and crowd is None,
+        )
+        if crowd is not None:
+            self.refuse(crowd)
+            return
+        if isinstance(found, Refusal):
+            if front.own_routes is not None and is_own:
+                answer = service_choice.answer_own(front.own_routes, parsed.target, found, self)
+                self._task = front.run(answer)
+            else:
+                self.refuse(without_names(front.cores, self._sent(parsed), found))
+            return
+        if found.service is None:
+            self._begin_unnamed(parsed, found)
+            return
+        core = self._core = front.cores[found.service]
+        if service_choice.must_wait(parsed, [core]):
+            self._task = front.run(self._begin_later(parsed, found, {found.service: core}))
+        else:
+            self._begin(parsed, found, core)
+
+    def _admit(self) -> None:
+        """Judge a request by its head, before its body has come."""
+        parser, front = self._parser, self._front
+        parser.has_new_head = False
+        method, target, headers = parser.head
+        found = find_target(method, target, front.services)
+        sent = Sent(method, target, headers, peer_of(self.transport))
+        client = admit_head(front, self, sent, found)
+        if isinstance(client, Refusal):
+            self._framing.begin(is_head_request=method == "HEAD", is_http_11=True, keep_alive=False)
+            self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
+            parser.refuse(client)
+            return
+        self._share.client = client
+        if parser.wants_continue:
+            parser.wants_continue = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _refuse_growing(self) -> None:
+        """The body that is being sent is too much for the budget: it is dropped, and refused in its turn."""
+        self._parser.refuse(overloaded("the router holds too many bodies that have not arrived whole"))
+        self._count_body()
+        if self._request is None:
+            self._wait_for_turn()
+
+    def _begin_unnamed(self, parsed: ParsedRequest, found: Found) -> None:
+        """Begin a request whose path names none of several services."""
+        cores, sent = self._front.cores, self._sent(parsed)
+        if found.target.path == "/v1/models":
+            answer = service_choice.answer_models(cores, sent)
+            self.refuse(answer) if isinstance(answer, Refusal) else self.deliver(answer)
+        elif service_choice.must_wait(parsed, cores.values()):
+            self._task = self._front.run(self._begin_later(parsed, found, cores))
+        else:
+            self._begin_chosen(parsed, found, cores, service_choice.choose_now(cores, parsed, found, sent))
+
+    async def _begin_later(
+        self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore]
+    ) -> None:
+        """Begin when a new router has its table, and when a large body has been read."""
+        reader, sent = self._front.reader, self._sent(parsed)
+        chosen = await service_choice.choose_later(reader, cores, parsed, found, sent)
+        self._begin_chosen(parsed, found, cores, chosen)
+
+    def _begin_chosen(
+        self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore], chosen: Chosen | Refusal
+    ) -> None:
+        if isinstance(chosen, Refusal):
+            self.refuse(chosen)
+        else:
+            self._core = cores[chosen.service]
+            self._begin(parsed, found, self._core, chosen.prepared)
+
+    def _begin(
+        self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
+    ) -> None:
+        front, peer = self._front, peer_of(self.transport) if core.needs_peer else ""
+        exchange = begin_exchange(front, core, parsed, found, peer=peer, prepared=prepared)
+        if isinstance(exchange, Refusal):
+            self.refuse(exchange)
+            return
+        if found.target.path == REALTIME:
+            self._task = front.run(tunnel_of(front, exchange, self, parsed))
+            return
+        client, method = cast(Client, self), parsed.method
+        relay = self._relay = relay_of(
+            front, core, exchange, client=client, method=method, on_over=self._on_over
+        )
+        if self._blocked_s is not None:
+            relay.slow()
+        if len(parsed.body) > COUNTED_BODY:
+            self._count_body()  # with what was made of it
+        relay.start()
+
+    def _sent(self, parsed: ParsedRequest) -> Sent:
+        return Sent(parsed.method, parsed.target, parsed.headers, peer_of(self.transport))
+
+    def _on_over(self) -> None:
+        self._relay = None
+
+    def _done(self) -> None:
+        """The answer is whole: the next request, or the end of the connection."""
+        self._request = self._core = self._task = None
+        if self._share:
+            self._count_body()
+        self._begun_s, parser = boot_s(), self._parser
+        if parser.refusal is not None and not parser.requests and not self._framing.keep_alive:
+            self._linger()
+        elif not self._framing.keep_alive or self._front.is_stopping:
+            self.close_after_flush()
+        elif parser.has_more or parser.refusal is not None or parser.has_new_head:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        elif self._is_half_closed:
+            self.close_after_flush()
+        elif self.reading.is_held:
+            self._pace()
+
+    # ---- answers
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that wait for the client, while it does not read as fast as it is answered."""
+        return self.transport.get_write_buffer_size() if self._blocked_s is not None else 0
+
+    def deliver(self, action: Deliver) -> None:
+        """Send what the exchange delivers."""
+        if self._is_closing:
+            return
+        if data := self._framing.bytes_of(action):
+            self.transport.write(data)
+        if action.then == "more":
+            return
+        if action.then == "break" or self._framing.is_short:
+            self.close_after_flush()
+        else:
+            self._done()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Send the router's own error."""
+        self._front.count_refusal(refusal.code, self._core)
+        self._framing.begin_anew()
+        asked = self._request or self._parser
+        self.deliver(refusal.answer(asked.target.decode("latin-1"), asked.headers))
+
+    def switch(self, head: Head, protocol: asyncio.BaseProtocol) -> None:
+        """Send this head, a 101; the connection is that protocol's from then on."""
+        self.transport.set_protocol(protocol)
+        self.transport.write(self._framing.switched(head))
+        self.reading.hold(False)
+
+    def _probe(self) -> None:
+        """Send one byte of the beginning of the status line, if no head was sent yet."""
+        if data := self._framing.start_ahead():
+            self.transport.write(data)
+
+    def close_after_flush(self) -> None:
+        """Send what waits, then close; of an answer that is not whole the client sees that."""
+        self._is_closing = True
+        self.transport.close()
+
+    def _linger(self) -> None:
+        """End the answer, and read on for a while: closing now would reset the connection."""
+        self._is_closing = True
+        self._linger_until_s = boot_s() + LINGER_S
+        self.reading.hold(False)
+        self.transport.write_eof()
+
+    def _count_body(self) -> None:
+        whole = sum(len(one.body) for one in self._parser.requests)
+        one, relay = self._request, self._relay
+        whole += relay.body_bytes if relay is not None else len(one.body) if one is not None else 0
+        self._share.hold(whole, self._parser.buffered)

@@ -1,0 +1,85 @@
+"""The start of one request of a client: whether its body is read, its exchange, its relay or tunnel.
+
+The connection (`client_connection.py`) knows when; a `RouterCore` decides what becomes of the request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING
+
+from serving.clock import boot_s
+from serving.router.bodies.prepared import Prepared
+from serving.router.exchange.exchange import Exchange
+from serving.router.exchange.relay import Client, Relay
+from serving.router.front import tunnel
+from serving.router.front.admission import Sent, admit
+from serving.router.front.paths import Found
+from serving.router.front.request_parser import ParsedRequest
+from serving.router.router import RouterCore
+from serving.router.types import Refusal, Request
+from serving.router.upstreams.upstream import Upstream
+
+if TYPE_CHECKING:
+    from serving.router.front.client_connection import ClientConnection
+    from serving.router.front.front_wire import WireFront
+
+NO_BODY = Refusal(413, "body_too_large", "this path takes no body; send a GET without one")
+
+
+def admit_head(
+    front: WireFront, connection: ClientConnection, sent: Sent, found: Found | Refusal
+) -> str | Refusal:
+    """Who sends a request whose body has not come; a Refusal: its body is not read."""
+    if front.is_own(sent.target, found):
+        return NO_BODY
+    client = admit(front.cores, sent, found)
+    if isinstance(client, Refusal):
+        return client
+    return front.places.refusal(connection) or front.refusal() or client
+
+
+def begin_exchange(
+    front: WireFront,
+    core: RouterCore,
+    parsed: ParsedRequest,
+    found: Found,
+    *,
+    peer: str,
+    prepared: Prepared | None,
+) -> Exchange | Refusal:
+    """The exchange of a whole request, or why it is not served. peer: empty where nothing depends on it."""
+    if (refusal := front.refusal(len(parsed.body))) is not None:
+        return refusal
+    request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
+    request_id, now_s, wall_s = front.ids.next(), boot_s(), time.time()
+    return core.begin(request, request_id=request_id, now_s=now_s, wall_s=wall_s, prepared=prepared)
+
+
+def relay_of(
+    front: WireFront,
+    core: RouterCore,
+    exchange: Exchange,
+    *,
+    client: Client,
+    method: str,
+    on_over: Callable[[], None],
+) -> Relay:
+    """What passes the answer on to this client, and notes it where the request may be mirrored."""
+    upstream = _upstream_of(front)
+    if core.table is not None and core.table.mirror is not None:
+        client, on_over = front.mirror.tapped(core, exchange.start, upstream, client, on_over)
+    return Relay(exchange, client, upstream, method, on_over)
+
+
+def tunnel_of(
+    front: WireFront, exchange: Exchange, connection: ClientConnection, parsed: ParsedRequest
+) -> Coroutine[None, None, None]:
+    """What serves a WebSocket."""
+    return tunnel.serve(connection, exchange, _upstream_of(front), is_handshake=parsed.is_websocket)
+
+
+def _upstream_of(front: WireFront) -> Upstream:
+    assert front.upstream is not None, "the front was not started"
+    return front.upstream

@@ -1,0 +1,1 @@
+"""Copies of requests to a mirrored canary, which no client sees."""

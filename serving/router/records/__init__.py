@@ -1,0 +1,1 @@
+"""What a router reports: request records on their way out, counters, a file of JSON lines."""

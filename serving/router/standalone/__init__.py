@@ -1,0 +1,1 @@
+"""The standalone router: its table file, its log, its command."""

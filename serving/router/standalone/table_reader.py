@@ -1,0 +1,286 @@
+"""Reads the table file of the standalone router (`table_file.py`). A mistake is one line.
+
+Invariant: no key and no secret is shown in a message.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from serving.access import Affinity
+from serving.credentials import KeyReference, NoKey, UnitKey
+from serving.files.client_rules import KeySpec, TrustSpec
+from serving.files.strict_yaml import YamlError, load_yaml
+from serving.messages import Arm, Replica, RouteTable
+from serving.router.standalone.table_schema import (
+    SHARED,
+    AffinitySpec,
+    CanarySpec,
+    LimitsSpec,
+    TableSpec,
+    UpstreamSpec,
+)
+
+SHORTEST_TOKEN_KEY = 16  # bytes
+_NO_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
+_FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
+
+
+class TableFileError(ValueError):
+    """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """A valid file: its tables by service, and what of it cannot be used now.
+
+    Two are equal that say the same, whatever the revisions of their tables.
+    """
+
+    tables: dict[str, RouteTable] = field(compare=False)
+    specs: dict[str, TableSpec]
+    problems: tuple[str, ...] = ()  # a key that cannot be read now, each in one line
+
+    @property
+    def limits(self) -> LimitsSpec:
+        """The limits of the port, which all its services have."""
+        return next(iter(self.specs.values())).limits
+
+    def is_off(self, service: str) -> bool:
+        """True when the canary of this service is `enabled: false`."""
+        canary = self.specs[service].canary
+        return canary is not None and not canary.enabled
+
+    def is_without_key(self, service: str) -> bool:
+        """True when the canary of this service is out for its key alone."""
+        return self.specs[service].is_canary_in and self.tables[service].canary is None
+
+
+def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
+    """The tables in the file by service, as revision `change`. Raises TableFileError."""
+    return read_file(path, change=change).tables
+
+
+def read_file(path: Path, *, change: int, known: TableFile | None = None) -> TableFile:
+    """The file, its tables as revision `change`. Raises TableFileError.
+
+    known: what it says, where it is the same as when that was read: only keys are read again.
+
+    A key (in another file, or a variable) that cannot be read is a problem of its arm alone: the canary is
+    out, stable stays and does not answer, tokens are neither given nor read. The rest of the file holds.
+    """
+    specs = _specs(path) if known is None else [("", spec) for spec in known.specs.values()]
+    tables: dict[str, RouteTable] = {}
+    problems: list[str] = []
+    for where, spec in specs:
+        try:
+            table = _table(spec, path.parent, change, problems)
+        except ValueError as exc:
+            raise TableFileError(f"table {path}: {where}{exc}") from exc
+        if table.service in tables:
+            raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
+        tables[table.service] = table
+    return TableFile(tables, {spec.service: spec for _, spec in specs}, tuple(problems))
+
+
+def _specs(path: Path) -> list[tuple[str, TableSpec]]:
+    """(place in the file, values) of each service. Raises TableFileError."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise TableFileError(f"table {path}: {reason}; name a readable YAML file") from exc
+    try:
+        entries = _entries(load_yaml(text))
+    except YamlError as exc:
+        line = f" line {exc.line}" if exc.line is not None else ""
+        raise TableFileError(f"table {path}{line}: {exc}") from exc
+    except ValueError as exc:
+        raise TableFileError(f"table {path}: {exc}") from exc
+    specs = []
+    for where, entry in entries:
+        try:
+            specs.append((where, TableSpec.model_validate(entry)))
+        except ValidationError as exc:
+            raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
+    return specs
+
+
+def _entries(data: object) -> list[tuple[str, object]]:
+    """(path, values) of each service. Raises ValueError."""
+    if not isinstance(data, dict) or "services" not in data:
+        return [("", data)]
+    shared = {name: value for name, value in data.items() if name != "services"}
+    if unknown := next((name for name in shared if name not in SHARED), None):
+        raise ValueError(
+            f"{unknown} stands beside services; give it to one of them, or one of {listed(SHARED)}"
+        )
+    services = data["services"]
+    if not isinstance(services, list) or not services:
+        raise ValueError("services is no list of services; write each with a dash")
+    entries: list[tuple[str, object]] = []
+    for number, one in enumerate(services):
+        if isinstance(one, dict) and "limits" in one:
+            raise ValueError(
+                f"services.{number}.limits: limits hold for the port; write them beside services"
+            )
+        entry = {**shared, **one} if isinstance(one, dict) else one
+        entries.append((f"services.{number}.", entry))
+    return entries
+
+
+def _table(spec: TableSpec, folder: Path, change: int, problems: list[str]) -> RouteTable:
+    """problems: a line is added for each key that cannot be read. Raises ValueError."""
+    weights = spec.weights
+    if weights and spec.canary is None:
+        raise ValueError(
+            f"{listed(weights)} without a canary; remove {'it' if len(weights) == 1 else 'all of these'}, or "
+            "put the canary back (with enabled: false it gets nothing, whatever the weights)"
+        )
+    stable, canary = _arm(spec.stable, "stable", folder), None
+    if (why := _key_problem(stable)) is not None:
+        problems.append(f"{spec.service}: stable {spec.stable.url} cannot be asked: {why}")
+    if spec.canary is not None and spec.is_canary_in:
+        canary = _arm(spec.canary, "canary", folder)
+        if (why := _key_problem(canary)) is not None:
+            problems.append(f"{spec.service}: canary {spec.canary.url} is out: {why}")
+            canary = None
+    try:
+        affinity = _affinity(spec.affinity, folder)
+    except ValueError as exc:
+        problems.append(f"{spec.service}: no affinity tokens: {exc}")
+        affinity = None
+    return RouteTable(
+        service=spec.service,
+        epoch=1,
+        revision=change,
+        change=change,
+        rollout=f"file-{spec.salt}" if canary else "",
+        salt=spec.salt,
+        weight_bp=spec.weight_bp,
+        stable=stable,
+        canary=canary,
+        access=spec.access(),
+        # Routers that share a key of tokens also name units alike: a token holds its unit.
+        unit_key=UnitKey.of(affinity.key) if affinity is not None else None,
+        affinity=affinity,
+        generation=_generation(spec),
+        burst_cap=spec.burst_cap,
+        late_commit=spec.late_commit,
+    )
+
+
+def _generation(spec: TableSpec) -> str:
+    """What tokens hold for, as far as the file tells: both upstreams, and when the canary was put in.
+
+    The same at every router; the versions and the salt are in the table itself.
+    """
+    canary = spec.canary
+    parts = [spec.stable.url, spec.stable.model]
+    if canary is not None:
+        parts += [canary.url, canary.model, canary.since]
+    return "\n".join(part or "" for part in parts)
+
+
+def _affinity(spec: AffinitySpec | None, folder: Path) -> Affinity | None:
+    """How tokens are signed. Without a key by a random one, so that they end with this process."""
+    if spec is None:
+        return None
+    reference = KeyReference.from_names(spec.key_env, _located(spec.key_file, folder))
+    if reference is None:
+        return Affinity(_process_key(), spec.cookie)
+    try:
+        key = reference.read().encode()
+    except NoKey as exc:
+        raise ValueError(f"affinity: {str(exc).replace('api_key_', 'key_')}") from exc
+    if len(key) < SHORTEST_TOKEN_KEY:
+        raise ValueError(
+            f"affinity: the key of {len(key)} bytes is shorter than {SHORTEST_TOKEN_KEY}; "
+            "make one with: openssl rand -hex 32"
+        )
+    return Affinity(key, spec.cookie)
+
+
+@functools.lru_cache(maxsize=1)
+def _process_key() -> bytes:
+    return secrets.token_bytes(32)
+
+
+def _located(file: str | None, folder: Path) -> str | None:
+    return None if file is None else str((folder / Path(file).expanduser()).absolute())
+
+
+def _arm(upstream: UpstreamSpec, name: str, folder: Path) -> Arm:
+    """The upstream as an arm. Its key is read when it is sent."""
+    api_key = KeyReference.from_names(upstream.api_key_env, _located(upstream.api_key_file, folder))
+    replicas = (Replica(upstream.url),)
+    return Arm(upstream.version or name, replicas, True, upstream.model, api_key)
+
+
+def _key_problem(arm: Arm) -> str | None:
+    return arm.api_key.problem() if arm.api_key is not None else None
+
+
+_KINDS: dict[str, type[BaseModel]] = {
+    "stable": UpstreamSpec,
+    "canary": CanarySpec,
+    "keys": KeySpec,
+    "trust": TrustSpec,
+    "affinity": AffinitySpec,
+    "limits": LimitsSpec,
+}
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    loc = first["loc"]
+    where = ".".join(str(part) for part in loc)
+    got = first.get("input")
+    is_plain = isinstance(got, str | int | float | bool) and "key" not in str(loc[-1:])
+    is_shown = is_plain and not {"url", "sha256"} & set(loc)  # a key must not be shown
+    value = f" {got!r}" if is_shown else ""
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    known = ""
+    if kind == "extra_forbidden":
+        names = _known_at(loc)
+        close = difflib.get_close_matches(str(loc[-1]), names, 1)
+        message = f"is no key here{_elsewhere(loc) or (f'; did you mean {close[0]}?' if close else '')}"
+        known = f"; keys are {listed(names)}"
+    elif kind == "missing":
+        message = "is missing; add it"
+    elif kind in _NO_MAPPING:
+        value, message = "", "is no mapping; begin with service: NAME, or services:"
+        if where in ("stable", "canary"):
+            message = f"is no mapping; write {where}: {{url: http://HOST:PORT}}"
+    elif kind.startswith("int") and str(loc[0]).endswith("_bp"):
+        message += "; a weight is a whole number of basis points: 500 is 5 %"
+    colon = f"{where}{value}: " if where else ("" if first["type"] == "value_error" else "the file: ")
+    return f"{colon}{message}{known}"
+
+
+def _elsewhere(loc: tuple[int | str, ...]) -> str:
+    """Where a key that is none here belongs; empty: nowhere."""
+    if len(loc) > 1 and loc[-1] in TableSpec.model_fields:
+        return "; write it at the top, beside service"
+    places = [place for place, kind in _KINDS.items() if loc[-1] in kind.model_fields]
+    return f"; write it below {' or '.join(places)}" if places else ""
+
+
+def _known_at(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the mapping around this place may have."""
+    kind = _KINDS.get(str(loc[0]), TableSpec) if len(loc) > 1 else TableSpec
+    fields = kind.model_fields
+    names = [field.alias or name for name, field in fields.items()]
+    return sorted(names, key=lambda name: name not in _FIRST)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message."""
+    return ", ".join(names)

@@ -1,0 +1,115 @@
+"""Turns of work that may be long: a millisecond of it each turn of the event loop, for all who have some.
+
+A client costs by what it sends and an engine by what it answers: a body of 60 KB may take 5 ms to read, one
+in chunks of a byte a hundred times as long to parse as others, 8 MB of small events seconds to scan.
+Whatever waits while a turn of the loop is long has come by the next one, so what each connection does for
+itself adds up. Here they share one budget, and the loop does all else in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+TURN_S = 0.001
+LARGE_READ = 64 << 10  # bytes; after one a socket is not read again before its turn
+AT_ONCE = 4  # small pieces of work in a turn of the loop that do not wait
+READ_S = 0.00015  # that such a read takes, which the loop makes after the turn
+
+
+def turn_end_s() -> float:
+    """When a turn that begins now has used its time, for `is_turn_over`."""
+    return time.perf_counter() + TURN_S
+
+
+def is_turn_over(end_s: float) -> bool:
+    """Whether its time is used: what is left to do joins the turns."""
+    return time.perf_counter() >= end_s
+
+
+class _Socket(Protocol):
+    def is_closing(self) -> bool: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class Turns:
+    """Functions that each do a piece of work; one that has more to do joins again."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Callable[[], None], float] = {}
+        self._turn: asyncio.Handle | None = None
+        self._at_once = 0  # in this turn of the loop
+
+    def is_free(self) -> bool:
+        """True for the first few that ask in a turn of the loop: what all others would do is to `join`.
+
+        The loop serves every socket that is ready in one turn, and a client may have thousands.
+        """
+        if not self._at_once:
+            asyncio.get_running_loop().call_soon(self._free)
+        self._at_once += 1
+        return self._at_once <= AT_ONCE
+
+    def _free(self) -> None:
+        self._at_once = 0
+
+    def join(self, work: Callable[[], None], least_s: float = 0.0) -> None:
+        """Call this once, in a later turn of the loop. One that waits already is not called twice.
+
+        least_s: what it costs at least, part of which comes later.
+        """
+        self._waiting[work] = least_s
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().call_soon(self._take)
+
+    def _take(self) -> None:
+        left_s = TURN_S
+        self._turn = None
+        try:
+            while self._waiting and left_s > 0:
+                work = next(iter(self._waiting))
+                least_s, began_s = self._waiting.pop(work), time.perf_counter()
+                work()
+                left_s -= max(time.perf_counter() - began_s, least_s)
+        finally:  # an error in one does not end the turns of the others
+            if self._waiting and self._turn is None:
+                self._turn = asyncio.get_running_loop().call_soon(self._take)
+
+
+class Reading:
+    """Whether a socket is read: not while its owner holds it, nor after a large read before its turn.
+
+    The loop would else read one socket up to 32 times in a row, 8 MB, before it does anything else.
+    """
+
+    __slots__ = ("_awaits_turn", "_is_paused", "_socket", "_turns", "is_held")
+
+    def __init__(self, socket: _Socket, turns: Turns) -> None:
+        self._socket, self._turns = socket, turns
+        self.is_held = self._awaits_turn = self._is_paused = False
+
+    def came(self) -> None:
+        """LARGE_READ bytes or more have been read."""
+        if not self._awaits_turn:
+            self._awaits_turn = True
+            self._turns.join(self._read_on, READ_S)
+            self._apply()
+
+    def hold(self, is_held: bool) -> None:
+        """Read no more, or read on."""
+        if is_held is not self.is_held:
+            self.is_held = is_held
+            self._apply()
+
+    def _read_on(self) -> None:
+        self._awaits_turn = False
+        self._apply()
+
+    def _apply(self) -> None:
+        must_wait = self.is_held or self._awaits_turn
+        if must_wait is not self._is_paused and not self._socket.is_closing():
+            self._is_paused = must_wait
+            self._socket.pause_reading() if must_wait else self._socket.resume_reading()

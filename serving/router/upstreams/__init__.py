@@ -1,0 +1,1 @@
+"""Engines and endpoints: connection pool, name lookup, reachability, health."""

@@ -1,0 +1,99 @@
+"""Endpoints to which no connection can be made: why, for the log and for the error that a client gets.
+
+Invariant: a reason is of a fixed set of words and names no host, for clients are told it; the log names both.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+ENDPOINTS_LIMIT = 1024  # that are remembered
+DETAIL_LIMIT = 200  # characters of an error
+LOG_EVERY_S = 60.0  # at most, of one endpoint: one that comes and goes must not fill the log
+
+log = logging.getLogger("canaryctl.router")
+
+_BY_NUMBER = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.EHOSTUNREACH: "no route to it",
+    errno.ENETUNREACH: "no route to it",
+    errno.ECONNRESET: "connection reset before a request was sent",
+    errno.EMFILE: "the router has too many open files",
+}
+
+
+_LATE = "no connection in time"
+_CLEAR = frozenset({*_BY_NUMBER.values(), _LATE})  # reasons to which the error adds nothing
+
+
+def reason_of(error: BaseException) -> str:
+    """Why no connection was made, in a few words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate is not valid"
+    if isinstance(error, ssl.SSLError):
+        return "TLS failed; it may not speak https"
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return "its name cannot be resolved"
+    if isinstance(error, TimeoutError):
+        return _LATE
+    number = error.errno if isinstance(error, OSError) else None
+    return _BY_NUMBER.get(number or 0, "no connection")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """Why no connection can be made to an endpoint."""
+
+    reason: str  # of a fixed set, for clients
+    detail: str  # of the error, for the log alone; empty: the reason says all
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+
+class Reachability:
+    """What is unreachable now. Each beginning and end is logged once, unless another log has them."""
+
+    def __init__(self) -> None:
+        self.reasons: MutableMapping[str, Unreachable] = {}  # by origin of the endpoint
+        self.is_logged = True  # False: `health.py` logs what fails
+        self._logged: set[str] = set()  # endpoints whose beginning was logged
+        self._since_s: dict[str, float] = {}
+        self._last_s: dict[str, float] = {}  # when anything was logged of an endpoint
+
+    def failed(self, endpoint: str, error: BaseException, *, now_s: float) -> None:
+        """No connection could be made to this endpoint."""
+        if (
+            max(len(self._last_s), len(self.reasons)) >= ENDPOINTS_LIMIT
+        ):  # replicas come and go, at other addresses
+            for one in (self.reasons, self._logged, self._since_s, self._last_s):
+                one.clear()
+        reason = reason_of(error)
+        known = self.reasons.get(endpoint)
+        detail = "" if reason in _CLEAR else str(error)[:DETAIL_LIMIT]
+        self.reasons[endpoint] = Unreachable(reason, detail)
+        self._since_s.setdefault(endpoint, now_s)
+        is_new = known is None or known.reason != reason or endpoint not in self._logged
+        if not (self.is_logged and is_new):
+            return
+        if now_s - self._last_s.setdefault(endpoint, -LOG_EVERY_S) >= LOG_EVERY_S:
+            self._logged.add(endpoint)
+            self._last_s[endpoint] = now_s
+            fields = {"endpoint": endpoint, "reason": reason, "error": str(error)[:DETAIL_LIMIT]}
+            log.warning("endpoint cannot be reached", extra=fields)
+
+    def reached(self, endpoint: str, *, now_s: float) -> None:
+        """A connection has been made."""
+        if self.reasons.pop(endpoint, None) is None:
+            return
+        since_s = self._since_s.pop(endpoint, now_s)
+        if endpoint in self._logged:
+            self._logged.discard(endpoint)
+            self._last_s[endpoint] = now_s
+            fields = {"endpoint": endpoint, "unreachable_s": round(now_s - since_s, 1)}
+            log.warning("endpoint is reached again", extra=fields)

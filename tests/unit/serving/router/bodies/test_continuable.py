@@ -1,0 +1,99 @@
+"""Which requests can be continued from token ids: a list of what can be."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serving.router.bodies.body_facts import read_facts
+from serving.router.bodies.continuable import is_continuable
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+CHAT = {"model": "chat", "messages": MESSAGES, "stream": True}
+
+
+def continuable(**fields: object) -> bool:
+    return is_continuable(json.dumps({**CHAT, **fields}).encode())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"temperature": 0, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3, "repetition_penalty": 1.1},
+        {"max_tokens": 5, "max_completion_tokens": None, "user": "u", "metadata": {"a": "b"}},
+        {"stream_options": {"include_usage": True}, "ignore_eos": True, "stop_token_ids": [2]},
+        {"n": 1, "stop": [], "tools": None, "tool_choice": "none", "logprobs": False, "logit_bias": {}},
+        {"frequency_penalty": 0, "presence_penalty": 0.0, "response_format": {"type": "text"}},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "type"}]}]},
+        {"messages": [{"role": "user", "content": 'a "type"'}, {"role": "assistant", "content": None}]},
+    ],
+)
+def test_what_can_be_continued(fields: dict[str, object]) -> None:
+    assert continuable(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"type": "function"}]},
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"response_format": {"type": "json_object"}},
+        {"guided_json": {}},
+        {"structured_outputs": {"regex": "a"}},
+        {"n": 2},
+        {"best_of": 2},
+        {"logprobs": True},
+        {"logprobs": 0},
+        {"frequency_penalty": 0.1},
+        {"presence_penalty": -1},
+        {"stop": "\n"},
+        {"stop": ["a"]},
+        {"min_tokens": 1},
+        {"logit_bias": {"5": 1}},
+        {"bad_words": ["a"]},
+        {"reasoning_effort": "low"},
+        {"documents": []},
+        {"echo": True},
+        {"a_field_of_a_later_release": None},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}, {"type": "text"}]}]},
+        {"messages": [{"role": "user", "content": [{"image_url": "x"}], "type": 1}]},
+        {"messages": "x", "type": 1},
+        {"prompt": "both"},
+    ],
+)
+def test_what_cannot_be_continued(fields: dict[str, object]) -> None:
+    assert not continuable(**fields)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("text", True),
+        (["text"], True),
+        ([1, 2, 3], True),
+        (["a", "b"], False),
+        ([[1, 2]], False),
+        ([[1], [2]], False),
+        ([], False),
+        (None, False),
+    ],
+)
+def test_a_completion_of_one_prompt_can_be_continued(prompt: object, expected: bool) -> None:
+    assert is_continuable(json.dumps({"model": "chat", "prompt": prompt}).encode()) is expected
+
+
+@pytest.mark.parametrize(("more", "expected"), [(0, True), (1, False)])
+def test_a_chat_of_very_many_turns_is_not_looked_through(more: int, expected: bool) -> None:
+    assert continuable(messages=[{"content": "x"}] * (4096 + more)) is expected
+
+
+def test_only_streams_are_looked_at_and_a_body_that_is_none_is_not() -> None:
+    whole, stream = ({**CHAT, "stream": stream} for stream in (False, True))
+    facts = [read_facts(json.dumps(body).encode()) for body in (whole, stream)]
+
+    assert [one.continuable for one in facts if one is not None] == [False, True]
+    assert not is_continuable(b"[1]")
+    assert not is_continuable(b'{"messages": [' + b"[" * 5000)

@@ -1,0 +1,84 @@
+"""What only the account that made it can read, in the turns of a request."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from serving.router.bodies.body_facts import read_facts
+
+SAID = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hi"}]}
+
+
+def user(*parts: object) -> dict[str, object]:
+    return {"role": "user", "content": list(parts)}
+
+
+KEPT = {
+    "encrypted reasoning": {
+        "input": [SAID, {"type": "reasoning", "encrypted_content": "gAAA", "summary": []}]
+    },
+    "an item": {"input": [SAID, {"type": "item_reference", "id": "rs_1"}]},
+    "a file": {"input": [user({"type": "input_file", "file_id": "file-1"})]},
+    "a file of a function": {
+        "input": [{"type": "function_call_output", "output": [{"type": "input_file", "file_id": "file-1"}]}]
+    },
+    "a file of chat": {"messages": [user({"type": "file", "file": {"file_id": "file-1"}})]},
+    "a file of messages": {
+        "messages": [user({"type": "document", "source": {"type": "file", "file_id": "file_1"}})]
+    },
+    "a store of files": {
+        "input": "q",
+        "tools": [{"type": "function"}, {"type": "file_search", "vector_store_ids": ["vs_1"]}],
+    },
+    "a container": {"input": "q", "tools": [{"type": "code_interpreter", "container": "cntr_1"}]},
+    "files of a container": {
+        "input": "q",
+        "tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}}],
+    },
+    "a container of messages": {"messages": [user()], "container": "container_1"},
+    "a stored prompt": {"prompt": {"id": "pmpt_1", "version": "2"}, "input": "q"},
+    "what was spoken": {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}, user()]},
+}
+NOT_KEPT = {
+    "a new container": {
+        "input": "q",
+        "tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": []}}],
+    },
+    "sound that is asked for": {
+        "messages": [user()],
+        "modalities": ["text", "audio"],
+        "audio": {"voice": "a", "format": "wav"},
+    },
+    "a prompt as it is": {"prompt": "id", "tools": None, "container": None},
+    "reasoning in plain": {"input": [{"type": "reasoning", "encrypted_content": None, "summary": []}]},
+    "asked for": {"input": "hi", "include": ["reasoning.encrypted_content"]},
+    "spoken of": {"input": [user({"type": "input_text", "text": 'which "file_id" or "item_reference"?'})]},
+    "a tool's schema": {
+        "input": [SAID],
+        "tools": [{"type": "function", "name": "read", "parameters": {"properties": {"file_id": {}}}}],
+    },
+    "a tool's arguments": {
+        "messages": [user({"type": "tool_use", "name": "read", "input": {"file_id": "file-1"}})]
+    },
+    "a file as it is": {"messages": [user({"type": "file", "file": {"file_data": "aGk=", "file_id": None}})]},
+    "no list": {"input": {"type": "item_reference"}},
+    "no objects": {"input": ["item_reference", 1]},
+}
+
+
+@pytest.mark.parametrize("body", KEPT.values(), ids=KEPT)
+def test_what_one_account_alone_can_read_is_seen(body: object) -> None:
+    facts = read_facts(json.dumps(body).encode())
+
+    assert facts is not None
+    assert facts.names_kept
+
+
+@pytest.mark.parametrize("body", NOT_KEPT.values(), ids=NOT_KEPT)
+def test_what_only_looks_like_it_is_not(body: object) -> None:
+    facts = read_facts(json.dumps(body).encode())
+
+    assert facts is not None
+    assert not facts.names_kept

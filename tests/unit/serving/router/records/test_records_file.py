@@ -1,0 +1,109 @@
+"""Request records of a standalone router as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from serving.messages import RequestRecord
+from serving.router.exchange.exchange import Exchange
+from serving.router.records.records_file import RecordsFile
+from serving.router.standalone.main import main
+from serving.router.standalone.table_file import source_of
+from serving.router.types import Attempt, Request
+from serving.targets import Target
+
+TABLE = """
+service: chat
+stable: {url: "http://127.0.0.1:8001"}
+canary: {url: "http://127.0.0.1:8002"}
+weight_bp: 10000
+limits: {failures: 0}
+"""
+PROMPT = b'{"user": "alice", "messages": [{"role": "user", "content": "secret words"}]}'
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "table.yaml"
+    path.write_text(TABLE)
+    return path
+
+
+def asked(table: Path, records: RecordsFile, count: int = 1) -> None:
+    """Requests whose canary is refused and whose stable answers, taken by the source of this table."""
+    source = source_of(table, records)
+    core = source.cores["chat"]
+    for index in range(count):
+        request = Request("POST", Target("/v1/chat/completions"), (), PROMPT)
+        exchange = core.begin(request, request_id=f"req-{index}", now_s=1.0, wall_s=1.0)
+        assert isinstance(exchange, Exchange)
+        assert isinstance(exchange.next_attempt(), Attempt)
+        exchange.broken("refused", now_s=1.1)
+        exchange.next_attempt()
+        exchange.answered(200, [(b"content-type", b"application/json")])
+        message = {"role": "assistant", "content": "an answer"}
+        body = {"id": "c-1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        exchange.received(json.dumps(body).encode(), now_s=1.2)
+        exchange.ended(now_s=1.2)
+    source.take_records(core)
+
+
+async def test_a_request_is_one_line_with_the_fields_of_its_record(table: Path) -> None:
+    path = table.parent / "records.jsonl"
+    records = RecordsFile(path)
+    asked(table, records)
+    await records.close()
+    text = path.read_text()
+    (line,) = map(json.loads, text.splitlines())
+
+    assert set(line) == {"service"} | {one.name for one in dataclasses.fields(RequestRecord)} - {"seq"}
+    assert (line["service"], line["request_id"], line["arm"], line["w"]) == ("chat", "req-0", "canary", 1.0)
+    assert (line["served_arm"], line["outcome"], line["cause"]) == ("stable", "fallback", "refused")
+    assert line["attempts"][0] == {
+        "arm": "canary",
+        "replica": "http://127.0.0.1:8002",
+        "cause": "refused",
+        "tokens": 0,
+    }
+    assert "secret" not in text
+    assert "alice" not in text
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_file_that_was_moved_away_is_begun_anew(table: Path) -> None:
+    path = table.parent / "records.jsonl"
+    records = RecordsFile(path)
+    asked(table, records)
+    await records.close()
+    path.rename(path.with_suffix(".1"))
+    asked(table, records, 2)
+    await records.close()
+
+    assert [len(one.read_text().splitlines()) for one in (path.with_suffix(".1"), path)] == [1, 2]
+
+
+async def test_records_wait_within_bounds_while_the_file_cannot_be_written(table: Path) -> None:
+    folder = table.parent / "later"
+    records = RecordsFile(folder / "records.jsonl", limit=3)
+    asked(table, records, 2)
+    await records.close()
+    asked(table, records, 4)
+    folder.mkdir()
+    await records.close()
+    lines = (folder / "records.jsonl").read_text().splitlines()
+
+    assert (len(lines), records.dropped) == (3, 3)
+
+
+def test_a_records_file_that_cannot_be_written_ends_the_command_with_one_line(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(table, port=0, records=table.parent / "none" / "records.jsonl")
+    shown = capsys.readouterr().err
+
+    assert (code, shown.count("\n")) == (2, 1)
+    assert "No such file or directory; name a file that can be written" in shown

@@ -1,0 +1,123 @@
+"""Turns of long work: the event loop does all else between them."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from serving.router import turns as turns_of
+from serving.router.turns import Reading, Turns
+
+
+async def turns_of_the_loop(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_each_takes_its_turn_and_the_loop_goes_on_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_of, "TURN_S", 1e-9)  # spent after one
+    turns, done = Turns(), list[str]()
+
+    def one() -> None:
+        done.append("one")
+        turns.join(one)
+
+    turns.join(one)
+    turns.join(lambda: done.append("two"))
+    for _ in range(4):
+        await turns_of_the_loop(1)
+        done.append("-")
+
+    assert done == ["one", "-", "two", "-", "one", "-", "one", "-"]
+
+
+async def test_who_waits_already_does_not_join_twice() -> None:
+    turns, done = Turns(), list[int]()
+
+    def parse() -> None:
+        done.append(1)
+
+    turns.join(parse)
+    turns.join(parse)
+    await turns_of_the_loop(3)
+
+    assert done == [1]
+
+
+async def test_an_error_in_one_does_not_end_the_turns_of_the_others() -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    turns, done = Turns(), list[int]()
+
+    def fail() -> None:
+        raise ValueError
+
+    turns.join(fail)
+    turns.join(lambda: done.append(1))
+    await turns_of_the_loop(3)
+
+    assert done == [1]
+
+
+async def test_a_large_read_takes_a_share_of_the_turn_in_which_it_is_allowed() -> None:
+    sockets = [FakeSocket() for _ in range(20)]
+    turns = Turns()
+    for one in sockets:
+        Reading(one, turns).came()
+    paused, most = [sum(not one.is_read for one in sockets)], 0
+    while paused[-1]:
+        await turns_of_the_loop(1)
+        paused.append(sum(not one.is_read for one in sockets))
+        most = max(most, paused[-2] - paused[-1])
+
+    assert paused[0] == 20
+    assert most <= turns_of.TURN_S / turns_of.READ_S + 1
+
+
+async def test_a_socket_is_read_when_its_turn_has_come_and_its_owner_does_not_hold_it() -> None:
+    socket, turns = FakeSocket(), Turns()
+    reading = Reading(socket, turns)
+    reading.came()
+    reading.hold(True)
+    await turns_of_the_loop(2)
+    assert not socket.is_read
+    reading.came()
+    reading.hold(False)
+    assert not socket.is_read
+    await turns_of_the_loop(2)
+    assert socket.is_read
+    assert socket.changes == ["pause", "resume"]
+
+
+class FakeSocket:
+    """Counts what it is told."""
+
+    def __init__(self) -> None:
+        self.is_read, self.changes = True, list[str]()
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.is_read = False
+        self.changes.append("pause")
+
+    def resume_reading(self) -> None:
+        self.is_read = True
+        self.changes.append("resume")
+
+
+async def test_a_few_are_free_in_each_turn_of_the_loop() -> None:
+    turns = Turns()
+    first = [turns.is_free() for _ in range(turns_of.AT_ONCE + 2)]
+    await turns_of_the_loop(1)
+
+    assert first == [True] * turns_of.AT_ONCE + [False] * 2
+    assert turns.is_free()
+
+
+def test_the_time_of_a_turn_is_read_in_one_place() -> None:
+    """Tests replace this clock by a virtual one; another one made records of equal arms differ under load."""
+    room = Path(turns_of.__file__).parent
+    readers = {path.name for path in room.rglob("*.py") if "perf_counter" in path.read_text()}
+
+    assert readers == {"turns.py"}
