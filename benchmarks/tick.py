@@ -98,9 +98,8 @@ def run(ticks: int, folder: Path) -> dict[str, float]:
             reader.subscribe("meter", meter)
             feeds.poll_idle(now_s)
 
-        return ServiceWorkers(
-            Reconciler(ports), Keeper(engines, table, FakeIngress(traffic), store, clock), measure
-        )
+        keeper = Keeper(engines, table, FakeIngress(traffic), store, clock)
+        return ServiceWorkers(Reconciler(ports), keeper, measure, lambda token: None)
 
     loop = ServiceLoop("chat", store, clock, workers, lambda row: 1)
     spent_s: list[float] = []

@@ -15,7 +15,8 @@
     |   `-- StaleToken        3  stale-token      another controller holds the lease
     |-- Unreachable           4  unreachable      start what does not answer, or connect to it
     |   |-- BusyPort          4  busy-port        free the port, or choose another
-    |   `-- LostDatabase      4  lost-database    put the database back
+    |   |-- LostDatabase      4  lost-database    put the database back
+    |   `-- OlderDatabase     4  older-database   put the newest one back, or accept this one
     |-- RolledBack            5  rolled-back      read the evidence
     `-- TimedOut              6  timed-out        undecided: send more traffic, or wait longer
 
@@ -28,6 +29,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
+
+LINE_LIMIT = 4000  # characters of one reason
 
 
 class CanaryctlError(Exception):
@@ -64,6 +67,14 @@ def document_of(error: CanaryctlError) -> dict[str, str | int | list[str]]:
     )
 
 
+def _shortened(line: str) -> str:
+    """The line without its middle where it is too long to be read: a value may have a million characters."""
+    if len(line) <= LINE_LIMIT:
+        return line
+    half = LINE_LIMIT // 2
+    return f"{line[:half]} ... {len(line) - 2 * half} more characters ... {line[-half:]}"
+
+
 class BadInput(CanaryctlError):
     """The request is malformed or cannot be fulfilled as written; `lines` has one line for each reason."""
 
@@ -72,7 +83,8 @@ class BadInput(CanaryctlError):
     status = 422
 
     def __init__(self, lines: Sequence[str] | str) -> None:
-        self.lines: tuple[str, ...] = (lines,) if isinstance(lines, str) else tuple(lines)
+        given = (lines,) if isinstance(lines, str) else lines
+        self.lines: tuple[str, ...] = tuple(_shortened(line) for line in given)
         super().__init__("\n".join(self.lines))
 
     @property
@@ -174,6 +186,12 @@ class LostDatabase(Unreachable):
     """The database is gone, or another one than was opened; nothing is created in its place."""
 
     problem = "lost-database"
+
+
+class OlderDatabase(Unreachable):
+    """The database does not know what was done last: nothing is done from it, and it may be replaced."""
+
+    problem = "older-database"
 
 
 class RolledBack(CanaryctlError):

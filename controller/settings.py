@@ -82,15 +82,15 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
     `CANARYCTL_DATABASE_URL` selects another database, `CANARYCTL_API_PORT` another port of the API. Without
     the former, the database that the folder's controller used last: a rollback at 3 a.m. comes from a shell
-    that knows no variables. Raises BadInput for a malformed config file or variable.
+    that knows no variables. Raises BadInput for a malformed config file or variable, and for a folder whose
+    path a database URL cannot hold.
     """
     home = state_folder(environ)
     config = _read_config(home / "config.json")
     if port := environ.get("CANARYCTL_API_PORT"):
         config = config.model_copy(update={"api_port": _port(port, name="CANARYCTL_API_PORT")})
     url = environ.get("CANARYCTL_DATABASE_URL") or _remembered_database(home / "database.url")
-    url = url or f"sqlite:///{home / 'canaryctl.db'}"
-    return Settings(home=home, database_url=url, config=config)
+    return Settings(home=home, database_url=url or _own_database(home), config=config)
 
 
 def save_config(settings: Settings, config: Config) -> Settings:
@@ -113,6 +113,15 @@ def _read_config(path: Path) -> Config:
         raise BadInput(
             f"{path}: not a canaryctl config ({str(exc).splitlines()[0]}); fix the file or remove it"
         ) from exc
+
+
+def _own_database(home: Path) -> str:
+    if {"?", "%"} & set(str(home)):
+        raise BadInput(
+            f"the state folder {home} has ? or % in its path, which mean something else in a database URL; "
+            "move it, or set CANARYCTL_HOME to another"
+        )
+    return f"sqlite:///{home / 'canaryctl.db'}"
 
 
 def _remembered_database(path: Path) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from controller.evidence.records import draw_of, flags_of, score_of
 from controller.store.rows import AbOutcome
-from evaluation.metrics import UNANSWERED
+from evaluation.metrics import UNANSWERED, WAITS
 from evaluation.records import SETTLE_S
 from evaluation.units.units import HELD, LEFT_OUT, kind_of, unit_hash
 from serving.messages import CANARY, RequestRecord, ScoreRecord
@@ -133,14 +133,18 @@ def _request_value(record: RequestRecord, metric: str) -> float | None:
     """The metric's value in the record itself; None: it has none.
 
     The rule of the gates: without an answer a time counts as slowest on both sides, as failing fast is not
-    fast, and any other value is missing.
+    fast, and any other value is missing. So does a wait that the client ended by leaving: of a faster version
+    fewer leave, and the others' slowest would be compared with the whole of its own.
     """
     if metric not in REQUEST_METRICS:
         return None
-    if metric not in UNANSWERED and draw_of(record).is_unanswered:
+    draw = draw_of(record)
+    if metric not in UNANSWERED and draw.is_unanswered:
         return SETTLE_S * 1000.0 if metric.endswith("_ms") else None
     flag = flags_of(record).get(metric)
     value = getattr(record, "completion_tokens" if metric == "tokens" else metric) if flag is None else flag
+    if value is None and metric in WAITS and draw.is_cancelled:
+        return SETTLE_S * 1000.0
     if metric == "rejected" and value is None and record.error is not None:
         return 0.0  # an answered or failed request without the flag was not rejected
     return None if value is None else float(value)

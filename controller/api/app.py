@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import cache
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -35,7 +36,7 @@ from controller.api.bodies import (
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
 from controller.api.keys import FindProblem, key_problem, missing_keys
-from controller.api.slow_calls import SlowCalls
+from controller.api.slow_calls import SlowCalls, history_calls, view_calls
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
@@ -83,7 +84,7 @@ class ViewBuilder:
             rollout=view,
             labels={name: label_of(self._store.version(row.name, name)) for name in shown},
             missing_keys=missing_keys(self._store, row, self._find_key, canary=running),
-            problem=tick.problem,
+            problem=tick.problem.text if tick.problem is not None else None,
         )
 
     def listed(self, row: ServiceRow) -> ServiceView:
@@ -143,7 +144,7 @@ def make_app(
     find_key: FindProblem = key_problem,
 ) -> FastAPI:
     """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
-    that may hash a checkpoint (slow_calls.py).
+    that may take long: they hash a checkpoint, or read rollouts (slow_calls.py).
 
     identities: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
     """
@@ -173,6 +174,8 @@ def _add_reads(
 ) -> None:
     may_view = requires(identities, Role.VIEWER)
     viewer = [Depends(may_view)]
+    histories, shown = history_calls(), view_calls()
+    streamed = _StreamedViews(store, views, shown)
 
     @app.get("/healthz")
     def health() -> Health:
@@ -186,29 +189,38 @@ def _add_reads(
         )
 
     @app.get("/v1/services", dependencies=viewer)
-    def list_services() -> list[ServiceView]:
+    async def list_services() -> list[ServiceView]:
         """All services."""
-        return [views.listed(row) for row in store.services()]
+        return await shown.run(lambda: [views.listed(row) for row in store.services()])
 
     @app.get("/v1/services/{service}", dependencies=viewer)
-    def get_service(service: str) -> ServiceView:
+    async def get_service(service: str) -> ServiceView:
         """One service with its newest rollout and evidence."""
-        return views.service(store.service(service))
+        return await shown.run(lambda: views.service(store.service(service)))
 
-    @app.get("/v1/services/{service}/history", dependencies=viewer)
-    def get_history(
+    @app.get("/v1/services/{service}/history", dependencies=viewer, response_model=list[RolloutView])
+    async def get_history(
         service: str, limit: Annotated[int, Query(ge=1, le=500)] = HISTORY_LIMIT
-    ) -> list[RolloutView]:
+    ) -> Response:
         """The service's rollouts, newest first; also of a service that was taken down."""
-        rows = store.rollouts(service, limit=limit)
-        if not rows:
-            store.service(service)  # raises for an unknown name
-        return [views.past(row) for row in rows]
+
+        def read() -> bytes:
+            # As JSON: to write megabytes of it would keep the event loop, and every other answer, waiting.
+            rows = store.rollouts(service, limit=limit)
+            if not rows:
+                store.service(service)  # raises for an unknown name
+            return (
+                b"["
+                + b",".join(views.past(row).model_dump_json(by_alias=True).encode() for row in rows)
+                + b"]"
+            )
+
+        return Response(await histories.run(read), media_type="application/json")
 
     @app.get("/v1/services/{service}/rollouts/{rollout}", dependencies=viewer)
-    def get_rollout(service: str, rollout: str) -> RolloutView:
+    async def get_rollout(service: str, rollout: str) -> RolloutView:
         """One rollout by its id, running or ended; also of a service that was taken down."""
-        return views.rollout_by_id(service, rollout)
+        return await shown.run(lambda: views.rollout_by_id(service, rollout))
 
     @app.get("/v1/services/{service}/events", dependencies=viewer, response_class=StreamingResponse)
     async def stream_events(request: Request, service: str, after: int | None = None) -> StreamingResponse:
@@ -216,7 +228,7 @@ def _add_reads(
         await asyncio.to_thread(store.service, service)
         last = whole(request.headers.get("last-event-id", ""))
         start = after if after is not None else last or 0
-        events = _while_allowed(_events(store, views, service, start), lambda: may_view(request))
+        events = _while_allowed(_events(store, streamed, service, start), lambda: may_view(request))
         return StreamingResponse(events, media_type="text/event-stream")
 
 
@@ -236,7 +248,7 @@ def _add_writes(
     def delete_service(service: str, identity: Identity = admin) -> CommandResult:
         """Take the service down: routers, engines, route table. 409 while a rollout runs."""
         commands.down(service, identity)
-        return CommandResult(outcome="asked", text=f"{service} is being taken down")
+        return CommandResult(outcome="asked", text=f"{service} is being taken down{commands.delay(service)}")
 
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
     async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
@@ -248,7 +260,9 @@ def _add_writes(
         """Start a rollout. 409 while one runs."""
         state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
         view = await asyncio.to_thread(views.rollout_by_id, service, state.id)
-        return view.model_copy(update={"warnings": tuple(line.text for line in state.log[1:])})
+        delay = commands.delay(service)
+        late = (f"{state.id} begins{delay}",) if delay else ()
+        return view.model_copy(update={"warnings": (*(line.text for line in state.log[1:]), *late)})
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
     def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
@@ -281,22 +295,59 @@ def _add_writes(
         return commands.feedback([_mapping(item) for item in items], service=service)
 
 
-async def _events(store: SqlStore, views: ViewBuilder, service: str, after: int) -> AsyncIterator[str]:
+class _StreamedViews:
+    """Views of services, read once for all streams that follow one service. Of one event loop."""
+
+    def __init__(self, store: SqlStore, views: ViewBuilder, calls: SlowCalls) -> None:
+        self._store = store
+        self._views = views
+        self._calls = calls
+        self._newest: dict[str, tuple[float, asyncio.Future[tuple[str, int]]]] = {}
+
+    async def of(self, service: str) -> tuple[str, int]:
+        """The view as JSON and the number of the log's newest line, both as of `EVENTS_POLL_S` ago at most.
+
+        Raises UnknownService, Unreachable.
+        """
+        now_s = asyncio.get_running_loop().time()
+        at_s, reading = self._newest.get(service, (-math.inf, None))
+        if reading is None or (reading.done() and now_s - at_s >= EVENTS_POLL_S / 2):
+            reading = asyncio.ensure_future(self._calls.run(lambda: self._read(service)))
+            # Its streams may have ended, and an error that nobody reads would be reported.
+            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._newest[service] = now_s, reading
+        try:
+            return await asyncio.shield(reading)
+        except CanaryctlError:
+            self._newest.pop(service, None)
+            raise
+
+    def _read(self, service: str) -> tuple[str, int]:
+        newest = self._store.last_event(service)  # before the view, which may tell more than this line
+        view = self._views.service(self._store.service(service)).model_dump_json()
+        return view, newest.seq if newest is not None else 0
+
+
+async def _events(store: SqlStore, views: _StreamedViews, service: str, after: int) -> AsyncIterator[str]:
     sent_view = ""
     while True:
+        view: str | None
         try:
-            rows = await asyncio.to_thread(store.events, service, after_seq=after)
-            for row in rows:
-                after = row.seq
-                data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
-                yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
-            view = await asyncio.to_thread(lambda: views.service(store.service(service)).model_dump_json())
-        except UnknownService:
-            yield "event: gone\ndata: {}\n\n"
-            return
+            try:
+                view, newest = await views.of(service)
+            except UnknownService:
+                view, newest = None, after + 1  # its last lines tell of the removal
+            rows = await asyncio.to_thread(store.events, service, after_seq=after) if newest > after else ()
         except CanaryctlError as exc:
             # The service is not gone: its client connects again, and is told what is wrong if that lasts.
             telemetry.warning("event stream ended", service=service, why=str(exc))
+            return
+        for row in rows:
+            after = row.seq
+            data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
+            yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
+        if view is None:
+            yield "event: gone\ndata: {}\n\n"
             return
         if view != sent_view:
             sent_view = view

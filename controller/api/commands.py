@@ -17,7 +17,7 @@ from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_
 from controller.api.engine_rights import refuse_new_arguments
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import unjudged_lines, unprovable_lines, with_forecast
-from controller.api.keys import KeyProblem, missing_keys
+from controller.api.keys import missing_keys
 from controller.api.proposal import (
     Proposal,
     as_twin,
@@ -32,11 +32,11 @@ from controller.api.proposal import (
     refuse_unknown_covariates,
     version_ref,
 )
-from controller.api.returns import Returns
+from controller.api.returns import Host, Returns, Ticks
 from controller.auth import Identity, make_secret
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
 from controller.planning.baseline import MeasuredBaseline
-from controller.planning.capacity import Device, fit, require_fit, with_headroom
+from controller.planning.capacity import fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffic_model
 from controller.planning.ladder import make_plan
@@ -67,7 +67,6 @@ from controller.views.models import AttemptView
 from controller.views.plan import attempt_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
-from serving.credentials import KeyReference
 
 WAIVERS = ("allow_unproven", "allow_unjudged")
 DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", *WAIVERS, *LABEL_KEYS)
@@ -76,12 +75,10 @@ SHOWN_ATTEMPTS = 3
 HISTORY_LIMIT = 200  # rollouts that are looked through for earlier versions
 
 
-class Environment(Protocol):
+class Environment(Host, Protocol):
     """Port: files, devices, traffic and simulations of the host (adapter: `wiring.environment`)."""
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint: ...
-    def key_problem(self, reference: KeyReference) -> KeyProblem | None: ...
-    def devices(self, *, restoring: str | None = None) -> Sequence[Device]: ...
     def kv_bytes(self, version: VersionSpec) -> int: ...
     def require_leading(self) -> None: ...
     def serves(self, service: str) -> str | None: ...
@@ -98,18 +95,10 @@ class Environment(Protocol):
 
 
 class Commands(Returns):
-    """The controller's commands. `wake` triggers a tick of a service with new work."""
+    """The controller's commands."""
 
-    def __init__(
-        self, store: SqlStore, environment: Environment, clock: Clock, wake: Callable[[str], None]
-    ) -> None:
-        super().__init__(
-            store,
-            lambda service: environment.devices(restoring=service),
-            clock,
-            wake,
-            environment.key_problem,
-        )
+    def __init__(self, store: SqlStore, environment: Environment, clock: Clock, ticks: Ticks) -> None:
+        super().__init__(store, environment, clock, ticks)
         self._environment = environment
         self._creation = threading.Lock()  # one new service after the other: each needs memory
 
@@ -117,8 +106,8 @@ class Commands(Returns):
         """Create the service; an existing service that already is what `body` describes is left unchanged.
 
         Raises BadSpec, BadCheckpoint, NoRoom, Conflict when the existing service differs or when something
-        that this database does not know serves under the name, and Unreachable where that is not known and on
-        a controller that does not lead.
+        that this database does not know serves under the name, OlderDatabase, and Unreachable where that is
+        not known and on a controller that does not lead.
         """
         spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
         label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
@@ -128,6 +117,8 @@ class Commands(Returns):
         version = spec.version()
         unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
         self._environment.require_leading()  # the one controller that gives out memory
+        for known in self._store.services():  # a new one has no table of its own that could tell
+            self._require_kept(known.name)
         # Nothing is reserved for a service before its row is stored, and it loads without a preflight.
         with self._creation:
             if (row := self._existing(spec, identity)) is not None:  # the same request, repeated
@@ -146,7 +137,7 @@ class Commands(Returns):
             id, secret = fingerprint.version_id, make_secret()
             row = ServiceRow(spec.service, json.dumps(dump(spec)), id, secret, now_s)
             self._store.put_service(row, version_row(spec.service, version, fingerprint, now_s, label=label))
-        self._wake(spec.service)
+        self._ticks.wake(spec.service)
         return row
 
     def _existing(self, spec: ServiceSpec, identity: Identity) -> ServiceRow | None:
@@ -154,6 +145,7 @@ class Commands(Returns):
         if spec.service not in {row.name for row in self._store.services()}:
             return None
         row = self._active_service(spec.service)
+        self._require_kept(row.name)
         stable = self._store.version(row.name, row.stable)
         running = version_spec(stable) if stable is not None else None
         given = service_spec(row)
@@ -162,7 +154,7 @@ class Commands(Returns):
             changed = dump(given.model_copy(update={"clients": spec.clients}))
             self._store.set_clients(row.name, json.dumps(changed), identity, at_s=self._clock.now_s())
             row = self._store.service(row.name)
-        self._wake(row.name)
+        self._ticks.wake(row.name)
         return row
 
     def plan(self, service: str, body: Mapping[str, Any], identity: Identity) -> Proposal:
@@ -198,16 +190,16 @@ class Commands(Returns):
     ) -> RolloutState:
         """Start a rollout. The state's log holds its plan, then a line for each warning.
 
-        Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec and BadCheckpoint.
+        Raises RolloutRunning, AlreadyRejected, NoRoom, BadSpec, BadCheckpoint and OlderDatabase.
 
         ab_test: the test that runs on the rollout of this id, stored in the same transaction.
         """
+        self._require_kept(service)
         may_retry, reason = flag_of(body, "retry"), text_of(body, "reason")
         self._active_service(service)
         newest = self._newest_rollout(service)
         if newest is not None and not newest.is_final:
-            phase, stable = newest.phase.value, newest.stable.id
-            raise already_running(service, newest.id, f"in {phase}", before=stable)
+            raise already_running(service, newest.id, f"in {newest.phase.value}", before=newest.stable.id)
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
         self._refuse_new_key(proposal, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
@@ -248,7 +240,7 @@ class Commands(Returns):
             newest=newest.id if newest is not None else None,
             ab_test=ab_test(state.id) if ab_test is not None else None,
         )
-        self._wake(service)
+        self._ticks.wake(service)
         return state
 
     def _checkpoint_before(self, service: str) -> VersionRow | None:
@@ -274,7 +266,7 @@ class Commands(Returns):
     def _attempt_views(self, service: str, canary: str) -> tuple[AttemptView, ...]:
         """Earlier rollouts of this version, newest first."""
         rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
-        return tuple(attempt_view(state_from_json(row.state), label_of(row)) for row in rows)
+        return tuple(attempt_view(state_from_json(row.state), label_of(row), row.ended_at_s) for row in rows)
 
     def _propose(
         self,
@@ -351,11 +343,12 @@ class Commands(Returns):
         return service_spec(self._active_service(service)).policy
 
     def down(self, service: str, identity: Identity) -> None:
-        """Take the service down. Raises RolloutRunning while a rollout runs: roll back first."""
+        """Take the service down. Raises OlderDatabase, and RolloutRunning: roll back first."""
+        self._require_kept(service)
         row = self._store.service(service)
         if not row.removing:
             self._store.mark_removing(service, identity, at_s=self._clock.now_s())
-        self._wake(service)
+        self._ticks.wake(service)
 
     def feedback(self, items: Sequence[Mapping[str, Any]], *, service: str | None) -> FeedbackResult:
         """Write scores to the records logs. service None: of the service that answered each request.

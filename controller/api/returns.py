@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from controller.api.bodies import Outcome
-from controller.api.keys import FindProblem, require_key
+from controller.api.keys import KeyProblem, require_key
 from controller.api.proposal import rejection
 from controller.api.undo import begin_undo, named_version, way_back
 from controller.auth import Identity
-from controller.errors import BadInput, Conflict
+from controller.errors import BadInput, Conflict, OlderDatabase
 from controller.planning.capacity import Device, require_fit
 from controller.rollout.observation import CommandKind
 from controller.rollout.plan import is_undo_id
@@ -18,35 +19,45 @@ from controller.rollout.ports import Clock
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.rollout.status import rollback_effect
+from controller.runtime.newest_database import older_text
+from controller.runtime.service_loop import LastTick
 from controller.store.row_specs import fingerprint_of, version_spec
 from controller.store.rows import ServedRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running, unknown_rollout
+from serving.credentials import KeyReference
+
+
+class Ticks(Protocol):
+    """Port: the ticks of the services (adapter: `runtime.runner`)."""
+
+    def wake(self, service: str) -> None: ...
+    def last_tick(self, service: str) -> LastTick: ...
+
+
+class Host(Protocol):
+    """Port: the part of `commands.Environment` that is used here."""
+
+    def key_problem(self, reference: KeyReference) -> KeyProblem | None: ...
+    def devices(self, *, restoring: str | None = None) -> Sequence[Device]: ...
+    def is_newest(self, service: str) -> bool | None: ...
 
 
 class Returns:
     """The commands. A repeated one, or one of another person at the same time, is answered `already`."""
 
-    def __init__(
-        self,
-        store: SqlStore,
-        devices: Callable[[str], Sequence[Device]],
-        clock: Clock,
-        wake: Callable[[str], None],
-        find_key: FindProblem,
-    ) -> None:
-        """devices: those for a service that returns to an earlier version."""
+    def __init__(self, store: SqlStore, host: Host, clock: Clock, ticks: Ticks) -> None:
         self._store = store
-        self._find_key = find_key
-        self._devices = devices
+        self._host = host
         self._clock = clock
-        self._wake = wake
+        self._ticks = ticks
 
     def rollback(self, service: str, identity: Identity, *, reason: str) -> Outcome:
         """Return to the version before: end a running rollout, undo one that succeeded.
 
         Raises UnknownService, and what `undo` raises.
         """
+        self._require_kept(service)
         return _with_lost_reason(self._rollback(service, identity, reason=reason), reason)
 
     def _rollback(self, service: str, identity: Identity, *, reason: str) -> Outcome:
@@ -63,7 +74,7 @@ class Returns:
             return self._undo(service, identity, to=None, reason=reason)
         if effect == "already" or state is None:
             if state is not None and not state.is_final:
-                return _returning(state)
+                return self._returning(state)
             return Outcome("already", f"{service}: already serving {row.stable}{self._hint(row)}")
         # None: it ended since it was read above, so answer for what is true now.
         return self._end(state, identity, reason) or self._rollback(service, identity, reason=reason)
@@ -80,19 +91,23 @@ class Returns:
             )
         if command is None:
             state_from_json(newest.state)  # raises, with the remedy
-        self._wake(service)
+        self._ticks.wake(service)
         text = f"{service}: rollback of {newest.id} is stored for a release that can read it"
         return Outcome("asked", text, newest.id)
 
     def end_rollout(self, rollout: str, identity: Identity, *, reason: str) -> Outcome:
-        """Roll back this rollout; `already` when it has ended. Undoes nothing. Raises UnknownService."""
+        """Roll back this rollout; `already` when it has ended. Undoes nothing.
+
+        Raises UnknownService, OlderDatabase.
+        """
         stored = self._store.load(rollout)
         if stored is None:
             raise unknown_rollout(rollout)
+        self._require_kept(stored.state.service)
         state, ended = stored.state, None
         if not state.is_final:
             if state.is_canary_leaving:
-                return _returning(state)
+                return self._returning(state)
             ended = self._end(state, identity, reason)
         service = self._store.service(state.service)
         return ended or Outcome("already", f"{service.name}: already serving {service.stable}")
@@ -102,8 +117,10 @@ class Returns:
         the one before.
 
         A running rollout is rolled back instead if that returns to the same version. Raises UnknownService,
-        BadInput for a version that has not served, NoRoom, RolloutRunning, Conflict without its API key.
+        BadInput for a version that has not served, NoRoom, RolloutRunning, Conflict without its API key,
+        OlderDatabase.
         """
+        self._require_kept(service)
         return _with_lost_reason(self._undo(service, identity, to=to, reason=reason), reason)
 
     def _undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
@@ -128,7 +145,8 @@ class Returns:
             if (already := self._done_by_another(service, version.id)) is not None:
                 return already
             raise
-        return Outcome("asked", f"{service}: undo {state.id} to {version.id} begins (not proven)", state.id)
+        text = f"{service}: undo {state.id} to {version.id} begins (not proven){self.delay(service)}"
+        return Outcome("asked", text, state.id)
 
     def _hint(self, row: ServiceRow) -> str:
         """How to go further back, for who is told that nothing is to be done; empty: there is no way."""
@@ -161,7 +179,7 @@ class Returns:
             known = [one.version for one in served]
             target = named_version(to, service, [*known, canary] if canary is not None else known)
         if target == leads_to and (running.plan.undo or running.is_canary_leaving):
-            return _returning(running)
+            return self._returning(running)
         if target != running.stable.id or running.is_canary_leaving:
             before = running.stable.id
             raise already_running(service, running.id, f"in {running.phase.value}", before=before)
@@ -171,7 +189,7 @@ class Returns:
         """The answer if another has just begun or completed the undo to `target`; None: no one has."""
         newest = self._newest_rollout(service)
         if newest is not None and newest.plan.undo and newest.canary.id == target and not newest.is_final:
-            return _returning(newest)
+            return self._returning(newest)
         if self._store.service(service).stable == target:
             return Outcome("already", f"{service}: already serving {target}")
         return None
@@ -183,13 +201,15 @@ class Returns:
         stable = self._store.version(row.name, row.stable)
         if stable is None:
             raise Conflict(f"{row.name} has no stored version {row.stable}; restore the store")
-        require_key(version, "earlier version", self._find_key)
+        require_key(version, "earlier version", self._host.key_problem)
         if not version_spec(version).is_external:
-            require_fit(version_spec(version), fingerprint_of(version), self._devices(row.name))
+            require_fit(
+                version_spec(version), fingerprint_of(version), self._host.devices(restoring=row.name)
+            )
         now_s = self._clock.now_s()
         state, request = begin_undo(row, stable, version, identity, reason, now_s=now_s)
         self._store.create_rollout(state, request=json.dumps(request), at_s=now_s, version=version)
-        self._wake(row.name)
+        self._ticks.wake(row.name)
         return state
 
     def _end(self, state: RolloutState, identity: Identity, reason: str) -> Outcome | None:
@@ -199,9 +219,41 @@ class Returns:
         )
         if command is None:
             return None
-        self._wake(state.service)
-        text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins"
+        self._ticks.wake(state.service)
+        delay = self.delay(state.service)
+        bypass = f"; or bypass it: canaryctl rollback {state.service} --direct" if delay else ""
+        text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins{delay}{bypass}"
         return Outcome("asked", text, state.id)
+
+    def delay(self, service: str) -> str:
+        """Ends the answer to a command where ticks fail: when it is carried out; empty: at once."""
+        problem = self._ticks.last_tick(service).problem
+        return f" once the controller can act; now: {problem.text}" if problem is not None else ""
+
+    def _returning(self, running: RolloutState) -> Outcome:
+        """The answer while a rollout already returns to the version before."""
+        target = running.canary.id if running.plan.undo else running.stable.id
+        problem = self._ticks.last_tick(running.service).problem
+        now = f"; now: {problem.text}" if problem is not None else ""
+        return Outcome("already", f"{running.service} is returning to {target} already{now}", running.id)
+
+    def _require_kept(self, service: str) -> None:
+        """Raises OlderDatabase where a command would be lost with the database that it is stored in.
+
+        The route table is asked for each command: a controller that does not lead, or has not ticked yet,
+        knows nothing of it, and a person may have accepted the database since the last tick. Where the table
+        does not answer, the last tick tells.
+        """
+        problem = self._ticks.last_tick(service).problem
+        is_newest = self._host.is_newest(service)
+        if is_newest is None:
+            is_newest = problem is None or not problem.loses_commands
+        if not is_newest:
+            why = problem.text if problem is not None and problem.loses_commands else older_text(service)
+            raise OlderDatabase(
+                f"nothing was changed, for it would be lost with this database: {why}; to take a canary's "
+                f"traffic away now: canaryctl rollback {service} --direct"
+            )
 
     def _active_service(self, service: str) -> ServiceRow:
         row = self._store.service(service)
@@ -223,9 +275,3 @@ def _with_lost_reason(outcome: Outcome, reason: str) -> Outcome:
     if outcome.outcome != "already" or not reason:
         return outcome
     return outcome._replace(text=f"{outcome.text}; nothing is begun, so the reason is not kept")
-
-
-def _returning(running: RolloutState) -> Outcome:
-    """The answer while a rollout already returns to the version before."""
-    target = running.canary.id if running.plan.undo else running.stable.id
-    return Outcome("already", f"{running.service} is returning to {target} already", running.id)

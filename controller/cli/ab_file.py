@@ -64,7 +64,8 @@ def judge_file(
     if metric not in evidence.columns:
         raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(evidence.columns))}")
     _refuse_copies(path, evidence)
-    unanswered = 0 if metric in UNANSWERED else int(evidence.unanswered.sum())
+    unanswered = 0 if metric in UNANSWERED else int(_lacking(evidence, metric).sum())
+    causes = "error, rejected, cancelled" if evidence.waits_ended(metric).any() else "error, rejected"
     evidence = _with_slowest(evidence, metric)
     columns = _in_blind_order(evidence)
     units = _units(columns, metric, question)
@@ -96,7 +97,7 @@ def judge_file(
         notes.append(f"{OTHER}: the {rare} smallest categories as one")
     if unanswered:
         counted = f"at {SLOWEST_S:g} s or the slowest" if metric in TIMES else "for nothing"
-        notes.append(f"{unanswered} requests without an answer (error, rejected) count {counted}")
+        notes.append(f"{unanswered} requests without an answer ({causes}) count {counted}")
     return FileReport(metric=metric, method=whole.method, rows=rows, notes=[*evidence.notes, *notes])
 
 
@@ -144,10 +145,16 @@ def _refuse_copies(path: Path, evidence: EvidenceFile) -> None:
         raise BadInput(f"{path.name}: {found.at(evidence.place(found.row))}")
 
 
+def _lacking(evidence: EvidenceFile, metric: str) -> NDArray[np.bool_]:
+    """Which rows have no answer to be compared: failed, or a wait that the client ended by leaving."""
+    lacking: NDArray[np.bool_] = evidence.unanswered | evidence.waits_ended(metric)
+    return lacking
+
+
 def _with_slowest(evidence: EvidenceFile, metric: str) -> EvidenceFile:
     """The rule of the gates: without an answer a time is the slowest on both arms, as failing fast is not
     fast, and any other value is missing."""
-    unanswered = evidence.unanswered
+    unanswered = _lacking(evidence, metric)
     if metric in UNANSWERED or not unanswered.any():
         return evidence
     values = np.asarray(evidence.columns[metric], dtype=np.float64)

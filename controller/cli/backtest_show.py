@@ -222,6 +222,12 @@ def alarm_line(alarms: Sequence[GateReport]) -> str:
     return f"ALARM, which decides nothing: worse {', '.join(shown)}"
 
 
+def _besides(shown: Shown) -> str:
+    """What is to be done as well, where more than the judging of a gate is missing."""
+    is_open = any("NOT JUDGED" not in reason for reason in shown.result.reasons)
+    return "; and record more canary requests, for what is not proven yet" if is_open else ""
+
+
 def next_step(shown: Shown) -> str:
     """What to do, in one line."""
     blocking = shown.needed.blocking(is_acknowledged=shown.allowed is not None)
@@ -229,10 +235,14 @@ def next_step(shown: Shown) -> str:
     metrics = ", ".join(dict.fromkeys(shown.metric_of(gate) for gate in unjudged))
     match shown.result.decision:
         case "undecided" if unjudged and not set(unjudged) & shown.needed.named:
-            return f"next: add {metrics}, or accept that it is unknown: --allow-unjudged REASON"
+            return (
+                f"next: add {metrics}, or accept that it is unknown: --allow-unjudged REASON{_besides(shown)}"
+            )
         case "undecided" if unjudged:
             named = [gate for gate in unjudged if gate in shown.needed.named]
-            return f"next: add {metrics}; or remove the gate from the policy: {named[0]}: null"
+            return (
+                f"next: add {metrics}; or remove the gate from the policy: {named[0]}: null{_besides(shown)}"
+            )
         case "undecided" if any(UNPROVABLE in reason for reason in shown.result.reasons):
             return "next: record latency in milliseconds, or a margin wider than its steps (docs/policy.md)"
         case "undecided":

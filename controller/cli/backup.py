@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from controller.cli.output import Output, OutputOption, console, emit_data
-from controller.errors import BadInput, CanaryctlError
+from controller.cli.output import NO_SERVICE, Output, OutputOption, console, emit_data
+from controller.errors import BadInput, CanaryctlError, UnknownService
 from controller.settings import Settings, load_settings
 
 
@@ -20,23 +20,23 @@ def backup(
 ) -> None:
     """Copy the database while it is in use.
 
-    Needs no controller. A copy is too old once a version was promoted or undone after it: back up after each
-    (docs/at-3-am.md). PostgreSQL is copied with pg_dump.
+    Needs no controller. A copy is too old once anything was decided after it, a rollback too: back up after
+    each (docs/at-3-am.md). PostgreSQL is copied with pg_dump.
     """
-    import sqlalchemy as sa
-
-    from controller.store.backup import copy_database, mark_as_copy
+    from controller.store.backup import copy_database
+    from controller.store.sqlite_files import sqlite_file
 
     settings = load_settings()
-    url = sa.make_url(settings.database_url)
-    if url.get_backend_name() != "sqlite" or not url.database:
+    path = sqlite_file(settings.database_url)
+    if path is None:
         raise BadInput("the database is PostgreSQL; copy it with pg_dump, and restore it with pg_restore")
-    copy_database(Path(url.database), file)
+    if not path.exists() and not settings.cluster_path.exists():
+        raise UnknownService(NO_SERVICE)
     names: list[str] = []
     last = None
-    with suppress(CanaryctlError):  # of another release: the copy is whole all the same
+    with suppress(CanaryctlError):  # `copy_database` says why; one of another release is copied whole
         names, last = _content(settings)
-    mark_as_copy(file)
+    copy_database(path, file)
     if not output.is_text:
         emit_data({"backup": str(file), "services": names, "last_event_at_s": last}, output)
         return

@@ -206,6 +206,9 @@ def _path(service: str, *more: str) -> str:
     return "/".join(["/v1/services", quote(service, safe=""), *more])
 
 
+CONNECTION_LOST_S = 30.0  # give up after this long without an answer of the controller
+
+
 def poll(
     read: Callable[[], T], *, give_up_s: float, pause_s: float = POLL_S, until_s: float | None = None
 ) -> Iterator[T | None]:

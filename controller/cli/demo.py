@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from controller.cli.output import console as stdout
 from controller.errors import BadInput, Conflict
@@ -108,7 +109,7 @@ def _run(policy: Path, folder: Path, console: Console) -> int:
             for candidate, expected in CANDIDATES:
                 results.append(_roll_out(console, checkpoints / candidate, expected, policy, environment))
     except DemoFailed as exc:
-        console.print(f"[red]{exc}[/red]")
+        console.print(Text(str(exc), style="red"))
         _show_log_tail(console, folder)
     finally:
         if _canaryctl(console, ["down", "--yes"], environment, may_fail=True) == Conflict.exit_code:
@@ -122,7 +123,7 @@ def _run(policy: Path, folder: Path, console: Console) -> int:
     )
     console.print(_table(results, tally))
     for line in tally.failures[:MAX_FAILURES_SHOWN]:
-        console.print(f"[red]failed request {line}[/red]")
+        console.print(Text(f"failed request {line}", style="red"))
     minutes = (time.monotonic() - started_s) / 60
     console.print(f"demo {'passed' if has_passed else 'failed'} in {minutes:.1f} min")
     return 0 if has_passed else 1
@@ -220,16 +221,14 @@ def _program() -> list[str]:
 
 
 def _heading(console: Console, text: str) -> None:
-    console.print(f"\n[bold cyan]{text}[/bold cyan]", highlight=False)
+    console.print(Text(f"\n{text}", style="bold cyan"))
 
 
 def _show_log_tail(console: Console, folder: Path) -> None:
     log = folder / "controller.log"
     if log.exists():
         console.print(f"last lines of {log}:")
-        console.print(
-            "\n".join(log.read_text().splitlines()[-LOG_TAIL_LINES:]), markup=False, highlight=False
-        )
+        console.print("\n".join(log.read_text().splitlines()[-LOG_TAIL_LINES:]))
 
 
 def _table(results: list[CandidateResult], tally: Tally) -> Table:
@@ -264,5 +263,5 @@ def _table(results: list[CandidateResult], tally: Tally) -> Table:
     return table
 
 
-def _coloured(text: str, *, good: bool) -> str:
-    return f"[green]{text}[/green]" if good else f"[red]{text}[/red]"
+def _coloured(text: str, *, good: bool) -> Text:
+    return Text(text, style="green" if good else "red")

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+from serving.messages import LIMIT_REASONS
+
 MISSING = frozenset(
     {"", "-", "--", "na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "none", "\\n"}  # \N: of databases
 )
@@ -35,10 +37,11 @@ STATUS_NAME = re.compile(r"(status|response)_?code$|http_?status$", re.IGNORECAS
 #: Words of a status or a finish reason that mean an event, by metric; the words that mean none.
 EVENT_WORDS: Mapping[str, frozenset[str]] = {
     "error": frozenset({"error", "failure", "failed", "fail", "timeout"}),
-    "truncated": frozenset({"length", "max_tokens"}),
+    "truncated": LIMIT_REASONS,
     "flagged": frozenset({"content_filter"}),
     "cancelled": frozenset({"cancelled", "canceled", "aborted"}),
 }
+ALL_EVENT_WORDS = frozenset().union(*EVENT_WORDS.values())
 PLAIN_WORDS = frozenset(
     {
         "success", "ok", "succeeded", "completed", "default", "debug", "warning", "info",
@@ -49,9 +52,9 @@ PLAIN_WORDS = frozenset(
 
 def is_missing(value: object) -> bool:
     """Whether the cell holds no value: empty, null, NaN, NA, - ..."""
-    if value is None or value != value:
-        return True
-    return isinstance(value, str) and value.strip().lower() in MISSING
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return value is None or value != value
 
 
 def is_present(value: object) -> bool:
@@ -65,10 +68,12 @@ def is_present(value: object) -> bool:
 
 def number(value: object, *, has_decimal_commas: bool = False) -> float | None:
     """The cell as a float; `5%` is 0.05, yes and true are 1. None: not a number."""
-    if is_missing(value):
-        return math.nan
+    if isinstance(value, float):
+        return value  # NaN too
     if isinstance(value, str):
         word = value.strip().lower()
+        if word in MISSING:
+            return math.nan
         if word in FLAGS:
             return FLAGS[word]
         if has_decimal_commas and word.count(",") == 1:
@@ -78,8 +83,10 @@ def number(value: object, *, has_decimal_commas: bool = False) -> float | None:
             return float(word.removesuffix("%").replace("_", "x")) * scale
         except ValueError:
             return None
+    if is_missing(value):
+        return math.nan
     try:
-        return float(value) if isinstance(value, bool | int | float | Decimal) else None
+        return float(value) if isinstance(value, (int, Decimal)) else None
     except OverflowError:
         return None
 
@@ -170,7 +177,7 @@ def says_outcome(value: object) -> bool:
     if status_code(value) is not None:
         return True
     word = str(value).strip().lower()
-    return word in FLAGS or word in PLAIN_WORDS or any(word in words for words in EVENT_WORDS.values())
+    return word in FLAGS or word in PLAIN_WORDS or word in ALL_EVENT_WORDS
 
 
 def opposite(metric: str, value: object) -> float | None:
@@ -192,7 +199,7 @@ def event(metric: str, value: object, *, is_status: bool = False) -> float | Non
     if isinstance(value, str) and (word := value.strip().lower()) not in MISSING:
         if word in EVENT_WORDS.get(metric, ()):
             return 1.0
-        if word in PLAIN_WORDS or any(word in words for words in EVENT_WORDS.values()):
+        if word in PLAIN_WORDS or word in ALL_EVENT_WORDS:
             return 0.0
     found = number(value)
     if found is None or math.isnan(found):

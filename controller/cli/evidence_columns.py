@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from shlex import quote
@@ -23,6 +24,7 @@ from evaluation.records import is_rate
 MAX_SHOWN = 12  # columns or values named in one message
 MOST_NEGATIVE = 0.5  # share of durations; more, and the columns are in the wrong order
 MAX_ARM_VALUES = 20  # more distinct values than this are no arms
+RARER = 1 / 3  # share of the rows below which one of two values is taken for the canary's
 
 COMPACT = "YYYYMMDDhhmmss"  # as a unit: digits of a date and time
 
@@ -75,7 +77,31 @@ def arms(reading: Reading) -> Column:
             f"{len(words) - len(rows)} rows whose {source.text} is neither are left out ({listed(others)})"
         )
         reading.table = reading.table.pick(rows)
-    return np.array([int(words[row] in canary) for row in rows], dtype=np.int64)
+    found = np.array([int(words[row] in canary) for row in rows], dtype=np.int64)
+    reading.notes.append(
+        f"by {source.text}, canary: {listed(sorted(canary))} ({found.sum()} rows), stable: "
+        f"{listed(sorted(stable))} ({len(found) - found.sum()} rows)"
+    )
+    return found
+
+
+def canary_option(words: Sequence[str]) -> str:
+    """The option that names the canary, of the values of an arm's column; VALUE, with those that may be it,
+    where none is called so or clearly rarer.
+
+    A wrong one turns PROMOTE and ROLLBACK round: of an uneven split w would notice, of an even one nothing.
+    """
+    counts = Counter(words)
+    kinds = sorted(counts, key=lambda kind: counts[kind])
+    likely = [kind for kind in kinds if "canary" in kind.lower()]
+    if not likely and len(kinds) == 2 and counts[kinds[0]] < RARER * len(words):
+        likely = kinds[:1]
+    if len(kinds) == 2 and len(likely) == 1:
+        return f"--canary {quote(likely[0][:60])}"
+    shown = [quote(kind[:60]) for kind in sorted(kinds)]
+    if len(kinds) == 2:
+        return f"--canary VALUE (the new version: {' or '.join(shown)})"
+    return f"--canary VALUE --stable VALUE (of {listed(shown)})"
 
 
 def _named_arms(reading: Reading, source: Source, kinds: Set[str]) -> tuple[Set[str], Set[str]]:
@@ -152,7 +178,7 @@ def _arms_by_word(reading: Reading, source: Source, values: Sequence[object], wo
             raise reading.refuse(
                 row,
                 f"{source.text} {shown} is neither 0 (stable) nor 1 (canary); say which value is the canary: "
-                f"--canary {quote(word[:60])}",
+                f"{canary_option(words)}",
             )
         arms[row] = int(found)
     return arms

@@ -7,7 +7,6 @@ line: skipping rows would bias the evidence. Rows are sorted by the time of thei
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from controller.cli.evidence_columns import (
     Reading,
     ReadOptions,
     arms,
+    canary_option,
     listed,
     numbers,
     texts,
@@ -32,6 +32,7 @@ from controller.cli.evidence_columns import (
 from controller.cli.evidence_formats import RawTable, read_table
 from controller.cli.evidence_outcomes import (
     count_first_attempts,
+    leave_out_no_requests,
     name_requests,
     read_status,
     refuse_answering_arms,
@@ -50,7 +51,7 @@ from controller.cli.evidence_sources import (
 )
 from controller.cli.evidence_units import find_unit
 from controller.errors import BadInput
-from evaluation.metrics import CATALOGUE, UNANSWERED
+from evaluation.metrics import CATALOGUE, UNANSWERED, WAITS
 from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses, near_name
 from evaluation.records import SETTLE_S
 
@@ -84,6 +85,14 @@ class EvidenceFile:
             out |= np.asarray(self.columns[name]) == 1
         return out
 
+    def waits_ended(self, metric: str) -> NDArray[np.bool_]:
+        """Which rows have no value of a wait because the client left."""
+        if metric not in WAITS or "cancelled" not in self.columns:
+            return np.zeros(self.rows, dtype=np.bool_)
+        unknown = np.isnan(np.asarray(self.columns[metric], dtype=np.float64))
+        ended: NDArray[np.bool_] = (np.asarray(self.columns["cancelled"]) == 1) & unknown
+        return ended
+
     def place(self, row: int) -> str:
         """Where a row stands in the file: `line 18`."""
         return f"{self.word} {self.lines[row]}" if self.lines else f"row {row + 1}"
@@ -95,6 +104,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     extra: further required columns of text, such as a category.
     """
     reading = _sources_of(read_table(path), options, extra)
+    leave_out_no_requests(reading)
     read_status(reading)
     count_first_attempts(reading)
     refuse_answering_arms(reading)
@@ -218,9 +228,7 @@ def _lacking(reading: Reading, extra: Sequence[str]) -> list[str]:
         elif name == "w":
             remedies.append("--w 5% if it was the same for every row")
         elif name == "arm" and (two := _two_valued(reading)):
-            remedies.append(
-                " or ".join(f"--map arm={quote(column)} --canary {quote(value)}" for column, value in two)
-            )
+            remedies.append(" or ".join(f"--map arm={quote(column)} {option}" for column, option in two))
         else:
             remedies.append(f"--map {name}=COLUMN")
     return [
@@ -237,7 +245,7 @@ def _needed(reading: Reading, extra: Sequence[str]) -> list[str]:
 
 
 def _two_valued(reading: Reading) -> list[tuple[str, str]]:
-    """Columns of text with exactly two values, and the one that is the canary, most likely.
+    """Columns of text with exactly two values, and the option that names the canary.
 
     Never how a request ended: by that, all failures would be of one arm.
     """
@@ -247,19 +255,10 @@ def _two_valued(reading: Reading) -> list[tuple[str, str]]:
         if column in used or near_name(column) in CATALOGUE:
             continue
         for name, values in inner_columns(column, cells).items():
-            kinds = list(dict.fromkeys(value for value in values if isinstance(value, str) and value))
-            if len(kinds) == 2 and not any(says_outcome(kind) for kind in kinds):
-                found.append((name, _likely_canary(values, kinds)))
+            words = [value for value in values if isinstance(value, str) and value]
+            if len(kinds := set(words)) == 2 and not any(says_outcome(kind) for kind in kinds):
+                found.append((name, canary_option(words)))
     return found[:3]
-
-
-def _likely_canary(values: Sequence[object], kinds: Sequence[str]) -> str:
-    """Of two values, the one that is called so; else the rarer one, of equals the one that is seen later."""
-    named = [kind for kind in kinds if "canary" in kind.lower()]
-    if len(named) == 1:
-        return named[0]
-    counts = Counter(values)
-    return kinds[0] if counts[kinds[0]] < counts[kinds[1]] else kinds[1]
 
 
 def _unused(reading: Reading, extra: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

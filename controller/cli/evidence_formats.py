@@ -19,7 +19,8 @@ from typing import IO, Any, TypeGuard
 from controller.errors import BadInput
 
 MAX_ROWS = 20_000_000
-MAX_CELL = 2**31 - 1  # characters
+MAX_LINE = 2**26  # characters, of a cell too: a file of 7 MB may unpack to one line of gigabytes
+MAX_JSON = 2**30  # characters of a whole JSON document, which is held in memory several times over
 MAX_DEPTH = 6  # of nested JSON that becomes columns
 DELIMITERS = (",", ";", "\t", "|")
 DELIMITER_LINE = re.compile(r"\s*\"?sep=([,;\t|])\"?\s*", re.IGNORECASE)
@@ -76,6 +77,8 @@ def read_table(path: Path) -> RawTable:
             )
         )
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise BadInput(f"{path.name} is no file but a pipe or a device; write its content to a file")
         return reader(path)
     except gzip.BadGzipFile as exc:
         raise BadInput(f"{path.name} is not gzip; compress it again, or drop .gz from its name") from exc
@@ -93,12 +96,22 @@ def _open(path: Path, newline: str | None = None) -> IO[str]:
     return path.open(encoding="utf-8-sig", newline=newline)  # Excel writes a byte order mark
 
 
+def _bounded(path: Path, lines: IO[str]) -> Iterator[str]:
+    """The lines. Raises BadInput for one that is too long."""
+    number = 0
+    while line := lines.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise BadInput(f"{path.name} line {number} has over {MAX_LINE} characters; is it of this format?")
+        yield line
+
+
 # --- JSON
 
 
 def _read_jsonl(path: Path) -> RawTable:
     with _open(path) as lines:
-        return _by_column(path, _json_rows(path, lines), word="line")
+        return _by_column(path, _json_rows(path, _bounded(path, lines)), word="line")
 
 
 def _json_rows(path: Path, lines: Iterable[str]) -> Rows:
@@ -110,7 +123,12 @@ def _json_rows(path: Path, lines: Iterable[str]) -> Rows:
 
 def _read_json(path: Path) -> RawTable:
     with _open(path) as file:
-        found = _parsed(file.read(), path.name, "write an array of objects")
+        text = file.read(MAX_JSON + 1)
+        if len(text) > MAX_JSON:
+            raise BadInput(
+                f"{path.name} has over {MAX_JSON} characters; write one object per line, as .jsonl"
+            )
+        found = _parsed(text, path.name, "write an array of objects")
     if isinstance(found, dict):
         lists = [found[key] for key in LIST_KEYS if isinstance(found.get(key), list)]
         found = lists[0] if len(lists) == 1 else found
@@ -172,14 +190,14 @@ def _flat(row: Mapping[str, object], prefix: str = "", depth: int = 1) -> dict[s
 
 def _read_csv(path: Path) -> RawTable:
     with _open(path, newline="") as lines, _long_cells():
-        header, skipped = lines.readline(), 0
+        header, skipped = lines.readline(MAX_LINE), 0
         start = 0
         if (named := DELIMITER_LINE.fullmatch(header)) is not None:  # Excel writes and reads `sep=;`
             start, skipped = lines.tell(), 1
-            header = lines.readline()
+            header = lines.readline(MAX_LINE)
         delimiter = named[1] if named is not None else max(DELIMITERS, key=header.count)
         lines.seek(start)
-        reader = csv.DictReader(lines, strict=True, delimiter=delimiter)
+        reader = csv.DictReader(_bounded(path, lines), strict=True, delimiter=delimiter)
         try:
             names = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = names
@@ -193,8 +211,8 @@ def _read_csv(path: Path) -> RawTable:
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Cells of any length: exports hold whole prompts. The limit is one of the process."""
-    before = csv.field_size_limit(MAX_CELL)
+    """Long cells: exports hold whole prompts. The limit is one of the process."""
+    before = csv.field_size_limit(MAX_LINE)
     try:
         yield
     finally:

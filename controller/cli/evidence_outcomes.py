@@ -5,19 +5,50 @@ A status that is no answer, a proxy that asked again, a client that went away, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, holds_status
+from controller.cli.evidence_formats import RawTable
 from controller.cli.evidence_sources import ANSWERED_BY, ASKED, FALLBACKS, Source, Term
 from evaluation.offline.cancelled import KNOWN_IF_CANCELLED, if_not_cancelled
+from evaluation.records import LEFT_MS
 
 ARM_NAMES = ((0, "stable"), (1, "the canary"))
 OF_STATUS = ("error", "rejected", "cancelled")  # metrics that a status code says something of
+MOST_SHOWN = 4  # values of the arm's column, in one note
 BAD_GATEWAY = 502  # of an attempt after which the proxy asked another, where its status is not known
+
+
+def leave_out_no_requests(reading: Reading) -> None:
+    """Leave out the rows of a recognised log that asked no version, and say how many of each arm."""
+    ignored = reading.options.ignore
+    for kind in reading.log.no_requests if reading.log is not None else ():
+        table = reading.table
+        looked_at = [table.columns[name] for name in kind.columns if name in table.columns.keys() - ignored]
+        is_one = [any(kind.is_one(cell) for cell in cells) for cells in zip(*looked_at, strict=True)]
+        if any(is_one):
+            reading.table = table.pick([row for row, is_out in enumerate(is_one) if not is_out])
+            shares = _shares_by_arm(reading, table, is_one)
+            reading.notes.append(
+                f"{sum(is_one)} rows {kind.what} and are left out"
+                + (f" ({shares}{kind.hint})" if shares else "")
+            )
+
+
+def _shares_by_arm(reading: Reading, table: RawTable, is_one: Sequence[bool]) -> str:
+    """Of each value of the arm's column; empty: there is no such column, or it has too many."""
+    if (source := reading.sources.get("arm")) is None:
+        return ""
+    words = [str(cell) for cell in table.columns[source.columns[0]]]
+    rows, out = Counter(words), Counter(word for word, is_out in zip(words, is_one, strict=True) if is_out)
+    if len(rows) > MOST_SHOWN:
+        return ""
+    return ", ".join(f"{out[word] / rows[word]:.1%} of {word}" for word in sorted(rows))
 
 
 def read_status(reading: Reading) -> None:
@@ -147,6 +178,8 @@ def without_cancelled(reading: Reading, columns: Mapping[str, Column]) -> dict[s
         return dict(columns)
     gone = np.asarray(columns["cancelled"], dtype=np.float64) == 1.0
     out = dict(columns)
+    if "latency_ms" in columns and LEFT_MS not in columns and gone.any():
+        out[LEFT_MS] = np.where(gone, np.asarray(columns["latency_ms"], dtype=np.float64), np.nan)
     for name in KNOWN_IF_CANCELLED & columns.keys():
         out[name] = if_not_cancelled(name, np.asarray(columns[name], dtype=np.float64), gone)
     if gone.any():

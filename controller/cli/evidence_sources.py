@@ -67,11 +67,22 @@ class Void:
 
 
 @dataclass(frozen=True, slots=True)
+class NoRequest:
+    """Rows that no version was asked for, or no user asked. columns: those that exist are looked at."""
+
+    columns: tuple[str, ...]
+    is_one: Callable[[object], bool]  # of a cell
+    what: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class KnownLog:
     """A log recognised by its columns. sources: by known column, the first whose columns exist is taken.
 
     units: columns that may be the randomised unit, the coarsest first. only: keep rows with this cell.
     also: by event, further columns that may say that it happened. void: by metric, values that are none.
+    no_requests: rows to leave out.
     """
 
     title: str
@@ -81,6 +92,7 @@ class KnownLog:
     only: tuple[str, str] | None = None
     also: Mapping[str, Sequence[str]] = field(default_factory=dict)
     void: Mapping[str, Void] = field(default_factory=dict)
+    no_requests: tuple[NoRequest, ...] = ()
 
 
 FINISH_REASONS = (
@@ -93,6 +105,10 @@ ERROR_OBJECTS = tuple(
 )
 #: LiteLLM: the group of models that was asked for, and how many others were tried for the answer.
 ASKED, FALLBACKS = "metadata.original_model_group", "metadata.attempted_fallbacks"
+HEALTH_CHECK = "litellm-internal-health-check"  # its key, team and tag
+FIRST_AT_THE_END = Void(
+    "latency_ms", lambda own, whole: own >= whole - 0.5, "it was not streamed, but ended then"
+)
 #: Columns of a log that name what answered, not what was drawn.
 ANSWERED_BY = frozenset({"model", "model_group", "model_id", "api_base", "custom_llm_provider"})
 
@@ -113,13 +129,24 @@ KNOWN_LOGS = (
         },
         ("end_user", "session_id", "user"),
         void={
-            "ttft_ms": Void(
-                "latency_ms", lambda own, whole: own >= whole - 0.5, "it was not streamed, but ended then"
-            ),
+            "ttft_ms": FIRST_AT_THE_END,
             "cost": Void(
                 "tokens", lambda own, tokens: (own == 0.0) & (tokens > 0.0), "its model has no price"
             ),
         },
+        no_requests=(
+            NoRequest(
+                ("cache_hit",),
+                lambda cell: str(cell).strip().lower() in ("true", "t", "1"),
+                "were answered from the gateway's cache",
+                "; if these shares differ, the rest is no fair draw: compare with the cache off",
+            ),
+            NoRequest(
+                ("request_tags", "api_key", "team_id"),
+                lambda cell: HEALTH_CHECK in str(cell),
+                "are the gateway's health checks",
+            ),
+        ),
     ),
     KnownLog(
         "Langfuse export of observations",
@@ -138,6 +165,7 @@ KNOWN_LOGS = (
         },
         ("userId", "user_id", "sessionId", "session_id", "traceId", "trace_id"),
         ("type", "GENERATION"),
+        void={"ttft_ms": FIRST_AT_THE_END},
     ),
     KnownLog(
         "Langfuse export of traces",

@@ -7,12 +7,15 @@ row becomes a block of lines, `COLUMN value`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
+
+from controller.cli.output import visible
 
 GAP = 2  # between two columns
 
@@ -25,6 +28,10 @@ class Grid(Table):
         self._drop = tuple(name.upper() for name in drop)
         for index, column in enumerate(columns):
             self.add_column(column.upper(), style="bold" if index == 0 else "")
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """A row whose texts are `visible`: replaced later, a character would be wider than was measured."""
+        super().add_row(*(_visible(cell) for cell in cells), **options)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(1, options.max_width)
@@ -53,6 +60,14 @@ class Grid(Table):
             for column, cell in zip(columns, cells, strict=True):
                 line = Text(f"{column.header} ", style="dim", overflow="fold")
                 yield line.append(cell if isinstance(cell, Text) else Text(str(cell), style=column.style))
+
+
+def _visible(cell: RenderableType | None) -> RenderableType | None:
+    if isinstance(cell, Text):
+        shown = cell.copy()
+        shown.plain = visible(cell.plain)
+        return shown
+    return visible(cell) if isinstance(cell, str) else cell
 
 
 def fitted(columns: Sequence[tuple[int, int]], width: int) -> list[int] | None:

@@ -60,12 +60,16 @@ class LazyCommands(Mapping[str, Any]):
 
 
 def lazy_group(commands: Mapping[str, LazyCommand]) -> type[TyperGroup]:
-    """The class of a group of these commands, for `typer.Typer(cls=...)`."""
+    """The class of a group of these commands, for `typer.Typer(cls=...)`.
+
+    Each command is built once in a process, however often it is run.
+    """
+    lazy = LazyCommands(commands)
 
     class LazyGroup(TyperGroup):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
-            self.commands = cast(Any, LazyCommands(commands))  # typer only reads it
+            self.commands = cast(Any, lazy)  # typer only reads it
 
         def list_commands(self, ctx: Any) -> list[str]:
             return list(commands)

@@ -44,7 +44,7 @@ def listener_uids(port: int) -> set[int]:
             lines = table.read_text().splitlines()[1:]
         except OSError:
             continue
-        for fields in (line.split() for line in lines):
+        for fields in (line.split() for line in lines if f":{port:04X} " in line):
             if len(fields) > 7 and fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
                 found.add(whole(fields[7]) or 0)
     return found

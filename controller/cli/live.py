@@ -11,7 +11,7 @@ from rich.text import Text
 from controller.cli.client import TIMEOUT_S, Client, poll
 from controller.cli.live_frame import frame
 from controller.cli.output import console, goes_on, told_on_interrupt
-from controller.cli.render import log_line
+from controller.cli.render import CANNOT_DECIDE, log_line
 from controller.errors import CanaryctlError, RolledBack, TimedOut, Unreachable
 from controller.views.models import RolloutView, ServiceView
 
@@ -43,7 +43,7 @@ def _watch(
     client: Client, service: str, rollout: str, *, timeout_s: float | None, is_silent: bool
 ) -> RolloutView:
     ends_at_s = time.monotonic() + timeout_s if timeout_s is not None else None
-    display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines()
+    display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines(client)
 
     def read() -> RolloutView:
         # By its id: another rollout may have started since, or the service may be gone.
@@ -59,11 +59,21 @@ def _watch(
                 if view.is_final:
                     return view
             if ends_at_s is not None and time.monotonic() >= ends_at_s:
+                problem = _problem(client, service)
+                why, bypass = (f": {CANNOT_DECIDE}: {problem}", " --direct") if problem else ("", "")
                 raise TimedOut(
-                    f"{rollout} is still running after {timeout_s:g} s; "
-                    f"follow it: canaryctl watch {service}, or end it: canaryctl rollback {service}"
+                    f"{rollout} is still running after {timeout_s:g} s{why}; "
+                    f"follow it: canaryctl watch {service}, or end it: canaryctl rollback {service}{bypass}"
                 )
     raise AssertionError("poll never ends by itself")
+
+
+def _problem(client: Client, service: str) -> str | None:
+    """Why the controller can decide nothing; None: it can, or does not say."""
+    try:
+        return client.service(service, timeout_s=VIEW_TIMEOUT_S).problem
+    except CanaryctlError:
+        return None
 
 
 def raise_for_outcome(view: RolloutView) -> None:
@@ -93,10 +103,12 @@ class _Silent:
 
 
 class _LogLines(_Silent):
-    """Prints each new line of the rollout's log once."""
+    """Prints each new line of the rollout's log once, and what keeps the controller from deciding."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._console = console()
+        self._problem: str | None = None  # as printed last
         self._seq = 0
         self._is_lost = False
 
@@ -106,6 +118,10 @@ class _LogLines(_Silent):
             if line.seq > self._seq:
                 self._seq = line.seq
                 self._console.print(log_line(line.at_s, line.actor, line.text), soft_wrap=True)
+        problem = _problem(self._client, rollout.service)
+        if problem is not None and problem != self._problem:
+            self._console.print(f"{CANNOT_DECIDE}: {problem}", soft_wrap=True)
+        self._problem = problem
         sys.stdout.flush()
 
     def on_connection_lost(self) -> None:

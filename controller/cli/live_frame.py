@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,7 +17,6 @@ from controller.views.models import RolloutView, ServiceView
 WIDE_COLUMNS = 120  # from this width on, the gates' reasons fit
 MAX_LOG_LINES = 14
 MIN_LOG_LINES = 3
-BORDERS = 4  # columns of the frame with its padding
 
 
 def frame(
@@ -27,12 +27,16 @@ def frame(
     service: None: it is not known, or was taken down. notice: what is wrong with the view itself, on top.
     """
     height = console.height - 1  # the cursor's line
-    drawn: RenderableType = Text()
-    for detail, has_versions in _details(bar_width(console.width)):
-        drawn = _panel(rollout, service, console, notice, detail, has_versions=has_versions)
-        if rollout.is_final or _lines(drawn, console) <= height:
-            break
-    return drawn
+    details = list(_details(bar_width(console.width)))
+
+    def drawn(detail: tuple[Detail, bool]) -> Panel:
+        return _panel(rollout, service, console, notice, detail[0], has_versions=detail[1])
+
+    if rollout.is_final:
+        return drawn(details[0])
+    # Each is no higher than the one before: a few are drawn, not all.
+    first = bisect_left(details, True, key=lambda one: _lines(drawn(one), console) <= height)
+    return drawn(details[min(first, len(details) - 1)])
 
 
 def _details(bar: int) -> Iterator[tuple[Detail, bool]]:
@@ -73,16 +77,18 @@ def _panel(
             versions = [versions_table(shown, is_wide=False), *([Text()] if detail.has_ornaments else [])]
     is_wide = console.width >= WIDE_COLUMNS
     body = Group(*top, *versions, *rollout_parts(rollout, is_wide=is_wide, detail=detail))
-    title = f"[bold]{rollout.service}[/]" + (f"  {service.url}" if service is not None else "")
+    title = Text.assemble((rollout.service, "bold"), f"  {service.url}" if service is not None else "")
     return Panel(body, title=title, title_align="left", border_style="dim")
 
 
 def _only_troubled(service: ServiceView) -> ServiceView:
-    """The service with those versions that are not ready."""
+    """The service with those versions that are not ready, and stable beside them; without any, with none."""
     if service.versions is None:
         return service
+    troubled = {one.version for one in service.versions if one.phase != "ready"}
+    shown = troubled | {service.stable} if troubled else troubled
     return service.model_copy(
-        update={"versions": tuple(one for one in service.versions if one.phase != "ready")}
+        update={"versions": tuple(one for one in service.versions if one.version in shown)}
     )
 
 

@@ -17,6 +17,7 @@ import typer
 
 from controller.errors import CanaryctlError, document_of
 from controller.quantities import figure
+from serving.files.plain_text import REPLACEMENT
 
 if TYPE_CHECKING:  # imported where used: each takes longer to import than `--help` takes to run
     from pydantic import BaseModel
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # imported where used: each takes longer to import than `--he
 
 JSON_INDENT = 2
 PIPE_WIDTH = 200
+# Control characters but tab and line feed, lone surrogates, and marks that change the direction of writing.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t]+$", re.MULTILINE)
 NO_ANSWER = "no answer"
 NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
@@ -49,11 +52,17 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Output for
 def console(*, stderr: bool = False) -> Console:
     """Standard output, or standard error. Lines in a pipe are not cut to a terminal's width, nor filled up
     with blanks."""
-    from rich.console import Console
+    from controller.cli.plain_console import PlainConsole
 
     if (sys.stderr if stderr else sys.stdout).isatty():
-        return Console(highlight=False, stderr=stderr)
-    return Console(width=PIPE_WIDTH, highlight=False, file=cast("TextIO", _Unpadded(stderr)))
+        return PlainConsole(stderr=stderr)
+    return PlainConsole(width=PIPE_WIDTH, file=cast("TextIO", _Unpadded(stderr)))
+
+
+def visible(text: str) -> str:
+    """The text with U+FFFD for each character that a terminal would obey: of names, files and engines, none
+    may move the cursor, hide text or write from right to left. Lines and tabs stay."""
+    return _OBEYED.sub(REPLACEMENT, text)
 
 
 class _Unpadded:
@@ -78,15 +87,18 @@ class _Unpadded:
 def progress(text: str) -> Iterator[Callable[[str], None]]:
     """Say what is being waited for: a spinner on a terminal, whose text may be changed, else one line. An
     empty text says nothing."""
-    from rich.console import Console
-
     if not text or not sys.stderr.isatty():
         if text:
             note(text)
         yield lambda text: None
         return
-    with Console(stderr=True, highlight=False, soft_wrap=True).status(text) as spinner:
-        yield spinner.update
+    from rich.text import Text
+
+    from controller.cli.plain_console import PlainConsole
+
+    # Of a plain `str`, a spinner would read markup whatever its console does.
+    with PlainConsole(stderr=True, soft_wrap=True).status(Text(text)) as spinner:
+        yield lambda text: spinner.update(Text(text))
 
 
 def emit(
@@ -107,7 +119,7 @@ def emit_data(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], outp
     elif not isinstance(data, Mapping):
         plain = data.model_dump(mode="json")
     if output is Output.JSON:
-        print(json.dumps(plain, indent=JSON_INDENT, ensure_ascii=False))
+        print(_json(plain, indent=JSON_INDENT))
     else:
         print(_yaml(plain), end="")
 
@@ -153,7 +165,7 @@ def gate_title(gate: str, statistic: str, metric: str = "") -> str:
 
 def note(text: str) -> None:
     """Print one line for people on stderr; stdout carries only results."""
-    typer.echo(text, err=True)
+    typer.echo(visible(text), err=True)
 
 
 class _Told(KeyboardInterrupt):
@@ -196,18 +208,27 @@ def requested_output(arguments: Sequence[str]) -> Output:
     return found
 
 
-def print_error(error: CanaryctlError, output: Output, *, traceback: Sequence[str] = ()) -> None:
+def print_error(
+    error: CanaryctlError, output: Output, *, known: Sequence[str] = (), traceback: Sequence[str] = ()
+) -> None:
     """Print the error on stderr: lines for people, one problem document (RFC 9457) for programs.
 
-    traceback: shown to programs only, for an error that nobody foresaw.
+    For programs only: known: what is known all the same; traceback: of an error that nobody foresaw.
     """
     if not output.is_text:
-        document = document_of(error) | ({"traceback": list(traceback)} if traceback else {})
-        note(json.dumps(document, ensure_ascii=False) if output is Output.JSON else _yaml(document).rstrip())
+        more = {"known": list(known), "traceback": list(traceback)}
+        document = document_of(error) | {name: lines for name, lines in more.items() if lines}
+        note(_json(document) if output is Output.JSON else _yaml(document).rstrip())
         return
     for line in error.details:
         typer.secho("error:", fg="red", bold=True, err=True, nl=False, color=_color())
         note(f" {line}")
+
+
+def _json(plain: object, *, indent: int | None = None) -> str:
+    text = json.dumps(plain, indent=indent, ensure_ascii=False)
+    # What stands for itself in JSON, and would still be obeyed by a terminal.
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _yaml(plain: object) -> str:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from controller.cli.client import Client
@@ -25,6 +26,7 @@ from serving.loopback import is_free
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
 PAUSE_S = 0.1
+MAX_LOG_BYTES = 50 << 20  # of controller.log, when a controller starts
 
 
 @contextmanager
@@ -79,18 +81,25 @@ class Running:
 
     has_cluster: bool
     has_controller: bool
+    is_replaced: bool  # the controller has another database open than the one in its place now
 
 
 def running(settings: Settings) -> Running:
     """What runs now."""
     from controller.wiring import cluster
 
-    return Running(cluster.is_running(settings), _own_health(settings) is not None)
+    health = _own_health(settings)
+    is_replaced = health is not None and health.get("lost_database") == "replaced"
+    return Running(cluster.is_running(settings), health is not None, is_replaced)
 
 
-def has_replaced_database(settings: Settings) -> bool:
-    """True: the running controller has another database open than the one that stands in its place now."""
-    return (_own_health(settings) or {}).get("lost_database") == "replaced"
+def stop_without_log(settings: Settings) -> bool:
+    """Stop a controller whose database has lost its log; as it ends it writes what it holds into the file,
+    which nobody else MUST have opened before. False: there is none."""
+    if (_own_health(settings) or {}).get("lost_database") != "log":
+        return False
+    stop_controller(settings)
+    return True
 
 
 def stop_started(settings: Settings, before: Running) -> None:
@@ -160,6 +169,7 @@ def _with_ports(
 
 
 def _start_controller(settings: Settings) -> None:
+    _rotate(settings.log_path)
     with settings.log_path.open("ab") as log:
         log.seek(0, os.SEEK_END)
         offset = log.tell()
@@ -186,6 +196,15 @@ def _start_controller(settings: Settings) -> None:
         raise Unreachable(
             f"the controller did not answer within {START_TIMEOUT_S:g} s; see {settings.log_path}"
         )
+
+
+def _rotate(log: Path) -> None:
+    """Put a large log aside, in place of the one before; a controller that runs keeps its own open."""
+    try:
+        if log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
+    except FileNotFoundError:
+        return
 
 
 def _last_line(settings: Settings, offset: int) -> str:

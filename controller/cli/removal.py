@@ -10,14 +10,13 @@ from typing import Annotated
 import typer
 
 from controller.cli import options
-from controller.cli.client import Client, poll
+from controller.cli.client import CONNECTION_LOST_S, Client, poll
 from controller.cli.output import Output, OutputOption, emit_data, note, progress, told_on_interrupt
 from controller.errors import BadInput, RolloutRunning, TimedOut, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
 DOWN_TIMEOUT_S = 180.0
-CONNECTION_LOST_S = 30.0  # give up after this long without an answer of the controller
 
 
 def down(
@@ -54,17 +53,23 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
     Returns what was done, a line each.
     """
     from controller.cli import processes
-    from controller.wiring import cluster
+    from controller.wiring import cluster, takedown
 
     client = Client(settings)
-    if client.health() is None:
+    if (health := client.health()) is None:
         return [_remove_without_controller(settings, service)]
+    if service is None and health.get("lost_database") == "gone" and client.accepts_token():
+        processes.stop_controller(settings)  # it can neither store nor decide a removal
+        _remove_without_controller(settings, None)
+        return ["controller and Ray stopped; its database is gone"]
     if client.accepts_token() and not cluster.is_running(settings):
         # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
         if service is not None:
             raise Unreachable(
                 "the Ray cluster is not running; start it: canaryctl up, or remove everything: canaryctl down"
             )
+        if not health.get("leading"):
+            takedown.refuse_while_led(settings)
         processes.stop_controller(settings)
         return [_remove_without_controller(settings, None)]
     views = [client.service(service)] if service is not None else client.services()
@@ -100,17 +105,20 @@ def _serves_besides(settings: Settings, names: Sequence[str]) -> list[str]:
 
 
 def _remove_without_controller(settings: Settings, service: str | None) -> str:
-    """Stop the cluster and forget all services; what was done. Raises Unreachable for a single service."""
-    from controller.wiring import cluster
-    from controller.wiring import direct_rollback as direct
+    """Stop the cluster and forget all services; what was done.
+
+    Raises Unreachable for a single service, Conflict where another host's controller leads them.
+    """
+    from controller.wiring import cluster, takedown
 
     if service is not None:
         raise Unreachable(
             f"no controller answers at {settings.api_url}; "
             "start it: canaryctl up, or remove everything: canaryctl down"
         )
+    takedown.refuse_while_led(settings)
     had_cluster = cluster.stop(settings)
-    had_services = direct.forget_services(settings)
+    had_services = takedown.forget_services(settings)
     if had_cluster or had_services:
         return "the controller or Ray had died; removed what was left"
     return "nothing is running"
@@ -118,6 +126,8 @@ def _remove_without_controller(settings: Settings, service: str | None) -> str:
 
 def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:
     """Services that remain once `names` are removed. Raises TimedOut."""
+    from controller.cli.render import CANNOT_DECIDE
+
     leaving = (
         f"the removal of {', '.join(names)} goes on; follow it: canaryctl list; wait for it: canaryctl down"
     )
@@ -129,5 +139,8 @@ def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) 
                 if not pending:
                     return remaining
                 if time.monotonic() >= ends_at_s:
-                    raise TimedOut(f"{', '.join(pending)} is still being removed; run canaryctl down again")
+                    problem = next((one.problem for one in views if one.service in pending), None)
+                    why = f": {CANNOT_DECIDE}: {problem}" if problem else ""
+                    left = ", ".join(pending)
+                    raise TimedOut(f"{left} is still being removed{why}; run canaryctl down again")
     raise AssertionError("poll never ends by itself")

@@ -49,7 +49,15 @@ def phase_text(view: RolloutView) -> Text:
     text = view.phase.replace("_", " ")
     if view.stage is not None:
         text = f"stage {view.stage} of {len(view.stages)}"
+    if _is_test_ended(view):
+        return Text("A/B test ended", style="cyan")
     return Text(text, style=PHASE_STYLE.get(view.phase, "cyan"))
+
+
+def _is_test_ended(view: RolloutView) -> bool:
+    """Whether an A/B test ended as each does, by a person or its duration: B leaves, nothing was wrong."""
+    is_by_user = view.cause is not None and view.cause.kind == "user"
+    return view.ab_test and view.phase == "rolled_back" and is_by_user
 
 
 def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> RenderableType:
@@ -75,7 +83,12 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
             phase_text(view.rollout) if view.rollout else "unreadable" if view.unreadable else "-",
         ]
         grid.add_row(*cells, *([view.url] if is_wide else []))
-    return grid if views else Text(NO_SERVICE)
+    problems = [
+        Text(f"{view.service}: {CANNOT_DECIDE}: {view.problem}", style="bold red")
+        for view in views
+        if view.problem is not None
+    ]
+    return Group(grid, *problems) if views else Text(NO_SERVICE)
 
 
 def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> RenderableType:
@@ -125,6 +138,8 @@ def unanswered(view: ServiceView) -> list[Text]:
             if has_stable
             else "no replica is ready: no request is answered"
         )
+    elif is_stable_asked and not has_stable and view.routed in ready:
+        text = f"{view.routed} answers until {view.stable} is ready"
     elif is_stable_asked and not has_stable:
         text = f"no replica of {view.stable} is ready: its requests are not answered"
     else:
@@ -135,7 +150,7 @@ def unanswered(view: ServiceView) -> list[Text]:
 def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
     """Table of the versions in the fleet."""
     if view.versions is None:
-        return Text("the fleet cannot be read", style="yellow")
+        return Text("the fleet does not answer now, as while engines start; try again", style="yellow")
     grid = table(
         "version",
         "name",
@@ -176,11 +191,11 @@ class Detail:
     crops_log: bool = False  # each event on one line
 
 
-def rollout_parts(
-    view: RolloutView, *, is_wide: bool, log_lines: int = 8, detail: Detail | None = None
-) -> list[RenderableType]:
-    """A rollout: its phase, stages, weight, gates, notes and the end of its log. log_lines: if no detail."""
-    detail = detail if detail is not None else Detail(log_lines)
+FULL_DETAIL = Detail()
+
+
+def rollout_parts(view: RolloutView, *, is_wide: bool, detail: Detail = FULL_DETAIL) -> list[RenderableType]:
+    """A rollout: its phase, stages, weight, gates, notes and the end of its log."""
     blank = [Text()] if detail.has_ornaments else []
     head = Text.assemble(
         (view.rollout, "bold"), "  ", arms(view), "  ", phase_text(view),
@@ -204,7 +219,9 @@ def rollout_parts(
     if view.cause is not None:
         is_direct = view.cause.actor == DIRECT_ACTOR
         kind = "direct rollback" if is_direct else CAUSE_WORDS.get(view.cause.kind, view.cause.kind)
-        parts.append(Text(f"rolled back by {kind}: {view.cause.text}", style="red"))
+        is_ended = _is_test_ended(view)
+        how = "A/B test ended" if is_ended else f"rolled back by {kind}"
+        parts.append(Text(f"{how}: {view.cause.text}", style="default" if is_ended else "red"))
     if view.steps is not None:
         parts.append(steps_line(view.steps))
     if view.undo and view.phase in ("rolled_back", "failed"):

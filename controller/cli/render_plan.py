@@ -71,7 +71,8 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
 def _attempt(one: AttemptView) -> str:
     """How an earlier rollout of this version ended: `was rolled back on DATE in ROLLOUT: why (by whom)`."""
     ended = {"succeeded": "was promoted", "rolled_back": "was rolled back", "failed": "failed"}
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started_at_s))
+    at_s = one.ended_at_s if one.ended_at_s is not None else one.started_at_s
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(at_s))
     by = Label(actor=one.actor, message=one.message).byline
     if one.phase in ended:
         what = f"this version {ended[one.phase]} on {date} in {one.rollout}"

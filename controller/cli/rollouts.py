@@ -9,11 +9,20 @@ import typer
 from controller.cli import options
 from controller.cli.client import Client
 from controller.cli.output import Output, OutputOption, console, emit, emit_data, note, told_on_interrupt
-from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, Unreachable
+from controller.errors import (
+    BadInput,
+    CanaryctlError,
+    Conflict,
+    LostDatabase,
+    OlderDatabase,
+    Unreachable,
+)
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
-SEARCHED = 500  # newest rollouts of a service, for one by its id
+# Without a controller one rollout is looked for by its id among the newest of a service: as many as the API
+# lists at most.
+SEARCHED = 500
 
 
 def plan(
@@ -45,7 +54,8 @@ def plan(
 ) -> None:
     """Preview a deploy: risk, stages, duration, memory.
 
-    Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes seconds.
+    Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes
+    seconds, on a busy host up to two minutes; --quick leaves it out.
     """
     from controller.cli import render_plan
     from controller.cli.request_bodies import change_body
@@ -202,8 +212,13 @@ def rollback(
     try:
         name = client.resolve_service(name)
         answer = client.rollback(name, reason=reason)
+    except OlderDatabase:  # says so itself
+        raise
     except Unreachable as exc:
-        raise Unreachable(f"{exc}, or bypass it: canaryctl rollback {name or 'SERVICE'} --direct") from exc
+        direct_one = "canaryctl rollback --direct"  # of the only service
+        if name is not None:
+            direct_one = f"canaryctl rollback {name} --direct"
+        raise Unreachable(f"{exc}, or bypass it: {direct_one}") from exc
     leaving = f"the rollback goes on; follow it: canaryctl watch {name}"
     _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
 

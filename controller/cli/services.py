@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from controller.cli import options, render
-from controller.cli.client import Client, poll
+from controller.cli.client import CONNECTION_LOST_S, Client, poll
 from controller.cli.http import NoAnswer, send
 from controller.cli.output import (
     NO_SERVICE,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from controller.cli import processes
 
 UP_TIMEOUT_S = 900.0
-CONNECTION_LOST_S = 30.0  # give up after this long without an answer of the controller
+PROBLEM_S = 30.0  # for which `up` waits on while the controller can decide nothing
 
 
 def up(
@@ -114,11 +115,12 @@ def up(
         emit_data(views if body is None else views[0], output)
         return
     for view in views:
-        console().print(
-            f"[bold]{view.service}[/] serves {title(view.stable, view.stable_name)} at [bold]{view.url}[/]",
-            soft_wrap=True,
-        )
+        name = title(view.stable, view.stable_name)
+        parts = (view.service, "bold"), f" serves {name} at ", (view.url, "bold")
+        console().print(Text.assemble(*parts), soft_wrap=True)
         warn_of_keys(view)
+        if view.problem is not None:
+            note(f"warning: {render.CANNOT_DECIDE}: {view.problem}")
 
 
 def warn_of_keys(view: ServiceView) -> None:
@@ -134,41 +136,50 @@ def status(
 ) -> None:
     """Show a service: its versions, its rollout and the evidence.
 
-    Without a controller: what the database knows of it, and exit 4.
+    Without a controller: what the database knows of it (`known` of the problem document), and exit 4.
     """
     settings = load_settings()
     client, name = Client(settings), service or service_
     try:
         view = client.service(client.resolve_service(name))
     except LostDatabase as exc:  # of a controller that runs
-        print_error(exc, output)
-        _note_served(settings, name, output)
+        served = _served_lines(settings, name)
+        print_error(exc, output, known=served)
+        _note(served, output)
         raise typer.Exit(exc.exit_code) from exc
-    except Unreachable:
-        note_last_known(settings, name, output)
-        raise
+    except Unreachable as exc:
+        known = _last_known_lines(settings, name)
+        _note(known, output)
+        print_error(exc, output, known=known)
+        raise typer.Exit(exc.exit_code) from exc
     emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width))
 
 
 def note_last_known(settings: Settings, service: str | None, output: Output) -> None:
     """Print on stderr what the database knows of one service (None: of all); without it, what users get."""
-    if not output.is_text:
-        return
+    if output.is_text:
+        _note(_last_known_lines(settings, service), output)
+
+
+def _last_known_lines(settings: Settings, service: str | None) -> tuple[str, ...]:
     from controller.wiring.last_known import last_known, lost_database
 
-    for line in last_known(settings, service):
+    lines = last_known(settings, service)
+    is_lost = lost_database(settings) is not None
+    return (*lines, *_served_lines(settings, service)) if is_lost else lines
+
+
+def _served_lines(settings: Settings, service: str | None) -> tuple[str, ...]:
+    """What users get by the route tables, for which no database is needed."""
+    from controller.wiring.now_served import served_lines
+
+    return served_lines(settings, service)
+
+
+def _note(lines: Sequence[str], output: Output) -> None:
+    """Print the lines for people; programs have them in the problem document."""
+    for line in lines if output.is_text else ():
         note(line)
-    if lost_database(settings) is not None:
-        _note_served(settings, service, output)
-
-
-def _note_served(settings: Settings, service: str | None, output: Output) -> None:
-    """Print what users get by the route tables, for which no database is needed."""
-    if output.is_text:
-        from controller.wiring.now_served import served_lines
-
-        for line in served_lines(settings, service):
-            note(line)
 
 
 def list_services(output: OutputOption = Output.TABLE) -> None:
@@ -191,9 +202,11 @@ def _bring_up(
     from controller.wiring.last_known import has_service, lost_database
 
     with processes.exclusive_access(settings):
+        if processes.stop_without_log(settings):
+            note("the controller was stopped: the log of its database was removed")
         running = processes.running(settings)
-        is_replaced = running.has_controller and processes.has_replaced_database(settings)
-        is_needed = running.has_cluster and (is_replaced or not running.has_controller)
+        is_new = running.is_replaced or not running.has_controller
+        is_needed = running.has_cluster and (is_new or accepts_database)
         if is_needed and (lost := lost_database(settings, needs_service=False)) is not None:
             raise Unreachable(  # nor would a controller that is started now create one
                 f"Ray runs and may serve, but {lost}; restore it, then: canaryctl up; to end what serves: "
@@ -201,7 +214,7 @@ def _bring_up(
             )
         if is_needed:
             _refuse_older_copy(settings, is_accepted=accepts_database)
-        if is_replaced:
+        if running.is_replaced:
             processes.restart_controller(settings)
             note("the controller was restarted: its database was replaced")
         if body is None and not running.has_cluster and not has_service(settings):
@@ -241,20 +254,19 @@ def _starting(running: processes.Running) -> str:
 
 
 def _refuse_older_copy(settings: Settings, *, is_accepted: bool) -> None:
-    """Raises Conflict where the database does not lead to what users get now, unless that is accepted."""
-    from controller.wiring.now_served import older_copies
+    """Raises Conflict where the database does not lead to what users get now, unless that is accepted, and
+    Unreachable where that cannot be read."""
+    from controller.wiring.older_copy import accept, older_copies
 
-    try:
-        lines = older_copies(settings)
-    except CanaryctlError:
-        return  # the controller that is started now says what is wrong with it
-    for line in lines if is_accepted else ():
-        note(f"{line}; the service goes back to that one once it is loaded")
-    if lines and not is_accepted:
+    copies = older_copies(settings)
+    if copies and not is_accepted:
         raise Conflict(
-            f"{'; '.join(lines)}: it is an older copy; restore a newer one, or go back to what it says: "
-            "canaryctl up --accept-database"
+            f"{'; '.join(copy.line for copy in copies)}: it is an older copy; restore a newer one, or go "
+            "back to what it says: canaryctl up --accept-database"
         )
+    for copy in copies:
+        note(f"{copy.line}; the service goes back to what the database says, once that is loaded")
+    accept(settings, copies)
 
 
 def _give_keys(settings: Settings, client: Client) -> None:
@@ -269,8 +281,10 @@ def _give_keys(settings: Settings, client: Client) -> None:
 
 
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
-    """Return once stable answers at the service's URL. Raises TimedOut, or the engine's own error."""
+    """Return once stable answers at the service's URL. Raises TimedOut, the engine's own error, and
+    Unreachable where the controller can decide nothing for `PROBLEM_S`."""
     started_s, last_error = time.monotonic(), ""
+    acting_s = started_s  # when the controller was last seen without a problem
     leaving = (
         f"{service} goes on loading; follow it: canaryctl status {service}; end it: canaryctl down {service}"
     )
@@ -288,8 +302,14 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
                     )
                 if stable is not None and stable.phase == "ready" and _answers(view.url):
                     return
+                if view.problem is None:
+                    acting_s = time.monotonic()
+                elif time.monotonic() - acting_s >= PROBLEM_S:
+                    raise Unreachable(f"{service} is not loaded: {render.CANNOT_DECIDE}: {view.problem}")
                 shown(f"{service}: {stable.phase if stable else 'waiting'} for {elapsed_s:.0f} s")
                 last_error = f" ({stable.last_error})" if stable is not None and stable.last_error else ""
+                if view.problem is not None:
+                    last_error = f"; {render.CANNOT_DECIDE}: {view.problem}"
             if time.monotonic() >= ends_at_s:
                 raise TimedOut(
                     f"{service} does not answer after {timeout_s:g} s and is still loading{last_error}; "

@@ -354,6 +354,11 @@ class EvidenceFeeds:
         feed = self._feeds.get(rollout)
         return feed.snapshot(self._reader.resume_seq(feed.seq)) if feed else None
 
+    def conclusion(self, rollout: str) -> bytes | None:
+        """The feed's last status alone; None: this rollout has no feed here."""
+        feed = self._feeds.get(rollout)
+        return envelope_of(feed.status(), {}) if feed else None
+
     def _open(self, rollout: RolloutState) -> Feed | None:
         feed = self._opening.get(rollout.id) or self._restored(rollout)
         self._opening = {rollout.id: feed}

@@ -5,7 +5,9 @@ Rules:
 2. Subscribers at one position share each read. One that is behind (it is new, or restored from a snapshot)
    is read for separately until it catches up; the others do not wait for it.
 3. A log that cannot be read leaves every subscriber as it was.
-4. A subscriber that raises is dropped, with the page behind it: it never sees a page twice, and the others go
+4. A log that began anew with lower numbers, because the wall clock was set back, is read from its start; its
+   first page has the lost span.
+5. A subscriber that raises is dropped, with the page behind it: it never sees a page twice, and the others go
    on. Whoever subscribed it decides where it starts again.
 """
 
@@ -101,6 +103,8 @@ class RecordsReader:
             page = self._read(after_seq, min(PAGE_EVENTS, subscriber.seq - after_seq))
             if page is None:
                 return None
+            if page.next_seq < after_seq:
+                return subscriber.seq  # of an earlier log, which is gone; the new one is read by `poll`
             consume(self._join.join(event for event in page.events if event.seq <= subscriber.seq))
             after_seq = page.next_seq if page.next_seq > after_seq else subscriber.seq
         return after_seq
@@ -109,11 +113,11 @@ class RecordsReader:
         page = self._log.read(self._service, after_seq=after_seq, limit=limit)
         if page is None:
             return None
-        missing = [] if self._has_read or page.dropped_s is None else [page.dropped_s]
-        # A span of no router fell out of the log before it was read.
-        missing += [span.until_s for span in page.lost if not span.router]
-        if missing:
-            self._join.missing_until_s = max((*missing, self._join.missing_until_s or 0.0))
+        if page.dropped_s is not None and not self._has_read:
+            self._join.miss(page.dropped_s)
+        for span in page.lost:
+            if not span.router:  # it fell out of the log before it was read
+                self._join.miss(span.until_s)
         self._has_read = True
         return page
 
@@ -155,7 +159,14 @@ class RecordsReader:
             page = self._read(position, PAGE_EVENTS)
             if page is None:
                 return False
-            is_end = page.next_seq - position < PAGE_EVENTS
+            is_anew = page.next_seq < position
+            if is_anew:
+                telemetry.warning(
+                    "the records log began anew with lower numbers, was the clock set back? What was not "
+                    "read of the earlier one is lost",
+                    service=self._service,
+                )
+            is_end = not is_anew and page.next_seq - position < PAGE_EVENTS
             mirrored = [event for event in page.events if isinstance(event, MirrorRecord)]
             events = self._join.join(page.events, now_s=now_s)
             joined = JoinedPage(events, page.lost, page.low_watermark_s, is_end, mirrored)

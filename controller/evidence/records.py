@@ -9,7 +9,7 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score, is_number
-from serving.messages import CANARY, RequestRecord, ScoreRecord
+from serving.messages import CANARY, LIMIT_REASONS, RequestRecord, ScoreRecord
 
 #: What a router knows of a request before its toss. Not its prompt tokens: the answer reports them, so that
 #: the arm decides whether they are known, and by another tokenizer how many they are.
@@ -35,7 +35,7 @@ def gate_config(request: str) -> GateConfig:
 def flags_of(record: RequestRecord) -> dict[str, bool]:
     """The metrics of a record that are true or false, except `error`."""
     flags = {
-        "truncated": record.finish_reason == "length",
+        "truncated": record.finish_reason in LIMIT_REASONS,
         "empty": record.empty,
         "cancelled": record.outcome == "cancelled",
     }
@@ -69,6 +69,7 @@ def draw_of(record: RequestRecord) -> Draw:
         tokens=_measured(record.completion_tokens),
         flags=flags,
         covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
+        left_ms=_measured((record.done_at_s - record.at_s) * 1000.0) if flags["cancelled"] else None,
     )
 
 

@@ -104,8 +104,7 @@ class ScoreJoin:
         # The age at which requests are forgotten, where that is too early for some scores: by the bound on
         # ids, or because the log no longer had them when this join began.
         self.forgotten_after_s: float | None = None
-        # Of the requests assigned until then some are not known; None: all are.
-        self.missing_until_s: float | None = None
+        self.missing_until_s = 0.0  # of the requests assigned until then some are not known; 0: all are
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -141,13 +140,17 @@ class ScoreJoin:
             if is_young and len(self._requests) <= limit:
                 break
             if is_young:
-                self.missing_until_s = max(at_s, self.missing_until_s or at_s)
+                self.miss(at_s)
             self._scored.pop(self._requests.pop(id).request_id, None)
             self._read_at_s.pop(id, None)
         self._ages.tidy(len(self._requests))
         missing_s = self.missing_until_s
-        is_missed = missing_s is not None and missing_s >= before_s
-        self.forgotten_after_s = max(0.0, self._newest_s - missing_s) if missing_s and is_missed else None
+        is_missed = missing_s > 0.0 and missing_s >= before_s
+        self.forgotten_after_s = max(0.0, self._newest_s - missing_s) if is_missed else None
+
+    def miss(self, until_s: float) -> None:
+        """Note that some requests assigned until then are not known."""
+        self.missing_until_s = max(self.missing_until_s, until_s)
 
     def _assigned_at_s(self, id: str) -> float | None:
         request = self._requests.get(id)

@@ -13,7 +13,7 @@ FORMAT = 1
 
 
 def envelope_of(status: EvidenceStatus | None, feed: Mapping[str, Any]) -> bytes:
-    """The envelope as JSON. status None: no unit was drawn yet."""
+    """The envelope as JSON. status None: no unit was drawn yet. feed: empty for a rollout that has ended."""
     shown = evidence_to_json(status) if status is not None else None
     return json.dumps({"format": FORMAT, "sight": shown, "feed": feed}, separators=(",", ":")).encode()
 
@@ -31,3 +31,8 @@ def stored_status(envelope: bytes | None) -> EvidenceStatus | None:
     """The status when the evidence was stored; None: there was none yet."""
     status = json.loads(envelope).get("sight") if envelope else None
     return evidence_from_json(status) if status else None
+
+
+def without_feed(envelope: bytes) -> bytes:
+    """The envelope with its status alone, for a rollout that has ended. Raises ValueError."""
+    return envelope_of(stored_status(envelope), {})

@@ -8,7 +8,7 @@ from typing import assert_never
 from controller.rollout.desired import canary_replicas
 from controller.rollout.evidence_gap import evidence_gap, missing_evidence
 from controller.rollout.figures import with_figures
-from controller.rollout.journal import log, since, time_limit_s
+from controller.rollout.journal import PAGE_AGAIN_S, log, notice, since, time_limit_s, told
 from controller.rollout.last_answer import could_answer, is_lost
 from controller.rollout.mirroring import all_copies_failed, is_mirrored
 from controller.rollout.observation import (
@@ -22,7 +22,16 @@ from controller.rollout.observation import (
 )
 from controller.rollout.plan import Stage
 from controller.rollout.readiness import BLINK_S, crash_loop, is_calm, is_steady
-from controller.rollout.state import LIVE, Cause, CauseKind, HoldKind, Phase, RolloutState, StageExit
+from controller.rollout.state import (
+    BEFORE_WEIGHT,
+    LIVE,
+    Cause,
+    CauseKind,
+    HoldKind,
+    Phase,
+    RolloutState,
+    StageExit,
+)
 from evaluation.report import Source, Verdict
 
 FIRST_WAIT = "first-wait"  # key in `RolloutState.alarmed`
@@ -75,19 +84,29 @@ def _may_begin(state: RolloutState, seen: Observation, now_s: float) -> bool:
 
 
 def note_first_wait(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Log once that the first weight waits for stable alone."""
-    if state.phase not in (Phase.SMOKE, Phase.MIRRORING) or not _may_begin(state, seen, now_s):
+    """Log once that the first weight waits for stable alone; page after `unready_s` and each hour, for nobody
+    is answered. It has no limit: an end of the rollout would answer nobody either."""
+    if state.phase not in BEFORE_WEIGHT or not _may_begin(state, seen, now_s):
         return state
     is_silent = seen.versions is not None and not ready_replicas(seen, state.stable.id)
-    if not is_silent or FIRST_WAIT in state.alarmed:
+    if not is_silent:
         return state
     text = f"{state.canary.title} waits for its first requests: {state.stable.title} has no ready replica"
-    return log(replace(state, alarmed=(*state.alarmed, FIRST_WAIT)), now_s, text)
+    if FIRST_WAIT not in state.alarmed:
+        return log(told(state, FIRST_WAIT), now_s, text)
+    lost_at_s = state.answers.stable.lost_at_s
+    spent_s = now_s - lost_at_s if lost_at_s is not None else 0.0
+    key = f"{FIRST_WAIT}/{spent_s // PAGE_AGAIN_S:.0f}"
+    if spent_s < state.plan.unready_s or key in state.alarmed:
+        return state
+    text = f"{state.service}: {text} after {spent_s:.0f} s, so nobody is answered; see its engine's log"
+    state = log(told(state, key), now_s, text)
+    return notice(state, f"first-wait-{state.log_count}", "page", text, now_s)
 
 
 def _is_met(state: RolloutState, seen: Observation, now_s: float) -> bool:
     """True: nothing is lacking for which the canary may be late."""
-    if state.phase in (Phase.SMOKE, Phase.MIRRORING):
+    if state.phase in BEFORE_WEIGHT:
         return _may_begin(state, seen, now_s)
     # The last rise waits for evidence past its deadline, but for capacity it does not.
     if state.phase is Phase.PROMOTING and state.weight_bp != state.plan.promoted_bp:
@@ -250,7 +269,7 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return Cause(CauseKind.NOT_PROVEN, "; ".join(parts))
     if not state.is_late(now_s) or is_done(state, seen, now_s):
         return None
-    if state.phase in (Phase.SMOKE, Phase.MIRRORING) and _may_begin(state, seen, now_s):
+    if state.phase in BEFORE_WEIGHT and _may_begin(state, seen, now_s):
         return None
     blink_s = state.plan.unreadable_s
     missing = _missing(state, seen, now_s)

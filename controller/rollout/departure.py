@@ -59,10 +59,9 @@ def advance_departure(
 
 def _with_kept_weight(state: RolloutState, departure: Departure, seen: Observation) -> Departure:
     """The departure without a weight to return to, once harm in the answers or a tombstone was seen."""
-    if departure.step is DepartureStep.RESTORE and not (departure.promoted or departure.kept_bp):
-        departure = replace(departure, kept_bp=state.weight_bp or FULL_BP)  # begun by an older release
-    if departure.step is DepartureStep.RESTORE and departure.kept_bp == FULL_BP and not state.weight_bp:
-        departure = replace(departure, promoted=True)  # likewise
+    if departure.step is DepartureStep.RESTORE and not departure.promoted:  # an older release may have begun
+        kept = departure.kept_bp or state.weight_bp or FULL_BP
+        departure = replace(departure, kept_bp=kept, promoted=kept == FULL_BP and not state.weight_bp)
     is_barred = departure.kept_bp > 0 and not departure.promoted and bar(state, seen) is not None
     return replace(departure, kept_bp=0) if is_barred else departure
 

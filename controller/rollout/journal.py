@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -122,13 +122,23 @@ def notice(
     return replace(state, outbox=(*state.outbox, Notice(f"{state.id}/{name}", severity, text, now_s)))
 
 
+def told(state: RolloutState, key: str) -> RolloutState:
+    """The state that remembers that it was told of `key`, in `RolloutState.alarmed`."""
+    return replace(state, alarmed=(*state.alarmed, key))
+
+
+def untold(state: RolloutState, keys: Collection[str]) -> RolloutState:
+    """The state that will be told anew of these keys."""
+    return replace(state, alarmed=tuple(one for one in state.alarmed if one not in keys))
+
+
 def publish_alarms(state: RolloutState, alarms: Iterable[Alarm], now_s: float) -> RolloutState:
     """Log and notify each alarm of a segment once."""
     for alarm in alarms:
         if alarm.key not in state.alarmed:
             text = f"{state.service}: alarm, not deciding: {alarm.text}"
-            state = replace(state, alarmed=(*state.alarmed, alarm.key))
-            state = notice(log(state, now_s, text), f"alarm-{alarm.key}", "info", text, now_s)
+            state = log(told(state, alarm.key), now_s, text)
+            state = notice(state, f"alarm-{alarm.key}", "info", text, now_s)
     return state
 
 
@@ -138,11 +148,10 @@ def publish_sources(state: RolloutState, gates: Iterable[GateReport], now_s: flo
         key = f"source/{gate.gate}"
         is_published = key in state.alarmed
         if gate.source is Source.ARRIVES and is_published:
-            state = replace(state, alarmed=tuple(one for one in state.alarmed if one != key))
-            state = log(state, now_s, f"{gate.gate}: {gate.metric} arrives again")
+            state = log(untold(state, {key}), now_s, f"{gate.gate}: {gate.metric} arrives again")
         elif gate.source is not Source.ARRIVES and not is_published:
             text = f"{state.service}: {source_text(gate, now_s)}; nothing is promoted until it arrives"
-            state = replace(state, alarmed=(*state.alarmed, key))
+            state = told(state, key)
             since = f"{gate.last_value_s:.0f}" if gate.last_value_s is not None else "start"
             state = notice(log(state, now_s, text), f"source-{gate.gate}-{since}", "page", text, now_s)
     return state

@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 
 from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.figures import with_figures
-from controller.rollout.journal import PAGE_AGAIN_S, log, notice, since
+from controller.rollout.journal import PAGE_AGAIN_S, log, notice, since, told, untold
 from controller.rollout.observation import (
+    LOADED,
     Observation,
     VersionPhase,
     answering_replicas,
@@ -257,8 +258,7 @@ def could_answer(state: RolloutState, seen: Observation, version: str) -> bool:
 def _is_loaded(seen: Observation, version: str) -> bool:
     """False: the fleet shows that nothing of the version can be kept."""
     status = version_status(seen, version)
-    has_engines = (VersionPhase.LOADING, VersionPhase.READY, VersionPhase.DRAINING)
-    return seen.versions is None or (status is not None and status.phase in has_engines)
+    return seen.versions is None or (status is not None and status.phase in LOADED)
 
 
 def _arm(state: RolloutState, version: str) -> ArmAnswers:
@@ -309,7 +309,7 @@ def page_unanswered(
     is_ready = _arm(state, departure.staying).is_ready
     if not is_kept:
         if is_paged and seen.versions is not None:
-            state = replace(state, alarmed=tuple(one for one in state.alarmed if one not in paged))
+            state = untold(state, paged)
             text = f"{staying} is ready again" if is_ready else f"{leaving} is kept loaded no longer"
             state = log(state, now_s, text)
         return state
@@ -328,6 +328,5 @@ def page_unanswered(
     else:
         rest = f"{leaving} stays loaded without traffic for {duration(round(state.plan.load_s))} at most"
     text = f"{state.service}: {what}; {rest}"
-    alarmed = (*(one for one in state.alarmed if one not in paged), hourly)
-    state = replace(log(state, now_s, text), alarmed=alarmed)
+    state = told(untold(log(state, now_s, text), paged), hourly)
     return notice(state, f"unanswered-{state.log_count}", "page", text, now_s)

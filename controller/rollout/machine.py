@@ -249,8 +249,9 @@ def _roll_back(
     since_s = now_s if state.answers.stable.is_ready is False else None
     leaving, staying, first = state.canary.id, state.stable.id, DepartureStep.RESTORE
     is_promoted = state.phase is Phase.UNLOADING
-    departure = Departure(leaving, staying, first, began_s, now_s, kept_bp=kept, kept_since_s=since_s)
-    departure = replace(departure, promoted=is_promoted)
+    departure = Departure(
+        leaving, staying, first, began_s, now_s, kept_bp=kept, kept_since_s=since_s, promoted=is_promoted
+    )
     is_waiting = not is_promoted and standing(state, departure, seen, now_s).leaving_serves
     if not is_waiting and not is_promoted:
         departure = replace(departure, step=DepartureStep.SHIFT)

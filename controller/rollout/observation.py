@@ -25,6 +25,9 @@ class VersionPhase(StrEnum):
     FAILED = "failed"
 
 
+LOADED = (VersionPhase.LOADING, VersionPhase.READY, VersionPhase.DRAINING)  # there are engines to keep
+
+
 @dataclass(frozen=True, slots=True)
 class SplitStatus:
     """The route table of a service, and whether it is in effect."""
@@ -231,7 +234,10 @@ def applied_words(how: str) -> str:
 
 
 def version_status(seen: Observation, version: str) -> VersionStatus | None:
-    return next((status for status in seen.versions or () if status.version == version), None)
+    for status in seen.versions or ():  # a tick asks twenty times
+        if status.version == version:
+            return status
+    return None
 
 
 def ready_replicas(seen: Observation, version: str) -> int:

@@ -53,7 +53,11 @@ class Evidence(Protocol):
     def observe(
         self, rollout: RolloutState, versions: Sequence[VersionStatus] | None, now_s: float
     ) -> EvidenceStatus | None: ...
-    def snapshot(self, rollout: str) -> bytes | None: ...
+    def snapshot(self, rollout: str) -> bytes | None:
+        """All of it, from which a restarted controller goes on; None: there is none here."""
+
+    def conclusion(self, rollout: str) -> bytes | None:
+        """What people are shown of it once the rollout has ended; None: there is none here."""
 
 
 class Probes(Protocol):

@@ -39,6 +39,8 @@ FINAL = frozenset({Phase.SUCCEEDED, Phase.ROLLED_BACK, Phase.FAILED})
 LIVE = frozenset({Phase.STAGE, Phase.PROMOTING, Phase.BAKING})
 # Phases in which the route table names the canary.
 PUBLISHED = LIVE | {Phase.MIRRORING}
+#: Phases that may end with the canary's first weight.
+BEFORE_WEIGHT = frozenset({Phase.SMOKE, Phase.MIRRORING})
 
 
 class HoldKind(StrEnum):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from controller.quantities import percent
 from controller.rollout.desired import desired_split, silent_arm
-from controller.rollout.journal import PAGE_AGAIN_S, hold, log, release, since, time_limit_s
+from controller.rollout.journal import PAGE_AGAIN_S, hold, log, release, since, time_limit_s, told, untold
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
@@ -90,11 +90,9 @@ def _note_silent_arm(state: RolloutState, silent: str | None, now_s: float) -> R
     if silent is not None and key not in state.alarmed:
         text = f"{percent(state.weight_bp)} is not published: {state.title(silent)} has no ready replica"
         state = log(state, now_s, f"{text}, and what is published answers")
-        return replace(state, alarmed=(*state.alarmed, key))
-    if silent is None and any(one.startswith("withheld/") for one in state.alarmed):
-        left = tuple(one for one in state.alarmed if not one.startswith("withheld/"))
-        return replace(state, alarmed=left)
-    return state
+        return told(state, key)
+    withheld = {one for one in state.alarmed if one.startswith("withheld/")}
+    return untold(state, withheld) if silent is None and withheld else state
 
 
 def _note_load_error(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
@@ -117,18 +115,16 @@ def _hold_while_both_arms_fail(state: RolloutState, seen: Observation, now_s: fl
     if state.phase not in LIVE:
         return state
     held = next((one for one in state.holds if one.kind is HoldKind.BOTH_ARMS), None)
-    if seen.evidence is None:
-        return state if held is None else _with_hold(state, replace(held, quiet_since_s=None))
-    guard = next((guard for guard in seen.evidence.guards if guard.both_arms), None)
-    if guard is None:
-        if held is None:
-            return state
-        quiet_since_s = since(held.quiet_since_s, True, now_s)
+    evidence = seen.evidence
+    guard = next((one for one in evidence.guards if one.both_arms), None) if evidence is not None else None
+    if held is not None:
+        is_quiet = evidence is not None and guard is None
+        quiet_since_s = since(held.quiet_since_s, is_quiet, now_s)
         if quiet_since_s is not None and now_s - quiet_since_s >= QUIET_S:
             return release(state, HoldKind.BOTH_ARMS)
         return _with_hold(state, replace(held, quiet_since_s=quiet_since_s))
-    if held is not None:
-        return _with_hold(state, replace(held, quiet_since_s=None))
+    if guard is None:
+        return state
     paged_s = state.both_arms_paged_at_s
     is_page_due = paged_s is None or now_s - paged_s >= PAGE_AGAIN_S
     why = f"{guard.name}: {guard.text}"

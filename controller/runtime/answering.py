@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 from controller.rollout.observation import (
+    LOADED,
     DataPlaneStatus,
     SplitStatus,
     VersionPhase,
@@ -23,7 +24,6 @@ from controller.rollout.readiness import BLINK_S
 STEADY_S = 10.0
 DRAIN_S = 30.0  # after that, what is under way is ended
 COUNT_LAG_S = 1.0  # maximum age of a count of requests in flight
-_LOADED = (VersionPhase.LOADING, VersionPhase.READY, VersionPhase.DRAINING)
 
 Leaving = Literal["drain", "wait", "stop"]
 
@@ -44,7 +44,7 @@ class Answering:
             return named
         if self._steady is not None and plane.boot_s - self._steady[1] >= STEADY_S:
             return frozenset()
-        loaded = {one.version for one in plane.versions if one.phase in _LOADED}
+        loaded = {one.version for one in plane.versions if one.phase in LOADED}
         return frozenset(name for name in named & loaded if not self._is_lost(name, plane.boot_s))
 
     def _note(self, stable: str, replicas: int, plane: DataPlaneStatus) -> None:

@@ -14,7 +14,8 @@ from controller.rollout.actions import SetSplit
 from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
 from serving.access import ClientRules
-from serving.credentials import DataSecret
+from serving.credentials import SECRET_HEADER, DataSecret
+from serving.engine_headers import REVISION_HEADER
 from serving.fleet import types as plane
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
@@ -197,8 +198,9 @@ def probe_target(fleet: plane.FleetClient, traffic: TrafficClient, launch: plane
         key = {} if launch.api_key is None else {"authorization": f"Bearer {launch.api_key.read()}"}
         return Target(status.urls, key, launch.endpoint_model or service)
     # Engines fence requests of older revisions, so the probe carries the current one.
-    data = DataSecret.of(launch.secret).text
-    headers = {"x-canaryctl-secret": data, "x-canaryctl-revision": f"{table.epoch}.{table.revision}"}
+    secret = DataSecret.of(launch.secret).text
+    revision = f"{table.epoch}.{table.revision}"
+    headers = {SECRET_HEADER.decode(): secret, REVISION_HEADER.decode(): revision}
     return Target(status.urls, headers, service)
 
 

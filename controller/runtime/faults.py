@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from controller import telemetry
 from controller.errors import CanaryctlError
+from serving.files.plain_text import plain_text
 
 
 class Faults:
@@ -28,7 +29,7 @@ class Faults:
 
     def failed(self, place: str, exc: Exception, **fields: telemetry.Field) -> None:
         """Log the fault unless it is known, here or elsewhere. A bug of ours is logged with its traceback."""
-        why = str(exc) or type(exc).__name__
+        why = reason(exc)
         with self._lock:
             is_known = why in self._failing.values()
             self._failing[place] = why
@@ -39,6 +40,12 @@ class Faults:
         else:
             telemetry.error("failed, will be retried", exc, what=place, **fields)
 
+    def forget(self, places: Iterable[str]) -> None:
+        """Nothing is tried at these places any more, so it is not known whether they work."""
+        with self._lock:
+            for place in places:
+                self._failing.pop(place, None)
+
     def works(self, place: str) -> None:
         """The place works; log it where its fault has ended everywhere."""
         with self._lock:
@@ -46,3 +53,11 @@ class Faults:
             has_ended = why is not None and why not in self._failing.values()
         if has_ended:
             telemetry.event("works again", what=place, after=why)
+
+
+def reason(exc: Exception) -> str:
+    """What failed, in one line. Of a bug the type and the first line: the rest may hold what was stored."""
+    if isinstance(exc, CanaryctlError):
+        return str(exc)
+    first = plain_text(str(exc).partition("\n")[0], limit=200)
+    return f"{type(exc).__name__}: {first}" if first else type(exc).__name__

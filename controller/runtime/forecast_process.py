@@ -109,4 +109,7 @@ def _stop(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _late(limit_s: float) -> str:
-    return f"the simulation took longer than {limit_s:g} s; try again when the host is less busy"
+    return (
+        f"the simulation took longer than {limit_s:g} s; try again when the host is less busy, "
+        "or leave it out: --quick"
+    )

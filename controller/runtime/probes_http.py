@@ -28,6 +28,7 @@ from serving.targets import Target as RouteTarget
 REQUEST_TIMEOUT_S = 60.0  # in total, of one request
 ANSWER_LIMIT = 1 << 20  # bytes of one answer
 DETAIL_LIMIT = 300  # characters of a probe's reason
+MAX_RUNS = 100  # results that are kept of probes that have ended
 WARM_TOKENS_EACH = 64
 MAX_WARM_REQUESTS = 200  # whatever warmup_tokens is
 LOAD_S = 3.0
@@ -96,10 +97,16 @@ class HttpProbes:
         key = (rollout.id, probe.probe)
         run = self._runs.get(key)
         if run is None:
+            self._forget_ended()
             run = self._runs[key] = _Run()
             name = f"{probe.probe.value} of {rollout.id}"
             threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
         return ProbeStatus(probe.probe, run.phase, run.detail)
+
+    def _forget_ended(self) -> None:
+        """Keep the newest `MAX_RUNS` results: a rollout asks for its own within minutes."""
+        for key in [key for key, run in self._runs.items() if run.phase != "running"][:-MAX_RUNS]:
+            del self._runs[key]
 
     def _work(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> None:
         began_s = time.monotonic()

@@ -7,12 +7,12 @@ a stale token or a stale write ends the tick at once, because then another contr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
 
 from controller import telemetry
-from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnreadCommand
+from controller.errors import StaleToken, StaleWrite, UnreadCommand
 from controller.rollout.actions import (
     Action,
     CancelVersion,
@@ -28,11 +28,15 @@ from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, Obse
 from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
 from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import is_urgent
+from controller.runtime.faults import Faults
 from controller.runtime.tick_timer import MAX_TICK_S, TickTimer
 
 # Interval of commits that hold new evidence alone: a crash replays at most this much of the records log, and
-# at most this much of the time that a stage or the bake was held counts again.
+# at most this much of the time that a stage or the bake was held counts again. Large evidence and a slow disk
+# stretch it to `COMMIT_SPACING` times what such a commit takes, but not beyond `MAX_COMMIT_S`.
 COMMIT_S = 5.0
+COMMIT_SPACING = 20.0
+MAX_COMMIT_S = 60.0
 URGENT_S = 0.02  # a weight is being applied, or a version is leaving
 WAITING_S = 0.25  # a load or a probe is running
 INTERVAL_S = 1.0
@@ -82,8 +86,9 @@ class Reconciler:
         self._commit_s = commit_s
         self._max_tick_s = max_tick_s
         self._timers: dict[str, TickTimer] = {}  # of the rollouts that this controller has ticked
-        self._committed_s: dict[str, float] = {}  # boot time
-        self._failures: dict[str, str] = {}  # current failures, so that each is logged once
+        self._saved_s: dict[str, float] = {}  # boot time of the last commit with evidence
+        self._save_took_s: dict[str, float] = {}
+        self._faults = Faults()
 
     def perform(self, rollout: str, *, token: int, is_stuck: bool = False) -> Performed | None:
         """Perform the actions that the last commit left pending; None: no such rollout.
@@ -101,9 +106,11 @@ class Reconciler:
             return None
         if rollout not in self._timers and not stored.state.is_final:
             return Performed(stored, (), frozenset(), False, token)
+        self._forget_actions(rollout, but={f"{action.kind} of {rollout}" for action in stored.pending})
         probes: list[ProbeStatus] = []
         delivered: set[str] = set()
-        failed = False
+        works: set[str] = set()
+        broken: set[str] = set()
         for action in stored.pending:
             if is_stuck and isinstance(action, SetSplit) and action.canary is not None:
                 continue
@@ -113,15 +120,17 @@ class Reconciler:
             except (StaleToken, StaleWrite):
                 raise
             except Exception as exc:  # noqa: BLE001 - one failing adapter must not block a rollback
-                failed = True
-                self._log_failure(what, exc)
+                broken.add(what)
+                self._faults.failed(what, exc)
                 continue
-            self._failures.pop(what, None)
+            works.add(what)
             if isinstance(result, ProbeStatus):
                 probes.append(result)
             elif result is not None:
                 delivered.add(result)
-        return Performed(stored, tuple(probes), frozenset(delivered), failed, token)
+        for what in works - broken:  # one of several actions of a kind may fail alone
+            self._faults.works(what)
+        return Performed(stored, tuple(probes), frozenset(delivered), bool(broken), token)
 
     def read(self, service: str) -> DataPlaneStatus:
         """Fleet and route table of the service, each read once."""
@@ -162,27 +171,54 @@ class Reconciler:
         state, pending = step(before, seen)
         is_same = replace(state, ticked_at_s=before.ticked_at_s) == before
         changed = not is_same or pending != stored.pending
-        if changed or plane.boot_s - self._committed_s.setdefault(state.id, plane.boot_s) >= self._commit_s:
-            self._committed_s[state.id] = plane.boot_s
-            # A failed snapshot must not keep a rollback from being committed; it is retried.
-            snapshot = self._read("snapshot of the evidence", lambda: ports.evidence.snapshot(state.id))
+        is_due = plane.boot_s - self._saved_s.setdefault(state.id, plane.boot_s) >= self._interval_s(state.id)
+        if changed or is_due:
+            saves = is_due or _is_decision(before, state, evidence)
+            began_s = ports.clock.boot_s()
             try:
                 ports.store.commit(
                     state,
                     pending,
                     expected_version=stored.version,
-                    evidence=snapshot,
+                    evidence=self._evidence_to_store(before, state) if saves else None,
                     token=performed.token,
                 )
             except UnreadCommand:
                 return Ticked(before, evidence, 0.0)  # the next tick reads it, and decides again
+            if saves:
+                self._saved_s[state.id] = plane.boot_s
+                self._save_took_s[state.id] = ports.clock.boot_s() - began_s
             _log_change(before, state)
         self._timers[before.id] = ticked
         if state.is_final and not pending:
             del self._timers[state.id]
-            self._committed_s.pop(state.id, None)
+            self._saved_s.pop(state.id, None)
+            self._save_took_s.pop(state.id, None)
+            self._forget_actions(state.id)
         next_in_s = _next_in_s(state, pending, changed, performed.failed)
         return Ticked(state, evidence, next_in_s if is_known or state.is_final else 0.0)
+
+    def _interval_s(self, rollout: str) -> float:
+        """Seconds between two commits that hold new evidence alone."""
+        longest_s = max(self._commit_s, MAX_COMMIT_S)
+        return min(longest_s, max(self._commit_s, COMMIT_SPACING * self._save_took_s.get(rollout, 0.0)))
+
+    def _evidence_to_store(self, before: RolloutState, state: RolloutState) -> bytes | None:
+        """What a commit keeps of the evidence; None: what is stored. It may be of some 15 MB, so no rollback
+        waits for it, and nothing of an ended rollout is kept but what people are shown."""
+        evidence = self._ports.evidence
+        # A failed snapshot must not keep a rollback from being committed; it is retried.
+        if state.is_final:
+            is_new = not before.is_final
+            return self._read("the last evidence", lambda: evidence.conclusion(state.id)) if is_new else None
+        if state.departure is not None:
+            return None
+        return self._read("snapshot of the evidence", lambda: evidence.snapshot(state.id))
+
+    def _forget_actions(self, rollout: str, *, but: Set[str] = frozenset()) -> None:
+        """Of faults of actions that are given up no end will be seen."""
+        of_it = {place for place in self._faults.failing if place.endswith(f" of {rollout}")}
+        self._faults.forget(of_it - but)
 
     def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:
         ports, service = self._ports, state.service
@@ -211,19 +247,10 @@ class Reconciler:
         except (StaleToken, StaleWrite):
             raise
         except Exception as exc:  # noqa: BLE001 - a failed read is None, and the machine has deadlines for it
-            self._log_failure(f"reading {what}", exc)
+            self._faults.failed(f"reading {what}", exc)
             return None
-        self._failures.pop(f"reading {what}", None)
+        self._faults.works(f"reading {what}")
         return result
-
-    def _log_failure(self, what: str, exc: Exception) -> None:
-        if self._failures.get(what) == str(exc):
-            return
-        self._failures[what] = str(exc)
-        if isinstance(exc, CanaryctlError):
-            telemetry.warning("failed, will be retried", what=what, why=str(exc))
-        else:
-            telemetry.error("raised an unexpected error", exc, what=what)
 
 
 def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, failed: bool) -> float:
@@ -236,6 +263,16 @@ def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, fa
     if any(isinstance(action, EnsureVersion | RunProbe) for action in pending):
         return WAITING_S
     return INTERVAL_S
+
+
+def _is_decision(before: RolloutState, after: RolloutState, evidence: EvidenceStatus | None) -> bool:
+    """Whether the evidence belongs into the commit: a restart must not see what was decided on once more."""
+    if evidence is not None and evidence.guards:
+        return True
+    return any(
+        getattr(before, name) != getattr(after, name)
+        for name in ("phase", "stage", "weight_bp", "acked_at_s", "holds", "cause", "departure")
+    )
 
 
 def _log_change(before: RolloutState, after: RolloutState) -> None:

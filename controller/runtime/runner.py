@@ -21,7 +21,8 @@ from serving.clock import boot_s
 
 CONTROLLER_LEASE_S = 5.0
 RENEW_S = 1.0
-LEASE, SERVICES = "renewing the lease", "reading the services"  # places of faults
+# Places of faults.
+LEASE, BEFORE, SERVICES = "renewing the lease", "carrying out kept orders", "reading the services"
 
 
 class Runner:
@@ -51,7 +52,7 @@ class Runner:
         self._boot_clock = boot_clock
         self.faults = Faults()
         self._token: int | None = None  # None: another controller acts
-        self._fence = 0  # newest token that the data plane is known to have seen
+        self._fence = 0  # newest token that the data plane, or this controller, is known to have seen
         self._held_until_s = 0.0  # by the boot clock: a controller that was suspended knows it when it wakes
         self._stopping = threading.Event()
         self._changed = threading.Event()  # services may have been added
@@ -114,13 +115,21 @@ class Runner:
         while not self._stopping.is_set():
             try:
                 if self._token is not None:
-                    self._before_services()
+                    self._prepare_services()
                     self._start_loops()
                 self.faults.works(SERVICES)
             except Exception as exc:  # noqa: BLE001 - without this thread no new service would be ticked
                 self.faults.failed(SERVICES, exc)
             self._changed.wait(RENEW_S)
             self._changed.clear()
+
+    def _prepare_services(self) -> None:
+        """Services are ticked whatever is wrong here."""
+        try:
+            self._before_services()
+            self.faults.works(BEFORE)
+        except Exception as exc:  # noqa: BLE001 - as above
+            self.faults.failed(BEFORE, exc)
 
     def _hold_lease(self) -> None:
         held_until_s = self._boot_clock() + CONTROLLER_LEASE_S  # before the call, which may take long
@@ -134,6 +143,7 @@ class Runner:
         lease = self._store.acquire_lease(self._holder, ttl_s=CONTROLLER_LEASE_S, above=self._fence)
         if lease is not None:
             telemetry.event("lease acquired", token=lease.token)
+            self._fence = max(self._fence, lease.token)  # a restored database would give it again
             self._token, self._held_until_s = lease.token, held_until_s
             self._changed.set()
 
@@ -171,7 +181,10 @@ class Runner:
                 pause_s = PAUSE_S
             if pause_s > 0:
                 wake.wait(pause_s)
+        # Last of all itself: without it here, a service of this name that is created again gets another.
         self._loops.pop(service, None)
+        self._wakes.pop(service, None)
+        self._threads.pop(service, None)
 
     def _tick(self, service: str, loop: ServiceLoop) -> float:
         token = self._valid_token()
@@ -180,7 +193,8 @@ class Runner:
         except StaleToken as exc:
             is_behind = exc.newest is not None and token is not None and exc.newest > token
             what = "fenced: another controller acted, or the database is an older copy"
-            telemetry.warning(what if is_behind else "fenced, another controller acted", why=str(exc))
+            text = what if is_behind else "fenced, another controller acted"
+            telemetry.warning(text, service=service, why=str(exc))
             # Release the lease, so that the next one has a higher token than the one that fenced us: of an
             # older copy of the database, the next number may be far behind.
             self._fence = max(self._fence, exc.newest or 0)

@@ -18,11 +18,13 @@ from controller.rollout.observation import DataPlaneStatus, SplitStatus, Version
 from controller.rollout.ports import Clock, Fleet, Traffic
 from controller.rollout.state import RolloutState
 from controller.runtime.answering import Answering
+from controller.runtime.faults import Faults
 from controller.store.rows import ServiceRow
 
 RETRY_FAILED_S = 30.0
 BUSY_S = 0.25
 INTERVAL_S = 1.0
+INGRESS, KEEPING = "opening the ingress", "keeping the service"  # places of faults
 
 
 class Ingress(Protocol):
@@ -58,6 +60,7 @@ class Keeper:
         self._ingress = ingress
         self._services = services
         self._clock = clock
+        self._faults = Faults()  # each is logged once, not once a second of an outage
         self._failure: tuple[str, float] | None = None  # version and start of stable's failure
         self._answering = Answering()
         self._told: frozenset[str] = frozenset()  # answering in place of stable, in the last tick
@@ -80,13 +83,12 @@ class Keeper:
                 self._ingress.open(row.name, row.secret, token=token)
                 if is_alive:
                     self._traffic.heartbeat(row.name, token=token)
+            self._faults.works(INGRESS)
             return Prepared(row.name, row.removing)
         except StaleToken:
             raise
-        except CanaryctlError as exc:
-            telemetry.warning("ingress does not answer, will be retried", service=row.name, why=str(exc))
         except Exception as exc:  # noqa: BLE001 - a broken ingress must not block the rollback of a rollout
-            telemetry.error("ingress raised an unexpected error", exc, service=row.name)
+            self._faults.failed(INGRESS, exc, service=row.name)
         return None
 
     def tick(
@@ -108,12 +110,15 @@ class Keeper:
             return BUSY_S  # its removal was requested since: close the ingress before the engines stop
         try:
             if row.removing:
-                return self._remove(row, plane, token)
-            return self._correct(row, replicas(row), rollout, plane, token)
+                next_in_s = self._remove(row, plane, token)
+            else:
+                next_in_s = self._correct(row, replicas(row), rollout, plane, token)
+            self._faults.works(KEEPING)
+            return next_in_s
         except (StaleToken, LostDatabase):  # the tick tells of a lost database, once
             raise
         except CanaryctlError as exc:
-            telemetry.warning("keeping the service failed, will be retried", service=row.name, why=str(exc))
+            self._faults.failed(KEEPING, exc, service=row.name)
             return INTERVAL_S
 
     def _correct(
@@ -122,11 +127,8 @@ class Keeper:
         """Ensure stable and its route table, stop versions without an owner; seconds until the next."""
         is_settled = plane.versions is not None and plane.split is not None
         answering = self._answering.instead_of(row.stable, replicas, plane)
-        if plane.split is not None and answering - self._told:
-            names = ", ".join(sorted(answering))
-            text = "it keeps its traffic until the stored version is ready; is the database an older copy?"
-            telemetry.warning(f"{names} answers, and {row.stable} is stored: {text}", service=row.name)
-        self._told = answering if plane.split is not None else self._told
+        if plane.split is not None:
+            self._tell_strangers(row, answering - _arms(rollout))
         if plane.versions is not None:
             is_settled &= self._has_stable(row, replicas, plane.versions, token)
             if rollout is None:
@@ -138,6 +140,14 @@ class Keeper:
             self._traffic.set_split(row.name, rollout.id if rollout else "", stable_alone, token=token)
             is_settled = False
         return INTERVAL_S if is_settled else BUSY_S
+
+    def _tell_strangers(self, row: ServiceRow, answering: frozenset[str]) -> None:
+        """Warn once of versions that answer in place of stable and are no arms of a rollout."""
+        if answering - self._told:
+            names = ", ".join(sorted(answering))
+            text = "it keeps its traffic until the stored version is ready; is the database an older copy?"
+            telemetry.warning(f"{names} answers, and {row.stable} is stored: {text}", service=row.name)
+        self._told = answering
 
     def _has_stable(
         self, row: ServiceRow, replicas: int, versions: tuple[VersionStatus, ...], token: int
@@ -187,6 +197,10 @@ class Keeper:
         self._services.remove_service(row.name, at_s=self._clock.now_s(), token=token)
         telemetry.event("service removed", service=row.name)
         return None
+
+
+def _arms(rollout: RolloutState | None) -> frozenset[str]:
+    return frozenset() if rollout is None else frozenset({rollout.stable.id, rollout.canary.id})
 
 
 def _is_only_stable(split: SplitStatus | None, stable: str) -> bool:

@@ -1,7 +1,7 @@
 """Loop body of one service: perform pending actions, read the data plane, step rollouts, run the keeper.
 
-Invariants: fleet and route table are read once per tick, after the pending actions were performed; once ticks
-have failed for `STUCK_S`, no heartbeat is sent, so the route table withdraws the canary by itself.
+Invariants: fleet and route table are read once per tick, after the pending actions were performed; once no
+tick was completed for `STUCK_S`, no heartbeat is sent, so the route table withdraws the canary by itself.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from controller import telemetry
-from controller.errors import CanaryctlError, StaleToken, StaleWrite, UnknownService
+from controller.errors import CanaryctlError, OlderDatabase, StaleToken, StaleWrite, UnknownService
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionStatus
 from controller.rollout.ports import Clock
-from controller.runtime.faults import Faults
+from controller.runtime.faults import Faults, reason
 from controller.runtime.reconciler import Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
-from serving.files.plain_text import plain_text
 
 PAUSE_S = 1.0  # without the lease, or after an error
 KEEP_S = 1.0
@@ -31,6 +30,20 @@ def ticks_of(service: str) -> str:
     return f"ticks of {service}"
 
 
+def reading_of(service: str) -> str:
+    """Place of the faults of a service's ticks without the lease."""
+    return f"reading of {service}"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why no tick of a service is completed."""
+
+    text: str
+    loses_commands: bool = False  # this controller leads from an older database: what is stored is not done
+    is_of_lease: bool = True  # only a tick under the lease tells that it has ended
+
+
 @dataclass(frozen=True, slots=True)
 class LastTick:
     """What the last tick of a service read. None: it could not be read, or not yet."""
@@ -40,7 +53,7 @@ class LastTick:
     evidence: EvidenceStatus | None = None
     rollout: str | None = None  # the rollout that `evidence` belongs to
     at_s: float = 0.0
-    problem: str | None = None  # why no tick has been completed since; None: they are
+    problem: Problem | None = None  # why no tick has been completed since; None: they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,7 @@ class ServiceWorkers:
     reconciler: Reconciler
     keeper: Keeper
     measure: Callable[[float], None]  # counts the service's traffic up to the given time
+    require_newest: Callable[[int], None]  # see `NewestDatabase.require`
 
 
 class ServiceLoop:
@@ -76,8 +90,8 @@ class ServiceLoop:
         self._token: int | None = None
         self._keep_at_s = 0.0  # boot time
         self._failing_since_s: float | None = None  # boot time; None: the last tick was completed
+        self._completed_s: float | None = None  # boot time; of the first tick, until one was completed
         self._is_stuck = False
-        self._is_fenced = False  # `problem` says that the data plane has seen a newer token
 
     def tick(self, token: int | None) -> float:
         """One tick under the lease's token (None: another controller holds it); seconds until the next.
@@ -86,35 +100,58 @@ class ServiceLoop:
         """
         if token is None:
             self._workers = None
-            if self._is_fenced:  # another controller acts: that is no problem of this one
-                self.last, self._is_fenced = replace(self.last, problem=None), False
-            try:
-                self._store.service(self._service)  # of a removed one no controller keeps a thread
-            except UnknownService:
-                raise
-            except CanaryctlError as exc:
-                return self._retry(exc)
-            # What failed may fail still: only a tick under the lease tells.
+            self._stand_by()
             return PAUSE_S
         try:
+            if self._completed_s is None:
+                self._completed_s = self._clock.boot_s()
             if self._workers is None or self._token != token:
                 self._workers, self._token = self._make_workers(self._service), token
+            self._require_newest(self._workers, token)
             pause_s = self._tick(self._workers, token)
         except (StaleToken, UnknownService) as exc:
             self._completed()
             if isinstance(exc, StaleToken) and exc.newest is not None:
-                problem = f"not acting until the next lease: {exc}"
-                self.last, self._is_fenced = replace(self.last, problem=problem), True
+                # Without the lease another controller acts: that is no problem of this one.
+                problem = Problem(f"not acting until the next lease: {exc}", is_of_lease=False)
+                self.last = replace(self.last, problem=problem)
             raise
         except Exception as exc:  # noqa: BLE001 - a bug is shown and logged, and the next tick is tried
             return self._failed(exc)
         self._completed()
+        self._completed_s = self._clock.boot_s()
         return pause_s
+
+    def _stand_by(self) -> None:
+        """A tick without the lease. What failed under it may fail still, and is shown on."""
+        kept = self.last.problem if self.last.problem is not None and self.last.problem.is_of_lease else None
+        if kept is not None:
+            # A person may have accepted the database since, and another controller act from it.
+            kept = replace(kept, loses_commands=False)
+        try:
+            self._store.service(self._service)  # of a removed one no controller keeps a thread
+            self._faults.works(reading_of(self._service))
+        except UnknownService:
+            raise
+        except CanaryctlError as exc:
+            self._faults.failed(reading_of(self._service), exc, service=self._service)
+            kept = kept or Problem(str(exc), is_of_lease=False)
+        self.last = replace(self.last, problem=kept)
+
+    def _require_newest(self, workers: ServiceWorkers, token: int) -> None:
+        """Before anything is sent to the data plane; where that must not be, it is still shown."""
+        try:
+            workers.require_newest(token)
+        except CanaryctlError:
+            plane = workers.reconciler.read(self._service)
+            self.last = replace(self.last, split=plane.split, versions=plane.versions, at_s=plane.read_at_s)
+            raise
 
     def _completed(self) -> None:
         if self.last.problem is not None:
             self.last = replace(self.last, problem=None)
-        self._faults.works(ticks_of(self._service))
+        for place in (ticks_of(self._service), reading_of(self._service)):
+            self._faults.works(place)
         if self._is_stuck:
             telemetry.event("ticks work again, heartbeats are sent", service=self._service)
         self._failing_since_s, self._is_stuck = None, False
@@ -131,28 +168,29 @@ class ServiceLoop:
                 f"heartbeats stop, so the route table withdraws a canary in a minute: {exc}"
             )
             telemetry.error("the service is stuck", why, service=self._service)
-            self.last = replace(self.last, problem=str(why))
+            self.last = replace(self.last, problem=Problem(str(why)))
         if isinstance(exc, StaleWrite):
             telemetry.warning("another writer was first, reading again", service=self._service, why=str(exc))
             self._workers = None
             return 0.0
         if isinstance(exc, CanaryctlError):
             return self._retry(exc)
-        telemetry.error("a tick failed", exc, service=self._service)
-        first = plain_text(str(exc).partition("\n")[0], limit=200)  # further lines may hold what was stored
-        what = f"a bug of canaryctl, see its log: {type(exc).__name__}: {first}"
-        self.last = replace(self.last, problem=what)
+        self._faults.failed(ticks_of(self._service), exc, service=self._service)
+        self.last = replace(self.last, problem=Problem(f"a bug of canaryctl, see its log: {reason(exc)}"))
         return PAUSE_S
 
     def _retry(self, exc: CanaryctlError) -> float:
         self._faults.failed(ticks_of(self._service), exc, service=self._service)
-        self.last = replace(self.last, problem=str(exc))
+        problem = Problem(str(exc), loses_commands=isinstance(exc, OlderDatabase))
+        self.last = replace(self.last, problem=problem)
         return PAUSE_S
 
     def _tick(self, workers: ServiceWorkers, token: int) -> float:
         reconciler = workers.reconciler
+        # Also of ticks without the lease: a rollback that waits on a slow disk is not carried out either.
+        is_stuck = self._is_stuck or self._clock.boot_s() - (self._completed_s or 0.0) >= STUCK_S
         loaded = [
-            reconciler.perform(id, token=token, is_stuck=self._is_stuck)
+            reconciler.perform(id, token=token, is_stuck=is_stuck)
             for id in self._store.running(self._service)
         ]
         performed = [rollout for rollout in loaded if rollout is not None]
@@ -160,9 +198,7 @@ class ServiceLoop:
             rollout.stored.state.is_final for rollout in performed
         )
         prepared = (
-            workers.keeper.prepare(self._service, token=token, is_alive=not self._is_stuck)
-            if is_keep_due
-            else None
+            workers.keeper.prepare(self._service, token=token, is_alive=not is_stuck) if is_keep_due else None
         )
         plane = reconciler.read(self._service)
         pause_s, running = KEEP_S, None
@@ -176,6 +212,7 @@ class ServiceLoop:
         self.last = LastTick(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s)
         if is_keep_due:
             if prepared is not None:
+                workers.require_newest(token)  # the keeper acts on what was committed above
                 next_in_s = workers.keeper.tick(prepared, self._replicas, running, plane, token=token)
                 if next_in_s is None:
                     raise UnknownService(f"service {self._service} was removed")

@@ -99,6 +99,7 @@ def _refuse_non_json(value: object, *, depth: int) -> None:
 
 
 MAX_VALUE_DEPTH = 20
+MAX_KEYS = 500  # of a mapping in a spec, such as engine arguments or gates: each may be looked at for long
 MAX_UNKNOWN = 100  # unknown keys that are named, of one mapping
 EngineValue = Annotated[
     Any,
@@ -138,6 +139,9 @@ class Strict(BaseModel):
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
                 errors.append(UnknownKey(key, hint))
+            elif isinstance(value, Mapping) and len(value) > MAX_KEYS and not is_stored(info):
+                text = f"has {len(value)} keys, at most {MAX_KEYS}; leave some out"
+                errors.append(FieldError(str(name), text))
             elif name in fields:
                 errors.append(FieldError(str(name), "is given twice, once by its alias; leave one out"))
             elif not is_stored(info) and _is_flag_for_number(cls.model_fields[str(name)].annotation, value):

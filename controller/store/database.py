@@ -12,13 +12,14 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from controller.errors import BadInput, CanaryctlError, Unreachable
+from controller.store.database_url import parsed_url
 from controller.store.migrations import is_current, migrate, stored_schema
 from controller.store.same_database import (
     Loss,
@@ -28,10 +29,11 @@ from controller.store.same_database import (
     gone_or_empty,
     never_create,
     require_content,
-    require_own_log,
     require_same,
 )
-from controller.store.write_ahead_log import note_log, set_aside_foreign_log
+from controller.store.sqlite_files import all_files, sqlite_file
+from controller.store.turns import Turn, Turns
+from controller.store.write_ahead_log import keep_logs_apart, note_log
 from serving.clock import boot_s
 
 MOUNTS = Path("/proc/self/mounts")
@@ -49,6 +51,8 @@ POSTGRESQL_CONNECTION = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+# A demoted primary answers on, as a standby. What only reads may read a standby.
+WRITER_CONNECTION = {"target_session_attrs": "read-write"}
 # Of what renews the lease, for which 5 s are left (`runtime/runner.py`).
 LEASE_CONNECTION = {
     "options": "-c lock_timeout=2s -c statement_timeout=3s -c idle_in_transaction_session_timeout=3s",
@@ -78,7 +82,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ("is full", "free disk space"),
     ("No space left", "free disk space"),
     ("readonly", "make the file and its folder writable"),
-    ("read-only", "make the database writable"),
+    ("read-only", "it is a standby, or set to read only: lead the address to the primary"),
     ("no such", "restore the database"),
     ("does not exist", "restore the database"),
     ("malformed", "restore the database"),
@@ -99,24 +103,27 @@ class Database:
         may_create: bool = True,
     ) -> None:
         """Open the database, creating or migrating it. Raises BadInput for a URL or a path that cannot hold
-        the state and for a newer schema, Unreachable when no database answers.
+        the state and for a newer schema, Unreachable when no database answers or a copy has another's log.
 
         clock: of leases, in seconds, instead of the database's own. may_migrate False: raises Unreachable
         for a database that would have to be migrated. may_create False: raises LostDatabase where there is
         none, or one without any of our tables.
         """
-        path = _sqlite_file(url)
+        path = sqlite_file(url)
         if path is not None:
             if not may_create:
                 require_content(path)
-            set_aside_foreign_log(path)
-            require_own_log(path)
-        self._engine = _engine(url, mounts)
+            keep_logs_apart(path)
+        connection = {**POSTGRESQL_CONNECTION, **(WRITER_CONNECTION if may_migrate else {})}
+        self._engine = _engine(url, mounts, connection)
         self._writes = self._engine.execution_options(canaryctl_writes=True)
         # Leadership never waits for a connection: every other one may be in use, waiting for a lock.
-        self._leads = _engine(url, mounts, {"pool_size": 2}, LEASE_CONNECTION).execution_options(
-            canaryctl_writes=True
-        )
+        leads = _engine(url, mounts, {**connection, **LEASE_CONNECTION}, {"pool_size": 2})
+        if leads.dialect.name == "sqlite":
+            sa.event.listen(leads, "connect", _leave_checkpoints)
+        self._leads = leads.execution_options(canaryctl_writes=True)
+        self._renews = leads.execution_options(canaryctl_writes=True, canaryctl_durable=False)
+        self.turns = Turns()  # of the writers of a SQLite file
         self._clock = clock
         self._place = str(path) if path is not None else shown_url(self._engine.url)
         self._same: Sameness | None = None
@@ -124,6 +131,10 @@ class Database:
             self._same = server = SameServerDatabase(self._place)
             server.watch(self._engine)
             server.watch(self._leads)
+        if leads.dialect.driver == "psycopg":
+            from controller.store.postgresql import leave_read_only
+
+            leave_read_only((self._engine, self._leads))
         try:
             with self.read() as db:
                 is_newest = is_current(db)
@@ -172,19 +183,27 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
+    def write(self, turn: Turn = Turn.ROUTINE) -> Iterator[sa.Connection]:
         """A transaction that writes; takes SQLite's write lock at its start. Raises Unreachable, BadInput."""
-        with self._transaction(self._writes) as connection:
+        with self._in_turn(turn), self._transaction(self._writes) as connection:
             yield connection
 
     @contextmanager
-    def lead(self) -> Iterator[sa.Connection]:
-        """As `write`, for the lease alone: on connections of its own, which wait for a lock for 2 s at most.
+    def lead(self, *, is_durable: bool = True) -> Iterator[sa.Connection]:
+        """As `write`, for the lease alone: on connections of its own. It waits for a lock of PostgreSQL for
+        2 s at most, and in SQLite for the one write that runs.
 
-        Raises Unreachable, BadInput.
+        is_durable False: SQLite does not wait for the disk. What was written is seen at once by every
+        process, and may be lost with the host's power. Raises Unreachable, BadInput.
         """
-        with self._transaction(self._leads) as connection:
+        engine = self._leads if is_durable else self._renews
+        with self._in_turn(Turn.LEASE), self._transaction(engine) as connection:
             yield connection
+
+    def _in_turn(self, turn: Turn) -> AbstractContextManager[None]:
+        if self._engine.dialect.name != "sqlite":
+            return nullcontext()
+        return self.turns.take(turn, timeout_s=BUSY_TIMEOUT_MS / 1000)
 
     @contextmanager
     def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
@@ -247,17 +266,11 @@ def shown_url(url: sa.URL) -> str:
 def _engine(
     url: str,
     mounts: Path,
+    connection: Mapping[str, str],
     pool: Mapping[str, int] | None = None,
-    connection: Mapping[str, str] | None = None,
 ) -> sa.Engine:
-    """pool: options of SQLAlchemy's pool. connection: in place of those of `POSTGRESQL_CONNECTION`."""
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as exc:
-        # Not the text itself: it may hold a password.
-        raise BadInput(
-            "the database URL cannot be parsed; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
-        ) from exc
+    """connection: PostgreSQL's options, where the URL names none. pool: options of SQLAlchemy's pool."""
+    parsed = parsed_url(url)
     dialect = parsed.get_backend_name()
     if dialect not in ("sqlite", "postgresql"):
         raise BadInput(f"database {dialect} is not supported; use sqlite:///FILE or postgresql+psycopg://...")
@@ -267,8 +280,7 @@ def _engine(
         if dialect == "sqlite":
             engine = sa.create_engine(parsed, hide_parameters=True, **(pool or {}))
         else:
-            options = {**POSTGRESQL_CONNECTION, **(connection or {})}
-            given = {name: text for name, text in options.items() if name not in parsed.query}
+            given = {name: text for name, text in connection.items() if name not in parsed.query}
             engine = sa.create_engine(
                 parsed, hide_parameters=True, pool_pre_ping=True, connect_args=given, **(pool or {})
             )
@@ -282,21 +294,10 @@ def _engine(
 
         bound_answers(engine)
     if dialect == "sqlite":
-        never_create(engine, Path(parsed.database or "").absolute())
+        never_create(engine, Path(parsed.database or "").resolve())  # as a link stands now
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
-
-
-def _sqlite_file(url: str) -> Path | None:
-    """The file of a SQLite URL; None: it is another's, or has none."""
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        return None  # `_engine` says so
-    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        return None
-    return Path(str(parsed.database)).absolute()
 
 
 def _prepare_file(database: str | None, mounts: Path) -> None:
@@ -314,7 +315,7 @@ def _prepare_file(database: str | None, mounts: Path) -> None:
                 f"{path} is on a network file system ({kind}), where SQLite loses writes; "
                 "move CANARYCTL_HOME to a local disk or use PostgreSQL"
             )
-        _make_private(path)
+        _make_private(path.resolve())
     except OSError as exc:
         raise Unreachable(
             f"database {path} does not open: {exc.strerror}; check that its folder exists and may be written"
@@ -326,8 +327,7 @@ def _make_private(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}-journal"):
-            one = path.with_name(name)
+        for one in all_files(path):
             try:
                 mode = one.stat().st_mode
                 if stat.S_ISREG(mode) and mode & 0o077:
@@ -367,6 +367,14 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEnt
             time.sleep(0.01)
 
 
+def _leave_checkpoints(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
+    # A checkpoint waits for the disk twice: other writers do it, but where only the lease is written.
+    connection.execute("PRAGMA wal_autocheckpoint=4000")
+
+
 def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("canaryctl_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("canaryctl_writes", False):
+        is_durable = options.get("canaryctl_durable", True)
+        connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if is_durable else 'NORMAL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("canaryctl_writes", False) else "BEGIN")

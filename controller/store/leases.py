@@ -6,6 +6,7 @@ from sqlalchemy import select, update
 
 from controller.store import schema as t
 from controller.store.database import Database
+from controller.store.lineage import keep_lease
 from controller.store.rows import Lease
 from controller.store.statements import LEASE
 
@@ -31,14 +32,19 @@ def acquire(database: Database, holder: str, *, ttl_s: float, above: int = 0) ->
         now_s = database.now_s(db)  # after the lock, which may have been waited for
         if now_s < row.expires_at_s <= now_s + 2 * ttl_s:
             return None
+        keep_lease(db)
         lease = Lease(holder, max(row.token, above) + 1, now_s + ttl_s)
         db.execute(update(t.leases).where(_HERE).values(t.values_of(lease)))
     return lease
 
 
 def renew(database: Database, token: int, *, ttl_s: float) -> bool:
-    """True: held for another `ttl_s`. False: another controller holds it."""
-    with database.lead() as db:
+    """True: held for another `ttl_s`. False: another controller holds it.
+
+    It need not survive the host, whose boot time starts again: on a slow disk a controller would else lose
+    its lease to its own writes.
+    """
+    with database.lead(is_durable=False) as db:
         held = db.execute(select(t.leases.c.token).where(_HERE).with_for_update()).scalar_one()
         if held != token:
             return False

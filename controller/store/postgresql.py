@@ -1,13 +1,14 @@
-"""Connections to PostgreSQL that wait a bounded time for every answer.
+"""Connections to PostgreSQL that wait a bounded time for every answer, and none that cannot write.
 
 The server's own time limits do not help when the server itself stands still (a stopped process, a disk that
-hangs): its host goes on acknowledging packets, so TCP's do not either.
+hangs): its host goes on acknowledging packets, so TCP's do not either. After a switchover a pool may hold
+connections to the primary of before, which answers as a standby, for as long as it runs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -53,6 +54,21 @@ def bound_answers(engine: sa.Engine) -> None:
     @sa.event.listens_for(engine, "do_connect")
     def connect(_dialect: object, _record: object, args: list[Any], given: dict[str, Any]) -> Any:
         return BoundedConnection.connect(*args, **given)
+
+
+def leave_read_only(engines: Sequence[sa.Engine]) -> None:
+    """Let the engines give up all their connections when a write meets a server that takes none (a standby),
+    so that each reaches whoever stands behind the address by then."""
+
+    def give_up(context: sa.engine.ExceptionContext) -> None:
+        if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+            context.is_disconnect = True  # ends the connections of its own pool
+            for engine in engines:
+                if context.engine is None or engine.pool is not context.engine.pool:
+                    engine.dispose()
+
+    for engine in engines:
+        sa.event.listen(engine, "handle_error", give_up)
 
 
 def wait_without_limit(db: sa.Connection) -> None:

@@ -14,8 +14,9 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from controller.errors import LostDatabase
+from controller.store.sqlite_files import log_of
 
-Loss: TypeAlias = Literal["gone", "replaced"]
+Loss: TypeAlias = Literal["gone", "replaced", "log"]
 
 NOTHING_KEPT = "nothing is decided or kept meanwhile"
 
@@ -29,19 +30,23 @@ class Sameness(Protocol):
 
 
 class SameFile:
-    """A SQLite file, by its device and inode."""
+    """A SQLite file and its write-ahead log, where commits stand first, by device and inode."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        """MUST come while the file is open, so that the log exists."""
+        self._path = path  # of a link that is pointed elsewhere, too
+        self._log = log_of(path.resolve())
         self._opened = _identity(path)
+        self._opened_log = _inode(self._log)
 
     @property
     def lost(self) -> Loss | None:
         """How the file was lost. An emptied one counts as gone."""
         found = _identity(self._path)
-        if found == self._opened:
-            return None
-        return "gone" if found is None else "replaced"
+        if found != self._opened:
+            return "gone" if found is None else "replaced"
+        is_same_log = self._opened_log is None or _inode(self._log) == self._opened_log
+        return None if is_same_log else "log"
 
 
 class SameServerDatabase:
@@ -80,29 +85,6 @@ def require_content(path: Path) -> None:
         raise gone_or_empty(str(path))
 
 
-def require_own_log(path: Path) -> None:
-    """Raises LostDatabase for a file with the write-ahead log of another one beside it.
-
-    A copy by `canaryctl backup` keeps no log, and says so in its header, until it is opened: one beside it is
-    what a lost file left, and SQLite would write it into the copy. (A plain copy cannot be told from its own
-    file.)
-    """
-    log = path.with_name(f"{path.name}-wal")
-    try:
-        if not log.stat().st_size:
-            return
-        with path.open("rb") as file:
-            header = file.read(20)
-    except OSError:
-        return  # without a log, or whoever opens the file says why it cannot be read
-    if header[:16] == b"SQLite format 3\0" and header[18:20] == b"\x01\x01":
-        shm = log.with_name(f"{path.name}-shm")
-        raise LostDatabase(
-            f"{log} is of another database than {path}, a copy, which it would destroy; remove what the lost "
-            f"one left: rm -f {log} {shm}"
-        )
-
-
 def gone_or_empty(place: str) -> LostDatabase:
     """The error for a database that must not be created."""
     return LostDatabase(
@@ -124,12 +106,17 @@ def loss_line(place: str, lost: Loss) -> str:
     """What became of the database, as one clause."""
     if lost == "gone":
         return f"the database {place} is gone (moved, deleted or emptied) while it is in use"
+    if lost == "log":
+        return f"the log of the database {place}, {place}-wal, was removed or replaced while it is in use"
     return f"the database {place} is another one than the controller opened (replaced or created anew)"
 
 
 def _remedy(lost: Loss) -> str:
     if lost == "gone":
-        return "put the same file back, or a copy and type: canaryctl up"
+        anew = "to begin anew, which ends what serves: canaryctl down"
+        return f"put the same file back, or a copy and type: canaryctl up; {anew}"
+    if lost == "log":
+        return "have the controller write what it holds into the file, and start again: canaryctl up"
     return "check what it holds, then start the controller on it: canaryctl up"
 
 
@@ -140,3 +127,12 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return (found.st_dev, found.st_ino) if found.st_size else None
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Device and inode; None: there is no such file. A log that was written back whole is empty."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

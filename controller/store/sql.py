@@ -49,6 +49,7 @@ from controller.store.statements import (
     require_token,
     unknown_rollout,
 )
+from controller.store.turns import Turn
 
 ANY_ROLLOUT = "any"
 _ROLLOUT = select(*(t.rollouts.c[name] for name in RolloutRow.__slots__))
@@ -133,7 +134,7 @@ class SqlStore:
         if evidence is not None:
             values["evidence"] = evidence
         c = t.rollouts.c
-        with self.database.write() as db:
+        with self.database.write(Turn.ROUTINE if state.departure is None else Turn.URGENT) as db:
             require_token(db, token, is_last=False)
             service = lock_service(db, state.service)
             here = (c.id == state.id) & (c.version == expected_version)
@@ -228,7 +229,7 @@ class SqlStore:
             "at_s": at_s,
         }
         c = t.rollouts.c
-        with self.database.write() as db:
+        with self.database.write(Turn.URGENT) as db:
             # The lock orders this with the commit that ends the rollout, and with other commands.
             row = db.execute(select(c.is_final).where(c.id == rollout).with_for_update()).first()
             if row is None:

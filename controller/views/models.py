@@ -171,6 +171,7 @@ class RolloutView(_View):
     holdback_bp: int
     twin: bool = False  # stable against itself: never promoted
     undo: bool = False  # a version that served before returns, without proof
+    ab_test: bool = False  # the rollout of an A/B test, which ends with B leaving, whichever is better
     passed: tuple[PassView, ...] = ()
     risk: str
     risk_reasons: tuple[str, ...]
@@ -231,6 +232,7 @@ class ServiceView(_View):
     stable: str
     stable_name: str = ""
     weight_bp: int | None  # null: the route table cannot be read
+    routed: str | None = None  # its version in the route table, while that is another than `stable`
     versions: tuple[VersionView, ...] | None  # null: the fleet cannot be read
     rollout: RolloutView | None  # the newest; null: there has been none
     missing_keys: tuple[MissingKeyView, ...] = ()  # without them a way back is cut
@@ -272,6 +274,7 @@ class AttemptView(_View):
 
     rollout: str
     started_at_s: float
+    ended_at_s: float | None = None  # null: it runs
     phase: str  # of rollout.state.Phase
     reason: str
     actor: str | None = None

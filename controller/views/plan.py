@@ -71,11 +71,12 @@ def _mirror_line(plan: Plan) -> str:
     return f"{share} of stable's requests, until {mirror.min_pairs} pairs of answers or {limit}"
 
 
-def attempt_view(state: RolloutState, label: Label) -> AttemptView:
+def attempt_view(state: RolloutState, label: Label, ended_at_s: float | None) -> AttemptView:
     """An earlier rollout of the planned version. Its cause, if it has one, goes before its last reason."""
     return AttemptView(
         rollout=state.id,
         started_at_s=state.started_at_s,
+        ended_at_s=ended_at_s,
         phase=state.phase,
         reason=state.cause.text if state.cause is not None else state.reason,
         actor=label.actor,

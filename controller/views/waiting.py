@@ -61,13 +61,18 @@ def _stage_waits(state: RolloutState, evidence: EvidenceStatus | None, elapsed_s
         silent = [gate.gate for gate in unproven if _has_no_score(gate)]
         provable = [gate.gate for gate in unproven if gate.gate not in silent]
         if provable or not silent:
-            waits.append(f"proof of {', '.join(provable)}" if provable else "a PASS verdict")
+            waits.append(_proof(provable) if provable else "a PASS verdict")
         if silent:
             names = ", ".join(silent)
             waits.append(f"a first score for {names} (POST /v1/feedback), without which nothing is promoted")
     stopped = {gate.metric for gate in evidence.gates if gate.source is Source.STOPPED and not gate.is_alarm}
     waits += [f"{metric} to arrive again" for metric in sorted(stopped)]
     return waits + [f"data to judge {name}" for name in evidence.missing]
+
+
+def _proof(gates: list[str]) -> str:
+    """What these gates have to show, in words."""
+    return f"proof that {', '.join(gates)} {'is' if len(gates) == 1 else 'are'} no worse"
 
 
 def _has_no_score(gate: GateReport) -> bool:

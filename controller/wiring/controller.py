@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
-import psutil
 import uvicorn
 from fastapi import FastAPI
 
@@ -30,7 +27,6 @@ from controller.evidence.records import gate_config
 from controller.evidence.score_join import IdBudget
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
-from controller.quantities import whole
 from controller.rollout.state import RolloutState
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
@@ -40,6 +36,7 @@ from controller.runtime.data_plane_ray import (
     probe_target,
     translated,
 )
+from controller.runtime.newest_database import NewestDatabase, is_newest
 from controller.runtime.notifier_log import LogNotifier
 from controller.runtime.probes_http import HttpProbes
 from controller.runtime.reconciler import Ports, Reconciler
@@ -54,8 +51,11 @@ from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.direct_orders import carry_out_orders
 from controller.wiring.environment import HostEnvironment
+from controller.wiring.evidence_retention import EvidenceRetention
 from controller.wiring.launches import Versions
+from controller.wiring.lease_holder import lease_holder, release_orphaned_lease
 from controller.wiring.now_served import serving_now
+from controller.wiring.older_copy import has_table
 from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
 from serving.access import ClientRules
@@ -104,6 +104,12 @@ def build(settings: Settings) -> Controller:
     )
     notifier, budget = LogNotifier(), IdBudget()
 
+    def has_a_table(service: str) -> bool | None:
+        return has_table(service, open_services)
+
+    def knows_all(service: str) -> bool | None:
+        return is_newest(store.database, service, traffic.observe, has_a_table)
+
     def make_workers(service: str) -> ServiceWorkers:
         # Anew with every lease: what was measured under an earlier one may be hours old.
         meter = TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
@@ -133,24 +139,33 @@ def build(settings: Settings) -> Controller:
             environment.measuring.add(service)
             tests.tick(service, reader, now_s)
 
-        return ServiceWorkers(Reconciler(ports), Keeper(engines, table, ingress, store, clock), measure)
+        newest = NewestDatabase(service, store.database, traffic, has_a_table)
+        keeper = Keeper(engines, table, ingress, store, clock)
+        return ServiceWorkers(Reconciler(ports), keeper, measure, newest.require)
 
     def rollout_of(rollout: str) -> RolloutState | None:
         stored = store.load(rollout)
         return stored.state if stored is not None else None
+
+    shorten_evidence = EvidenceRetention(store.database)
+
+    def before_services() -> None:
+        carry_out_orders(settings, store, knows_all)
+        shorten_evidence(clock.boot_s())
 
     runner = Runner(
         store,
         clock,
         make_workers,
         lambda row: replicas_of(store.version(row.name, row.stable)),
-        holder=_lease_holder(),
+        holder=lease_holder(),
         on_removed=environment.forget,
-        before_services=lambda: carry_out_orders(settings, store),
+        before_services=before_services,
     )
     environment.serving = lambda name: serving_now(name, traffic.observe, fleet.observe, open_services)
+    environment.knows_all = knows_all
     environment.is_reading = lambda: runner.is_leading
-    commands = Commands(store, environment, clock, runner.wake)
+    commands = Commands(store, environment, clock, runner)
     tests = AbTests(AbStore(store.database), commands, clock, rollout_of=rollout_of)
     admin = AdminToken(settings.home, store, clock)
     admin.store()
@@ -188,7 +203,7 @@ def run_controller(settings: Settings) -> None:
     )
     server = uvicorn.Server(config)
     _stop_on_signals(server)
-    _release_orphaned_lease(controller.store)
+    release_orphaned_lease(controller.store)
     controller.runner.start()
     telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     try:
@@ -218,34 +233,3 @@ def _client_rules(spec: ServiceSpec) -> ClientRules:
     clients = spec.clients
     cap = None if clients.burst_cap is None else clients.burst_cap / spec.routers
     return ClientRules(clients.access(), clients.cookie, cap, clients.late_commit)
-
-
-def _lease_holder() -> str:
-    """This process as `host/pid/start time`, which a reused pid does not match."""
-    return f"{_host()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
-
-
-def _host() -> str:
-    """Name of this boot of this host and of the process table that is seen from here.
-
-    Two hosts, or two containers of one host, may have the same host name, and each has a process 7.
-    """
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    table = os.readlink("/proc/self/ns/pid")
-    return f"{socket.gethostname()},{boot},{table}"
-
-
-def _release_orphaned_lease(store: SqlStore) -> None:
-    """Release the lease if its holder is a process of this host that no longer exists."""
-    lease = store.lease()
-    host, _, rest = lease.holder.partition("/")
-    pid, _, created = rest.partition("/")
-    number = whole(pid)
-    if host != _host() or number is None:
-        return
-    try:
-        is_alive = f"{psutil.Process(number).create_time():.2f}" == created
-    except psutil.NoSuchProcess:
-        is_alive = False
-    if not is_alive:
-        store.release_lease(lease.token)

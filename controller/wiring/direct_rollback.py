@@ -10,20 +10,22 @@ from enum import Enum
 
 from controller.errors import CanaryctlError, LostDatabase, UnknownService, Unreachable
 from controller.quantities import FULL_BP
-from controller.rollout.machine import abandon
 from controller.rollout.observation import CommandKind, applied_words
 from controller.rollout.plan import is_undo_id
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.settings import Settings
+from controller.store.lineage import leads_to
 from controller.store.rows import RolloutRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
-from controller.wiring.direct_orders import DIRECT, keep_order
-from controller.wiring.last_known import lost_database
-from serving.messages import SplitStatus
+from controller.wiring.direct_orders import DIRECT, Order, keep_order
+from controller.wiring.last_known import lost_database, waiting_rollback
+from serving.messages import DatabaseMark, SplitStatus
 
 ACK_TIMEOUT_S = 5.0
 NEXT_STEP = "next: canaryctl up, whose controller completes it and frees the memory"
+OLDER = "the database is an older copy, or a second one"
+OLDER_STEP = "next: restore the newest database, then: canaryctl up, whose controller frees the memory"
 MEND_STEP = "next: mend the store, then: canaryctl up, whose controller frees the memory"
 
 
@@ -31,8 +33,19 @@ class Reach(Enum):
     """How far the service's route table was reached."""
 
     APPLIED = "applied"  # every router follows what was read back
-    MAY_SERVE = "may serve"  # it does not answer, or not every router follows it
+    PUBLISHED = "published"  # the tombstone is in it, but not every router is known to follow it
+    SENT = "sent"  # the tombstone was sent and not answered: nobody knows whether it is in it
+    MAY_SERVE = "may serve"  # it does not answer, and was sent nothing
     NO_CLUSTER = "no cluster"  # no Ray cluster on this host
+
+
+UNSURE = {
+    Reach.PUBLISHED: (
+        "{} is ended for good in the route table of {}, but not every router has acknowledged it, so some "
+        "users may still get its canary"
+    ),
+    Reach.SENT: "the end of {} was sent to the route table of {}, but not answered, so it may not be there",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,8 @@ class _Table:
     how: str = ""  # how the table is applied
     rollout: str = ""  # the rollout that it holds, now tombstoned unless it is an undo; empty: none
     was_ended: bool = False  # it was tombstoned before
+    mark: DatabaseMark | None = None  # of the database from which the table was set; None: not known
+    is_newer: bool = False  # than the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +87,8 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     stored = rollback.command(service)
     if stored is not None and stored.running is not None:
         table = rollback.tombstone(service, stored.running, goal=stored.goal)
-    rollback.keep_orders()
+    rollback.keep_orders(service)
+    table = replace(table, is_newer=rollback.is_older)
     is_open = is_moved or (stored is not None and (stored.running or stored.undo) is not None)
     is_ready = rollback.is_ready(service, table)
     problem = _problem(service, table, stored, is_moved=is_moved, is_ready=is_ready)
@@ -94,9 +110,11 @@ def _problem(
 ) -> str | None:
     """Why the service does not serve what it should; None: it does. It does if the table says so itself.
 
-    stored: None: the store could not be read. is_moved: a canary with traffic was tombstoned. is_ready:
-    whether the version that now has all traffic has a ready replica; None: not known.
+    stored: None: the store could not be read, or is older than the table. is_moved: a canary with traffic was
+    tombstoned. is_ready: whether the version with all traffic has a ready replica; None: not known.
     """
+    if table.reach in UNSURE:
+        return f"{UNSURE[table.reach].format(table.rollout, service)}; run this again"
     if stored is None:
         is_undone = is_undo_id(table.rollout) and table.serves is not None
         if is_moved or is_undone:
@@ -141,12 +159,13 @@ def _unanswered(service: str, serves: str | None, is_ready: bool | None) -> str 
 
 
 def _without_store(service: str, table: _Table) -> str:
-    """The problem when the store could not be read and the table had nothing to tombstone."""
+    """The problem when the store told nothing and the table had nothing to tombstone."""
     if table.reach is not Reach.APPLIED:
         return "neither the route table nor the store could be reached; is Ray running on this host?"
+    why = f"{OLDER}: restore the newest" if table.is_newer else "the store could not be read: mend it"
     return (
-        "traffic has not moved: no canary gets any, and the store could not be read; to return to an "
-        f"earlier version, mend the store, then: canaryctl rollback {service}"
+        f"traffic has not moved: no canary gets any, and {why}; to return to an earlier version then: "
+        f"canaryctl rollback {service}"
     )
 
 
@@ -160,19 +179,23 @@ class _Rollback:
         self._succeeded: list[str] = []
         self._failed: list[str] = []
         self._is_store_lost = False
+        self._at_s = time.time()
+        self._mark: DatabaseMark | None = None  # in the route table; None: none, or not known
+        self.is_older = False  # the store is, than the one from which the table was set
         self._commanded: set[str] = set()  # rollouts whose command the store has
-        self.tombstoned: dict[str, _Table] = {}  # by rollout
+        self._sent: set[str] = set()  # rollouts whose tombstone was sent, whatever became of it
+        self.tombstoned: dict[str, _Table] = {}  # by rollout; every router follows these
 
     def result(self, problem: str | None, *, is_open: bool = False) -> DirectRollback:
         """The lines so far, with the problem. is_open: a controller has to complete it.
 
         Raises UnknownService when nothing knows the service.
         """
-        if self._unknown is not None and not self.tombstoned:
+        if self._unknown is not None and not self._sent:
             raise self._unknown
         following = None
         if is_open and problem is None:
-            following = MEND_STEP if self._is_store_lost else NEXT_STEP
+            following = OLDER_STEP if self.is_older else MEND_STEP if self._is_store_lost else NEXT_STEP
         return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem, following)
 
     def only_service(self) -> str | None:
@@ -204,11 +227,14 @@ class _Rollback:
             is_connected = True
             table = _tombstone(service, rollout)
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with Ray must not keep the store's step back
-            line = f"route table: not reached ({_line(exc)})"
-            if line not in self._failed:
-                self._failed.append(line)
+            self._fail(f"route table: not reached ({_line(exc)})")
             return _Table(Reach.MAY_SERVE if is_connected else Reach.NO_CLUSTER)
-        if table.rollout and not is_undo_id(table.rollout):
+        self._mark = table.mark
+        if table.reach in UNSURE:
+            self._sent.add(table.rollout)
+            self._fail(f"route table: {UNSURE[table.reach].format(table.rollout, service)}")
+        elif table.rollout and not is_undo_id(table.rollout):
+            self._sent.add(table.rollout)
             self.tombstoned[table.rollout] = table
             has_moved = goal is None or table.serves in (goal, None)
             now = "and gets no traffic" if has_moved else f"but {table.serves} has all traffic"
@@ -217,6 +243,10 @@ class _Rollback:
                 f"route table: {table.rollout} is ended for good{already} {now} ({applied_words(table.how)})"
             )
         return table
+
+    def _fail(self, line: str) -> None:
+        if line not in self._failed:
+            self._failed.append(line)
 
     def is_ready(self, service: str, table: _Table) -> bool | None:
         """Whether the version with all traffic has a ready replica; None: nobody knows. Changes nothing."""
@@ -228,10 +258,13 @@ class _Rollback:
             return None
 
     def command(self, service: str) -> _Stored | None:
-        """Store the command for a running rollout; None: the store failed."""
+        """Store the command for a running rollout; None: the store failed, or is older and would lose it."""
         try:
             with closing(self._opened()) as store:
-                return self._command(store, service)
+                self.is_older = self._mark is not None and not leads_to(store.database, service, self._mark)
+                if not self.is_older:
+                    return self._command(store, service)
+                self._fail(f"store: not used, {OLDER}")
         except UnknownService as exc:
             self._unknown = exc
             self._failed.append(f"store: {_line(exc)}")
@@ -240,11 +273,11 @@ class _Rollback:
             self._failed.append(f"store: not reached ({_line(exc)})")
         return None
 
-    def keep_orders(self) -> None:
+    def keep_orders(self, service: str) -> None:
         """Keep who ended a rollout, when and why, where the store took no command for it."""
-        for rollout in self.tombstoned.keys() - self._commanded:
+        for rollout in self._sent - self._commanded:
             try:
-                keep_order(self._settings, rollout, self._reason, at_s=time.time())
+                keep_order(self._settings, Order(service, rollout, self._reason, self._at_s))
                 self._succeeded.append("the reason is kept for the next controller's log")
             except OSError as exc:
                 self._failed.append(f"the reason is not kept ({_line(exc)})")
@@ -272,7 +305,7 @@ class _Rollback:
                 return _Stored(goal, running=newest.id)
             try:
                 queued = store.append_command(
-                    newest.id, CommandKind.ROLLBACK, DIRECT, reason=self._reason, at_s=time.time()
+                    newest.id, CommandKind.ROLLBACK, DIRECT, reason=self._reason, at_s=self._at_s
                 )
             except Exception as exc:  # noqa: BLE001 - such as a full disk; the table is told by its id
                 self._failed.append(f"store: rollback of {newest.id} not stored ({_line(exc)})")
@@ -298,8 +331,7 @@ def _is_asked(store: SqlStore, newest: RolloutRow) -> bool:
         state = state_from_json(newest.state)
     except UnreadableState:
         return False  # of another release: one more does no harm
-    asked = store.commands(newest.id, after_seq=state.commands_through)
-    return any(one.kind is CommandKind.ROLLBACK for one in asked)
+    return waiting_rollback(store, state) is not None
 
 
 def _found(text: str, *keys: str) -> str | None:
@@ -320,9 +352,10 @@ def _line(exc: Exception) -> str:
 
 
 def _tombstone(service: str, rollout: str | None) -> _Table:
-    """The table once every router acknowledged the tombstone of its rollout, if it holds one.
+    """The table once every router acknowledged the tombstone of its rollout, if it holds one, or after
+    `ACK_TIMEOUT_S`.
 
-    An undo is left alone: it is on its way to the version before already.
+    An undo is left alone: it is on its way to the version before already. Raises Unreachable.
     """
     from serving.table.traffic_ray import RayTraffic
 
@@ -337,11 +370,16 @@ def _tombstone(service: str, rollout: str | None) -> _Table:
     was_ended = name in split.tombstoned
     deadline_at_s = time.monotonic() + ACK_TIMEOUT_S
     tombstoned = traffic.tombstone(service, name)
-    while tombstoned is not None and not tombstoned.applied and time.monotonic() < deadline_at_s:
+    while (tombstoned is None or not tombstoned.applied) and time.monotonic() < deadline_at_s:
         time.sleep(0.02)
-        tombstoned = traffic.observe(service)
-    if tombstoned is None or not tombstoned.applied:
-        raise Unreachable(f"the tombstone is in the table of {service}, but not every router acknowledged it")
+        if tombstoned is None:
+            tombstoned = traffic.tombstone(service, name)
+        else:
+            tombstoned = traffic.observe(service) or tombstoned
+    if tombstoned is None:
+        return _Table(Reach.SENT, rollout=name, mark=split.mark)
+    if not tombstoned.applied:
+        return _Table(Reach.PUBLISHED, rollout=name, mark=split.mark)
     return replace(_read(name, tombstoned), was_ended=was_ended)
 
 
@@ -357,33 +395,6 @@ def _has_replica(service: str, version: str) -> bool | None:
 
 def _read(rollout: str, split: SplitStatus) -> _Table:
     if not split.applied:
-        return _Table(Reach.APPLIED, how=split.how, rollout=rollout)
+        return _Table(Reach.APPLIED, how=split.how, rollout=rollout, mark=split.mark)
     serves = {0: split.stable, FULL_BP: split.canary}.get(split.weight_bp)
-    return _Table(Reach.APPLIED, serves, split.how, rollout)
-
-
-def forget_services(settings: Settings) -> bool:
-    """Remove every service from the store after its cluster was stopped; False: there was none.
-
-    A running rollout is ended, so that it does not continue when the service's name is used again.
-    """
-    try:
-        with closing(SqlStore(settings.database_url, may_create=False)) as store:
-            return _forget(store)
-    except LostDatabase:
-        return False
-
-
-def _forget(store: SqlStore) -> bool:
-    rows = store.services()
-    for row in rows:
-        for rollout in store.running(row.name):
-            stored = store.load(rollout)
-            if stored is not None:
-                ended = abandon(stored.state, time.time(), "the service was taken down without a controller")
-                asked = store.commands(rollout, after_seq=ended.commands_through)
-                if asked:  # nobody is left to carry them out
-                    ended = replace(ended, commands_through=asked[-1].seq)
-                store.commit(ended, (), expected_version=stored.version, evidence=None)
-        store.remove_service(row.name, at_s=time.time())
-    return bool(rows)
+    return _Table(Reach.APPLIED, serves, split.how, rollout, mark=split.mark)

@@ -41,6 +41,7 @@ class HostEnvironment:
         self.readers: dict[str, RecordsReader] = {}
         self.measuring: set[str] = set()  # services whose log was read since this controller leads
         self.serving: Callable[[str], str | None] = lambda service: None  # by its route table
+        self.knows_all: Callable[[str], bool | None] = lambda service: None  # by the mark in its route table
         self.is_reading: Callable[[], bool] = lambda: True  # False: another controller reads the logs
         self._simulator = Simulator()
 
@@ -85,6 +86,10 @@ class HostEnvironment:
         """The version that is served or loaded under this name; None: none is. Raises Unreachable where that
         is not known."""
         return self.serving(service)
+
+    def is_newest(self, service: str) -> bool | None:
+        """Whether the database knows all that was done to the service; None: not known."""
+        return self.knows_all(service)
 
     def require_measuring(self, service: str) -> None:
         """Return once this controller measures the service's traffic.

@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
-
-import sqlalchemy as sa
 
 from controller.errors import CanaryctlError, LostDatabase
 from controller.evidence.snapshot import stored_status
@@ -18,9 +15,11 @@ from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.label import title
 from controller.store.database import shown_url
+from controller.store.database_url import parsed_url
 from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
+from controller.store.sqlite_files import sqlite_file
 from controller.views.models import RolloutView
 from controller.views.rollout import rollout_view, unread_view
 
@@ -62,12 +61,12 @@ def lost_database(settings: Settings, *, needs_service: bool = True) -> str | No
         with closing(_opened(settings)) as store:
             holds_any = not needs_service or bool(store.services())
     except LostDatabase:
-        return f"the database {_place(settings)} is gone or empty"
+        return _gone(settings)
     except CanaryctlError:
         return None  # whoever needs it is told why it cannot be read
     if holds_any:
         return None
-    return f"the database {_place(settings)} holds no service, though Ray runs and may serve"
+    return _empty(settings)
 
 
 def has_service(settings: Settings) -> bool:
@@ -87,21 +86,32 @@ def _opened(settings: Settings) -> SqlStore:
     return SqlStore(settings.database_url, may_migrate=False, may_create=False)
 
 
+def _gone(settings: Settings) -> str:
+    return f"the database {_place(settings)} is gone or empty"
+
+
+def _empty(settings: Settings) -> str:
+    return f"the database {_place(settings)} holds no service, though Ray runs and may serve"
+
+
 def _place(settings: Settings) -> str:
-    url = sa.make_url(settings.database_url)
-    return str(url.database) if url.get_backend_name() == "sqlite" else shown_url(url)
+    path = sqlite_file(settings.database_url)
+    return str(path) if path is not None else shown_url(parsed_url(settings.database_url))
 
 
 def _read(settings: Settings, lines: Callable[[SqlStore], Sequence[str]]) -> tuple[str, ...]:
-    if (lost := lost_database(settings)) is not None:
-        return (f"{lost}; restore it before canaryctl up",)
-    url = sa.make_url(settings.database_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+    may_serve = settings.cluster_path.exists()
+    path = sqlite_file(settings.database_url)
+    if path is not None and not path.exists() and not may_serve:
         return ()
     try:
         with closing(_opened(settings)) as store:
+            if may_serve and not store.services():
+                return (f"{_empty(settings)}; restore it before canaryctl up",)
             return tuple(lines(store))
     except CanaryctlError as exc:
+        if may_serve and isinstance(exc, LostDatabase):
+            return (f"{_gone(settings)}; restore it before canaryctl up",)
         return (f"nor can the database be read: {exc}",)
 
 
@@ -135,11 +145,16 @@ def _newest(store: SqlStore, row: RolloutRow) -> str:
         state = state_from_json(row.state)
     except UnreadableState as exc:
         return f"rollout {row.id} cannot be read ({exc})"
-    asked = store.commands(row.id, after_seq=state.commands_through)
-    back = next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
+    back = waiting_rollback(store, state)
     if back is not None and not state.is_final:
         return f"rollout {state.id}: {_requested(back)}"
     return _rollout(state)
+
+
+def waiting_rollback(store: SqlStore, state: RolloutState) -> ManualCommand | None:
+    """The newest rollback that is stored for the rollout and that nobody has read yet; None: none is."""
+    asked = store.commands(state.id, after_seq=state.commands_through)
+    return next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
 
 
 def _requested(back: ManualCommand) -> str:

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 from controller.errors import Unreachable
 from controller.quantities import FULL_BP, percent
-from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.settings import Settings
-from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from serving.fleet.types import VersionStatus
 from serving.messages import SplitStatus as TableStatus
 
 TIMEOUT_S = 2.0
 RETRY_S = 0.1
+NOT_KNOWN = "so it is not known what users get; try again"
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The split of one service."""
+    """What the route table of one service says."""
 
     service: str
-    stable: str | None  # None: no version has been put into service yet
-    canary: str | None  # None: no canary in the table
-    weight_bp: int
-    rollout: str  # empty: none
+    split: TableStatus | None  # None: the table does not answer
 
     @property
     def serves(self) -> str | None:
         """The version that gets every request, or what the canary leaves; None: none is in service."""
-        return self.canary if self.canary is not None and self.weight_bp == FULL_BP else self.stable
+        split = self.split
+        if split is None:
+            return None
+        return split.canary if split.canary is not None and split.weight_bp == FULL_BP else split.stable
 
 
 def serving_now(
@@ -54,7 +52,7 @@ def serving_now(
         table, versions = table_of(service), versions_of(service)
         if table is not None and table.stable is not None:
             return table.stable
-        names = None if table is not None else _listed(tables)
+        names = None if table is not None else listed(tables)
         if versions is not None and (table is not None or (names is not None and service not in names)):
             return next((one.version for one in versions if one.phase != "gone"), None)
         if time.monotonic() >= ends_at_s:
@@ -66,7 +64,7 @@ def serving_now(
         time.sleep(RETRY_S)
 
 
-def _listed(tables: Callable[[], Sequence[str]]) -> Sequence[str] | None:
+def listed(tables: Callable[[], Sequence[str]]) -> Sequence[str] | None:
     """None: Ray does not answer."""
     try:
         return tables()
@@ -75,14 +73,31 @@ def _listed(tables: Callable[[], Sequence[str]]) -> Sequence[str] | None:
 
 
 def served_lines(settings: Settings, service: str | None) -> tuple[str, ...]:
-    """A line for one service (None: for each); none where the tables cannot be read."""
-    return tuple(map(_line, read_tables(settings, service) or ()))
+    """A line for one service (None: for each), also where its table, or Ray, does not answer; none without
+    a cluster."""
+    tables = read_tables(settings, service)
+    if tables is None:
+        is_up = settings.cluster_path.exists()
+        return (f"the route tables do not answer, {NOT_KNOWN}",) if is_up else ()
+    return tuple(_line(one.service, one.split) for one in tables)
 
 
-def read_tables(settings: Settings, service: str | None) -> tuple[Served, ...] | None:
-    """The splits of the tables that answer; None: Ray does not."""
-    if not settings.cluster_path.exists():
-        return None
+def read_tables(settings: Settings, service: str | None, *, wait_s: float = 0.0) -> tuple[Served, ...] | None:
+    """The splits of the tables; None: Ray does not answer, or there is no cluster.
+
+    wait_s: how long it is asked again, until all answer; a host that is busy answers late.
+    """
+    ends_at_s = time.monotonic() + wait_s
+    while settings.cluster_path.exists():
+        tables = _read_once(settings, service)
+        is_whole = tables is not None and all(one.split is not None for one in tables)
+        if is_whole or time.monotonic() >= ends_at_s:
+            return tables
+        time.sleep(RETRY_S)
+    return None
+
+
+def _read_once(settings: Settings, service: str | None) -> tuple[Served, ...] | None:
     try:
         cluster.connect(settings)
         from serving.table.open_tables_ray import open_services
@@ -93,48 +108,19 @@ def read_tables(settings: Settings, service: str | None) -> tuple[Served, ...] |
         splits = {name: traffic.observe(name) for name in names}
     except Exception:  # noqa: BLE001 - these lines stand beside an error that says what is wrong
         return None
-    return tuple(
-        Served(name, split.stable, split.canary, split.weight_bp, split.rollout)
-        for name, split in splits.items()
-        if split is not None
-    )
+    return tuple(Served(name, split) for name, split in splits.items())
 
 
-def older_copies(settings: Settings) -> tuple[str, ...]:
-    """A line for each service whose users get a version that its stored state does not lead to: the database
-    is an older copy, from before a promotion or an undo. Empty: none is, or the tables cannot be read."""
-    with closing(SqlStore(settings.database_url, may_migrate=False, may_create=False)) as store:
-        stored = {row.name: row.stable for row in store.services()}
-        tables = read_tables(settings, None) if stored else None
-        return tuple(
-            f"{one.service}: users get {one.serves} by the route table, but by this database {stable}"
-            for one in tables or ()
-            if (stable := stored.get(one.service)) is not None
-            and one.serves not in (None, stable)
-            and not _leads_to(store, one.service, str(one.serves))
-        )
-
-
-def _leads_to(store: SqlStore, service: str, version: str) -> bool:
-    """Whether a rollout that has not ended is of this version; True, too, of one that cannot be read."""
-    newest = next(iter(store.rollouts(service, limit=1)), None)
-    if newest is None or newest.ended_at_s is not None:
-        return False
-    try:
-        state = state_from_json(newest.state)
-    except UnreadableState:
-        return True
-    return version in (state.stable.id, state.canary.id)
-
-
-def _line(served: Served) -> str:
-    head = f"{served.service}, by its route table: "
-    if served.stable is None and not served.canary:
+def _line(service: str, split: TableStatus | None) -> str:
+    if split is None:
+        return f"the route table of {service} does not answer, {NOT_KNOWN}"
+    head = f"{service}, by its route table: "
+    if split.stable is None and not split.canary:
         return f"{head}no version has been put into service"
-    if served.canary is None or not served.weight_bp:
-        return f"{head}100 % of requests to {served.stable}"
-    rollout = f" (rollout {served.rollout})" if served.rollout else ""
-    if served.weight_bp == FULL_BP:
-        return f"{head}100 % of requests to {served.canary}{rollout}"
-    stable, canary = percent(FULL_BP - served.weight_bp), percent(served.weight_bp)
-    return f"{head}{stable} of requests to {served.stable}, {canary} to {served.canary}{rollout}"
+    if split.canary is None or not split.weight_bp:
+        return f"{head}100 % of requests to {split.stable}"
+    rollout = f" (rollout {split.rollout})" if split.rollout else ""
+    if split.weight_bp == FULL_BP:
+        return f"{head}100 % of requests to {split.canary}{rollout}"
+    stable, canary = percent(FULL_BP - split.weight_bp), percent(split.weight_bp)
+    return f"{head}{stable} of requests to {split.stable}, {canary} to {split.canary}{rollout}"

@@ -6,13 +6,12 @@ import secrets
 import threading
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from controller import telemetry
 from controller.auth import Identity, Role, admin_token, token_digest, write_private
-from controller.errors import BadInput
+from controller.errors import BadInput, CanaryctlError
 from controller.rollout.ports import Clock
 from controller.settings import Settings
+from controller.store.database_url import parsed_url
 from controller.store.sql import SqlStore
 
 RENEW_S = 3600.0
@@ -21,7 +20,7 @@ EXPIRES_S = 7 * 86_400.0  # of the admin token of a controller that renews it no
 
 def remember_database(settings: Settings) -> None:
     """Write the database's URL, which worked, to the state folder; see `settings.load_settings`."""
-    url = sa.make_url(settings.database_url)
+    url = parsed_url(settings.database_url)
     if url.get_backend_name() == "sqlite" and url.database:
         # The next command may run in another folder.
         url = url.set(database=str(Path(url.database).absolute()))
@@ -72,13 +71,16 @@ class AdminToken:
     def identity(self, digest: str) -> Identity | None:
         """Owner of the bearer token with this digest; None: unknown token.
 
-        A broken `admin.token` makes none valid, and keeps no other token from being.
+        A broken `admin.token` makes none valid, and keeps no other token from being. Nor does a database that
+        cannot be written: what was stored last is valid until it expires.
         """
         try:
             self.store()
-        except BadInput as exc:
+        except CanaryctlError as exc:
             if str(exc) != self._fault:
-                telemetry.error("the admin's token cannot be read", exc)
+                is_broken = isinstance(exc, BadInput)
+                what = "the admin's token cannot be read" if is_broken else "the admin's token is not renewed"
+                telemetry.error(what, exc)
             self._fault = str(exc)
         else:
             self._fault = ""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -31,10 +31,11 @@ from controller.planning.fingerprint import (
 from controller.planning.forecast import forecast
 from controller.rollout.plan import Plan
 from controller.rollout.state import RolloutState
+from controller.runtime.newest_database import NewestDatabase, is_newest
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.runner import Runner
 from controller.runtime.service_keeper import Keeper
-from controller.runtime.service_loop import ServiceWorkers
+from controller.runtime.service_loop import LastTick, ServiceWorkers
 from controller.settings import Config, Settings, save_config
 from controller.spec.policy import PolicySpec
 from controller.spec.service import VersionSpec
@@ -47,7 +48,15 @@ from serving.clock import boot_s
 from serving.credentials import KeyReference
 from serving.loopback import free_ports
 from tests.database_rig import sqlite_url
-from tests.fakes.plane import FakeEvidence, FakeFleet, FakeIngress, FakeNotifier, FakeProbes, FakeTraffic
+from tests.fakes.plane import (
+    FakeEvidence,
+    FakeFleet,
+    FakeIngress,
+    FakeMarks,
+    FakeNotifier,
+    FakeProbes,
+    FakeTraffic,
+)
 
 GIB = 1 << 30
 
@@ -73,6 +82,16 @@ class QuickStore(SqlStore):
         return super().create_rollout(replace(state, plan=replace(state.plan, steady_s=0.1)), **more)
 
 
+class NoTicks:
+    """Ticks that never come."""
+
+    def wake(self, service: str) -> None:
+        """Nothing ticks."""
+
+    def last_tick(self, service: str) -> LastTick:
+        return LastTick()
+
+
 @dataclass(slots=True)
 class FakeEnvironment:
     """Host with `free_bytes` of memory. Fingerprints are real."""
@@ -87,6 +106,7 @@ class FakeEnvironment:
     accepts_scores: bool = True
     is_measuring: bool = True
     is_leading: bool = True
+    knows_all: Callable[[str], bool | None] = lambda service: None  # None: its table does not answer
     tables: dict[str, str] = field(default_factory=dict)  # the version that a route table serves, by service
     rate: float | None = None
     traffic: MeasuredBaseline | None = None  # what stable is like; None: not measured
@@ -105,6 +125,9 @@ class FakeEnvironment:
 
     def key_problem(self, reference: KeyReference) -> KeyProblem | None:
         return key_problem(reference)
+
+    def is_newest(self, service: str) -> bool | None:
+        return self.knows_all(service)
 
     def serves(self, service: str) -> str | None:
         return self.tables.get(service)
@@ -155,6 +178,8 @@ class FakeEnvironment:
 class SharedApi:
     """The HTTP application, built once for one controller after the other: it takes 30 ms."""
 
+    _idle: ClassVar[list[SharedApi]] = []
+
     def __init__(self) -> None:
         self._controller: FakeController | None = None
         parts: list[Any] = [_Part(self, name) for name in ("store", "commands", "runner", "slow_calls")]
@@ -165,6 +190,15 @@ class SharedApi:
             slow=parts[3],
             find_key=lambda reference: self.controller.environment.key_problem(reference),
         )
+
+    @classmethod
+    def idle(cls) -> SharedApi:
+        """One whose controller has ended, or a new one."""
+        return cls._idle.pop() if cls._idle else cls()
+
+    def release(self) -> None:
+        """Leave the application to a later controller."""
+        self._idle.append(self)
 
     @property
     def controller(self) -> FakeController:
@@ -191,7 +225,7 @@ class _Part:
 class FakeController:
     """A controller without Ray. `start` runs the ticks, `serve` also the HTTP server.
 
-    api: the application of the controller before, which has ended; None: one of its own.
+    api: the application of the controller before, which has ended; None: an idle one, until `stop`.
     """
 
     def __init__(self, home: Path, *, store: SqlStore | None = None, api: SharedApi | None = None) -> None:
@@ -204,21 +238,35 @@ class FakeController:
         self.ingress, self.environment = FakeIngress(self.traffic), FakeEnvironment()
         ports = Ports(self.store, self.fleet, self.traffic, self.evidence, self.probes, self.notifier, clock)
 
-        def make_workers(_: str) -> ServiceWorkers:
+        marks = FakeMarks(self.traffic)
+
+        def make_workers(service: str) -> ServiceWorkers:
             keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, clock)
-            return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
+            newest = NewestDatabase(service, self.store.database, marks, marks.has_table)
+            return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None, newest.require)
 
         def replicas(row: ServiceRow) -> int:
             return replicas_of(self.store.version(row.name, row.stable))
 
+        self.environment.knows_all = lambda service: is_newest(
+            self.store.database, service, marks.observe, marks.has_table
+        )
         self.runner = Runner(self.store, clock, make_workers, replicas, holder="test")
-        self.commands = Commands(self.store, self.environment, clock, self.runner.wake)
+        self.commands = Commands(self.store, self.environment, clock, self.runner)
         self.slow_calls = SlowCalls()
         token = token_digest(admin_token(home))
         self.store.put_token(token, Identity("admin", Role.ADMIN), at_s=0.0)
-        self.app = (api or SharedApi()).of(self)
+        self._api = api
+        self._borrowed: SharedApi | None = None
         self._server: uvicorn.Server | None = None
         self._listening: list[socket.socket] = []
+
+    @property
+    def app(self) -> FastAPI:
+        """The HTTP application."""
+        if self._api is None:
+            self._api = self._borrowed = SharedApi.idle()
+        return self._api.of(self)
 
     def start(self) -> None:
         """Start the ticks."""
@@ -255,15 +303,25 @@ class FakeController:
         for listener in self._listening:
             listener.close()
         self.store.close()
+        if self._borrowed is not None:
+            self._borrowed.release()
+            self._api = self._borrowed = None
 
     def picture(self) -> tuple[object, ...]:
-        """All state that a refused command must leave unchanged."""
+        """All state that a refused command must leave unchanged, once what was asked before it is done."""
         rows = self.store.services()
+        ends_at_s = time.monotonic() + 60
+        while self.runner.is_leading and not all(map(self._is_served, rows)) and time.monotonic() < ends_at_s:
+            time.sleep(0.01)
         rollouts = [(row.id, row.version) for service in rows for row in self.store.rollouts(service.name)]
         tables = {
             name: (table.stable, table.canary, table.weight_bp) for name, table in self.traffic.tables.items()
         }
         return rows, rollouts, tables, sorted(self.fleet.engines)
+
+    def _is_served(self, row: ServiceRow) -> bool:
+        table = self.traffic.tables.get(row.name)
+        return table is not None and table.stable == row.stable
 
 
 def _listen() -> socket.socket:

@@ -105,6 +105,9 @@ class _Evidence:
     def snapshot(self, rollout: str) -> bytes | None:
         return b"{}"
 
+    def conclusion(self, rollout: str) -> bytes | None:
+        return b"{}"
+
 
 class StoredPlayer(Player):
     """A transcript's rollout in a store, ticked by a service loop."""
@@ -132,9 +135,8 @@ class StoredPlayer(Player):
         ports = Ports(self.store, fleet, table, _Evidence(self), others, others, others)
         # A transcript's tick may take minutes, and every tick of it is committed.
         reconciler = Reconciler(ports, commit_s=0.0, max_tick_s=math.inf)
-        return ServiceWorkers(
-            reconciler, Keeper(fleet, table, others, self.store, others), lambda now_s: None
-        )
+        keeper = Keeper(fleet, table, others, self.store, others)
+        return ServiceWorkers(reconciler, keeper, lambda now_s: None, lambda token: None)
 
     def tick(self, flags: set[str]) -> None:
         """One tick of the service loop, as the transcript's line says what it observes."""

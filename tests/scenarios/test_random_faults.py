@@ -33,6 +33,7 @@ from tests.fakes.plane import (
 )
 from tests.fakes.rollouts import CANARY, STABLE
 from tests.fakes.store_memory import MemoryStore
+from tests.seeds import seeds
 
 ADA = Identity("ada", Role.ADMIN)
 ID = "r-00000001"
@@ -240,7 +241,7 @@ class Watched(FakeFleet):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("seed", range(10))
+@seeds(10, quick=4)
 def test_no_fault_leaves_users_without_an_answer_that_exists(plan: str, seed: int) -> None:
     world = World(PLANS[plan], seed)
     calm = world.rng.choice([0, 0, 20, 80, 160, 200])

@@ -14,17 +14,19 @@ from controller.rollout.machine import begin
 from controller.rollout.observation import CommandKind
 from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.state import DepartureStep, Phase, RolloutState
+from controller.runtime.newest_database import NewestDatabase
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import ServiceLoop, ServiceWorkers
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from tests.fakes.controller import FakeEnvironment
+from tests.fakes.controller import FakeEnvironment, NoTicks
 from tests.fakes.plane import (
     FakeClock,
     FakeEvidence,
     FakeFleet,
     FakeIngress,
+    FakeMarks,
     FakeProbes,
     FakeTraffic,
 )
@@ -82,7 +84,9 @@ class Rig:
             Store(), self.fleet, self.traffic, self.evidence, FakeProbes(), self.notifier, self.clock
         )
         keeper = Keeper(self.fleet, self.traffic, FakeIngress(self.traffic), self.store, self.clock)
-        return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
+        marks = FakeMarks(self.traffic)
+        newest = NewestDatabase("chat", self.store.database, marks, marks.has_table)
+        return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None, newest.require)
 
     def deploy(self, rollout: str, version: str) -> None:
         stable = self.store.service("chat").stable
@@ -123,6 +127,7 @@ def rig(database_url: str) -> Iterator[Rig]:
     rig.store.close()
 
 
+@pytest.mark.slow
 def test_a_version_that_serves_is_kept_when_the_old_one_does_not_load(rig: Rig) -> None:
     rig.deploy("r-1", "v-2")
     rig.tick_until(lambda: _step(rig.state("r-1")) is DepartureStep.UNLOAD)
@@ -181,7 +186,7 @@ def test_the_newest_rollout_is_found_whatever_the_clock_said(rig: Rig) -> None:
     rig.clock.set_wall(-3600.0)
     rig.deploy("r-2", "v-3")
     rig.run_to("r-2", Phase.BAKING)
-    commands = Commands(rig.store, FakeEnvironment(), rig.clock, lambda service: None)
+    commands = Commands(rig.store, FakeEnvironment(), rig.clock, NoTicks())
 
     answer = commands.rollback("chat", ADA, reason="bad")
     rig.tick_until(lambda: rig.state("r-2").is_final)

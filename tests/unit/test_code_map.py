@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("evaluation", "serving", "controller")
 ROOMS = sorted(
-    str(found.parent.relative_to(ROOT)) for name in PACKAGES for found in (ROOT / name).glob("*/__init__.py")
+    str(found.parent.relative_to(ROOT))
+    for name in PACKAGES
+    for pattern in ("*/__init__.py", "*/*/__init__.py")
+    for found in (ROOT / name).glob(pattern)
 )
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/policy.md"]
 FILES = [path for name in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / name).rglob("*")]
@@ -31,7 +34,7 @@ def exists(name: str) -> bool:
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_is_on_the_code_map(room: str) -> None:
-    package, name = room.split("/")
+    package, *_, name = room.split("/")
 
     assert re.search(rf"\b{name}\b", code_map().split(f"### `{package}/`", 1)[1].split("\n### ", 1)[0])
 

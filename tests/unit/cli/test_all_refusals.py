@@ -127,5 +127,5 @@ def test_an_outcome_is_never_proposed_as_the_arm(
 
     [line, *_] = refusals(path, w=0.1, ignore=frozenset({column}))
 
-    assert "--map arm=model --canary llama-v2" in line
+    assert "--map arm=model --canary VALUE (the new version: llama-v1 or llama-v2)" in line
     assert f"arm={column}" not in line

@@ -13,6 +13,7 @@ from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
 
+@pytest.mark.slow
 def test_the_forecast_says_that_it_assumes_scores_that_have_not_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,25 @@ def test_a_presets_gate_without_a_column_blocks_until_it_is_acknowledged(
     )
 
 
+def test_the_next_step_names_all_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Doing what it said was UNDECIDED again: a proof was missing as well."""
+    backtest(write(tmp_path / "e.csv", without(harmless(400), "quality")))
+
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "next: add quality, or accept that it is unknown: --allow-unjudged REASON; and record more canary "
+        "requests, for what is not proven yet"
+    )
+
+
+def test_a_single_stage_has_the_weight_of_its_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was 0.5, whatever w the file has."""
+    answer = decided(capsys, write(tmp_path / "e.csv", with_rejected(requests(200, w=0.1))))
+
+    assert [stage["weight"] for stage in answer["stages"]] == [0.1]
+
+
 @pytest.mark.slow
 def test_the_output_names_what_was_not_judged_below_the_decision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -138,7 +157,9 @@ def test_the_output_names_what_was_not_judged_below_the_decision(
     allowed = capsys.readouterr().out.splitlines()
 
     assert out.splitlines()[1].strip() == "NOT JUDGED: quality (no quality)"
-    assert "next: add quality, or accept that it is unknown: --allow-unjudged REASON" in err
+    assert err.splitlines()[-1] == (
+        "next: add quality, or accept that it is unknown: --allow-unjudged REASON"
+    )
     assert allowed[0].startswith("PROMOTE: error, rejected, latency_shape, hallucination proven after ")
     assert allowed[1].strip() == "NOT JUDGED: quality (no quality); allowed: no judge yet"
 

@@ -45,6 +45,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int) -> str:
     return " ".join("".join(capsys.readouterr()).split())
 
 
+@pytest.mark.slow
 def test_a_wrong_share_is_told_with_the_observed_one(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [str(plain), "--map", "arm=model", "--canary", "v2", "--ignore", "user_id"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from controller.cli.main import run
-from controller.errors import LostDatabase
+from controller.errors import LostDatabase, Unreachable
 from controller.settings import load_settings
+from controller.store.backup import copy_database
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
+from controller.wiring.last_known import has_service, lost_database
 from tests.fakes.rollouts import STABLE, a_rollout
 
 
@@ -43,6 +47,42 @@ def test_a_copy_of_a_database_in_use_holds_all_of_it(
         assert [row.id for row in other.rollouts("chat")] == ["r-00000001"]
 
 
+def test_before_the_first_up_there_is_nothing_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The database was said to be gone."""
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
+
+    assert run(["backup", str(tmp_path / "copy.db")]) == 2
+    assert "no service yet; start one: canaryctl up" in capsys.readouterr().err
+
+
+def test_a_copy_ends_while_the_database_is_written_all_the_time(store: SqlStore, tmp_path: Path) -> None:
+    """The lease is written every second: a copy that took longer began anew for ever."""
+    with store.database.write() as db:
+        db.exec_driver_sql("CREATE TABLE large AS SELECT randomblob(24000000) AS bytes")
+    copy, is_copied = tmp_path / "copy.db", threading.Event()
+    source = Path(load_settings().database_url.removeprefix("sqlite:///"))
+    writes = 0
+
+    def make_copy() -> None:
+        copy_database(source, copy)
+        is_copied.set()
+
+    copying = threading.Thread(target=make_copy, daemon=True)
+
+    copying.start()
+    ends_at_s = time.monotonic() + 60
+    while not is_copied.is_set() and time.monotonic() < ends_at_s:
+        with store.database.write() as db:
+            db.exec_driver_sql("UPDATE leases SET expires_at_s = expires_at_s + 1")
+        writes += 1
+
+    assert (is_copied.is_set(), writes > 1) == (True, True)
+    with closing(SqlStore(f"sqlite:///{copy}", may_migrate=False, may_create=False)) as other:
+        assert [row.id for row in other.rollouts("chat")] == ["r-00000001"]
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_of_a_failure(
     store: SqlStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,6 +101,7 @@ def test_a_lost_database_is_not_backed_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+    load_settings().cluster_path.write_text("{}")
 
     assert run(["backup", str(tmp_path / "copy.db")]) == 4
     assert "canaryctl.db is gone or empty" in capsys.readouterr().err
@@ -98,8 +139,14 @@ def test_a_copy_is_not_opened_beside_the_log_of_the_lost_file(
     copy.replace(database)
     before = database.read_bytes()
 
-    with pytest.raises(LostDatabase, match=r"is of another database .*: rm -f .*-wal .*-shm"):
+    with pytest.raises(Unreachable, match=r"is of another database .*: rm -f .*-wal .*-shm") as refused:
         SqlStore(load_settings().database_url, may_create=False)
+    assert not isinstance(refused.value, LostDatabase)  # it is there, and whole
+    assert has_service(load_settings())
+    (database.parent / "cluster.json").write_text("{}")
+    assert lost_database(load_settings()) is None
+    assert run(["backup", str(tmp_path / "another.db")]) == 4
+    assert not (tmp_path / "another.db").exists()
 
     assert (database.read_bytes(), log.read_bytes()) == (before, left)
     log.unlink()

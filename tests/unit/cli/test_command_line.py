@@ -26,10 +26,12 @@ from controller.cli.main import COMMANDS, run
 from controller.installed import own_version
 from controller.rollout.actions import ProbeKind
 from controller.rollout.state import Phase
+from controller.runtime.service_loop import LastTick, Problem
 from controller.settings import load_settings
 from serving.loopback import free_ports
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
+from tests.fakes.served import at_home, serving_chat, until
 
 FAST = {"stages": [{"weight": "10%"}, {"weight": "50%"}], "bake": "0s"}
 SLOW = {"stages": [{"weight": "10%", "duration": "1h"}]}
@@ -52,13 +54,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def chat(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
     """A controller for this test alone, serving `chat`."""
-    yield from serving_chat(at_home(tmp_path / "home", monkeypatch), models)
+    with serving_chat(at_home(tmp_path / "home", monkeypatch), models / "stable", is_loaded=True) as fake:
+        yield fake
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[FakeController]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        yield from serving_chat(at_home(tmp_path_factory.mktemp("shared") / "home", monkeypatch), models)
+        home = at_home(tmp_path_factory.mktemp("shared") / "home", monkeypatch)
+        with serving_chat(home, models / "stable", is_loaded=True) as fake:
+            yield fake
 
 
 @pytest.fixture
@@ -66,23 +71,6 @@ def unchanged(shared: FakeController, monkeypatch: pytest.MonkeyPatch) -> FakeCo
     """A shared controller serving `chat`, for tests that change nothing."""
     at_home(shared.home, monkeypatch)
     return shared
-
-
-def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CANARYCTL_HOME", str(home))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
-    home.mkdir(exist_ok=True)
-    return home
-
-
-def serving_chat(home: Path, models: Path) -> Iterator[FakeController]:
-    fake = FakeController(home)
-    fake.serve()
-    assert run(["up", "--service", "chat", "--model", str(models / "stable"), "--no-wait"]) == 0
-    until(lambda: "chat" in fake.traffic.tables, "stable is in the table")
-    until(lambda: fake.fleet.engines, "stable is loaded")
-    yield fake
-    fake.stop()
 
 
 @pytest.fixture
@@ -95,13 +83,6 @@ def policy(tmp_path: Path) -> Callable[[object], str]:
     return write
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    ends_at_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends_at_s, f"not within 10 s: {what}"
-        time.sleep(0.01)
-
-
 def deploy(models: Path, name: str, policy: str, *more: str) -> int:
     return run(["deploy", "chat", "--model", str(models / name), "--policy", policy, *more])
 
@@ -109,6 +90,7 @@ def deploy(models: Path, name: str, policy: str, *more: str) -> int:
 # --- successful commands
 
 
+@pytest.mark.slow
 def test_deploy_wait_exits_with_0_once_the_version_is_promoted(
     chat: FakeController,
     models: Path,
@@ -161,6 +143,34 @@ def test_deploy_wait_exits_with_6_at_its_timeout_and_the_rollout_continues(
     assert code == 6
     assert "is still running after 1 s" in capsys.readouterr().err
     assert chat.store.rollouts("chat")[0].ended_at_s is None
+
+
+@pytest.mark.slow
+def test_commands_on_a_controller_that_cannot_act_say_why(
+    chat: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert deploy(models, "twin", policy(SLOW)) == 0
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 1000, "the canary gets traffic")
+    chat.runner.stop()
+    problem = Problem("the disk is full")
+    monkeypatch.setattr(chat.runner, "last_tick", lambda name: LastTick(problem=problem))
+
+    waited = run(["rollback", "chat", "--wait", "--timeout", "1s"])
+    out, err = capsys.readouterr()
+    problem = Problem("an older copy", loses_commands=True)
+    monkeypatch.setattr(chat.environment, "knows_all", lambda name: None)
+    refused = run(["rollback", "chat"])
+
+    assert (waited, refused) == (6, 4)
+    assert "the controller can decide nothing: the disk is full" in out
+    assert "begins once the controller can act; now: the disk is full; or bypass it" in err
+    assert "running after 1 s: the controller can decide nothing: the disk is full; follow it" in err
+    assert err.rstrip().endswith("end it: canaryctl rollback chat --direct")
+    assert capsys.readouterr().err.count("--direct") == 1
 
 
 def test_rollback_without_a_rollout_is_not_an_error(
@@ -258,6 +268,7 @@ def test_up_prints_one_json_document_only(
     assert json.loads(capsys.readouterr().out)["service"] == "chat"
 
 
+@pytest.mark.slow
 def test_history_lists_finished_rollouts(
     chat: FakeController,
     models: Path,
@@ -426,7 +437,7 @@ def test_a_refused_up_leaves_no_process_behind(
     # The fake controller runs in this process: the signal must be sent, but not delivered.
     monkeypatch.setattr(os, "kill", kill)
     # ... and it stands for what this command starts.
-    monkeypatch.setattr(processes, "running", lambda settings: processes.Running(False, False))
+    monkeypatch.setattr(processes, "running", lambda settings: processes.Running(False, False, False))
     code = run(["up", "--service", "chat", "--model", str(models / "stable")])
     fake.stop()
 
@@ -484,6 +495,7 @@ def test_deploying_the_stable_version_is_a_conflict(
     refused(unchanged, capsys, arguments, code=3, line=r"already serves v-")
 
 
+@pytest.mark.slow
 def test_a_rolled_back_version_is_refused_without_retry(
     chat: FakeController,
     models: Path,
@@ -518,6 +530,7 @@ def test_a_rolled_back_version_is_refused_even_if_its_memory_release_is_unconfir
     refused(chat, capsys, arguments, code=3, line=r"was rolled back in r-.*--retry")
 
 
+@pytest.mark.slow
 def test_rollback_ignores_an_earlier_service_of_the_same_name(
     chat: FakeController,
     models: Path,
@@ -544,6 +557,7 @@ def test_rollback_ignores_an_earlier_service_of_the_same_name(
         ["deploy", "chat", "--url", "http://127.0.0.1:9"],
         ["watch", "chat"],
         ["rollback", "chat"],
+        ["rollback"],
         ["history", "chat"],
         ["down", "chat", "--yes"],
         ["status", "chat", "-o", "json"],
@@ -561,7 +575,7 @@ def test_every_command_names_the_remedy_when_no_controller_answers(
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
     assert re.search(r"no controller answers at .*; .*canaryctl up", captured.err)
-    assert ("canaryctl rollback chat --direct" in captured.err) == (arguments[0] == "rollback")
+    assert (f"canaryctl {' '.join(arguments)} --direct" in captured.err) == (arguments[0] == "rollback")
 
 
 def test_an_unknown_option_is_one_line_and_exit_code_2(
@@ -636,6 +650,24 @@ def test_what_people_type_first_is_answered(
 ) -> None:
     assert run(arguments) == 0
     assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("canaryctl ro", ["rollback", "router"]), ("canaryctl rollback --d", ["--direct"]), ("canaryctl x", [])],
+)
+def test_the_shell_completes_commands_and_options(
+    words: str, found: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_CANARYCTL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+
+    with pytest.raises(SystemExit) as ended:
+        run([])
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.split() == found
 
 
 def test_the_help_of_each_command_is_the_first_line_of_its_docstring() -> None:
@@ -726,6 +758,7 @@ def test_undo_returns_to_the_version_before_and_says_that_it_is_not_proven(
     assert "it rambles" in chat.store.rollouts("chat")[0].request
 
 
+@pytest.mark.slow
 def test_undo_wait_exits_with_5_when_the_old_version_fails_its_smoke_test(
     chat: FakeController, models: Path, policy: Callable[[object], str]
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from controller.cli import evidence_formats
 from controller.cli.evidence_files import read_evidence
 from controller.errors import BadInput
 
@@ -186,3 +189,35 @@ def test_the_unit_column_is_optional(tmp_path: Path) -> None:
     rows = [{name: value for name, value in row.items() if name != "unit"} for row in ROWS]
 
     assert "unit" not in read_evidence(write(tmp_path / "e.jsonl", rows)).columns
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "json"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    pipe = tmp_path / f"rows.{suffix}"
+    os.mkfifo(pipe)
+
+    with pytest.raises(BadInput, match=f"rows.{suffix} is no file but a pipe or a device"):
+        read_evidence(pipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("one.jsonl", "\n" + "0" * 1_001, "one.jsonl line 2 has over 1000 characters"),
+        ("one.csv", "unit,arm\n" + "0" * 1_001, "one.csv line 2 has over 1000 characters"),
+        ("quoted.csv", 'unit,arm\n"' + "ab\n" * 500, r"quoted.csv line \d+ is not CSV \(field larger"),
+        ("one.json", "[" + "0" * 2_001, "one.json has over 2000 characters; write one object per line"),
+    ],
+)
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, message: str
+) -> None:
+    """A file of 7 MB that unpacks to one line of 1.5 GB took 3.1 GB."""
+    monkeypatch.setattr(evidence_formats, "MAX_LINE", 1_000)
+    monkeypatch.setattr(evidence_formats, "MAX_JSON", 2_000)
+    path = tmp_path / f"{name}.gz"
+    with gzip.open(path, "wt") as file:
+        file.write(text)
+
+    with pytest.raises(BadInput, match=message.replace(name, f"{name}.gz")):
+        read_evidence(path)

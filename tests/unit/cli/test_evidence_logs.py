@@ -305,7 +305,7 @@ def test_mixed_epoch_units_are_refused_with_both_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arm": "v2"}, r"line 2: arm 'v2' is neither 0 \(stable\) nor 1 \(canary\); .*--canary v2"),
+        ({"arm": "v2"}, r"line 2: arm 'v2' is neither 0 \(stable\) nor 1 \(canary\); .*version: 1 or v2"),
         ({"w": "half"}, r"line 2: w 'half' is not a share; write 0\.05 or 5%"),
         (
             {"error": "purple"},
@@ -355,10 +355,37 @@ def test_what_is_missing_comes_with_the_option_that_gives_it(tmp_path: Path) -> 
     with pytest.raises(BadInput) as refused:
         read(comma(tmp_path / "e.csv", rows))
     assert str(refused.value) == (
-        "e.csv lacks t_s, arm, w; give --map t_s=timestamp, --map arm=model --canary v2, "
+        "e.csv lacks t_s, arm, w; give --map t_s=timestamp, "
+        "--map arm=model --canary VALUE (the new version: v1 or v2), "
         "--w 5% if it was the same for every row (it has timestamp, model; what each column holds: "
         "canaryctl backtest --columns)"
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        (["b:1", "c:1"] * 4, r"--canary VALUE \(the new version: b:1 or c:1\)$"),
+        (["stable:1", "canary:1"] * 4, r"--canary canary:1$"),
+        (["b:1", "c:1", "b:1", "b:1"], r"--canary c:1$"),  # a wrong one would contradict w
+        (["b:1", "c:1", "d:1"], r"--canary VALUE --stable VALUE \(of b:1, c:1, d:1\)$"),
+    ],
+)
+def test_no_value_is_offered_as_the_canary_that_may_be_stables(
+    tmp_path: Path, values: list[str], option: str
+) -> None:
+    """The first row's was: at 50:50 a canary with 6 % errors against 1 % was promoted."""
+    rows = [{"t_s": n, "upstream_addr": value} for n, value in enumerate(values)]
+
+    with pytest.raises(BadInput, match=option):
+        read(comma(tmp_path / "e.csv", rows), "arm=upstream_addr", w=0.5)
+
+
+def test_the_values_that_were_read_as_the_arms_are_said(tmp_path: Path) -> None:
+    rows = [{"t_s": n, "upstream_addr": "b:1" if n % 4 else "c:1"} for n in range(8)]
+    found = read(comma(tmp_path / "e.csv", rows), "arm=upstream_addr", w=0.25, canary="c:1")
+
+    assert "by upstream_addr, canary: c:1 (2 rows), stable: b:1 (6 rows)" in found.notes
 
 
 def test_rows_of_other_versions_are_left_out(tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from controller.cli import services
+from controller.cli import processes, services
 from controller.cli.main import run
 from controller.cli.processes import Running
-from controller.settings import load_settings
+from controller.settings import Settings, load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 from tests.fakes.rollouts import STABLE
+from tests.fakes.served import at_home, serving_chat
 
 START_ONE = "start one: canaryctl up --service NAME --model DIR"
 
@@ -31,17 +32,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
-    home = tmp_path / "served"
-    home.mkdir()
-    monkeypatch.setenv("CANARYCTL_HOME", str(home))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
-    fake = FakeController(home)
-    fake.serve()
-    model = write_checkpoint(tmp_path / "base")
     write_checkpoint(tmp_path / "v2", seed=7)
-    assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
-    yield fake
-    fake.stop()
+    with serving_chat(at_home(tmp_path / "served", monkeypatch), write_checkpoint(tmp_path / "base")) as fake:
+        yield fake
 
 
 @pytest.mark.parametrize("command", [["status"], ["list"], ["plan", "--twin"], ["history"]])
@@ -72,6 +65,25 @@ def test_a_stored_service_is_started_with_up_alone(home: Path, capsys: pytest.Ca
 
     assert run(["list"]) == 4
     assert "start it: canaryctl up\n" in capsys.readouterr().err
+
+
+def test_after_a_reboot_up_alone_serves_what_was_served(
+    chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither Ray nor a controller runs; the database knows the services."""
+    started: list[Settings] = []
+
+    def start(settings: Settings, **_: object) -> Settings:
+        started.append(settings)
+        return settings
+
+    monkeypatch.setattr(processes, "running", lambda _: Running(False, False, False))
+    monkeypatch.setattr(processes, "start", start)
+    stable = chat.store.service("chat").stable
+
+    assert run(["up", "--no-wait"]) == 0
+    assert (len(started), chat.store.service("chat").stable) == (1, stable)
+    assert "chat" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["deploy", "plan"])
@@ -109,12 +121,11 @@ def test_a_source_that_was_taken_for_the_service_is_named(
 def test_an_option_that_would_do_nothing_is_refused(
     chat: FakeController, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service, rollouts, _, versions = chat.picture()  # the split may come while this runs
+    before = chat.picture()
 
     assert run(arguments) == 2
     assert line in capsys.readouterr().err
-    now = chat.picture()
-    assert (now[0], now[1], now[3]) == (service, rollouts, versions)
+    assert chat.picture() == before
 
 
 def test_a_rollback_is_never_refused_for_such_an_option(
@@ -133,8 +144,8 @@ def test_up_says_what_it_does_where_no_spinner_can_be_drawn(
 
     assert "loading chat" in err
     assert "starting" not in err  # both run
-    assert services._starting(Running(False, False)) == "starting Ray and the controller"
-    assert services._starting(Running(True, False)) == "starting the controller"
+    assert services._starting(Running(False, False, False)) == "starting Ray and the controller"
+    assert services._starting(Running(True, False, False)) == "starting the controller"
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,17 @@ import pytest
 from controller.cli import processes
 from controller.cli.client import Client
 from controller.cli.main import run
-from controller.rollout.actions import ProbeKind
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
+from tests.fakes.served import at_home, serving_chat
 
 
 @pytest.fixture
 def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("CANARYCTL_HOME", str(home))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
-    fake = FakeController(home)
-    fake.probes.results[ProbeKind.PREFLIGHT] = ("running", "")
-    fake.serve()
-    stable = write_checkpoint(tmp_path / "stable")
+    home, stable = at_home(tmp_path / "home", monkeypatch), write_checkpoint(tmp_path / "stable")
     write_checkpoint(tmp_path / "v2", seed=7)
-    assert run(["up", "--service", "chat", "--model", str(stable), "--no-wait"]) == 0
-    yield fake
-    fake.stop()
+    with serving_chat(home, stable, is_preflight_open=True) as fake:
+        yield fake
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, method: str) -> None:

@@ -16,28 +16,26 @@ from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.wiring import now_served
 from controller.wiring.now_served import Served
+from serving.messages import SplitStatus
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
+from tests.fakes.served import at_home, serving_chat
+
+
+def a_table(service: str, stable: str, canary: str | None, weight_bp: int, rollout: str) -> Served:
+    return Served(service, SplitStatus(1, 1, rollout, stable, canary, weight_bp, True, "acknowledged"))
 
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(now_served, "read_tables", lambda settings, service: None)
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service, **_: None)
 
 
 @pytest.fixture
 def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("CANARYCTL_HOME", str(home))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
-    fake = FakeController(home)
-    fake.serve()
-    model = write_checkpoint(tmp_path / "model")
-    assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
-    yield fake
-    fake.stop()
+    with serving_chat(at_home(tmp_path / "home", monkeypatch), write_checkpoint(tmp_path / "model")) as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -89,6 +87,70 @@ def test_up_restarts_a_controller_whose_database_was_replaced(
     assert "the controller was restarted: its database was replaced" in capsys.readouterr().err
 
 
+def test_up_stops_a_controller_without_log_before_it_opens_the_file(
+    chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the controller holds is written when it closes the file."""
+    for name in ("canaryctl.db-wal", "canaryctl.db-shm"):
+        (chat.home / name).unlink()
+    names: list[list[str]] = []
+
+    def stop(settings: object) -> None:
+        assert not (chat.home / "canaryctl.db-wal").exists()  # nobody else has opened it
+        chat.stop()
+        with closing(SqlStore(load_settings().database_url, may_create=False)) as store:
+            names.append([row.name for row in store.services()])
+
+    monkeypatch.setattr(processes, "stop_controller", stop)
+    monkeypatch.setattr(processes, "start", lambda settings, **ports: settings)
+    capsys.readouterr()
+
+    assert run(["status"]) == 4
+    assert "canaryctl.db-wal, was removed or replaced while it is in use" in capsys.readouterr().err
+    run(["up"])
+    assert names == [["chat"]]
+    assert "the controller was stopped: the log of its database was removed" in capsys.readouterr().err
+
+
+def test_down_begins_anew_where_the_file_is_gone_and_there_is_no_copy(
+    chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each command said to put the file back, and only `kill` led out."""
+    from controller.wiring import cluster
+
+    database = chat.home / "canaryctl.db"
+    database.rename(chat.home / "away.db")
+    stopped: list[str] = []
+
+    def stop_cluster(settings: object) -> bool:
+        stopped.append("cluster")
+        return True
+
+    monkeypatch.setattr(processes, "stop_controller", lambda settings: stopped.append("controller"))
+    monkeypatch.setattr(cluster, "stop", stop_cluster)
+    capsys.readouterr()
+
+    assert run(["down", "chat", "--yes"]) == 4
+    assert "to begin anew, which ends what serves: canaryctl down" in capsys.readouterr().err
+    assert stopped == []
+    assert run(["down", "--yes"]) == 0
+    assert "its database is gone" in capsys.readouterr().err
+    assert stopped == ["controller", "cluster"]
+    assert not database.exists()
+
+
+def test_down_leaves_a_database_that_was_put_in_its_place_alone(
+    chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = chat.home / "canaryctl.db"
+    shutil.copy(database, chat.home / "copy.db")
+    (chat.home / "copy.db").replace(database)
+    monkeypatch.setattr(processes, "stop_controller", lambda settings: pytest.fail("stopped"))
+
+    assert run(["down", "--yes"]) == 4
+    assert "start the controller on it: canaryctl up" in capsys.readouterr().err
+
+
 def test_a_database_without_services_counts_as_lost_beside_a_cluster(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,13 +171,35 @@ def test_a_database_without_services_counts_as_lost_beside_a_cluster(
 def test_status_without_a_database_says_what_users_get(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served = (Served("chat", "v-1", "v-2", 2000, "r-1"), Served("code", "v-3", None, 0, ""))
-    monkeypatch.setattr(now_served, "read_tables", lambda settings, service: served)
+    served = (a_table("chat", "v-1", "v-2", 2000, "r-1"), a_table("code", "v-3", None, 0, ""))
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service, **_: served)
 
     assert run(["status"]) == 4
     err = capsys.readouterr().err
     assert "chat, by its route table: 80 % of requests to v-1, 20 % to v-2 (rollout r-1)" in err
     assert "code, by its route table: 100 % of requests to v-3" in err
+
+
+@pytest.mark.parametrize(
+    ("tables", "line"),
+    [
+        (None, "the route tables do not answer, so it is not known what users get; try again"),
+        ((now_served.Served("chat", None),), "the route table of chat does not answer, so it is not known"),
+    ],
+    ids=["Ray", "a table"],
+)
+def test_status_says_when_what_users_get_is_not_known(
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tables: tuple[now_served.Served, ...] | None,
+    line: str,
+) -> None:
+    """On a loaded host nothing at all stood there."""
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service: tables)
+
+    assert run(["status"]) == 4
+    assert line in capsys.readouterr().err
 
 
 def test_the_first_up_creates_the_database_and_a_controller_none(
@@ -147,18 +231,17 @@ def test_the_first_up_creates_the_database_and_a_controller_none(
 @pytest.mark.parametrize(
     ("table", "is_refused"),
     [
-        (Served("chat", "v-undone", None, 0, ""), True),
-        (Served("chat", STABLE, "v-promoted", 10_000, "u-9"), True),  # all requests, by an undo unknown here
-        (Served("chat", STABLE, None, 0, ""), False),
-        (Served("chat", STABLE, CANARY, 1000, "r-00000001"), False),
-        (Served("chat", CANARY, None, 0, "r-00000001"), False),  # promoted by a rollout that still runs here
-        (Served("other", "v-undone", None, 0, ""), False),
-        (None, False),
+        (a_table("chat", "v-undone", None, 0, ""), True),
+        (a_table("chat", STABLE, "v-promoted", 10_000, "u-9"), True),  # all requests, by an undo unknown here
+        (a_table("chat", STABLE, None, 0, ""), False),
+        (a_table("chat", STABLE, CANARY, 1000, "r-00000001"), False),
+        (a_table("chat", CANARY, None, 0, "r-00000001"), False),  # promoted by a rollout that still runs here
+        (a_table("other", "v-undone", None, 0, ""), False),
     ],
 )
 def test_up_refuses_a_database_that_is_older_than_what_serves(
     home: Path,
-    table: Served | None,
+    table: Served,
     is_refused: bool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -169,7 +252,7 @@ def test_up_refuses_a_database_that_is_older_than_what_serves(
         store.put_service(row, VersionRow("chat", STABLE, "{}", "{}", 1.0))
         store.create_rollout(a_rollout(), request="{}", at_s=1.0)
     monkeypatch.setattr("controller.wiring.cluster.is_running", lambda settings: True)
-    monkeypatch.setattr(now_served, "read_tables", lambda settings, service: (table,) if table else None)
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service, **_: (table,))
 
     class Starts(Exception):
         pass
@@ -189,3 +272,23 @@ def test_up_refuses_a_database_that_is_older_than_what_serves(
     else:
         with pytest.raises(Starts):
             run(["up"])
+
+
+@pytest.mark.parametrize("tables", [None, (Served("chat", None),)])
+def test_up_starts_nothing_while_the_route_tables_cannot_be_read(
+    home: Path,
+    tables: tuple[Served, ...] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It took the database for the newest when Ray did not answer within 2 s."""
+    with closing(SqlStore(load_settings().database_url)) as store:
+        row = ServiceRow("chat", "{}", STABLE, "s", 1.0)
+        store.put_service(row, VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    monkeypatch.setattr("controller.wiring.cluster.is_running", lambda settings: True)
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service, **_: tables)
+
+    for command in (["up"], ["up", "--accept-database"]):
+        assert run(command) == 4
+        err = capsys.readouterr().err
+        assert "not answer, so it is not known whether the database is an older copy; try again" in err

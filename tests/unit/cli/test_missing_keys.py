@@ -12,6 +12,7 @@ from controller.cli import processes
 from controller.cli.main import run
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, FakeEnvironment
+from tests.fakes.served import at_home
 
 LINE = "has no API key: EXAMPLE_KEY is not set"
 
@@ -19,10 +20,7 @@ LINE = "has no API key: EXAMPLE_KEY is not set"
 @pytest.fixture
 def lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
     """A controller that serves an endpoint, and was started without its key."""
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("CANARYCTL_HOME", str(home))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
+    home = at_home(tmp_path / "home", monkeypatch)
     monkeypatch.setattr(
         FakeEnvironment,
         "key_problem",

@@ -119,6 +119,7 @@ def test_input_without_a_range_is_refused_in_one_line(file: Path, arguments: lis
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_backtest_holds_a_canary_outside_the_written_entry(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

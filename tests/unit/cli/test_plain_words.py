@@ -12,6 +12,7 @@ from controller.cli.main import run
 from controller.cli.output import gate_title
 from controller.cli.render import history_list, rollout_parts
 from controller.cli.render_plan import _attempt
+from controller.quantities import NEVER_CANARY
 from controller.rollout.state import Cause, CauseKind, PassedStage, Phase
 from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
@@ -72,6 +73,14 @@ def test_an_attempt_that_still_runs_is_told_in_a_sentence() -> None:
     assert _attempt(one).endswith("in r-1, now loading: preflight passed")
 
 
+def test_an_attempt_that_ended_is_told_with_its_end() -> None:
+    """The time of its begin stood there."""
+    ends = {"started_at_s": 0.0, "ended_at_s": 86_400.0, "phase": "rolled_back"}
+    one = AttemptView(rollout="r-1", reason="harm", **ends)  # type: ignore[arg-type]
+
+    assert _attempt(one).startswith("this version was rolled back on 1970-01-02")
+
+
 def test_validate_names_the_gates_that_decide(capsys: pytest.CaptureFixture[str]) -> None:
     """It counted those that decide, and `status` showed the alarms too."""
     assert run(["validate", "--policy", "default"]) == 0
@@ -94,3 +103,15 @@ def test_a_second_direct_rollback_says_already(
     assert "rollback of r-00000001 is requested already" in capsys.readouterr().err
     assert len(store.commands("r-00000001", after_seq=0)) == 1
     store.close()
+
+
+@pytest.mark.parametrize(("kind", "said"), [(CauseKind.USER, False), (CauseKind.GATE, True)])
+def test_an_ab_test_that_ended_is_not_called_rolled_back(kind: CauseKind, said: bool) -> None:
+    """B leaves at the end of every test; only a guard's or a gate's end is a rollback."""
+    plan = replace(PLAN, stages=(replace(PLAN.stages[0], min_canary=NEVER_CANARY),))
+    cause = Cause(kind, "A/B test ab-1 is over after 10 min", "canaryctl ab")
+    view = rollout_view(in_stage(plan=plan, phase=Phase.ROLLED_BACK, cause=cause))
+
+    for text in (shown(history_list([view], is_wide=False)), shown(*rollout_parts(view, is_wide=False))):
+        assert ("rolled back" in text) is said
+        assert ("A/B test ended" in text) is not said

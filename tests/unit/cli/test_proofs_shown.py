@@ -21,8 +21,8 @@ from controller.views.rollout import rollout_view
 from evaluation.report import GateReport, Verdict
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
+from tests.fakes.served import at_home, serving_chat
 from tests.fakes.view_maker import in_stage
-from tests.unit.cli.test_command_line import at_home, serving_chat
 
 ERROR = GateReport(
     "error", "error", "promotion", Verdict.PASS, 4.0, 3.1, "error < 5x or < +0.05 proven", 312, 1240,
@@ -125,9 +125,11 @@ def test_a_stage_with_nothing_to_prove_says_so() -> None:
 def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
     for seed, name in enumerate(("stable", "other")):
         write_checkpoint(tmp_path / name, seed=seed)
-    yield from serving_chat(at_home(tmp_path / "home", monkeypatch), tmp_path)
+    with serving_chat(at_home(tmp_path / "home", monkeypatch), tmp_path / "stable", is_loaded=True) as fake:
+        yield fake
 
 
+@pytest.mark.slow
 def test_status_and_history_show_the_proofs_of_a_rollout_that_ended(
     chat: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

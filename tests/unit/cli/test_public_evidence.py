@@ -253,6 +253,76 @@ def test_rows_that_count_by_themselves_are_evidence_of_both_commands(
     assert row["n_a"] + row["n_b"] == 300 + 40
 
 
+# --- rows that asked no version
+
+
+def spend(kind: str) -> Rows:
+    """600 requests, one in five v2's. "cached": two of five of v1's and one of ten of v2's were hits;
+    "checked": a health check of both every 10 s."""
+    rng, rows = random.Random(5), []
+    for i in range(600):
+        model = "v2" if rng.random() < 0.2 else "v1"
+        is_hit = kind == "cached" and rng.random() < (0.1 if model == "v2" else 0.4)
+        at = START + timedelta(seconds=i)
+        row = {
+            "request_id": f"r{i}",
+            "startTime": at.isoformat(),
+            "endTime": (at + timedelta(milliseconds=4 if is_hit else 900)).isoformat(),
+            "spend": 0.0 if is_hit else 0.001,
+            "status": "success",
+            "model_group": model,
+            "cache_hit": "True" if is_hit else "None",
+            "request_tags": "[]",
+        }
+        rows.append(row)
+        if kind == "checked" and i % 10 == 0:
+            check = {"cache_hit": "None", "request_tags": '["litellm-internal-health-check"]'}
+            rows += [row | check | {"request_id": f"{m}{i}", "model_group": m} for m in ("v1", "v2")]
+    return rows
+
+
+def read_spend(folder: Path, kind: str, **options: Any) -> EvidenceFile:
+    path = written(folder / "spend.csv", spend(kind))
+    return read(path, "arm=model_group", canary="v2", w=0.2, **options)
+
+
+def test_answers_of_a_gateways_cache_are_no_requests_of_an_arm(tmp_path: Path) -> None:
+    """Identical versions were rolled back for latency: the canary's cache was colder."""
+    found = read_spend(tmp_path, "cached")
+
+    assert {round(value) for value in column(found, "latency_ms")} == {900}
+    [note] = [line for line in found.notes if "cache" in line]
+    assert note.startswith(
+        "210 rows were answered from the gateway's cache and are left out (40.5% of v1, 13"
+    )
+    assert read_spend(tmp_path, "cached", ignore=frozenset({"cache_hit"})).rows == 600
+
+
+def test_health_checks_are_no_requests_of_an_arm(tmp_path: Path) -> None:
+    """As many of both arms, whatever w: a sample ratio mismatch that nothing explained."""
+    found = read_spend(tmp_path, "checked")
+
+    assert found.rows == 600
+    assert any(
+        line.startswith("120 rows are the gateway's health checks and are left") for line in found.notes
+    )
+
+
+def test_a_first_token_at_the_end_is_none_in_langfuse_either(tmp_path: Path) -> None:
+    rows = []
+    for n in range(40):
+        start, end = (START + timedelta(seconds=n + s) for s in (0, 3))
+        first = start + timedelta(seconds=1) if n % 2 else end
+        times = {"startTime": start, "endTime": end, "completionStartTime": first}
+        row = {"id": f"o{n}", "traceId": f"t{n}", "type": "GENERATION", "variant": "a" if n % 4 else "b"}
+        rows.append(row | {name: at.isoformat() for name, at in times.items()})
+
+    found = read(written(tmp_path / "o.csv", rows), "arm=variant", w=0.25)
+
+    assert [value for value in column(found, "ttft_ms") if value == value] == [1000.0] * 20
+    assert any(line.startswith("20 rows have no ttft_ms: it was not streamed") for line in found.notes)
+
+
 def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
     rng, rows = random.Random(11), []
     for trace in range(60):
@@ -277,6 +347,26 @@ def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
 
 
 # --- requests that fail fast
+
+
+@pytest.mark.parametrize("fixed", [(), ("--fixed",)])
+def test_a_version_that_fewer_clients_leave_is_not_slower_in_an_ab_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed: tuple[str, ...]
+) -> None:
+    """Both are alike, but A's clients leave where an answer takes over 1 s: the slow half is B's alone."""
+    rng, rows = random.Random(3), []
+    for i in range(1500):
+        b = rng.random() < 0.5
+        took_ms = round(rng.gauss(1000, 150), 1)
+        left = not b and took_ms > 1000
+        row = {"t_s": 1.777e9 + i * 4, "arm": int(b), "w": 0.5, "error": 0, "cancelled": int(left)}
+        rows.append(row | {"latency_ms": 1000 if left else took_ms})
+    path = written(tmp_path / "left.csv", rows)
+
+    assert run(["ab", "judge", str(path), "--metric", "latency_ms", *fixed, "-o", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["rows"][0]["verdict"] != "a better"
+    assert any("(error, rejected, cancelled) count at 60 s" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize("fixed", [(), ("--fixed",)])

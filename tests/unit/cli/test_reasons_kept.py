@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,39 +12,40 @@ import yaml
 
 from controller.auth import Role
 from controller.cli.main import run
+from controller.errors import Unreachable
 from controller.rollout.observation import CommandKind
+from controller.runtime.newest_database import is_newest
 from controller.settings import load_settings
+from controller.store.lineage import own_mark
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring import direct_rollback as direct
-from controller.wiring.direct_orders import carry_out_orders, keep_order
+from controller.wiring.direct_orders import Order, carry_out_orders, keep_order
+from serving.messages import DatabaseMark, SplitStatus
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 from tests.fakes.rollouts import STABLE, a_rollout
+from tests.fakes.served import at_home, serving_chat
 
 SLOW = {"stages": [{"weight": "10%", "duration": "1h"}]}
 
 
+def newest(service: str) -> bool:
+    return True
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("CANARYCTL_HOME", str(home))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
-    return home
+    return at_home(tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture
 def chat(home: Path, tmp_path: Path) -> Iterator[FakeController]:
-    fake = FakeController(home)
-    fake.serve()
     write_checkpoint(tmp_path / "v2", seed=7)
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(SLOW))
-    model = write_checkpoint(tmp_path / "base")
-    assert run(["up", "--service", "chat", "--model", str(model), "-m", "first", "--no-wait"]) == 0
-    yield fake
-    fake.stop()
+    with serving_chat(home, write_checkpoint(tmp_path / "base"), "-m", "first") as fake:
+        yield fake
 
 
 def first_line(chat: FakeController) -> str:
@@ -105,14 +107,14 @@ def test_a_return_with_nothing_to_do_says_that_its_reason_is_not_kept(
 def test_the_reason_of_a_direct_rollback_outlives_a_lost_database(home: Path) -> None:
     """The log told of a rollback in the route table, without who, when or why."""
     settings = load_settings()
-    orders = keep_order(settings, "r-00000001", "3 a.m.", at_s=7.0)
-    keep_order(settings, "r-unknown", "other", at_s=8.0)
+    orders = keep_order(settings, Order("chat", "r-00000001", "3 a.m.", 7.0))
+    keep_order(settings, Order("", "r-unknown", "other", 8.0))
 
     store = SqlStore(settings.database_url)
     store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
-    carry_out_orders(settings, store)
-    carry_out_orders(settings, store)  # once
+    carry_out_orders(settings, store, newest)
+    carry_out_orders(settings, store, newest)  # once
     commands = store.commands("r-00000001", after_seq=0)
     store.close()
 
@@ -120,6 +122,96 @@ def test_the_reason_of_a_direct_rollback_outlives_a_lost_database(home: Path) ->
         (CommandKind.ROLLBACK, "direct", Role.ADMIN, "3 a.m.", 7.0)
     ]
     assert orders.exists() is False
+
+
+def test_an_order_waits_for_the_newest_database(home: Path) -> None:
+    """A controller on an older copy, which never had the rollout, dropped it."""
+    settings = load_settings()
+    order = keep_order(settings, Order("chat", "r-00000001", "3 a.m.", 7.0))
+    with closing(SqlStore(settings.database_url)) as store:
+        carry_out_orders(settings, store, lambda service: service != "chat")
+        assert order.exists()
+
+        carry_out_orders(settings, store, newest)
+        assert not order.exists()
+
+
+def test_an_order_that_cannot_be_read_for_a_moment_is_kept(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was removed as malformed, and the rollback with it."""
+    settings = load_settings()
+    order = keep_order(settings, Order("chat", "r-00000001", "3 a.m.", 7.0))
+
+    def refuse(path: Path) -> None:
+        raise OSError(24, "Too many open files")
+
+    with closing(SqlStore(settings.database_url)) as store, monkeypatch.context() as patch:
+        for name in ("read_bytes", "read_text"):
+            patch.setattr(Path, name, refuse)
+        with pytest.raises(Unreachable, match="cannot be read: Too many open files"):
+            carry_out_orders(settings, store, newest)
+
+    assert order.exists()
+
+
+A_MARK = DatabaseMark(7, "another", 9)
+
+
+@pytest.mark.parametrize(
+    ("mark", "tables", "expected"),
+    [
+        (A_MARK, ["chat"], False),
+        ("own", ["chat"], True),
+        ("none", ["chat"], True),
+        (None, ["chat"], None),  # the table does not answer
+        (None, [], True),
+    ],
+)
+def test_a_database_is_the_newest_by_the_mark_in_the_services_table(
+    home: Path, mark: DatabaseMark | str | None, tables: list[str], expected: bool | None
+) -> None:
+    with closing(SqlStore(load_settings().database_url)) as store:
+        found = {"none": None, "own": own_mark(store.database, "chat")}.get(str(mark), mark)
+        table = SplitStatus(1, 1, "", STABLE, None, 0, True, "acked", mark=found)  # type: ignore[arg-type]
+
+        known = is_newest(
+            store.database,
+            "chat",
+            lambda name: table if mark is not None else None,
+            lambda name: name in tables,
+        )
+
+    assert known is expected
+
+
+def test_an_order_that_cannot_be_carried_out_holds_no_other_back(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings()
+    (home / "direct" / "r-00000000.json").mkdir(parents=True)
+    keep_order(settings, Order("chat", "r-0", "x", 1.0)).write_text("[" * 100_000)
+    kept = keep_order(settings, Order("chat", "r-00000001", "3 a.m.", 7.0))
+    store = SqlStore(settings.database_url)
+    store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    unlink = Path.unlink
+
+    def stays(path: Path, missing_ok: bool = False) -> None:
+        if path == kept:
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stays)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match=r"r-00000000\.json, an order .*remove it"):
+            carry_out_orders(settings, store, newest)
+    monkeypatch.undo()
+    asked = [one.reason for one in store.commands("r-00000001", after_seq=0)]
+    store.close()
+
+    assert asked == ["3 a.m."]
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["r-00000000.json", "r-00000001.json"]
 
 
 def test_a_direct_rollback_keeps_its_order_where_the_store_takes_none(
@@ -137,7 +229,7 @@ def test_a_direct_rollback_keeps_its_order_where_the_store_takes_none(
     store = SqlStore(load_settings().database_url)
     store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
-    carry_out_orders(load_settings(), store)
+    carry_out_orders(load_settings(), store, newest)
     assert [one.reason for one in store.commands("r-00000001", after_seq=0)] == ["3 a.m."]
     store.close()
 

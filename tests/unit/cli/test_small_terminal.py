@@ -70,6 +70,25 @@ def drawn(width: int, height: int, *, notice: str | None = None, **verdicts: Ver
     return printed.get().splitlines()
 
 
+def test_stable_stands_beside_a_canary_that_is_dead() -> None:
+    """Its row was left out where the frame is small."""
+    found = service()
+    assert found.versions is not None
+    dead = found.versions[1].model_copy(update={"phase": "loading", "ready_replicas": 0})
+    found = found.model_copy(update={"versions": (found.versions[0], dead)})
+    view = rollout_view(state(), EvidenceStatus(0, Verdict.UNDECIDED, gates=gates(), canary_requests=29))
+    console = Console(width=80, height=18, highlight=False, color_system=None)
+    with console.capture() as printed:
+        console.print(frame(view, found, console=console, notice=None))
+
+    lines = printed.get().splitlines()
+    assert len(lines) <= 18
+    assert [line.split()[1] for line in lines if " ready " in line or " loading " in line] == [
+        "v-old",
+        "v-new",
+    ]
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 40), (80, 18), (60, 20), (200, 60)])
 def test_the_frame_fits_and_keeps_what_decides(width: int, height: int) -> None:
     """It ended after six gates with `...`: no reason, no event, no notice."""

@@ -18,22 +18,23 @@ from pathlib import Path
 import pytest
 
 from controller.auth import Identity, Role
-from controller.cli import processes
+from controller.cli import processes, services
 from controller.cli.main import run
 from controller.planning.fingerprint import fingerprint_external
 from controller.rollout.actions import ProbeKind
 from controller.rollout.observation import CommandKind
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import Phase
-from controller.settings import load_settings
+from controller.runtime.service_loop import LastTick, Problem
+from controller.settings import Settings, load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.views.rollout import rollout_view
-from controller.wiring import cluster, now_served
-from controller.wiring import direct_rollback as direct
+from controller.wiring import cluster, now_served, takedown
 from controller.wiring.launches import Versions
 from controller.wiring.now_served import Served
 from serving.loopback import free_ports
+from serving.messages import SplitStatus
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 from tests.fakes.rollouts import STABLE, a_rollout
@@ -176,11 +177,23 @@ def test_a_web_server_on_the_controllers_port_is_reported_as_such(
     assert re.search(r"answers 200 but is not canaryctl; is the port right\?", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_down_stops_a_controller_whose_cluster_is_gone(
-    home: Path, model: Path, signals: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
+    home: Path,
+    model: Path,
+    signals: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake = FakeController(home)
     fake.serve()
+    kill = os.kill
+
+    def ends(pid: int, number: int) -> None:
+        kill(pid, number)
+        fake.runner.stop()
+
+    monkeypatch.setattr(os, "kill", ends)
     assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
     pretend_cluster(home, f"127.0.0.1:{free_ports(1)[0]}")
 
@@ -194,6 +207,7 @@ def test_down_stops_a_controller_whose_cluster_is_gone(
     assert "the Ray cluster is not running; start it: canaryctl up" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_up_that_times_out_reports_the_versions_last_error(
     home: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,7 +216,7 @@ def test_up_that_times_out_reports_the_versions_last_error(
     fake.serve()
     stable = ["up", "--service", "chat", "--model", str(model)]
     assert run([*stable, "--no-wait"]) == 0
-    ends_at_s = time.monotonic() + 10
+    ends_at_s = time.monotonic() + 60
     while not fake.fleet.engines and time.monotonic() < ends_at_s:
         time.sleep(0.01)
     for engine in fake.fleet.engines.values():
@@ -218,6 +232,34 @@ def test_up_that_times_out_reports_the_versions_last_error(
     )
 
 
+@pytest.mark.slow
+def test_up_says_why_a_running_controller_loads_nothing(
+    home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It waited for a quarter of an hour, and with --no-wait said that the version serves."""
+    fake = FakeController(home)
+    fake.serve()
+    stable = ["up", "--service", "chat", "--model", str(model)]
+    assert run([*stable, "--no-wait"]) == 0
+    tick = LastTick(problem=Problem("the disk is full"))
+    monkeypatch.setattr(fake.runner, "last_tick", lambda name: tick)
+    monkeypatch.setattr(services, "PROBLEM_S", 0.1)
+    capsys.readouterr()
+
+    codes, told = [], []
+    for command in ([*stable, "--timeout", "20s"], [*stable, "--no-wait"], ["list"]):
+        codes.append(run(command))
+        out, err = capsys.readouterr()
+        told.append(" ".join((out + err).split()))
+    fake.stop()
+
+    assert codes == [4, 0, 0]
+    assert "chat is not loaded: the controller can decide nothing: the disk is full" in told[0]
+    assert "warning: the controller can decide nothing: the disk is full" in told[1]
+    assert "chat: the controller can decide nothing: the disk is full" in told[2]
+
+
+@pytest.mark.slow
 def test_down_of_the_last_known_service_leaves_what_the_database_does_not_know(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,8 +268,8 @@ def test_down_of_the_last_known_service_leaves_what_the_database_does_not_know(
     fake.serve()
     assert run(["up", "--service", "chat", "--model", str(model), "--no-wait"]) == 0
     stopped: list[str] = []
-    other = Served("other", "v-1", None, 0, "")
-    monkeypatch.setattr(now_served, "read_tables", lambda settings, service: (other,))
+    other = Served("other", SplitStatus(1, 1, "", "v-1", None, 0, True, "acknowledged"))
+    monkeypatch.setattr(now_served, "read_tables", lambda settings, service, **_: (other,))
     monkeypatch.setattr(cluster, "is_running", lambda settings: True)
     monkeypatch.setattr(processes, "stop", lambda settings: stopped.append("all"))
 
@@ -239,6 +281,7 @@ def test_down_of_the_last_known_service_leaves_what_the_database_does_not_know(
     assert "Ray goes on: it serves other, which the database does not know" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_down_of_all_services_removes_none_while_a_rollout_runs(
     home: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,6 +303,29 @@ def test_down_of_all_services_removes_none_while_a_rollout_runs(
     assert [(row.name, row.removing) for row in rows] == [("a", False), ("b", False)]
 
 
+def test_down_leaves_the_services_that_another_hosts_controller_leads(
+    home: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its rollout ended as failed, and nobody kept or removed what went on serving."""
+    fake = FakeController(tmp_path)
+    fake.start()
+    fake.commands.up({"service": "chat", "model": str(model)}, Identity("ada", Role.ADMIN))
+    monkeypatch.setenv("CANARYCTL_DATABASE_URL", f"sqlite:///{tmp_path / 'canaryctl.db'}")
+    stopped: list[Settings] = []
+    monkeypatch.setattr(cluster, "stop", stopped.append)
+
+    code = run(["down", "--yes"])
+    rows = fake.store.services()
+    fake.stop()
+
+    assert (code, [row.name for row in rows], stopped) == (3, ["chat"], [])
+    assert "a controller on test leads the services of this database (test)" in capsys.readouterr().err
+
+
 def test_a_rollout_of_a_directly_removed_service_never_acts_again(home: Path) -> None:
     store = SqlStore(load_settings().database_url)
     version = VersionRow("chat", STABLE, "{}", "{}", 1.0)
@@ -267,7 +333,7 @@ def test_a_rollout_of_a_directly_removed_service_never_acts_again(home: Path) ->
     store.create_rollout(a_rollout("r-00000001"), request="{}", at_s=1.0)
     store.append_command("r-00000001", CommandKind.ROLLBACK, Identity("ada", Role.ADMIN), reason="", at_s=1.0)
 
-    assert direct.forget_services(load_settings())
+    assert takedown.forget_services(load_settings())
     store.put_service(CHAT, version)
 
     assert store.running("chat") == ()
@@ -370,3 +436,15 @@ def test_a_direct_rollback_does_not_take_a_lost_database_for_one_without_service
     assert "canaryctl.db is gone or empty; restore it" in err
     assert "does not exist" not in err
     assert (home / "canaryctl.db").exists() == (damage == "empty")
+
+
+def test_a_large_log_is_put_aside_when_a_controller_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MAX_LOG_BYTES", 10)
+    log, before = tmp_path / "controller.log", tmp_path / "controller.log.1"
+    for text in ("first, and long\n", "second, and long\n", "short\n"):
+        log.write_text(text)
+        processes._rotate(log)
+
+    assert (log.read_text(), before.read_text()) == ("short\n", "second, and long\n")

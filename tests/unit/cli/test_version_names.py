@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from controller.cli.main import run
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
+from tests.fakes.served import at_home, serving_chat, until
 
 SLOW = "stages: [{weight: 10%, duration: 1h}]\n"
 FAST = "stages: [{weight: 10%}, {weight: 50%}]\nbake: 0s\n"
@@ -21,20 +21,14 @@ FAST = "stages: [{weight: 10%}, {weight: 50%}]\nbake: 0s\n"
 @pytest.fixture
 def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
     """A controller that serves `chat` from the folder `stable`."""
-    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
+    home = at_home(tmp_path / "home", monkeypatch)
     monkeypatch.setenv("USER", "alice")
-    (tmp_path / "home").mkdir()
     for seed, name in enumerate(("stable", "v2-sft")):
         write_checkpoint(tmp_path / name, seed=seed)
     (tmp_path / "slow.yaml").write_text(SLOW)
     (tmp_path / "fast.yaml").write_text(FAST)
-    fake = FakeController(tmp_path / "home")
-    fake.serve()
-    assert run(["up", "--service", "chat", "--model", str(tmp_path / "stable"), "--no-wait"]) == 0
-    until(lambda: fake.fleet.engines)
-    yield fake
-    fake.stop()
+    with serving_chat(home, tmp_path / "stable", is_loaded=True) as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -46,13 +40,6 @@ def deploy(chat: FakeController, tmp_path: Path) -> Callable[..., int]:
         return run(["deploy", "chat", *arguments, *more])
 
     return start
-
-
-def until(condition: Callable[[], object]) -> None:
-    ends_at_s = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends_at_s
-        time.sleep(0.01)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -70,7 +57,7 @@ def test_every_list_and_log_line_shows_the_names(
 ) -> None:
     named = ("--name", "v2.1", "--message", "fixes the stop token (9f2c1d3)")
     assert deploy("slow", *named) == 0
-    until(lambda: chat.traffic.tables["chat"].weight_bp == 1000)
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 1000, "the first weight is set")
 
     status = printed(capsys, "status", "chat")
     assert "(stable) -> v-" in status
@@ -91,7 +78,7 @@ def test_documents_hold_name_source_actor_and_message(
     chat: FakeController, deploy: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert deploy("slow", "--message", "why", "--actor", "bob") == 0
-    until(lambda: len(chat.runner.last_tick("chat").versions or ()) == 2)
+    until(lambda: len(chat.runner.last_tick("chat").versions or ()) == 2, "both are seen")
 
     service = document(capsys, "status", "chat")
     label = {"source": str(tmp_path / "v2-sft"), "actor": "bob (admin)", "message": "why"}
@@ -118,6 +105,7 @@ def test_plan_says_that_the_version_was_rolled_back_and_why(
     assert (attempt["phase"], attempt["actor"]) == ("rolled_back", "alice (admin)")
 
 
+@pytest.mark.slow
 def test_the_name_outlives_the_promotion(
     chat: FakeController, deploy: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +126,7 @@ def test_a_name_of_two_lines_is_refused(
     assert chat.picture() == before
 
 
+@pytest.mark.slow
 def test_a_version_keeps_its_id_on_the_way_through_an_endpoint(
     chat: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,26 @@ def test_there_is_no_such_line_while_whoever_has_requests_answers(weight_bp: int
     assert "no replica" not in shown(service(weight_bp, old=old, new=new))
 
 
+@pytest.mark.parametrize(("ready", "line"), [(1, "v-new answers until v-old is ready"), (0, "not answered")])
+def test_what_the_route_table_still_names_answers_until_the_stored_version_is_loaded(
+    ready: int, line: str
+) -> None:
+    """After `up --accept-database` the promoted version answered, and the line said that nobody did."""
+    view = service_view(
+        "chat",
+        url="http://test/chat/v1",
+        stable="v-old",
+        split=SplitStatus(1, 1, "v-new", None, 0, True),
+        versions=[
+            VersionStatus("v-old", VersionPhase.LOADING, 0, 0),
+            VersionStatus("v-new", VersionPhase.READY, ready, 0),
+        ],
+        rollout=None,
+    )
+
+    assert line in shown(view).splitlines()[1]
+
+
 def test_an_undo_that_was_rolled_back_says_how_to_leave_what_serves() -> None:
     """The version that a person wanted to leave was back at 100 %, without a word on what to do."""
     state = in_stage(phase=Phase.ROLLED_BACK, plan=replace(PLAN, undo=True))

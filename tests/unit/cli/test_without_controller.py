@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -44,6 +45,17 @@ def test_status_says_what_the_database_knows(home: Path, capsys: pytest.CaptureF
     assert f"rollout r-00000001 in stage, canary {CANARY} at 10 %" in err
     assert "by controller: stage 1 of 2: now 10 %" in err
     assert "no controller answers at http://127.0.0.1:9; start it: canaryctl up" in err
+
+
+def test_a_script_gets_what_the_database_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the text said it."""
+    store = SqlStore(load_settings().database_url)
+    store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    store.close()
+
+    assert run(["status", "chat", "-o", "json"]) == 4
+    [line, *_] = json.loads(capsys.readouterr().err)["known"]
+    assert line == f"chat, as last stored: stable {STABLE}"
 
 
 def test_status_without_a_database_creates_none(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

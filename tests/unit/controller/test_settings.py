@@ -8,6 +8,7 @@ import pytest
 
 from controller.errors import BadInput
 from controller.settings import Config, load_settings, save_config
+from controller.store.sql import SqlStore
 
 
 def test_defaults_are_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +46,24 @@ def test_a_malformed_config_is_named_in_the_error(tmp_path: Path, text: str) -> 
 
     with pytest.raises(BadInput, match=r"config\.json: not a canaryctl config"):
         load_settings({"CANARYCTL_HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize("name", ["what?x=1", "a%41b"])
+def test_a_state_folder_whose_name_a_database_url_cannot_hold_is_refused(tmp_path: Path, name: str) -> None:
+    """The database lay outside it: in the file `what`, or in the folder `aAb`."""
+    home = tmp_path / name
+
+    with pytest.raises(BadInput, match=r"has \? or % in its path.*; move it"):
+        load_settings({"CANARYCTL_HOME": str(home)})
+    named = load_settings({"CANARYCTL_HOME": str(home), "CANARYCTL_DATABASE_URL": "sqlite:////tmp/state.db"})
+    assert named.database_url == "sqlite:////tmp/state.db"
+
+
+@pytest.mark.parametrize("name", ["a b", "#h", "a'b", "ab;c", ":memory:"])
+def test_the_database_lies_in_the_state_folder(tmp_path: Path, name: str) -> None:
+    home = tmp_path / name
+    settings = load_settings({"CANARYCTL_HOME": str(home)})
+
+    SqlStore(settings.database_url).close()
+
+    assert (home / "canaryctl.db").is_file()

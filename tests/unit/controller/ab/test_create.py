@@ -20,7 +20,7 @@ from controller.store.ab import AbStore
 from controller.store.sql import SqlStore
 from tests.database_rig import sqlite_url
 from tests.fakes.checkpoints import write_checkpoint
-from tests.fakes.controller import FakeEnvironment
+from tests.fakes.controller import FakeEnvironment, NoTicks
 
 ADA = Identity("ada", Role.ADMIN)
 
@@ -35,7 +35,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.store, self.environment = SqlStore(sqlite_url(folder / "ab.db")), FakeEnvironment()
         clock: Any = SimpleNamespace(now_s=lambda: 5000.0)
-        commands = Commands(self.store, self.environment, clock, lambda service: None)
+        commands = Commands(self.store, self.environment, clock, NoTicks())
         self.ab = AbStore(self.store.database)
         self.tests = AbTests(self.ab, commands, clock, rollout_of=self.rollout)
         commands.up({"model": str(write_checkpoint(folder / "a", seed=1)), "service": "chat"}, ADA)

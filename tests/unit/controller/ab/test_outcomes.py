@@ -126,6 +126,10 @@ def test_a_lost_span_is_dropped_for_both_arms() -> None:
         ("cancelled", {"outcome": "cancelled"}, 1.0),
         ("empty", {"empty": True}, 1.0),
         ("ttft_ms", {"ttft_ms": None}, None),
+        ("ttft_ms", {"outcome": "cancelled", "error": None, "latency_ms": None, "ttft_ms": None}, 60_000.0),
+        ("ttft_ms", {"outcome": "cancelled", "error": None, "latency_ms": None, "ttft_ms": 9.0}, 9.0),
+        ("latency_ms", {"outcome": "cancelled", "error": None, "latency_ms": None}, 60_000.0),
+        ("itl_ms", {"outcome": "cancelled", "error": None, "latency_ms": None, "itl_ms": None}, None),
     ],
 )
 def test_a_request_metric_is_read_from_the_record(

@@ -218,6 +218,7 @@ async def test_a_service_with_a_running_rollout_is_not_taken_down(
     assert controller.store.service("chat").removing is False
 
 
+@pytest.mark.slow
 async def test_a_version_rolled_back_sixty_rollouts_ago_is_still_rejected(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from controller.api.slow_calls import MAX_CALLS, SlowCalls
+from controller.api.app import EVENTS_POLL_S, ViewBuilder, _StreamedViews
+from controller.api.slow_calls import MAX_CALLS, SlowCalls, view_calls
 from controller.errors import Unreachable
 from controller.planning.fingerprint import Fingerprint
 from tests.fakes.checkpoints import write_checkpoint
-from tests.fakes.controller import FakeEnvironment
+from tests.fakes.controller import FakeController, FakeEnvironment
 
 URL = "/v1/services/chat"
 
@@ -54,6 +57,53 @@ async def test_a_rollback_does_not_wait_for_any_number_of_hashing_requests(
     assert codes[0] in (200, 201)
 
 
+@pytest.mark.parametrize(("reader", "path", "is_shown"), [("past", "/history", True), ("service", "", False)])
+async def test_a_rollback_does_not_wait_for_any_number_of_readers(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, reader: str, path: str, is_shown: bool
+) -> None:
+    """A viewer's 150 requests for the history held a rollback's answer for 26 s."""
+    is_read, held, real = threading.Event(), threading.Semaphore(0), getattr(ViewBuilder, reader)
+
+    def slow(self: ViewBuilder, row: Any) -> object:
+        held.release()
+        assert is_read.wait(20.0)
+        return real(self, row)
+
+    await api.post(f"{URL}/rollouts", json={"version": {"url": "http://127.0.0.1:9"}})
+    monkeypatch.setattr(ViewBuilder, reader, slow)
+    requests = [asyncio.create_task(api.get(f"{URL}{path}")) for _ in range(60)]
+    try:
+        await asyncio.to_thread(held.acquire)
+        rolled_back = await asyncio.wait_for(api.post(f"{URL}/rollback"), timeout=5.0)
+        alive = await asyncio.wait_for(api.get("/healthz"), timeout=5.0)
+        if is_shown:
+            assert (await asyncio.wait_for(api.get(URL), timeout=5.0)).status_code == 200
+    finally:
+        is_read.set()
+        codes = {answer.status_code for answer in await asyncio.gather(*requests)}
+
+    assert (rolled_back.status_code, alive.status_code, codes) == (202, 200, {200})
+
+
+async def test_all_streams_of_a_service_share_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 streams read the same view 1,600 times a second."""
+    reads: list[str] = []
+
+    def read(self: _StreamedViews, service: str) -> tuple[str, int]:
+        reads.append(service)
+        return f"view {len(reads)}", 7
+
+    monkeypatch.setattr(_StreamedViews, "_read", read)
+    nothing: Any = None
+    views = _StreamedViews(nothing, nothing, view_calls())
+
+    shown = await asyncio.gather(*(views.of("chat") for _ in range(50)), views.of("code"))
+    await asyncio.sleep(EVENTS_POLL_S)
+
+    assert (set(shown), sorted(reads)) == ({("view 1", 7), ("view 2", 7)}, ["chat", "code"])
+    assert await views.of("chat") == ("view 3", 7)
+
+
 async def test_a_call_that_never_returns_is_answered_and_keeps_its_place() -> None:
     slow, is_ended = SlowCalls(threads=1, max_calls=2, limit_s=0.05), threading.Event()
 
@@ -64,3 +114,21 @@ async def test_a_call_that_never_returns_is_answered_and_keeps_its_place() -> No
     is_ended.set()
     await asyncio.wait(slow.running)
     assert await slow.run(lambda: "works again") == "works again"
+
+
+async def test_a_preflight_has_the_time_to_read_the_whole_checkpoint(
+    controller: FakeController, api: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed minute was over before the weights of a large model had been hashed again."""
+    real = FakeEnvironment.fingerprint
+
+    def large(self: FakeEnvironment, version: object) -> Fingerprint:
+        return replace(real(self, version), tensor_bytes=400 * 10**9)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FakeEnvironment, "fingerprint", large)
+    body = {"version": {"model": str(write_checkpoint(tmp_path / "next", seed=2))}}
+    answer = await api.post(f"{URL}/rollouts", json=body)
+
+    stored = controller.store.load(answer.json()["rollout"])
+    assert stored is not None
+    assert stored.state.plan.preflight_s >= 4000.0

@@ -18,8 +18,9 @@ from controller.settings import Settings
 from controller.store.sql import SqlStore
 from controller.wiring import launches
 from controller.wiring.launches import Versions
+from tests.database_rig import sqlite_url
 from tests.fakes.checkpoints import write_checkpoint
-from tests.fakes.controller import FakeEnvironment, LiveClock
+from tests.fakes.controller import FakeEnvironment, LiveClock, NoTicks
 
 ADA = Identity("ada", Role.ADMIN)
 
@@ -34,7 +35,7 @@ class Host(FakeEnvironment):
 
 
 def test_the_same_up_twice_at_once_is_one_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    store = SqlStore(sqlite_url(tmp_path / "state.db"))
     settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'state.db'}")
     host, both = Host(), threading.Barrier(2, timeout=5.0)
     host.versions = Versions(settings, store, lambda service: ())
@@ -46,7 +47,7 @@ def test_the_same_up_twice_at_once_is_one_service(tmp_path: Path, monkeypatch: p
         "model": str(write_checkpoint(tmp_path / "m")),
         "kv_cache_memory_bytes": "3GiB",
     }
-    commands = Commands(store, host, LiveClock(), lambda service: None)
+    commands = Commands(store, host, LiveClock(), NoTicks())
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda actor: commands.up(body, actor), [ADA, ADA])
@@ -57,10 +58,10 @@ def test_the_same_up_twice_at_once_is_one_service(tmp_path: Path, monkeypatch: p
 
 
 def test_a_standby_creates_no_service(tmp_path: Path) -> None:
-    store = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    store = SqlStore(sqlite_url(tmp_path / "state.db"))
     host = Host()
     host.is_leading = False
-    commands = Commands(store, host, LiveClock(), lambda service: None)
+    commands = Commands(store, host, LiveClock(), NoTicks())
 
     with pytest.raises(Unreachable, match="another controller leads"):
         commands.up({"service": "chat", "model": str(write_checkpoint(tmp_path / "m"))}, ADA)
@@ -72,9 +73,9 @@ def test_a_standby_creates_no_service(tmp_path: Path) -> None:
 def test_what_serves_under_the_name_is_not_replaced_by_a_database_that_does_not_know_it(
     tmp_path: Path,
 ) -> None:
-    store = SqlStore(f"sqlite:///{tmp_path / 'state.db'}")
+    store = SqlStore(sqlite_url(tmp_path / "state.db"))
     host = FakeEnvironment(tables={"chat": "v-promoted"})
-    commands = Commands(store, host, LiveClock(), lambda service: None)
+    commands = Commands(store, host, LiveClock(), NoTicks())
     body = {"service": "chat", "model": str(write_checkpoint(tmp_path / "m"))}
 
     with pytest.raises(Conflict, match=r"chat is served by v-promoted .* restore it .* canaryctl down"):

@@ -100,8 +100,9 @@ def test_a_request_reported_while_open_is_censored() -> None:
     assert flags == [True, None]
 
 
-def test_a_truncated_answer_is_flagged_and_is_no_error() -> None:
-    draw = draw_of(a_record(1, finish_reason="length"))
+@pytest.mark.parametrize("reason", ["length", "max_tokens", "max_output_tokens"])
+def test_a_truncated_answer_is_flagged_and_is_no_error(reason: str) -> None:
+    draw = draw_of(a_record(1, finish_reason=reason))
 
     assert (draw.flags["truncated"], draw.error) == (True, False)
 
@@ -120,6 +121,14 @@ def test_a_fallback_stays_the_assigned_arms_failure() -> None:
     draw = draw_of(a_record(1, arm=1, outcome="fallback", served_arm=0, error=True, cause="refused"))
 
     assert (draw.arm, draw.error) == (1, True)
+
+
+def test_the_time_until_a_client_left_is_known() -> None:
+    record = a_record(1, outcome="cancelled", served_arm=None, error=None, latency_ms=None)
+    left, answered = (replace(r, at_s=100.0, done_at_s=107.5) for r in (record, a_record(2)))
+
+    assert (draw_of(left).left_ms, draw_of(left).latency_ms) == (7500.0, None)
+    assert draw_of(answered).left_ms is None
 
 
 def test_a_cancelled_request_is_no_error_and_has_its_own_flag() -> None:
@@ -277,6 +286,17 @@ def test_the_error_guard_fires_when_half_of_the_canarys_requests_fail() -> None:
     evidence = observe(feeds_on(log), in_stage(), START_S + 6.0)
 
     assert [(guard.name, guard.both_arms) for guard in evidence.guards] == [("errors", False)]
+
+
+def test_one_user_whose_requests_all_fail_does_not_trip_the_guard() -> None:
+    """Each request of theirs counted as one, and a single client ended the rollout."""
+    log = FakeLog()
+    for n in range(120):
+        mine = n % 2 == 1
+        log.append(a_record(n, arm=n % 2, w=0.5, error=mine, unit="u-1" if mine else f"v-{n}"))
+    log.watermark_s = START_S + 12.0
+
+    assert observe(feeds_on(log), in_stage(), START_S + 12.0).guards == ()
 
 
 @pytest.mark.parametrize("stable_fails", [False, True])

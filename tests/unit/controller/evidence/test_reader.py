@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from controller import telemetry
 from controller.evidence import reader as readers
 from controller.evidence import score_join
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
-from controller.evidence.reader import JoinedPage, RecordsReader
+from controller.evidence.reader import JoinedPage, RecordsLog, RecordsReader
 from controller.evidence.score_join import JOIN_WINDOW_S, IdBudget, Joined, ScoreJoin
 from controller.evidence.traffic_meter import TrafficMeter
 from serving.messages import LostSpan, RecordBatch, RecordPage
@@ -41,7 +42,7 @@ class Recorder:
         self.ends += page.is_end
 
 
-def reader_of(log: FakeLog, *subscribers: Recorder) -> RecordsReader:
+def reader_of(log: RecordsLog, *subscribers: Recorder) -> RecordsReader:
     reader = RecordsReader("chat", log)
     for i, subscriber in enumerate(subscribers):
         reader.subscribe(str(i), subscriber)
@@ -244,6 +245,34 @@ def test_after_a_restart_it_is_known_which_requests_the_log_no_longer_had() -> N
     assert after.forgotten_after_s is not None
     after.poll(START_S + 21.0 + JOIN_WINDOW_S)  # no score of those that are missing can come any more
     assert after.forgotten_after_s is None
+
+
+def test_a_log_that_began_anew_with_lower_numbers_is_read_and_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The actor was restarted after the clock was set back: no gate saw another request, in silence."""
+    told: list[str] = []
+    monkeypatch.setattr(telemetry, "warning", lambda text, **_: told.append(text))
+    ring, recorder = Ring(limit=10_000), Recorder()
+    ring.log = RecordLog(first_seq=50_000)
+    reader = reader_of(ring, recorder)
+    ring.add(3)
+    reader.poll(START_S)
+    restored = Recorder(recorder.seq)
+
+    ring.log = RecordLog(first_seq=20_000)
+    ring.add(6_000)
+    polled = [reader.poll(START_S + second) for second in range(2)]
+    replayed: list[Joined] = []
+    after = reader_of(ring)
+    reached = after.replay(restored.seq - 1, restored, replayed.extend)
+    after.subscribe("it", restored)
+    after.poll(START_S)
+
+    assert (polled, len(recorder.received), recorder.seq) == ([True, True], 6_003, 25_999)
+    assert (len(set(recorder.received)), [span.router for span in recorder.lost]) == (6_003, [""])
+    assert (reached, replayed, len(restored.received)) == (50_002, [], 6_000)
+    assert [text.startswith("the records log began anew with lower numbers") for text in told] == [True] * 2
 
 
 def test_requests_that_fell_out_of_the_log_before_they_were_read_are_known_as_missing() -> None:

@@ -85,6 +85,7 @@ def test_a_record_of_an_older_router_has_only_the_endpoint_segment() -> None:
     assert segments_of(a_record(1, body_bytes=None)) == ("endpoint /v1/chat/completions",)
 
 
+@pytest.mark.slow
 def test_harm_hidden_by_the_mean_raises_an_alarm_and_decides_nothing() -> None:
     evidence, _ = read_to_its_end()
 
@@ -203,6 +204,7 @@ def test_a_raised_alarm_survives_a_restart_without_new_events() -> None:
     assert observe(after, in_stage(), START_S + 1000) == expected
 
 
+@pytest.mark.slow
 def test_a_snapshot_without_segments_restores_and_starts_them_empty() -> None:
     log = log_with_harm_to_long_requests()
     before = feeds_on(FakeLog(log.events[:1000], watermark_s=START_S + 40))

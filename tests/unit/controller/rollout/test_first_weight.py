@@ -64,6 +64,22 @@ def test_a_canary_is_not_rolled_back_because_stable_is_away_before_its_first_wei
     assert "v-new waits for its first requests: v-old has no ready replica" in driven.lines
 
 
+def test_the_wait_for_stable_before_the_first_weight_pages_each_hour() -> None:
+    """It was one line of the log, while nobody was answered and the canary held its memory."""
+    driven, told = in_smoke(), dict[str, float]()
+    driven.ready = {OLD: 0}
+    for _ in range(800):
+        driven.tick(10.0 if told else 1.0)
+        told |= {page: driven.plane.now_s for page in driven.pages if page not in told}
+
+    first, second, third = told
+    assert driven.state.phase is Phase.SMOKE
+    assert [round((told[later] - told[first]) / 600) for later in (second, third)] == [6, 12]
+    assert first.endswith(
+        "v-old has no ready replica after 30 s, so nobody is answered; see its engine's log"
+    )
+
+
 def test_a_canary_that_stays_short_of_replicas_before_its_first_weight_is_rolled_back() -> None:
     stages = (replace(PLAN.stages[0], replicas=2),)
     driven = Driven(replace(PLAN, stages=stages), replicas=2)

@@ -15,7 +15,7 @@ from controller.rollout.state import Phase
 from evaluation.report import GateReport, Verdict
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
-from tests.unit.cli.test_command_line import at_home, serving_chat
+from tests.fakes.served import at_home, serving_chat
 
 FAST = {"stages": [{"weight": "10%"}, {"weight": "50%"}], "bake": "0s"}
 
@@ -29,7 +29,8 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def chat(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeController]:
-    yield from serving_chat(at_home(tmp_path / "home", monkeypatch), models)
+    with serving_chat(at_home(tmp_path / "home", monkeypatch), models / "stable", is_loaded=True) as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def policy(tmp_path: Path) -> Callable[[object], str]:
     return write
 
 
+@pytest.mark.slow
 def test_a_twin_run_is_proven_and_does_not_change_what_is_served(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +73,7 @@ def test_a_gate_that_fires_on_a_twin_is_a_false_rollback_and_it_can_be_repeated(
     assert "both arms are one model: a false rollback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_policy_file_can_request_a_twin_run(chat: FakeController, policy: Callable[[object], str]) -> None:
     code = run(["deploy", "chat", "--policy", policy(FAST | {"twin": True}), "--wait"])
 
@@ -145,6 +148,7 @@ def test_a_twin_whose_files_changed_is_refused(
     assert chat.picture() == before
 
 
+@pytest.mark.slow
 def test_a_rollback_after_a_twin_run_has_no_effect(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:

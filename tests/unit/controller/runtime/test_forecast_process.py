@@ -71,7 +71,7 @@ def test_a_killed_process_raises_one_line() -> None:
 
 def test_a_hanging_process_is_killed_and_raises_one_line() -> None:
     assert why(Simulator(hangs, limit_s=2.0)) == (
-        "the simulation took longer than 2 s; try again when the host is less busy"
+        "the simulation took longer than 2 s; try again when the host is less busy, or leave it out: --quick"
     )
     assert [one for one in multiprocessing.active_children() if one.name == "forecast"] == []
 
@@ -159,5 +159,5 @@ def test_a_forecast_that_hangs_blocks_neither_ticks_nor_api(
     assert controller.runner.last_tick("chat").at_s - seen > 0.5
     assert max(took_s) < 2.0
     assert answers[0].json()["forecast_note"] == (
-        "the simulation took longer than 2 s; try again when the host is less busy"
+        "the simulation took longer than 2 s; try again when the host is less busy, or leave it out: --quick"
     )

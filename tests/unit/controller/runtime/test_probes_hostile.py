@@ -30,7 +30,7 @@ def result_of(engine: type[Engine], rollout: RolloutState | None = None, key: st
         target=lambda service, version: target, preflight=lambda one: None, rate_per_s=lambda service: None
     )
     rollout = rollout or a_rollout()
-    ends_at_s = time.monotonic() + 10
+    ends_at_s = time.monotonic() + 60
     while (status := probes.start_or_check(rollout, RunProbe(ProbeKind.SMOKE, CANARY))).phase == "running":
         assert time.monotonic() < ends_at_s
         time.sleep(0.01)

@@ -17,7 +17,7 @@ from controller.rollout.actions import ProbeKind, RunProbe
 from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
 from controller.runtime import probes_http
-from controller.runtime.probes_http import HttpProbes, Target
+from controller.runtime.probes_http import MAX_RUNS, HttpProbes, Target
 from tests.fakes.rollouts import CANARY, a_rollout
 
 
@@ -80,7 +80,7 @@ def result_of(
     probes: HttpProbes, kind: ProbeKind, *, warmup_tokens: int = 0, rollout: RolloutState | None = None
 ) -> ProbeStatus:
     probe = RunProbe(kind, CANARY, warmup_tokens)
-    ends_at_s = time.monotonic() + 10
+    ends_at_s = time.monotonic() + 60
     while (status := probes.start_or_check(rollout or a_rollout(), probe)).phase == "running":
         assert time.monotonic() < ends_at_s
         time.sleep(0.01)
@@ -181,6 +181,18 @@ def test_a_version_without_an_address_fails_with_that_reason() -> None:
     status = result_of(without_address, ProbeKind.SMOKE)
 
     assert (status.phase, "no address" in status.detail) == ("failed", True)
+
+
+def test_results_of_probes_long_ended_are_not_kept() -> None:
+    probes = HttpProbes(
+        target=lambda service, version: None, preflight=lambda rollout: None, rate_per_s=lambda service: None
+    )
+    for number in range(MAX_RUNS + 20):
+        rollout = a_rollout(f"r-{number:08x}")
+        assert result_of(probes, ProbeKind.PREFLIGHT, rollout=rollout).phase == "passed"
+
+    assert len(probes._runs) <= MAX_RUNS + 1
+    assert ("r-00000000", ProbeKind.PREFLIGHT) not in probes._runs
 
 
 def test_a_preflight_without_room_fails_with_its_message() -> None:

@@ -15,6 +15,7 @@ from controller.errors import Unreachable
 from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
 from controller.runtime import reconciler, service_keeper, service_loop
+from controller.runtime.runner import BEFORE
 from controller.store.sql import SqlStore
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, LiveClock
@@ -32,7 +33,7 @@ def controller(tmp_path: Path) -> Iterator[FakeController]:
 
 
 def commands(controller: FakeController) -> Commands:
-    return Commands(controller.store, controller.environment, LiveClock(), controller.runner.wake)
+    return Commands(controller.store, controller.environment, LiveClock(), controller.runner)
 
 
 def up(controller: FakeController, folder: Path) -> None:
@@ -50,7 +51,7 @@ def deploy(controller: FakeController, folder: Path) -> str:
 
 
 def until(holds: Callable[[], object], what: str) -> None:
-    ends_at_s = time.monotonic() + 15
+    ends_at_s = time.monotonic() + 60
     while not holds():
         assert time.monotonic() < ends_at_s, f"timed out waiting until {what}"
         time.sleep(0.01)
@@ -191,6 +192,8 @@ def test_the_end_of_a_removed_services_ticks_is_told(controller: FakeController,
     commands(controller).down("chat", ADMIN)
 
     until(lambda: removed == ["chat"], "its end is told")
+    runner = controller.runner
+    until(lambda: not (runner._threads or runner._wakes or runner._loops), "nothing of it is kept")
 
 
 def test_the_token_of_an_older_copy_catches_up_in_one_step(tmp_path: Path) -> None:
@@ -204,3 +207,19 @@ def test_the_token_of_an_older_copy_catches_up_in_one_step(tmp_path: Path) -> No
         until(lambda: controller.runner.last_tick("chat").problem is None, "the ticks work")
     finally:
         controller.stop()
+
+
+def test_an_order_that_cannot_be_carried_out_keeps_no_service_from_being_ticked(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    """A restarted controller ticked none, and a dead stable engine was not loaded again."""
+
+    def broken() -> None:
+        raise Unreachable("an order stays")
+
+    controller.runner._before_services = broken
+    controller.start()
+
+    up(controller, tmp_path)
+
+    assert controller.runner.faults.failing == {BEFORE: "an order stays"}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from controller.errors import StaleToken
+from controller import telemetry
+from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
 from controller.rollout.observation import DataPlaneStatus, VersionPhase, VersionStatus
 from controller.rollout.state import Phase, RolloutState
@@ -164,6 +166,27 @@ def test_a_version_that_answers_stays_until_the_stored_one_is_ready() -> None:
 
     assert while_loading == (CANARY, VersionPhase.READY)
     assert (rig.traffic.tables["chat"].stable, rig.versions()) == (STABLE, {STABLE: VersionPhase.READY})
+
+
+@pytest.mark.parametrize("stored", [STABLE, CANARY])
+@pytest.mark.parametrize("runs", [True, False])
+def test_the_arms_of_a_rollout_are_no_sign_of_an_older_copy(
+    stored: str, runs: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each restart in a stage and each promotion sent people to restore a backup."""
+    logging.getLogger(telemetry.LOGGER).propagate = True
+    rig = Rig()
+    rig.keep(ticks=10)
+    rig.fleet.ensure("chat", CANARY, 1, token=1)
+    rig.traffic.set_split("chat", "r-00000001", SetSplit(STABLE, CANARY, 1000, 0), token=1)
+    rollout = replace(a_rollout(), phase=Phase.STAGE, launched=True, exposed=True)
+    rig.keeper = Keeper(rig.fleet, rig.traffic, rig.ingress, rig.services, rig.clock)
+    caplog.clear()
+
+    rig.keep(replace(CHAT, stable=stored), rollout=rollout if runs else None, ticks=3)
+
+    told = [line.getMessage() for line in caplog.records if "older copy" in line.getMessage()]
+    assert len(told) == (0 if runs else 1)
 
 
 def test_an_unreadable_fleet_moves_no_traffic_to_another_version() -> None:
@@ -356,3 +379,31 @@ def test_a_removal_requested_in_the_tick_stops_nothing_before_the_ingress_is_clo
 
     assert rig.versions() == {STABLE: VersionPhase.READY}
     assert rig.ingress.opened == {"chat": "s3cret"}
+
+
+@pytest.mark.parametrize("what", ["opening the ingress", "keeping the service"])
+def test_a_fault_that_lasts_is_one_line_of_the_log_and_its_end_another(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was a line each second, in a log that nobody empties."""
+    told: list[tuple[str, object]] = []
+    for kind in ("warning", "event"):
+        monkeypatch.setattr(telemetry, kind, lambda text, **fields: told.append((text, fields["what"])))
+    rig, is_down = Rig(), [True]
+    rig.keep()
+
+    def fails(*_: object, **__: object) -> None:
+        if is_down[0]:
+            raise Unreachable("Ray does not answer")
+
+    port, name = (rig.ingress, "open") if what == "opening the ingress" else (rig.fleet, "ensure")
+    monkeypatch.setattr(type(port), name, fails)
+    if name == "ensure":
+        rig.fleet.engines.clear()
+    plane = rig.plane()
+    for is_down[0] in (True, True, True, False):
+        prepared = rig.keeper.prepare("chat", token=1)
+        if prepared is not None:
+            rig.keeper.tick(prepared, lambda row: 1, None, plane, token=1)
+
+    assert told == [("failed, will be retried", what), ("works again", what)]

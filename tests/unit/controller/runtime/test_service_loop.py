@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from controller.auth import Identity, Role
-from controller.errors import BadInput, StaleToken, StaleWrite, Unreachable
+from controller.errors import BadInput, CanaryctlError, OlderDatabase, StaleToken, StaleWrite, Unreachable
 from controller.rollout.observation import CommandKind, VersionPhase
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.service_keeper import Keeper
-from controller.runtime.service_loop import ServiceLoop, ServiceWorkers
+from controller.runtime.service_loop import Problem, ServiceLoop, ServiceWorkers
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from tests.database_rig import sqlite_url
@@ -41,6 +41,7 @@ class Rig:
             ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0)
         )
         assert self.store.acquire_lease("test", ttl_s=60.0) is not None  # token 1
+        self.newest_error: CanaryctlError | None = None
         traffic = FakeTraffic(self.clock)
         self.ingress = FakeIngress(traffic)
         self.fleet, self.traffic = Counted(FakeFleet(self.clock)), Counted(traffic)
@@ -50,7 +51,11 @@ class Rig:
         evidence, probes, notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
         ports = Ports(self.store, self.fleet, self.traffic, evidence, probes, notifier, self.clock)
         keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, self.clock)
-        return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None)
+        return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None, self._require_newest)
+
+    def _require_newest(self, token: int) -> None:
+        if self.newest_error is not None:
+            raise self.newest_error
 
     def deploy(self) -> None:
         """Stable is served, and a rollout of another version has started."""
@@ -98,6 +103,7 @@ def test_a_tick_without_a_rollout_reads_fleet_and_table_once(rig: Rig) -> None:
     assert rig.reads_of_a_tick() == (1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("no route to host")])
 def test_a_front_that_fails_does_not_block_a_rollback(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -144,6 +150,27 @@ def test_heartbeats_stop_while_nothing_can_be_committed(
     assert (rig.traffic.heartbeat_at_s["chat"] - started_s > 120.0, silent_s >= 60.0) == (True, True)
 
 
+def test_heartbeats_stop_also_where_the_lease_lapses_between_failing_ticks(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow disk, a rollback that was accepted waited for minutes while each new tick kept the canary."""
+    rig.deploy()
+    rig.tick_until(Phase.STAGE)
+    fail_commits(rig, monkeypatch, StaleToken("the lease lapsed while it waited for the disk"))
+    rig.fleet.engines["chat", CANARY].phase = VersionPhase.FAILED  # this would roll back
+
+    for second in range(120):
+        rig.clock.advance(1.0)
+        if second % 10:
+            rig.loop.tick(None)
+        else:
+            with pytest.raises(StaleToken):
+                rig.loop.tick(1)
+
+    assert rig.clock.booted_s - rig.traffic.heartbeat_at_s["chat"] >= 80.0
+
+
+@pytest.mark.slow
 def test_a_stuck_rollout_does_not_bring_its_canary_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The split that it committed last is published with every tick, which would undo the withdrawal."""
     rig.deploy()
@@ -197,7 +224,7 @@ def test_the_last_tick_says_why_ticks_fail_until_one_works(rig: Rig, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(rig.store, "commit", full)
         rig.loop.tick(1)
-        assert rig.loop.last.problem == "database or disk is full; free disk space"
+        assert rig.loop.last.problem == Problem("database or disk is full; free disk space")
         assert rig.loop.last.versions
     rig.loop.tick(1)
     assert rig.loop.last.problem is None
@@ -220,8 +247,11 @@ def test_a_tick_that_fails_by_a_bug_says_so_and_the_next_one_is_tried(
         pauses_s = [rig.loop.tick(2 if broken == "workers" else 1) for _ in range(3)]
         problem = rig.loop.last.problem
 
-    assert (pauses_s, problem) == ([1.0] * 3, "a bug of canaryctl, see its log: ZeroDivisionError: a bug")
-    assert [one.getMessage() for one in caplog.records if one.levelname == "ERROR"] == ["a tick failed"] * 3
+    found = Problem("a bug of canaryctl, see its log: ZeroDivisionError: a bug")
+    assert (pauses_s, problem) == ([1.0] * 3, found)
+    logged = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert [one.getMessage() for one in logged] == ["failed, will be retried"]  # not once a tick
+    assert logged[0].exc_info is not None
     rig.store.release_lease(1)
     assert rig.store.acquire_lease("test", ttl_s=60.0) is not None
     rig.loop.tick(2)
@@ -238,7 +268,43 @@ def test_a_service_that_is_stuck_says_so(rig: Rig, monkeypatch: pytest.MonkeyPat
         rig.clock.advance(1.0)
         rig.loop.tick(1)
 
-    assert str(rig.loop.last.problem).startswith("no tick of chat was completed for 30 s")
+    assert rig.loop.last.problem is not None
+    assert rig.loop.last.problem.text.startswith("no tick of chat was completed for 30 s")
+
+
+def test_a_standby_takes_commands_again(rig: Rig) -> None:
+    """By now another controller may act from the database, because a person accepted it."""
+    rig.newest_error = OlderDatabase("not acting: an older copy")
+    rig.loop.tick(1)
+    assert rig.loop.last.problem == Problem("not acting: an older copy", loses_commands=True)
+
+    rig.loop.tick(None)
+
+    assert rig.loop.last.problem == Problem("not acting: an older copy")
+
+
+@pytest.mark.parametrize("is_of_lease", [False, True])
+def test_a_standby_shows_a_failing_read_until_it_works(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, is_of_lease: bool
+) -> None:
+    """One second without the database was today's problem of a standby for weeks."""
+    before = None
+    if is_of_lease:
+        rig.newest_error = Unreachable("the route table does not answer")
+        rig.loop.tick(1)
+        before = Problem("the route table does not answer")
+
+    def fails(name: str) -> ServiceRow:
+        raise Unreachable("the database system is starting up")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "service", fails)
+        rig.loop.tick(None)
+        meanwhile = rig.loop.last.problem
+    rig.loop.tick(None)
+
+    assert meanwhile == (before or Problem("the database system is starting up", is_of_lease=False))
+    assert rig.loop.last.problem == before
 
 
 def test_a_token_behind_the_data_planes_is_named_as_a_problem(rig: Rig) -> None:
@@ -249,8 +315,9 @@ def test_a_token_behind_the_data_planes_is_named_as_a_problem(rig: Rig) -> None:
         rig.loop.tick(1)
 
     assert caught.value.newest == 7
-    assert rig.loop.last.problem == (
-        "not acting until the next lease: token 1 is older than 7; another controller acts"
+    assert rig.loop.last.problem == Problem(
+        "not acting until the next lease: token 1 is older than 7; another controller acts",
+        is_of_lease=False,
     )
     rig.loop.tick(None)
     assert rig.loop.last.problem is None

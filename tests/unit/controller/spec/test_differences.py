@@ -16,6 +16,7 @@ from controller.spec.differences import refuse_change
 from controller.spec.service import parse_service, parse_version
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
+from tests.fakes.served import at_home
 
 GIVEN = {
     "service": "chat",
@@ -128,10 +129,7 @@ def test_all_differences_are_in_one_line() -> None:
 @pytest.fixture
 def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
     """`canaryctl up` of `chat`, which runs with two replicas and an engine argument."""
-    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CANARYCTL_API_PORT", raising=False)
-    (tmp_path / "home").mkdir()
-    fake = FakeController(tmp_path / "home")
+    fake = FakeController(at_home(tmp_path / "home", monkeypatch))
     fake.serve()
     model = write_checkpoint(tmp_path / "model")
 
@@ -139,7 +137,7 @@ def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
         return run(["up", "--service", "chat", "--model", str(model), *more, "--no-wait"])
 
     assert again("--replicas", "2", "--engine", "max_num_seqs=8") == 0
-    ends_at_s = time.monotonic() + 10
+    ends_at_s = time.monotonic() + 60
     while not fake.fleet.engines and time.monotonic() < ends_at_s:
         time.sleep(0.01)
     before = fake.picture()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +24,7 @@ from tests.database_rig import PostgresServer, sqlite_url
 from tests.fakes.rollouts import STABLE
 
 ADA = Identity("ada", Role.ADMIN)
+ROOT = Path(__file__).parents[4]
 CALLS: dict[str, Callable[[SqlStore], object]] = {
     "read": lambda store: store.services(),
     "write": lambda store: store.put_token("digest", ADA, at_s=1.0),
@@ -165,3 +171,115 @@ def test_the_log_of_a_file_that_was_moved_with_it_is_read(tmp_path: Path) -> Non
 
     with closing(SqlStore(f"sqlite:///{path}", may_create=False)) as store:
         assert [row.name for row in store.services()] == ["chat"]
+
+
+def test_the_log_beside_a_linked_file_is_not_read_into_a_copy(tmp_path: Path) -> None:
+    """SQLite keeps it beside the file itself; it was looked for beside the link, and destroyed the copy."""
+    real, link, copy = tmp_path / "data" / "state.db", tmp_path / "state.db", tmp_path / "copy.db"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    old = SqlStore(sqlite_url(link))
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    put_chat(old)
+    shutil.copy(_whole(link, copy), tmp_path / "plain.db")
+    for number in range(200):
+        old.put_token(f"digest-{number}", ADA, at_s=1.0)
+    assert real.with_name("state.db-wal").stat().st_size > 0
+    (tmp_path / "plain.db").replace(real)
+
+    with closing(SqlStore(f"sqlite:///{link}", may_create=False)) as store:
+        assert store.identity("digest-7") is None
+        _require_whole(store)
+    old.close()
+
+
+def test_a_link_that_is_pointed_elsewhere_is_another_database(tmp_path: Path) -> None:
+    first, link, copy = tmp_path / "first.db", tmp_path / "state.db", tmp_path / "copy.db"
+    link.symlink_to(first)
+    with closing(SqlStore(sqlite_url(link))) as store:
+        put_chat(store)
+        copy_database(link, copy)
+        link.unlink()
+        link.symlink_to(copy)
+
+        with pytest.raises(LostDatabase, match=r"state\.db is another one than"):
+            store.services()
+
+
+@pytest.mark.slow
+def test_the_log_is_not_read_into_a_copy_that_got_the_same_inode(tmp_path: Path) -> None:
+    """ext4 gives a freed inode to the next file that is made."""
+    path, copy = tmp_path / "state.db", tmp_path / "copy.db"
+    _left_by_a_crash(path, copy)
+    before = path.stat().st_ino
+    path.unlink()
+    for number in range(100):
+        restored = tmp_path / f"restored-{number}.db"
+        shutil.copy(copy, restored)
+        if restored.stat().st_ino == before:
+            restored.rename(path)
+            break
+    else:
+        pytest.skip("this file system gives no inode again")
+
+    with closing(SqlStore(f"sqlite:///{path}", may_create=False)) as store:
+        assert store.identity("digest-7") is None
+        _require_whole(store)
+
+
+@pytest.mark.slow
+def test_a_note_of_an_earlier_release_sets_no_log_aside(tmp_path: Path) -> None:
+    path = tmp_path / "state.db"
+    _left_by_a_crash(path, tmp_path / "copy.db")
+    note = tmp_path / "state.db.id"
+    inodes = {name: text for name, text in json.loads(note.read_text()).items() if name in ("file", "log")}
+    note.write_text(json.dumps(inodes))
+
+    with closing(SqlStore(f"sqlite:///{path}", may_create=False)) as store:
+        assert store.identity("digest-7") == ADA
+
+
+def test_nothing_is_written_once_the_log_is_gone_and_nothing_is_lost(tmp_path: Path) -> None:
+    """What was committed since went into a file without a name, and was lost at the next start."""
+    path = tmp_path / "state.db"
+    store = SqlStore(sqlite_url(path))
+    put_chat(store)
+    for name in ("state.db-wal", "state.db-shm"):
+        (tmp_path / name).unlink()
+
+    for call in CALLS.values():
+        with pytest.raises(LostDatabase, match=r"state\.db-wal, was removed .*: canaryctl up"):
+            call(store)
+    assert store.database.lost == "log"
+    store.close()
+    with closing(SqlStore(f"sqlite:///{path}", may_create=False)) as again:
+        assert [row.name for row in again.services()] == ["chat"]
+        _require_whole(again)
+
+
+def _whole(path: Path, copy: Path) -> Path:
+    """A copy that does not say that it is one, as `sqlite3 .backup` makes it."""
+    copy_database(path, copy)
+    with closing(sqlite3.connect(copy)) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+    return copy
+
+
+def _left_by_a_crash(path: Path, copy: Path) -> None:
+    """A file with its log, whose controller has ended without closing it, and a plain copy from before."""
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from tests.unit.controller.store import test_lost_database as t\n"
+        "path, copy = Path(sys.argv[1]), Path(sys.argv[2])\n"
+        "store = t.SqlStore(f'sqlite:///{path}'); t.put_chat(store); t._whole(path, copy)\n"
+        "for number in range(200): store.put_token(f'digest-{number}', t.ADA, at_s=1.0)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), str(copy)], cwd=ROOT)
+    assert path.with_name(f"{path.name}-wal").stat().st_size > 0
+
+
+def _require_whole(store: SqlStore) -> None:
+    assert [row.name for row in store.services()] == ["chat"]
+    with store.database.read() as db:
+        assert db.execute(sa.text("PRAGMA integrity_check")).scalar() == "ok"

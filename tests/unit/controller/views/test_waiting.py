@@ -21,7 +21,7 @@ def test_a_stage_lists_every_condition_that_it_waits_for() -> None:
         "pause (ann): lunch",
         "30 s at 10 %",
         "30 canary requests",
-        "proof of quality",
+        "proof that quality is no worse",
         "data to judge ttft_ms",
     )
 
@@ -32,7 +32,7 @@ def test_a_proof_by_scores_waits_for_the_first_of_them() -> None:
     evidence = EvidenceStatus(0, Verdict.UNDECIDED, gates=(silent, error), canary_requests=50)
 
     assert waiting_for(in_stage(), evidence, 160.0) == (
-        "proof of error",
+        "proof that error is no worse",
         "a first score for quality (POST /v1/feedback), without which nothing is promoted",
     )
 

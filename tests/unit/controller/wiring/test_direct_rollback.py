@@ -15,12 +15,14 @@ from controller.errors import UnknownService, Unreachable
 from controller.rollout.observation import CommandKind
 from controller.rollout.state import Departure, DepartureStep, Phase
 from controller.settings import Settings
+from controller.store.lineage import own_mark
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from controller.wiring import cluster, direct_rollback
+from controller.wiring import cluster, direct_rollback, takedown
 from controller.wiring.direct_rollback import roll_back_directly
+from serving.messages import DatabaseMark
 from serving.table import traffic_ray
-from tests.database_rig import PostgresServer, make_old_database
+from tests.database_rig import PostgresServer, make_old_database, sqlite_url
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
 UNDO_REQUEST = json.dumps({"undo": CANARY})
@@ -40,6 +42,7 @@ class Split:
         self.stable, self.canary = stable, canary if weight_bp else None
         self.silenced = False
         self.tombstoned: tuple[str, ...] = ()
+        self.mark: DatabaseMark | None = None
 
 
 class Table:
@@ -55,8 +58,11 @@ class Table:
 
     def tombstone(self, service: str, rollout: str) -> Split | None:
         self.calls.append(rollout)
-        stable = self.split.stable if self.split is not None else None
-        self.split = Split(rollout, 0, self.acknowledges, stable=stable)
+        before = self.split
+        self.split = Split(
+            rollout, 0, self.acknowledges, stable=before.stable if before is not None else None
+        )
+        self.split.mark = before.mark if before is not None else None
         return self.split
 
 
@@ -73,7 +79,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Table:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """State folder with one service and one running rollout."""
-    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'state.db'}")
+    settings = Settings(home=tmp_path, database_url=sqlite_url(tmp_path / "state.db"))
     store = SqlStore(settings.database_url)
     store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
     store.create_rollout(a_rollout(), request="{}", at_s=1.0)
@@ -271,13 +277,84 @@ def test_a_bug_in_ray_does_not_keep_the_command_from_the_store(
     assert (kinds, result.problem is None) == ([CommandKind.ROLLBACK], False)
 
 
-def test_a_table_that_is_not_acknowledged_has_not_moved_the_traffic(table: Table, settings: Settings) -> None:
+UNSURE = {
+    "published": "r-00000001 is ended for good in the route table of chat, but not every router has "
+    "acknowledged it, so some users may still get its canary",
+    "sent": "the end of r-00000001 was sent to the route table of chat, but not answered, so it may not be "
+    "there",
+}
+
+
+@pytest.mark.parametrize("store", ["works", "full", "gone"])
+@pytest.mark.parametrize("reach", UNSURE)
+def test_a_tombstone_that_is_not_confirmed_says_what_is_known_and_keeps_the_reason(
+    table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch, reach: str, store: str
+) -> None:
+    """It said "not reached" of a canary that had lost its traffic for good, or "in the table" of what nobody
+    knew, and who had ended it and why was in no log."""
     table.acknowledges = False
+    if reach == "sent":
+        monkeypatch.setattr(table, "tombstone", lambda service, rollout: None)
+    if store == "full":
+        full(settings.home / "state.db")
+    if store == "gone":
+        no_database(settings.home / "state.db")
+
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    assert result.problem == f"{UNSURE[reach]}; run this again"
+    assert result.failed[0] == f"route table: {UNSURE[reach]}"
+    kept = [json.loads(path.read_text())["reason"] for path in settings.home.glob("direct/*.json")]
+    assert kept == ([] if store == "works" else ["3 a.m."])
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_the_reason_is_kept_where_the_store_is_an_older_copy(
+    table: Table, settings: Settings, is_older: bool
+) -> None:
+    """The command is lost with the copy when the newest database is restored."""
+    store = SqlStore(settings.database_url)
+    assert table.split is not None
+    table.split.mark = DatabaseMark(7, "another", 9) if is_older else own_mark(store.database, "chat")
+
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    asked = [one.reason for one in store.commands("r-00000001", after_seq=0)]
+    store.close()
+    kept = [json.loads(path.read_text()) for path in settings.home.glob("direct/*.json")]
+    orders = [(one["service"], one["rollout"], one["reason"]) for one in kept]
+    order = ("chat", "r-00000001", "3 a.m.")
+    assert (asked, orders) == (([], [order]) if is_older else (["3 a.m."], []))
+    assert result.problem is None
+
+
+def test_an_older_copy_says_nothing_of_what_users_get(table: Table, settings: Settings) -> None:
+    """It said "traffic has not moved" of a canary that it had taken off, and led to the copy's stable."""
+    table.split = Split("r-2", 1000, applied=True, stable="v-newer")
+    table.split.mark = DatabaseMark(7, "another", 9)
+
+    result = roll_back_directly(settings, "chat", reason="")
+    again = roll_back_directly(settings, "chat", reason="")
+
+    assert (table.calls, result.problem) == (["r-2"], None)
+    assert result.failed == ("store: not used, the database is an older copy, or a second one",)
+    assert str(result.next_step).startswith("next: restore the newest database, then: canaryctl up")
+    assert "no canary gets any, and the database is an older copy" in str(again.problem)
+
+
+def test_a_tombstone_that_is_not_answered_is_sent_again(
+    table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tombstone = table.tombstone
+    monkeypatch.setattr(
+        table,
+        "tombstone",
+        lambda *given: tombstone(*given) if len(table.calls) > 1 else table.calls.append("-"),
+    )
 
     result = roll_back_directly(settings, "chat", reason="")
 
-    assert result.problem is not None
-    assert "not every router acknowledged it" in result.failed[0]
+    assert (table.calls, result.problem) == (["-", "-", "r-00000001"], None)
 
 
 def test_without_a_running_rollout_stable_serves_already(table: Table, settings: Settings) -> None:
@@ -293,7 +370,7 @@ def test_without_a_running_rollout_stable_serves_already(table: Table, settings:
 
 
 def test_without_a_service_the_message_says_what_to_do(table: Table, tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'state.db'}")
+    settings = Settings(home=tmp_path, database_url=sqlite_url(tmp_path / "state.db"))
 
     with pytest.raises(UnknownService, match=r"no service exists, so nothing can be rolled back; start one"):
         roll_back_directly(settings, None, reason="")
@@ -328,7 +405,7 @@ def test_forgetting_the_services_of_a_broken_store_ends_in_one_of_our_errors(set
     other_tables(settings.home / "state.db")
 
     with pytest.raises(Unreachable, match="no such table: rollouts"):
-        direct_rollback.forget_services(settings)
+        takedown.forget_services(settings)
 
 
 def test_an_undo_under_way_is_left_alone(table: Table, settings: Settings) -> None:

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from controller.store.sql import SqlStore
-from controller.wiring import controller
-from controller.wiring.controller import _lease_holder, _release_orphaned_lease
+from controller.wiring import lease_holder as module
+from controller.wiring.lease_holder import lease_holder, release_orphaned_lease
 from tests.database_rig import sqlite_url
 
-
-def dead() -> str:
-    """This process's holder, but started at another time: the pid was used again."""
-    return _lease_holder().rsplit("/", 1)[0] + "/1.00"
+OWN = os.getpid()
 
 
-def on_another_host(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A holder of a host with the same name, where pid and start time are those of nobody here."""
-    with monkeypatch.context() as there:
-        here = controller._host()
-        there.setattr(controller, "_host", lambda: here.replace(",", ",another-boot-"))
-        return dead()
+def before(pid: int, start: str = "1.00") -> str:
+    """A holder as an earlier release wrote it."""
+    return f"{module._host()}/{pid}/{start}"
 
 
-@pytest.mark.parametrize(("kind", "is_released"), [("alive", False), ("dead", True), ("elsewhere", False)])
-def test_only_the_lease_of_a_dead_process_of_this_host_is_released(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, is_released: bool
-) -> None:
-    holders = {"alive": _lease_holder(), "dead": dead(), "elsewhere": on_another_host(monkeypatch)}
+def ended() -> int:
+    """Pid of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+HOLDERS: dict[str, tuple[Callable[[], str], bool]] = {
+    "alive": (lease_holder, False),
+    "ended": (lambda: f"{module._host()},{ended()},7", True),
+    "its pid is another's": (lambda: f"{module._host()},{OWN},7", True),
+    "elsewhere": (lambda: f"{module._host().replace(',', ',another-boot-', 1)},{OWN},7", False),
+    "of an earlier release, ended": (lambda: before(ended()), True),
+    "of an earlier release, may be alive": (lambda: before(OWN), False),
+    "none": (str, False),
+    "another program's": (lambda: "a/b", False),
+}
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_only_the_lease_of_a_dead_process_of_this_host_is_released(tmp_path: Path, kind: str) -> None:
+    holder, is_released = HOLDERS[kind]
     store = SqlStore(sqlite_url(tmp_path / "state.db"))
-    store.acquire_lease(holders[kind], ttl_s=5.0)
+    store.acquire_lease(holder(), ttl_s=5.0)
 
-    _release_orphaned_lease(store)
+    release_orphaned_lease(store)
 
     acquired = store.acquire_lease("next", ttl_s=5.0)
     store.close()
     assert (acquired is not None) is is_released
+
+
+def test_a_clock_that_is_set_does_not_make_a_living_holder_a_dead_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease was given away, and two acted."""
+    store = SqlStore(sqlite_url(tmp_path / "state.db"))
+    store.acquire_lease(lease_holder(), ttl_s=5.0)
+    boot_s = psutil.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: boot_s + 1.0)
+
+    release_orphaned_lease(store)
+
+    acquired = store.acquire_lease("next", ttl_s=5.0)
+    store.close()
+    assert acquired is None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.errors import Unreachable
-from controller.wiring.now_served import serving_now
+from controller.wiring import now_served
+from controller.wiring.now_served import Served, read_tables, serving_now
 from serving.fleet.types import VersionStatus
 from serving.messages import SplitStatus
 
@@ -70,3 +73,26 @@ def test_a_table_that_answers_late_is_waited_for() -> None:
     answers = [None, None, a_table("v-2")]
 
     assert serving_now("chat", lambda _: answers.pop(0), lambda _: (), lambda: ("chat",)) == "v-2"
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "expected"),
+    [(20.0, (Served("chat", a_table("v-1")),)), (0.0, None)],
+    ids=["patient", "at once"],
+)
+def test_tables_are_asked_again_until_all_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_s: float, expected: object
+) -> None:
+    """On a busy host `up` after a crash said that the tables do not answer, after one question."""
+    (tmp_path / "cluster").touch()
+    settings: Any = type("S", (), {"cluster_path": tmp_path / "cluster"})
+    answers = iter([None, (Served("chat", None),), (Served("chat", a_table("v-1")),)])
+    monkeypatch.setattr(now_served, "_read_once", lambda settings, service: next(answers))
+
+    assert read_tables(settings, None, wait_s=wait_s) == expected
+
+
+def test_without_a_cluster_no_table_is_waited_for(tmp_path: Path) -> None:
+    settings: Any = type("S", (), {"cluster_path": tmp_path / "cluster"})
+
+    assert read_tables(settings, None, wait_s=60.0) is None

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from controller.auth import Identity, Role, admin_token, token_digest, write_private
-from controller.errors import BadInput
+from controller.errors import BadInput, Unreachable
 from controller.settings import Settings, load_settings
 from controller.store.sql import SqlStore
-from controller.wiring.state_folder import AdminToken, remember_database
+from controller.wiring.state_folder import EXPIRES_S, RENEW_S, AdminToken, remember_database
 from tests.database_rig import sqlite_url
 from tests.fakes.plane import FakeClock
 
@@ -145,6 +145,25 @@ def no_text(path: Path) -> None:
 def a_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
+
+
+def test_a_database_that_cannot_be_written_keeps_the_stored_token_valid(
+    tmp_path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour after the disk was full the API refused reads too."""
+    clock = FakeClock()
+    token = AdminToken(tmp_path, store, clock)
+    token.store()
+
+    def refuses(*_: object, **__: object) -> None:
+        raise Unreachable("database or disk is full")
+
+    monkeypatch.setattr(store, "put_token", refuses)
+    clock.advance(RENEW_S + 1)
+
+    assert token.identity(token_digest(admin_token(tmp_path))) == ADMIN
+    clock.advance(EXPIRES_S)
+    assert token.identity(token_digest(admin_token(tmp_path))) is None
 
 
 def one_character(path: Path) -> None:

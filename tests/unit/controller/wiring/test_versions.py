@@ -35,6 +35,7 @@ from controller.wiring.launches import Versions
 from serving.fleet.cluster_memory_ray import NodeDevices
 from serving.fleet.device_memory import DeviceMemory
 from serving.fleet.types import FleetUnreachable, VersionStatus
+from tests.database_rig import sqlite_url
 from tests.fakes.checkpoints import replace_keeping_time, write_checkpoint
 from tests.fakes.rollouts import CANARY, STABLE, a_rollout
 
@@ -47,7 +48,7 @@ DEVICES = launches.devices
 def versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
     """Of a store with `chat`, which serves STABLE, on a host with room for all."""
     monkeypatch.setattr(launches, "devices", lambda: (Device("host", "host", 64 * GIB, 64 * GIB),))
-    settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'canaryctl.db'}")
+    settings = Settings(home=tmp_path, database_url=sqlite_url(tmp_path / "canaryctl.db"))
     versions = Versions(settings, SqlStore(settings.database_url))
     spec = parse_version({"model": str(write_checkpoint(tmp_path / "model")), "replicas": 3})
     row = version_row("chat", spec, versions.fingerprint(spec), 1.0)
