@@ -158,14 +158,13 @@ class RouterCore:
                 assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
             start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
             return Exchange(self, start)
-        is_once = facts.is_background or facts.runs_tools  # a copy would make or do it twice
         drawn = self.assigner.assign(
             *(self.table, request, client, facts),
             request_id=request_id,
             now_s=now_s,
             wall_s=wall_s,
             has_lease=self.has_lease(now_s),
-            is_aside=(aside := self._aside() if is_once else None) is not None,
+            is_aside=(aside := self._aside() if facts.is_once else None) is not None,
         )
         if isinstance(drawn, Refusal):
             return drawn
@@ -178,6 +177,7 @@ class RouterCore:
         start = Start(
             *(request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may),
             is_background=facts.is_background,
+            is_once=facts.is_once,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange

@@ -40,6 +40,12 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     names_kept: bool = False  # it holds what only the account that made it can read (`kept.py`)
     is_background: bool = False  # the answer only names a response that is made later
     runs_tools: bool = False  # the server itself runs a tool (`tools.py`)
+    is_unread: bool = False  # it could not be read, so that it may be anything
+
+    @property
+    def is_once(self) -> bool:
+        """Whether a second one would make, do or store something twice, for all that is known."""
+        return self.is_background or self.runs_tools or self.is_unread
 
 
 class _Parts(msgspec.Struct, gc=False):
@@ -138,7 +144,8 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
     streams = bool(fields.stream)
     key = fields.prompt_cache_key or fields.safety_identifier or fields.user
     runs_tools, names_more = read_tools(fields.tools)
-    names_more = names_more or names_container(fields.container) or names_by_id(fields.prompt)
+    has_stored_prompt = names_by_id(fields.prompt)  # which has tools of its own
+    names_more = names_more or names_container(fields.container) or has_stored_prompt
     turns = fields.messages if fields.messages is not NOTHING else fields.input
     return BodyFacts(
         fields.model[:MODEL_LIMIT] if fields.model is not None else None,
@@ -151,7 +158,7 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         _is_given(fields.previous_response_id) or _is_given(fields.conversation),
         names_more or names_kept(body, turns),
         bool(fields.background),
-        runs_tools or first_byte(fields.mcp_servers) == b"[",
+        runs_tools or has_stored_prompt or first_byte(fields.mcp_servers) == b"[",
     )
 
 

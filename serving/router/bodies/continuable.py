@@ -68,6 +68,7 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TURNS = msgspec.json.Decoder(list[_Turn])
 _PARTS = msgspec.json.Decoder(list[_Part])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_IDS = msgspec.json.Decoder(list[int])
 
 
 def fields_of(body: bytes) -> Mapping[str, msgspec.Raw]:
@@ -107,5 +108,6 @@ def _is_one(prompt: msgspec.Raw) -> bool:
     if bytes(memoryview(prompt)[:1]) == b'"':
         return True
     parts = _LIST.decode(prompt)
-    kinds = {bytes(memoryview(part)[:1]) for part in parts}
-    return bool(parts) and (len(parts) == 1 or b'"' not in kinds) and b"[" not in kinds
+    if len(parts) == 1 and bytes(memoryview(parts[0])[:1]) == b'"':
+        return True
+    return bool(_IDS.decode(prompt))

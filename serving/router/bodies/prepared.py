@@ -26,6 +26,9 @@ PLAIN_LIMIT = 64 << 20  # bytes of a body without its compression
 VALUES_LIMIT = 1 << 20  # commas, brackets and braces of a JSON body, outside its texts
 _TEXTS_LIMIT = 4 << 20  # quotation marks in a body whose texts are looked for
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_MEMBERS_LIMIT = 8  # of gzip in one body; each costs a copy of the rest
+# Of a body that cannot be read: it may name what somebody keeps, or be a thing that is done but once.
+UNREAD = BodyFacts(has_state=True, names_kept=True, is_unread=True)
 ModelsByService: TypeAlias = Mapping[str, tuple[str, ...]]  # names at the endpoints of each service
 
 
@@ -55,7 +58,8 @@ def prepare(
         return Prepared()
     facts: BodyFacts | None = None
     is_messages = route.endswith("/v1/messages")
-    plain = _plain(body, headers)
+    unpacked = _plain(body, headers)
+    plain = unpacked or b""
     if (refusal := _too_complex(plain, headers, route)) is not None:
         return Prepared(refusal=refusal)
     if by_service is not None:
@@ -79,19 +83,31 @@ def prepare(
         return Prepared(refusal=Refusal(400, "invalid_json", message))
     if facts is not None and facts.continuable and value_of(headers, b"content-encoding") is not None:
         facts = replace(facts, continuable=False)  # nothing can be read of it when that is needed
+    if unpacked is None or (facts is None and not _is_form(headers)):
+        facts = replace(UNREAD, model=facts.model if facts is not None else None)
     return Prepared(facts or BodyFacts(), bodies)
 
 
-def _plain(body: bytes, headers: RawHeaders) -> bytes:
-    """The body without its compression, for reading alone; an engine gets it as it came."""
+def _plain(body: bytes, headers: RawHeaders) -> bytes | None:
+    """The body without its compression, for reading alone; an engine gets it as it came. None: how it is
+    compressed is not known, or it is damaged."""
     encoding = (value_of(headers, b"content-encoding") or "").strip().lower()
     bits = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-    if encoding not in bits:
+    if encoding in ("", "identity"):
         return body
-    try:
-        return zlib.decompressobj(bits[encoding]).decompress(body, PLAIN_LIMIT + 1)
-    except zlib.error:
-        return b""
+    plain, rest = b"", body
+    for _ in range(_MEMBERS_LIMIT if encoding in bits else 0):
+        member = zlib.decompressobj(bits[encoding])
+        try:
+            plain += member.decompress(rest, PLAIN_LIMIT + 1 - len(plain))
+        except zlib.error:
+            return None
+        rest = member.unused_data
+        if len(plain) > PLAIN_LIMIT or (member.eof and not rest):
+            return plain
+        if not member.eof:
+            return None
+    return None
 
 
 def _too_complex(plain: bytes, headers: RawHeaders, route: str) -> Refusal | None:

@@ -29,13 +29,14 @@ _CONTAINER = msgspec.json.Decoder(_Container)
 
 
 def read_tools(tools: msgspec.Raw) -> tuple[bool, bool]:
-    """(whether the server runs one of these, whether one names what only an account can read)."""
+    """(whether the server runs one of these, whether one names what only an account can read). Of a list that
+    cannot be read both are so: one engine may pass over what another refuses."""
     if first_byte(tools) != b"[":
         return False, False
     try:
         found = _TOOLS.decode(tools)
     except (ValueError, RecursionError):
-        return False, False  # no list of objects: no engine takes it
+        return True, True
     served = [one for one in found if bytes(one.type) not in _OF_CLIENTS]
     return bool(served), any(
         is_filled(one.vector_store_ids, b"[") or names_container(one.container) for one in served

@@ -328,7 +328,8 @@ class Exchange:
     def attempt_beside(self) -> Attempt | None:
         """The request to stable, beside the attempt under way; None: there is none, or a second would make
         something twice."""
-        chosen = None if self.start.creates else self._attempts.beside()
+        is_once = self.start.is_once or self.start.creates
+        chosen = None if is_once else self._attempts.beside()
         try:
             return self._sender.send_beside(*chosen) if chosen is not None else None
         except NotRenamed:

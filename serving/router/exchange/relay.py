@@ -211,8 +211,11 @@ class Relay:
         self._end()
         self._exchange.stopped()
         action: Action = Step.AGAIN
-        if self._has_begun:
-            action = self._exchange.broken("cut", now_s=boot_s())
+        try:
+            if self._has_begun:
+                action = self._exchange.broken("cut", now_s=boot_s())
+        except Exception:
+            log.exception("internal error", extra={"request": self._exchange.request_id})
         if not self._exchange.is_over:
             self._exchange.refused(refusal, now_s=boot_s())
         if isinstance(action, Deliver) and action.then in ("end", "break"):

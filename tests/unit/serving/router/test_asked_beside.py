@@ -96,6 +96,19 @@ def test_the_answer_that_is_under_way_is_kept_whatever_becomes_of_the_canary(
     assert took_s == pytest.approx(35.0, abs=0.5)
 
 
+@pytest.mark.parametrize(
+    "body", [{"tools": [{"type": "mcp", "server_url": "https://mail", "require_approval": "never"}]}]
+)
+def test_a_request_whose_server_acts_is_not_sent_beside_a_canary_that_may_be_acting(
+    body: dict[str, Any],
+) -> None:
+    read, times, took_s = stopped([whole("canary", 30.0)], [whole("stable", 1.0)], **body)
+
+    assert b"from canary" in read
+    assert times == {"canary": [0.0], "stable": []}
+    assert took_s == pytest.approx(30.0, abs=0.5)
+
+
 def test_a_stream_of_stable_reaches_the_client_from_the_moment_the_canary_fails() -> None:
     stable: list[Piece] = [(1.0, head()), (1.0, chunked(HALF)), (14.0, chunked(FINISH)), (0.0, LAST_CHUNK)]
     read, times, took_s = stopped([json_of(b"{}", 30.0, 500)], [stable], stream=True)

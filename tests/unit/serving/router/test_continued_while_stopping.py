@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from serving.router.exchange.exchange import Exchange
 from serving.router.types import Limits
 from tests.fakes.token_engine import PROMPT, TokenEngine
 from tests.fakes.virtual_wire import LAST_CHUNK, Piece, chunked, head, virtual_time, wire
@@ -87,3 +88,42 @@ def test_stable_writes_no_more_once_the_client_has_the_canarys_answer() -> None:
 
     assert text_of(read) == ENGINE.text
     assert (asked, is_writing) == ([CHAT[0]], False)
+
+
+def test_an_error_of_our_own_at_one_request_keeps_no_other_client_and_no_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One of two streams that are open at the end of the drain raises when it is to be continued."""
+    continued = Exchange._begin_continued
+    raised: list[str] = []
+
+    def raising(self: Exchange, *args: Any) -> Any:
+        if not raised:
+            raised.append(self.request_id)
+            raise ValueError("an error of our own")
+        return continued(self, *args)
+
+    async def go() -> tuple[list[bytes], bool, int]:
+        def of_canary(path: str, body: dict[str, Any]) -> Sequence[Piece]:
+            events = ENGINE.events(path, body)[:5] if path else []
+            return [begun(path, body, 0.1), *((0.2, chunked(one)) for one in events)] if path else ()
+
+        made = await wire(stable, weight_bp=9999, canary=of_canary, limits=Limits())
+        monkeypatch.setattr(Exchange, "_begin_continued", raising)
+        sent = [made.send(OF_IDS[0], {**OF_IDS[1], "user": f"u{i}", "stream": True}) for i in range(3)]
+        await asyncio.sleep(3.0)
+        stopped: list[bool] = []
+
+        async def stop() -> None:
+            stopped.append(True)
+
+        monkeypatch.setattr(made.front._background, "stop", stop, raising=False)
+        await made.front.stop(drain_s=4.0)
+        return [one.read for one in sent], stopped == [True], len(made.front._connections)
+
+    with virtual_time() as loop:
+        read, is_stopped, left = loop.run_until_complete(go())
+
+    assert len(raised) == 1
+    assert all(b"stopping" in one for one in read)
+    assert (is_stopped, left) == (True, 0)

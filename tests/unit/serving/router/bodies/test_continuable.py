@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serving.router.bodies.body_facts import read_facts
 from serving.router.bodies.continuable import is_continuable
+from serving.router.exchange.takeover import tokenize_body
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 CHAT = {"model": "chat", "messages": MESSAGES, "stream": True}
@@ -74,6 +77,9 @@ def test_what_cannot_be_continued(fields: dict[str, object]) -> None:
         ("text", True),
         (["text"], True),
         ([1, 2, 3], True),
+        ([1.0, 2], False),
+        ([True], False),
+        ([None], False),
         (["a", "b"], False),
         ([[1, 2]], False),
         ([[1], [2]], False),
@@ -83,6 +89,14 @@ def test_what_cannot_be_continued(fields: dict[str, object]) -> None:
 )
 def test_a_completion_of_one_prompt_can_be_continued(prompt: object, expected: bool) -> None:
     assert is_continuable(json.dumps({"model": "chat", "prompt": prompt}).encode()) is expected
+
+
+@given(prompt=st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
+def test_what_can_be_continued_has_a_prompt(prompt: object) -> None:
+    body = json.dumps({"model": "chat", "prompt": prompt}).encode()
+
+    if is_continuable(body):
+        assert tokenize_body(body)
 
 
 @pytest.mark.parametrize(("more", "expected"), [(0, True), (1, False)])

@@ -14,6 +14,9 @@ SERVED = {
     "web search": {"tools": [{"type": "web_search"}]},
     "of messages": {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
     "mcp of messages": {"mcp_servers": [{"type": "url", "url": "https://mail"}]},
+    "of a stored prompt": {"prompt": {"id": "pmpt_1"}},
+    "a list of anything": {"tools": [{"type": "mcp"}, "x"]},
+    "no objects": {"tools": ["mcp"]},
 }
 OF_CLIENTS = {
     "none": {},
@@ -21,7 +24,6 @@ OF_CLIENTS = {
     "functions": {"tools": [FUNCTION, {"type": "custom", "name": "b"}]},
     "of messages": {"tools": [{"name": "a", "input_schema": {"type": "object"}}]},
     "no list": {"tools": {"type": "mcp"}},
-    "no objects": {"tools": ["mcp"]},
 }
 
 
