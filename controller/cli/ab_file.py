@@ -85,20 +85,36 @@ def judge_file(
         whole = compare(scored)
         names, rare = _largest(np.asarray(columns[by])[units.row[scored]] if by is not None else np.empty(0))
         parts = correct_categories({str(name): compare(scored[names == name]) for name in np.unique(names)})
+        selected = _selected(units, scored, names)
     except ValueError as exc:
         raise BadInput(f"{metric}: {exc}") from exc
     invalid = units.crossing() if units.is_broken else validity.reason()
     rows = [_row("(all)", whole, whole.p_value, whole.verdict)]
     rows += [_row(part.category, part.result, part.adjusted_p, part.verdict) for part in parts]
-    if invalid is not None:
-        rows = [row | {"verdict": AbVerdict.INVALID.value} for row in rows]
+    broken = set(selected) if invalid is None else {row["category"] for row in rows}
+    rows = [row | {"verdict": AbVerdict.INVALID.value} if row["category"] in broken else row for row in rows]
     notes = _notes(whole, [part.result for part in parts], invalid, units)
+    notes += [f"invalid: {name}: {why}; was {by} known before the draw?" for name, why in selected.items()]
     if rare:
         notes.append(f"{OTHER}: the {rare} smallest categories as one")
     if unanswered:
         counted = f"at {SLOWEST_S:g} s or the slowest" if metric in TIMES else "for nothing"
         notes.append(f"{unanswered} requests without an answer ({causes}) count {counted}")
     return FileReport(metric=metric, method=whole.method, rows=rows, notes=[*evidence.notes, *notes])
+
+
+def _selected(units: AbUnits, scored: NDArray[np.intp], names: NDArray[Any]) -> dict[str, str]:
+    """Why units do not fit the split, by category: one that was known only after the draw selects units by
+    their answers. names: of the scored units."""
+    found: dict[str, str] = {}
+    known = np.unique(names)
+    for name in known:
+        chosen = scored[names == name]
+        validity = AbValidity(among=len(known))
+        validity.add(units.is_b[chosen], units.w[chosen], np.ones(len(chosen)))
+        if (why := validity.split_reason()) is not None:
+            found[str(name)] = why
+    return found
 
 
 def _largest(names: NDArray[Any]) -> tuple[NDArray[Any], int]:

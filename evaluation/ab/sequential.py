@@ -117,7 +117,7 @@ class SequentialTest:
             a.mean if a.n else None,
             b.mean if b.n else None,
             b.mean - a.mean if both else None,
-            self._interval(),
+            self._interval() if both else None,
             "win rate" if is_value else "difference",
             self._win_rate() if both else None,
             cohens_d(a.moments, b.moments),

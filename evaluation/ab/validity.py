@@ -29,8 +29,9 @@ FALSE_ALARM = SPLIT_ALPHA + 2 * MISSING_ALPHA
 class AbValidity:
     """The two validity tests of one A/B test."""
 
-    def __init__(self) -> None:
-        self._split = Channel(SampleRatioBet(), limit=math.log(1 / SPLIT_ALPHA))
+    def __init__(self, among: int = 1) -> None:
+        """among: how many categories are tested beside each other; the split's alpha is for all of them."""
+        self._split = Channel(SampleRatioBet(), limit=math.log(among / SPLIT_ALPHA))
         # Whether missing or present outcomes are the rarer depends on who grades, so both are tested.
         self._presence = tuple(
             Presence(on_present=present, max_missing=1.0, restart_share=0.0, is_judged=True)
@@ -66,11 +67,17 @@ class AbValidity:
         self._units_b += int(arm.sum())
         self._w_total += float(probability.sum())
 
+    def split_reason(self) -> str | None:
+        """Why B's share of the units does not fit the split, in one line; None: it fits so far."""
+        if not self._split.decision.is_reached:
+            return None
+        share, split = self._units_b / self._units, self._w_total / self._units
+        return f"B has {share:.1%} of the units, the split is {split:.1%}"
+
     def reason(self) -> str | None:
         """Why the test is INVALID, in one line; None: it is valid so far."""
-        if self._split.decision.is_reached:
-            share, split = self._units_b / self._units, self._w_total / self._units
-            return f"B has {share:.1%} of the units, the split is {split:.1%}; units of one side are lost"
+        if (why := self.split_reason()) is not None:
+            return f"{why}; units of one side are lost"
         if any(presence.channel.decision.is_reached for presence in self._presence):
             return (
                 "outcomes are missing more often on one side; grade both sides alike, or, where it fails "

@@ -231,3 +231,29 @@ def test_create_refuses_a_twin_policy_in_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(BadSpec, match="policy has twin, which runs A against itself; leave it out"):
         run_ab("create", "chat", "--model", "/b", "--policy", str(policy))
+
+
+@pytest.mark.parametrize("mode", [[], ["--fixed"]])
+def test_a_category_that_the_answer_decides_names_no_winner(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
+) -> None:
+    """B's answers below 0.5 end by `length`: the same answers on both sides, but not in each category."""
+    rng = np.random.default_rng(3)
+    lines = []
+    for i in range(1500):
+        arm, score = int(rng.random() < 0.5), float(rng.random())
+        topic = "length" if arm and score < 0.5 else "stop"
+        row = {"t_s": i, "unit": f"u{i}", "arm": arm, "w": 0.5, "assigned_by": "request"}
+        lines.append(json.dumps(row | {"quality": score, "topic": topic}) + "\n")
+    (tmp_path / "e.jsonl").write_text("".join(lines))
+
+    run_ab("judge", str(tmp_path / "e.jsonl"), "--by", "topic", "-o", "json", *mode)
+
+    report = json.loads(capsys.readouterr().out)
+    assert {row["category"]: row["verdict"] for row in report["rows"]} == {
+        "(all)": "no difference shown",
+        "length": "invalid",
+        "stop": "invalid",
+    }
+    assert next(row for row in report["rows"] if row["category"] == "length")["interval"] is None
+    assert [note for note in report["notes"] if "was topic known before the draw?" in note]
