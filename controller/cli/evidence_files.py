@@ -50,6 +50,7 @@ from controller.cli.evidence_sources import (
     recognised,
 )
 from controller.cli.evidence_units import find_unit
+from controller.cli.router_records import NOTE, is_of_router, rows_of_records
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, UNANSWERED, WAITS
 from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses, near_name
@@ -160,6 +161,9 @@ def _collected(refused: list[str]) -> Iterator[None]:
 
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
+    is_router = is_of_router(table)
+    if is_router:
+        table = rows_of_records(table, (*extra, *options.covariates))
     table, repeats = unpacked(_renamed(table, extra))
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
@@ -172,7 +176,7 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
         {name: s for name, s in sources.items() if not options.ignore & {name, *s.all_columns}}
         for sources in (own, found)
     )
-    sources, notes = {**found, **own, **given}, []
+    sources, notes = {**found, **own, **given}, [NOTE] if is_router else []
     if repeats:
         notes.append(f"{repeats} scores repeat one of the same request and name: the first counts, as live")
     if log is not None and log.only is not None and log.only[0] in table.columns:
