@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 
 from serving.messages import STABLE
-from serving.router.types import Limits
+from serving.router.front.paths import find_target
+from serving.router.types import Limits, Refusal
 from tests.fakes.router_rig import CHAT, Behaviour, Engine, Rig, router_rig
 from tests.fakes.token_engine import Answer, TokenEngine
 
@@ -185,3 +186,29 @@ async def test_a_ping_of_the_router_is_no_answer_of_the_canary() -> None:
     assert answer.content.startswith(b"event: ping\n")
     assert answer.content.endswith(START + BLOCK + said("Hi") * 2 + b"".join(END))
     assert (record.outcome, record.error, record.cause) == ("fallback", True, "timeout")
+
+
+# ---- WebSockets
+
+
+@pytest.mark.parametrize("path", ["/chat/v1/responses", "/v1/responses", CHAT, MESSAGES])
+async def test_an_offer_of_a_websocket_where_none_is_served_is_426(path: str) -> None:
+    async with router_rig() as rig:
+        offered = await rig.client.get(path, headers=OFFER)
+        plain = await rig.client.get(path)
+        after = await rig.ask()
+
+    assert (offered.status_code, offered.headers["upgrade"]) == (426, "HTTP/1.1")
+    assert offered.headers["connection"].lower().replace(" ", "").split(",") == ["upgrade", "close"]
+    assert "over HTTP" in json.dumps(offered.json())
+    assert (plain.status_code, plain.headers["allow"]) == (405, "POST")
+    assert after.status_code == 200
+
+
+def test_an_offer_of_a_websocket_to_one_of_several_services_is_426_too() -> None:
+    found = find_target("GET", b"/v1/responses", ("a", "b"), is_websocket=True)
+    unknown = find_target("GET", b"/responses", ("a", "b"), is_websocket=True)
+
+    assert isinstance(found, Refusal)
+    assert isinstance(unknown, Refusal)
+    assert (found.status, found.code, unknown.status) == (426, "upgrade_required", 404)
