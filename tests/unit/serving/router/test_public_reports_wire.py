@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from aiohttp import web
 
 from serving.messages import STABLE
 from serving.router.front.paths import find_target
 from serving.router.types import Limits, Refusal
+from serving.targets import is_stateful, methods_of
 from tests.fakes.router_rig import CHAT, Behaviour, Engine, Rig, router_rig
 from tests.fakes.token_engine import Answer, TokenEngine
 
@@ -212,3 +216,38 @@ def test_an_offer_of_a_websocket_to_one_of_several_services_is_426_too() -> None
     assert isinstance(found, Refusal)
     assert isinstance(unknown, Refusal)
     assert (found.status, found.code, unknown.status) == (426, "upgrade_required", 404)
+
+
+# ---- routes of the Responses API
+
+
+def test_every_verb_of_openais_client_is_a_route() -> None:
+    folder = Path(openai.__file__).parent / "resources" / "responses"
+    verbs = {
+        one for file in folder.glob("*.py") for one in re.findall(r'"(/responses/\w+)"', file.read_text())
+    }
+
+    assert verbs >= {"/responses/compact", "/responses/input_tokens"}
+    assert {methods_of(f"/v1{verb}") for verb in verbs} == {("POST",)}
+    assert not any(is_stateful(f"/v1{verb}") for verb in verbs)
+
+
+@pytest.mark.parametrize("one", ["resp_1", "compact_1", "compact-1", "input_tokens.2"])
+def test_an_id_may_begin_like_a_verb(one: str) -> None:
+    assert methods_of(f"/v1/responses/{one}") == ("GET", "DELETE")
+    assert methods_of(f"/v1/responses/{one}/cancel") == ("POST",)
+
+
+@pytest.mark.parametrize("verb", ["compact", "input_tokens"])
+async def test_what_is_done_with_responses_is_no_id_of_one(verb: str) -> None:
+    async with router_rig() as rig:
+        posted = await rig.client.post(f"/chat/v1/responses/{verb}", json={"model": "chat", "input": "q"})
+        got = await rig.client.get(f"/chat/v1/responses/{verb}")
+        below = await rig.client.post(f"/chat/v1/responses/{verb}/cancel")
+        seen = [(one.method, one.path) for one in rig.stable.seen]
+        records = rig.records()
+
+    assert (posted.status_code, posted.headers["x-canaryctl-arm"]) == (200, "stable")
+    assert seen == [("POST", f"/v1/responses/{verb}")]
+    assert (rig.canary.seen, records) == ([], [])
+    assert (got.status_code, got.headers["allow"], below.status_code) == (405, "POST", 404)
