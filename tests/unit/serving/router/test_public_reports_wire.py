@@ -63,7 +63,8 @@ def late(
 
 def at_each_blank_line(data: bytes) -> list[str]:
     """The data of the events of a decoder that ends one at each blank line, as openai-go's did."""
-    found, lines = [], []
+    found: list[str] = []
+    lines: list[str] = []
     for line in data.decode().split("\n")[:-1]:
         if not line:
             found.append("\n".join(lines))
