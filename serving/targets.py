@@ -44,6 +44,9 @@ _OTHER_PATHS = {
     REALTIME: ("GET",),
     "/v1/models": ("GET",),
     "/v1/messages/count_tokens": ("POST",),
+    "/v1/responses/input_tokens": ("POST",),
+    # A conversation made short, in items that only the account which made them can read.
+    "/v1/responses/compact": ("POST",),
     "/tokenize": ("POST",),
     "/detokenize": ("POST",),
     # Stable keeps what is made here. vLLM has no such routes, endpoints do.
@@ -53,11 +56,13 @@ _OTHER_PATHS = {
 _METHODS = dict.fromkeys(ELIGIBLE_PATHS, ("POST",)) | _OTHER_PATHS
 # As other gateways make them too: with = : @ +, and longer than any of OpenAI's. The path has its own limit.
 _ID = r"[A-Za-z0-9_~-][A-Za-z0-9._~=:@+-]*"
+# Of a response, where OpenAI's API and vLLM (render) have verbs too.
+_RESPONSE = rf"/v1/responses/(?!(?:compact|input_tokens|render)(?:/|$)){_ID}"
 # What an id names is kept by one engine alone: that of the request which made it.
 _STATEFUL_PATHS = (
-    (re.compile(rf"/v1/responses/(?!render\b){_ID}"), ("GET", "DELETE")),  # render is a route of vLLM
-    (re.compile(rf"/v1/responses/{_ID}/cancel"), ("POST",)),
-    (re.compile(rf"/v1/responses/{_ID}/input_items"), ("GET",)),
+    (re.compile(_RESPONSE), ("GET", "DELETE")),
+    (re.compile(rf"{_RESPONSE}/cancel"), ("POST",)),
+    (re.compile(rf"{_RESPONSE}/input_items"), ("GET",)),
     (re.compile(rf"/v1/files/{_ID}"), ("GET", "DELETE")),
     (re.compile(rf"/v1/files/{_ID}/content"), ("GET",)),
     (re.compile(rf"/v1/batches/{_ID}"), ("GET",)),

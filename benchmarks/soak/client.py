@@ -7,8 +7,8 @@ An answer is right when its status is 200 and it is one of these:
   an engine does not write, the whole text, one finish, the usage of both parts if it was asked for, and one
   [DONE].
 
-Comments that keep a connection alive are taken out first. The parser is httptools' for answers, so that the
-framing is checked by other code than the router's.
+Keep-alives, which are comments or pings, are taken out first. The parser is httptools' for answers, so that
+the framing is checked by other code than the router's.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any, Literal, cast
 
 import httptools
 
-from benchmarks.soak.answers import CHAT, Kind, answer_of, body_of, kind_of, plain
+from benchmarks.soak.answers import CHAT, MESSAGES, Kind, answer_of, body_of, kind_of, plain
 
-KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVES = b": keep-alive\n", b'event: ping\ndata: {"type": "ping"}\n\n'  # that of `/v1/messages` last
 ANSWER_S = 180.0  # a client gives up after this: a failure
 How = Literal["canary", "stable", "stitched"]
 
@@ -38,8 +38,9 @@ def check(kind: Kind, body: bytes, data: bytes) -> How:
     """Whose answer this is. Raises NotRight."""
     fields = json.loads(body)
     if kind.is_stream:
-        while data.startswith(KEEP_ALIVE) or b"\n\n" + KEEP_ALIVE in data:
-            data = data.removeprefix(KEEP_ALIVE).replace(b"\n\n" + KEEP_ALIVE, b"\n\n")
+        keep_alive = KEEP_ALIVES[kind.path == MESSAGES]
+        while data.startswith(keep_alive) or b"\n\n" + keep_alive in data:
+            data = data.removeprefix(keep_alive).replace(b"\n\n" + keep_alive, b"\n\n")
     expected = {arm: answer_of(arm, kind.path, fields) for arm in ("canary", "stable")}
     for arm, events in expected.items():
         if data == plain(events):

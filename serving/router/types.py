@@ -107,7 +107,7 @@ class Limits:
     idle_s: float = 300.0  # between bytes
     stall_s: float = 30.0  # between bytes: later it is an error on either arm, and the canary is replaced
     tokenize_s: float = 15.0  # until stable has tokenized the prompt of a stream that it takes over
-    keep_alive_s: float = 5.0  # after which a client that waits for a held answer gets a comment
+    keep_alive_s: float = 5.0  # after which a client that waits for a stream gets a comment or a ping
     connection_age_s: float = 60.0  # of a kept connection to an engine, which is then closed
     mirror_s: float = 300.0  # for a whole copy of a request to a mirrored canary
     table_s: float = 5.0  # until a router that has just started has its first table

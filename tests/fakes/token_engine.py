@@ -155,7 +155,9 @@ class Answer:
 
     def __post_init__(self) -> None:
         assert self.data.endswith(b"\n\n"), self.data[-80:]
-        events = [one for one in self.data[:-2].split(b"\n\n") if not one.startswith(b":")]
+        lines = self.data[:-2].split(b"\n")
+        events = b"\n".join(line for line in lines if not line.startswith(b":")).split(b"\n\n")
+        events = [one for one in events if one]  # of comments alone
         assert events[-1] == b"data: [DONE]", events[-1]
         shapes = set()
         for index, raw in enumerate(events[:-1]):

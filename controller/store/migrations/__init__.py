@@ -65,7 +65,7 @@ def migrate(db: sa.Connection) -> None:
     if is_old and stored_schema(db) >= FIRST_OF_ALEMBIC:
         db.execute(sa.text(f"ALTER TABLE {OLD_VERSION_TABLE} RENAME TO {VERSION_TABLE}"))
     config = Config()
-    config.set_main_option("script_location", str(FOLDER))
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))  # of a configparser
     config.attributes["connection"] = db
     config.attributes["version_table"] = VERSION_TABLE
     command.upgrade(config, "head")

@@ -155,7 +155,7 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         # What holds none of these has no such turn: most bodies are not read a second time.
         _opening(fields) if _ASSISTANT in body or _CALL in body or _REASONING in body else None,
         streams and is_continuable(body),
-        _is_given(fields.previous_response_id) or _is_given(fields.conversation),
+        _names_state(fields.previous_response_id) or _names_state(fields.conversation),
         names_more or names_kept(body, turns),
         bool(fields.background),
         runs_tools or has_stored_prompt or first_byte(fields.mcp_servers) == b"[",
@@ -196,6 +196,11 @@ def _value(raw: msgspec.Raw) -> Any:
 
 def _is_given(raw: msgspec.Raw) -> bool:
     return raw is not NOTHING and bytes(raw) != b"null"
+
+
+def _names_state(raw: msgspec.Raw) -> bool:
+    """Whether it is an id or an object with one. Some clients send the field always, empty."""
+    return bool(_text(raw)) or names_by_id(raw)
 
 
 def _text(raw: msgspec.Raw) -> str | None:

@@ -23,7 +23,7 @@ Rules:
 4. A stream that is cut later is continued by stable (`continued.py`), where the engine has named the ids
    of its tokens and stable has the same vocabulary (`cover.py`). Else it ends with an error event.
 5. Late commit: a canary's stream that could not be continued is held until it is whole, up to HOLD_LIMIT.
-   It ends when the canary has the full weight. Who waits for a stream is sent comments (`waited`).
+   It ends when the canary has the full weight. Who waits for a stream is kept alive (`waited`).
 6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
    events are passed on, so that another can always follow.
 7. A request still open after `settle_s` is recorded as open, its end is not (`record.py`).
@@ -272,7 +272,7 @@ class Exchange:
         if self.is_over or not is_waiting:
             return Step.HOLD
         since_s = self.seen.last_byte_s if self._continued is not None else None
-        return self._out.comment(now_s, self._context.limits.keep_alive_s, since_s) or Step.HOLD
+        return self._out.keep_alive(now_s, self._context.limits.keep_alive_s, since_s) or Step.HOLD
 
     def _deliver(self, data: bytes, then: Literal["more", "end", "break"] = "more") -> Deliver:
         """What was held, and these bytes, for the client."""

@@ -2,8 +2,8 @@
 
 Rules:
 1. Of an answer that fails while it is held back the client has seen nothing: another takes its place.
-2. A client that waits for a stream, held or not begun, is sent its head and comments, which commit nobody.
-   What follows is then part of that stream: an answer that is no stream becomes an error event.
+2. A client that waits for a stream, held or not begun, is sent its head, then comments or pings, which commit
+   nobody. What follows is then part of that stream: an answer that is no stream becomes an error event.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from typing import Literal
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.exchange.held import FREE, HeldBytes
 from serving.router.headers import value_of
-from serving.router.types import Deliver, Head, Refusal
+from serving.router.types import Deliver, Head, Refusal, is_anthropic
 
 HOLD_LIMIT = 1 << 20  # bytes of an answer that are held back at most
-KEEP_ALIVE = b": keep-alive\n\n"
+# One line end: a blank line would end an event, an empty one, for clients that ask only for the blank line.
+KEEP_ALIVE = b": keep-alive\n"
+# Agents on Anthropic's API count events, of which a comment is none, and give up on a stream without any. Its
+# pings may come anywhere in a stream, and clients pass over them.
+PING = b'event: ping\ndata: {"type": "ping"}\n\n'
 UNBUFFERED = (b"x-accel-buffering", b"no")
 
 
@@ -30,6 +34,7 @@ class Outgoing:
         "_held_bytes",
         "_is_muted",
         "_is_unread",
+        "_keep_alive",
         "_path",
         "_sent_s",
         "holds_all",
@@ -40,6 +45,7 @@ class Outgoing:
     def __init__(self, now_s: float, budget: HeldBytes, path: str) -> None:
         self._budget = budget
         self._path = path  # of the request, by which an error has its shape
+        self._keep_alive = PING if is_anthropic(path) else KEEP_ALIVE
         self.is_committed = False  # something of the current answer
         self.is_head_sent = False
         self.holds_all = False  # late commit: until the answer is whole
@@ -48,11 +54,11 @@ class Outgoing:
         self._held_bytes = 0  # counted in the budget
         self._is_muted = False  # what else comes of the answer has no place in the client's stream
         self._is_unread = False  # the client has left
-        self._sent_s = now_s  # when it was last sent a comment, or began to wait
+        self._sent_s = now_s  # when it was last sent a keep-alive, or began to wait
 
     def begin(self, head: Head, *, is_stream: bool = False) -> None:
         """The head of an answer, which is held back."""
-        # nginx would collect the events of a stream, and the comments that keep a client waiting.
+        # nginx would collect the events of a stream, and what keeps a client waiting.
         if is_stream and value_of(head.headers, UNBUFFERED[0]) is None:
             head = Head(head.status, [*head.headers, UNBUFFERED])
         self._head = head
@@ -116,8 +122,8 @@ class Outgoing:
         """
         return ((is_stream and self._head is not None) or self.is_head_sent) and not self.is_committed
 
-    def comment(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
-        """A comment for a client that waits, when one is due; None: not yet. since_s: of the last event."""
+    def keep_alive(self, now_s: float, every_s: float, since_s: float | None) -> Deliver | None:
+        """What a client that waits is sent, when that is due; None: not yet. since_s: of the last event."""
         if now_s - max(self._sent_s, since_s or 0.0) < every_s or (
             self._head is None and not self.is_head_sent
         ):
@@ -127,7 +133,7 @@ class Outgoing:
         if self.is_head_sent:
             head = None
         self.is_head_sent = True
-        return Deliver(head, KEEP_ALIVE)
+        return Deliver(head, self._keep_alive)
 
 
 def cut_event(service: str, scan: AnswerScan | None) -> bytes:

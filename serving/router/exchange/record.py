@@ -15,7 +15,7 @@ Rules:
    client leaves after the first content. The canary's shows nothing until its end, so that only clients of
    stable could stop reading in mid-answer. Such an answer is read to its end, for the record alone. For the
    same reason no client that reads slowly holds it up (`relay.py`). Before the first content the clients of
-   both arms are sent the same comments.
+   both arms are sent the same keep-alives.
 6. What is whole but for its usage is recorded as the assigned arm gave it: neither the usage that another
    engine adds nor another engine's whole answer changes its times and counts.
 """

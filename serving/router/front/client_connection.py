@@ -219,7 +219,7 @@ class ClientConnection(asyncio.Protocol):
             return
         parsed, front = parser.requests.popleft(), self._front
         self._request = parsed
-        found = find_target(parsed.method, parsed.target, front.services)
+        found = find_target(parsed.method, parsed.target, front.services, is_websocket=parsed.is_websocket)
         is_own = front.is_own(parsed.target, found)
         crowd = None if is_own else front.places.refusal(self)
         self._framing.begin(

@@ -16,6 +16,7 @@ from serving.targets import QUERY_LIMIT, Target, methods_of, normalised
 
 _MODEL = "/v1/models/"
 SHOWN_LIMIT = 100  # bytes of a refused path in its error
+_TO_HTTP = ((b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade"))  # a 426 names what is spoken
 _SCHEME_AND_HOST = re.compile(rb"^https?://[^/?#]*", re.IGNORECASE)
 
 
@@ -28,10 +29,13 @@ class Found:
 
 
 @lru_cache(maxsize=1024)
-def find_target(method: str, raw: bytes, services: tuple[str, ...]) -> Found | Refusal:
+def find_target(
+    method: str, raw: bytes, services: tuple[str, ...], *, is_websocket: bool = False
+) -> Found | Refusal:
     """The listed path that a request's target names, without the service's prefix; a Refusal for any other.
 
-    raw: as it was sent, with the query.   services: that the router serves.
+    raw: as it was sent, with the query.   services: that the router serves.   is_websocket: the request is
+    the handshake of a WebSocket. Where GET is a method the offer is ignored (RFC 9110, 7.8).
     """
     raw = _SCHEME_AND_HOST.sub(b"", raw).partition(b"#")[0]  # neither has a meaning for us
     raw_path, _, query = raw.partition(b"?")
@@ -44,7 +48,11 @@ def find_target(method: str, raw: bytes, services: tuple[str, ...]) -> Found | R
     if path is None or not allowed:
         return _unknown_path(method, raw_path, path or "", services)
     if method not in allowed and method != "OPTIONS" and not (method == "HEAD" and "GET" in allowed):
-        message = f"{method} is not a method of {path}; send {' or '.join(allowed)}"
+        sent = " or ".join(allowed)
+        if is_websocket:  # on this status alone Codex goes on by HTTP at once
+            message = f"{path} is served over HTTP alone, not over a WebSocket; send {sent} over HTTP"
+            return Refusal(426, "upgrade_required", message, _TO_HTTP)
+        message = f"{method} is not a method of {path}; send {sent}"
         return Refusal(405, "method_not_allowed", message, ((b"allow", ", ".join(allowed).encode()),))
     if len(query) > QUERY_LIMIT:
         message = f"a query of {len(query)} bytes exceeds {QUERY_LIMIT}; correct the address"

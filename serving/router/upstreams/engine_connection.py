@@ -41,6 +41,9 @@ class EngineConnection(asyncio.Protocol):
         self.is_reused = False
         self.is_closed = False
         self._parser = httptools.HttpResponseParser(self)
+        # Some servers pad a chunk's size with blanks, which nginx, httpd, HAProxy and Go read. What is
+        # passed on is framed anew, so nobody behind us can read another size.
+        self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
         self._headers: Headers = []
         self._status = 0
         self._head_bytes = self._answer_bytes = 0  # of the answer: with all that frames it

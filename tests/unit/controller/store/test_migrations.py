@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -45,6 +47,20 @@ def test_a_new_database_has_the_tables_that_the_code_expects(bare_url: str, engi
     SqlStore(bare_url).close()
 
     with engine.connect() as db:
+        assert _differences(db) == []
+
+
+def test_the_program_may_be_installed_below_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "venv-100% %(here)s é#" / "migrations"
+    shutil.copytree(migrations.FOLDER, folder)
+    monkeypatch.setattr(migrations, "FOLDER", folder)
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+
+    SqlStore(url).close()
+
+    with sa.create_engine(url).connect() as db:
         assert _differences(db) == []
 
 

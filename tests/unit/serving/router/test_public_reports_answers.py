@@ -12,7 +12,7 @@ from aiohttp import web
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.bodies.form import BadForm, read_form, written_form
 from serving.router.bodies.model_name import renamed
-from serving.router.exchange.outgoing import KEEP_ALIVE
+from serving.router.exchange.outgoing import KEEP_ALIVE, PING
 from serving.router.types import Attempt, Deliver, Refusal, Step
 from tests.fakes.router_rig import Behaviour, router_rig
 from tests.unit.serving.router.exchange.test_exchange import begin, core, request, table
@@ -301,7 +301,8 @@ def test_a_stream_that_waits_for_its_first_token_is_kept_alive(
     assert before is Step.HOLD
     assert [isinstance(one, Deliver) for one in waited] == [False, True, False, True]
     assert [one.head is not None for one in waited if isinstance(one, Deliver)] == [True, False]
-    assert {one.data for one in waited if isinstance(one, Deliver)} == {KEEP_ALIVE}
+    sent = PING if path == "/v1/messages" else KEEP_ALIVE
+    assert {one.data for one in waited if isinstance(one, Deliver)} == {sent}
 
 
 def test_a_comment_commits_nobody_to_the_canary() -> None:

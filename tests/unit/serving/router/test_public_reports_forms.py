@@ -110,6 +110,7 @@ KIND = b"content-type: application/json\r\n"
 SIZED = b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY.encode())
 OK = b"HTTP/1.1 200 OK\r\n"
 IN_CHUNKS = b"transfer-encoding: Chunked\r\ntrailer: x-t\r\n\r\n%x;a=b\r\n%s\r\n0\r\nx-t: 1\r\n\r\n"
+PADDED = b"transfer-encoding: chunked\r\n\r\n%x%s\r\n%s\r\n0%s\r\n\r\n"
 HEADS = {
     "early hints": b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + OK + KIND + SIZED,
     "100 that nobody asked for": b"HTTP/1.1 100 Continue\r\n\r\n" + OK + KIND + SIZED,
@@ -117,6 +118,8 @@ HEADS = {
     "http/1.0": b"HTTP/1.0 200 OK\r\n" + KIND + b"\r\n" + BODY.encode(),
     "no reason": b"HTTP/1.1 200\r\n" + KIND + SIZED,
     "trailer": OK + KIND + IN_CHUNKS % (len(BODY), BODY.encode()),
+    "blanks after a chunk's size": OK + KIND + PADDED % (len(BODY), b" \t  ", BODY.encode(), b"   "),
+    "blanks before an extension": OK + KIND + PADDED % (len(BODY), b" ;a=b", BODY.encode(), b""),
     "not ascii": OK + KIND + "x-n: é\r\n".encode() + SIZED,
     "a header of 100 kB": OK + KIND + b"x-big: " + b"a" * 100_000 + b"\r\n" + SIZED,
     "charset": OK + b"Content-Type: Application/JSON; Charset=UTF-8\r\n" + SIZED,
@@ -132,6 +135,16 @@ async def test_odd_heads(rig: Rig, name: str) -> None:
 
     assert (answer.status_code, answer.text) == (200, BODY)
     assert (one.error, one.outcome) == (False, "answered")
+
+
+@pytest.mark.parametrize("size", [b"%x 0", b" %x", b"%x x", b"%xx"])
+async def test_what_is_no_size_of_a_chunk_is_no_answer(rig: Rig, size: bytes) -> None:
+    head = OK + KIND + b"transfer-encoding: chunked\r\n\r\n" + size % len(BODY)
+    async with raw_engine(head + b"\r\n%s\r\n0\r\n\r\n" % BODY.encode()) as (url, _):
+        publish(rig, url)
+        answer = await rig.ask()
+
+    assert answer.status_code == 503
 
 
 async def test_a_101_that_nobody_asked_for_is_no_answer(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:

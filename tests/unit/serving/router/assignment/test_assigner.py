@@ -189,10 +189,15 @@ def test_an_answer_to_an_earlier_one_may_take_as_long_as_any_and_all_replicas_to
     assert refusal.status == 503
 
 
-@pytest.mark.parametrize("field", ["previous_response_id", "conversation"])
-def test_a_response_to_an_earlier_one_goes_to_the_engine_that_made_it_and_is_no_draw(field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [("previous_response_id", "resp_1"), ("conversation", "conv_1"), ("conversation", {"id": "conv_1"})],
+)
+def test_a_response_to_an_earlier_one_goes_to_the_engine_that_made_it_and_is_no_draw(
+    field: str, named: object
+) -> None:
     routed = Routed().use(stable=TWO, weight_bp=1)
-    exchange = routed.ask({field: "resp_1", "input": "and?"}, path="/v1/responses")
+    exchange = routed.ask({field: named, "input": "and?"}, path="/v1/responses")
     assert isinstance(exchange, Exchange)
     hosts = asked(exchange, {"s1": 404, "s2": 404, "canary": 200})
     record = routed.record()
@@ -243,9 +248,10 @@ def test_what_both_arms_can_read_is_drawn(stable: Arm, canary: Arm) -> None:
     assert routed.served(ENCRYPTED, path="/v1/responses").record.assigned_by == "sticky"
 
 
-def test_a_first_response_is_drawn() -> None:
-    body = {"previous_response_id": None, "input": "hi"}
-    record = Routed().use().served(body, path="/v1/responses").record
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation"])
+@pytest.mark.parametrize("nothing", [None, "", {}, {"id": ""}, {"id": None}, [], False])
+def test_a_first_response_is_drawn(field: str, nothing: object) -> None:
+    record = Routed().use().served({field: nothing, "input": "hi"}, path="/v1/responses").record
 
     assert record.assigned_by == "request"
 
