@@ -129,6 +129,10 @@ def _columns(reading: Reading, extra: Sequence[str], refused: list[str]) -> dict
             columns["arm"] = arms(reading)
     elif options.only_stable:
         columns["arm"] = np.zeros(len(reading.table), dtype=np.int64)
+        reading.notes.append(
+            "every row counts as stable's: no column is the arm; where a canary answered some, say which: "
+            "--map arm=COLUMN"
+        )
     if "w" in reading.sources:
         with _collected(refused):
             columns["w"] = numbers(reading, "w", reading.sources["w"])

@@ -142,3 +142,18 @@ def test_backtest_holds_a_canary_outside_the_written_entry(
 )
 def test_bounds_are_rounded_outward(value: float, rounded: float) -> None:
     assert round_down(value) == rounded
+
+
+def test_a_file_without_an_arm_says_that_every_row_counts_as_stables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = two_days()
+    with_arm = write(columns, tmp_path / "a.jsonl")
+    without = write({n: c for n, c in columns.items() if n != "arm"}, tmp_path / "b.jsonl")
+
+    said = []
+    for path in (with_arm, without):
+        canaryctl("observed", str(path))
+        said.append("every row counts as stable's" in "".join(capsys.readouterr()))
+
+    assert said == [False, True]
