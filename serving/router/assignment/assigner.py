@@ -42,6 +42,7 @@ from serving.router.assignment.assignment import (
     unit_key_of,
 )
 from serving.router.assignment.burst import BurstWindow
+from serving.router.assignment.client_keys import without_keys
 from serving.router.assignment.clients import ANYONE, Client, Clients, forced_arm
 from serving.router.bodies.body_facts import BodyFacts
 from serving.router.headers import session_of, value_of
@@ -87,8 +88,10 @@ class Assigner:
         return ANYONE if self._clients is None else self._clients.identify(request)
 
     def without_consumed(self, request: Request) -> Request:
-        """The request without the headers that only the router reads."""
-        return request if self._clients is None else self._clients.without_consumed(request)
+        """The request without what only the router reads: API keys, and headers that the table names."""
+        if self._clients is None:
+            return without_keys(request, None)
+        return self._clients.without_consumed(request)
 
     def take_counts(self, *, now_s: float) -> UnitCounts | None:
         """The report of requests by unit that is due now; None: none is."""
