@@ -158,7 +158,8 @@ class RouterCore:
                 assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
             start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
             return Exchange(self, start)
-        is_once = facts.is_background or facts.runs_tools  # a copy would make or do it twice
+        # A copy would make, do or store it twice.
+        is_once = facts.is_background or facts.runs_tools or facts.stores
         drawn = self.assigner.assign(
             *(self.table, request, client, facts),
             request_id=request_id,
