@@ -2,9 +2,9 @@
 
 Rules, the first that applies:
 1. What needs the state that an engine holds of an earlier request goes to whichever engine has it. So does
-   what only one account can read, where the endpoints are of several (`bodies/kept.py`), and thinking that one
-   of them signed, where another or an engine of ours may have (`bodies/signed.py`). With one, both arms read
-   it, and it is drawn: else no later turn of an agent would be evidence.
+   what only one account can read, where the endpoints are of several (`bodies/kept.py`), and thinking that
+   one of them signed, where another or an engine of ours may have (`bodies/signed.py`). With one, both arms
+   read it, and it is drawn: else no later turn of an agent would be evidence.
 2. Without a canary all goes to stable. A client with the right to may force an arm.
 3. Without a lease, without a ready canary replica, while the router is overloaded, or beyond the burst cap
    nothing is drawn: the request goes to stable and is no evidence of either arm. Nor is what may be sent but

@@ -69,32 +69,23 @@ NOT_KEPT = {
 
 
 THINKING = {"type": "thinking", "thinking": "so", "signature": "Eo8C"}
+
+
+def assistant(**more: object) -> dict[str, object]:
+    return {"messages": [{"role": "assistant", **more}]}
+
+
 SIGNED = {
     "thinking of messages": {"messages": [user(), {"role": "assistant", "content": [THINKING]}]},
-    "redacted thinking": {
-        "messages": [{"role": "assistant", "content": [{"type": "redacted_thinking", "data": "Eo8C"}]}]
-    },
-    "thinking in a chat": {
-        "messages": [{"role": "assistant", "content": "hi", "thinking_blocks": [THINKING]}]
-    },
-    "reasoning in a chat": {
-        "messages": [
-            {"role": "assistant", "reasoning_details": [{"type": "reasoning.text", "signature": "E"}]}
-        ]
-    },
-    "encrypted reasoning in a chat": {
-        "messages": [
-            {"role": "assistant", "reasoning_details": [{"type": "reasoning.encrypted", "data": "E"}]}
-        ]
-    },
-    "a thought of a call": {
-        "messages": [
-            {
-                "role": "assistant",
-                "tool_calls": [{"id": "c", "extra_content": {"google": {"thought_signature": "E"}}}],
-            }
-        ]
-    },
+    "redacted thinking": assistant(content=[{"type": "redacted_thinking", "data": "Eo8C"}]),
+    "thinking in a chat": assistant(content="hi", thinking_blocks=[THINKING]),
+    "reasoning in a chat": assistant(reasoning_details=[{"type": "reasoning.text", "signature": "E"}]),
+    "encrypted reasoning in a chat": assistant(
+        reasoning_details=[{"type": "reasoning.encrypted", "data": "E"}]
+    ),
+    "a thought of a call": assistant(
+        tool_calls=[{"id": "c", "extra_content": {"google": {"thought_signature": "E"}}}]
+    ),
 }
 NOT_SIGNED = {
     "thinking of nobody": {"messages": [{"role": "assistant", "content": [{**THINKING, "signature": ""}]}]},
