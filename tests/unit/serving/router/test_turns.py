@@ -1,6 +1,7 @@
 """Turns of long work: the event loop does all else between them."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,13 @@ async def test_each_takes_its_turn_and_the_loop_goes_on_in_between(monkeypatch: 
 async def test_steps_are_taken_a_turns_time_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns_of, "TURN_S", 1e-9)  # spent after one
     done = list[str]()
-    take_in_turns(Turns(), (done.append(name) for name in ("one", "two", "three")))
+
+    def steps() -> Iterator[None]:
+        for name in ("one", "two", "three"):
+            done.append(name)
+            yield
+
+    take_in_turns(Turns(), steps())
     for _ in range(4):
         await turns_of_the_loop(1)
         done.append("-")
