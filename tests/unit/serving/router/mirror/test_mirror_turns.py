@@ -24,7 +24,13 @@ async def test_both_answers_are_read_in_steps_that_leave_the_loop_to_others(
 
     def counted(turns: Turns, steps: Iterator[None]) -> None:
         name = steps.__name__  # type: ignore[attr-defined]
-        take_in_turns(turns, (taken.append(name) for _ in steps))
+
+        def told() -> Iterator[None]:
+            for _ in steps:
+                taken.append(name)
+                yield
+
+        take_in_turns(turns, told())
 
     for module in (mirror, mirror_copy):
         monkeypatch.setattr(module, "take_in_turns", counted)
