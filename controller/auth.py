@@ -60,22 +60,31 @@ def write_private(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text + "\n")
-    partial.replace(path)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text + "\n")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # as on a full disk: nobody else would
+        raise
 
 
 def admin_token(home: Path) -> str:
     """Admin token of a state folder, from `admin.token`, which is created (0600) if it is missing.
 
-    Raises BadInput for a file that cannot be read or holds no token.
+    Raises BadInput for a file that cannot be read, holds no token, or cannot be made.
     """
     path = home / "admin.token"
     try:
         token = path.read_text().strip()
     except FileNotFoundError:
         token = make_token()
-        write_private(path, token)
+        try:
+            write_private(path, token)
+        except OSError as exc:
+            raise BadInput(
+                f"{path} cannot be written ({exc.strerror}); free disk space, and make its folder writable"
+            ) from exc
         return token
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "it is no text"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from benchmarks.router.engine import END, LAST, Engine, chunk
 
+ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n"
 LARGE = 4096  # bytes of a body that is none of a paced stream: answered whole, unread
 TICKS = 20  # groups of streams, one after the other
 HEAD = (
@@ -34,7 +35,8 @@ class Settings:
 
 
 class PacingEngine(Engine):
-    """One connection. A stream's number of events is the request's `max_tokens`."""
+    """One connection. A stream's number of events is the request's `max_tokens`. A WebSocket is sent back
+    what it sends, but for one with `silent` in its query, which gets no answer."""
 
     groups: tuple[dict[PacingEngine, None], ...] = tuple({} for _ in range(TICKS))
     _next_group = itertools.cycle(range(TICKS))
@@ -43,11 +45,29 @@ class PacingEngine(Engine):
         super().connection_made(transport)
         self._group: dict[PacingEngine, None] | None = None
         self._sent = self._wanted = 0
+        self._is_websocket = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_websocket:
+            self.transport.write(data)
+        else:
+            super().data_received(data)
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
 
     def _answer(self, head: bytes, body: bytes) -> None:
+        if b"upgrade: websocket" in head:
+            if b"silent" not in head:
+                self._is_websocket = True
+                self.transport.write(ACCEPTED)
+            return
         fields = json.loads(body) if 0 < len(body) < LARGE else {}
         if not isinstance(fields, dict) or not fields.get("stream"):
             super()._answer(head, body)

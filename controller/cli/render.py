@@ -44,6 +44,20 @@ CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothi
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 
 
+def served_line(view: ServiceView) -> Text:
+    """What answers at a service's address, after `up`: its stable version only where that is what it is."""
+    name, service, url = title(view.stable, view.stable_name), (view.service, "bold"), (view.url, "bold")
+    if view.versions is None:
+        return Text.assemble(service, " is at ", url, "; what serves there cannot be read now")
+    if view.routed is not None:
+        after = f"; {name} takes its place once all of it is ready"
+        return Text.assemble(service, f" serves {view.routed} at ", url, after)
+    is_ready = any(one.version == view.stable and one.phase == "ready" for one in view.versions)
+    if not is_ready:
+        return Text.assemble(service, f" does not serve {name} yet; it will at ", url)
+    return Text.assemble(service, f" serves {name} at ", url)
+
+
 def phase_text(view: RolloutView) -> Text:
     """The phase in its colour; a stage with its number."""
     text = view.phase.replace("_", " ")

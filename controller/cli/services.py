@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
 
 from controller.cli import options, render
 from controller.cli.client import CONNECTION_LOST_S, Client, poll
@@ -36,7 +35,6 @@ from controller.errors import (
     Unreachable,
 )
 from controller.settings import Settings, load_settings
-from controller.spec.label import title
 from controller.views.models import ServiceView
 
 if TYPE_CHECKING:
@@ -115,9 +113,7 @@ def up(
         emit_data(views if body is None else views[0], output)
         return
     for view in views:
-        name = title(view.stable, view.stable_name)
-        parts = (view.service, "bold"), f" serves {name} at ", (view.url, "bold")
-        console().print(Text.assemble(*parts), soft_wrap=True)
+        console().print(render.served_line(view), soft_wrap=True)
         warn_of_keys(view)
         if view.problem is not None:
             note(f"warning: {render.CANNOT_DECIDE}: {view.problem}")

@@ -81,6 +81,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ("lock timeout", "another process keeps it busy; try again"),
     ("is full", "free disk space"),
     ("No space left", "free disk space"),
+    # What SQLite says where it cannot make the memory that readers and writers share.
+    ("disk I/O", "free disk space, as a reader needs some too; if there is some, check the disk"),
     ("readonly", "make the file and its folder writable"),
     ("read-only", "it is a standby, or set to read only: lead the address to the primary"),
     ("no such", "restore the database"),

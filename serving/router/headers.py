@@ -28,12 +28,13 @@ _HOP_BY_HOP = frozenset(
     b"transfer-encoding upgrade".split()
 )
 _OF_CONNECTION = _HOP_BY_HOP | {b"content-length"}
+# Of clients' API keys, in the order in which they are read (`assignment/client_keys.py`).
+KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 # The client's credentials are for the router, not for an engine; the others are set for the next connection.
 # accept-encoding: a compressed answer could not be scanned for its finish and usage.
 # x-request-id: engines make the answer's id from it, which is unique only if the router chooses it.
-_NOT_FORWARDED = _HOP_BY_HOP | frozenset(
-    b"host content-length expect authorization x-api-key api-key x-goog-api-key cookie "
-    b"accept-encoding x-request-id".split()
+NOT_FORWARDED = _HOP_BY_HOP | frozenset(
+    (*KEY_HEADERS, *b"host content-length expect cookie accept-encoding x-request-id".split())
 )
 # Ends the head of a WebSocket's handshake, and of the answer that accepts it.
 TO_WEBSOCKET = b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
@@ -45,7 +46,7 @@ SESSION_HEADERS = (
 )  # fmt: skip
 _SESSIONS = frozenset(SESSION_HEADERS)
 # A raw name of a user or session stays here.
-_NOT_SENT_OUT = _NOT_FORWARDED | _SESSIONS
+_NOT_SENT_OUT = NOT_FORWARDED | _SESSIONS
 # They say whose bill a client's own key goes to; an endpoint refuses them beside the service's key.
 _NOT_SENT_WITH_KEY = _NOT_SENT_OUT | {b"openai-organization", b"openai-project", b"x-goog-user-project"}
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
@@ -62,7 +63,7 @@ def forwarded(headers: RawHeaders, *, is_external: bool, has_key: bool = False) 
     """
     if has_key:
         return _without(headers, _NOT_SENT_WITH_KEY)
-    return _without(headers, _NOT_SENT_OUT if is_external else _NOT_FORWARDED)
+    return _without(headers, _NOT_SENT_OUT if is_external else NOT_FORWARDED)
 
 
 def returned(headers: RawHeaders, *, request_id: str | None) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 TURN_S = 0.001
@@ -77,6 +77,19 @@ class Turns:
         finally:  # an error in one does not end the turns of the others
             if self._waiting and self._turn is None:
                 self._turn = asyncio.get_running_loop().call_soon(self._take)
+
+
+def take_in_turns(turns: Turns, steps: Iterator[None]) -> None:
+    """Take these steps, a turn's time of them each turn. What they make is theirs to hand on."""
+
+    def go_on() -> None:
+        end_s = turn_end_s()
+        for _ in steps:
+            if is_turn_over(end_s):
+                turns.join(go_on)
+                return
+
+    turns.join(go_on)
 
 
 class Reading:

@@ -2,7 +2,8 @@
 
 Rules, the first that applies:
 1. What needs the state that an engine holds of an earlier request goes to whichever engine has it. So does
-   what only one account can read, where the endpoints are of several (`bodies/kept.py`); with one, both arms
+   what only one account can read, where the endpoints are of several (`bodies/kept.py`), and thinking that
+   one of them signed, where another or an engine of ours may have (`bodies/signed.py`). With one, both arms
    read it, and it is drawn: else no later turn of an agent would be evidence.
 2. Without a canary all goes to stable. A client with the right to may force an arm.
 3. Without a lease, without a ready canary replica, while the router is overloaded, or beyond the burst cap
@@ -42,6 +43,7 @@ from serving.router.assignment.assignment import (
     unit_key_of,
 )
 from serving.router.assignment.burst import BurstWindow
+from serving.router.assignment.client_keys import without_keys
 from serving.router.assignment.clients import ANYONE, Client, Clients, forced_arm
 from serving.router.bodies.body_facts import BodyFacts
 from serving.router.headers import session_of, value_of
@@ -66,6 +68,7 @@ class Assigner:
         self._canary: Canary | None = None
         self._rollout = ""
         self._has_accounts = False  # several: each external endpoint has files and keys of its own
+        self._has_signers = False  # several: engines of ours sign too, with what no endpoint can verify
         self._at_canary: dict[str, None] = {}  # units of named keys that were brought there, the oldest first
 
     def use(self, table: RouteTable) -> None:
@@ -73,7 +76,8 @@ class Assigner:
         self._clients = Clients(table.access) if table.access is not None else None
         self._units = Units(unit_key_of(table), table.rollout)
         self._salted = Salted(salt_of(table.service, table.salt))
-        self._has_accounts = len(_accounts(table)) > 1
+        accounts, is_ours = len(_accounts(table)), any(not arm.external for arm in table.arms)
+        self._has_accounts, self._has_signers = accounts > 1, accounts + is_ours > 1
         self._generation = generation_of(table) if table.affinity is not None else b""
         if canary_of(table) != self._canary:
             self._at_canary.clear()
@@ -87,8 +91,10 @@ class Assigner:
         return ANYONE if self._clients is None else self._clients.identify(request)
 
     def without_consumed(self, request: Request) -> Request:
-        """The request without the headers that only the router reads."""
-        return request if self._clients is None else self._clients.without_consumed(request)
+        """The request without what only the router reads: API keys, and headers that the table names."""
+        if self._clients is None:
+            return without_keys(request, None)
+        return self._clients.without_consumed(request)
 
     def take_counts(self, *, now_s: float) -> UnitCounts | None:
         """The report of requests by unit that is due now; None: none is."""
@@ -124,7 +130,8 @@ class Assigner:
             heavy = unit
             key, unit, assigned_by = self._of_heavy(table, facts, unit, request_id)
         has_state = facts.has_state and request.path == "/v1/responses"
-        if has_state or (facts.names_kept and self._has_accounts):
+        is_kept = (facts.names_kept and self._has_accounts) or (facts.is_signed and self._has_signers)
+        if has_state or is_kept:
             return self.lookup(table, key.text, unit)
         canary = table.canary
         if canary is None:

@@ -1,9 +1,9 @@
 """Who sent a request: its API key, audience and category, by the route table's `Access`. Pure.
 
 Rules:
-1. The key is in Authorization (Bearer), x-api-key or api-key: the first of them that is known. An unknown key
-   is as good as none, unless the service requires one. A browser asks before it sends any (a CORS preflight):
-   that question needs none, and is sent on with its own headers alone and no key of ours (`of_preflight`).
+1. The key is the first of those that a client sends (`client_keys.py`) that is known. An unknown key is as
+   good as none, unless the service requires one. A browser asks before it sends any (a CORS preflight): that
+   question needs none, and is sent on with its own headers alone and no key of ours (`of_preflight`).
 2. Audience and category come from the key, and from the headers that the table names, which count only from
    the networks that it trusts. Those headers reach no engine, whoever sent them.
 3. `w(key)` is the largest of the general weight and the weights of the client's audiences and categories.
@@ -18,12 +18,12 @@ from typing import TypeAlias
 from msgspec import structs
 
 from serving.access import Access, ClientKey, TrustedHeaders, digest_of
+from serving.router.assignment.client_keys import keys_of, without_keys
 from serving.router.headers import RawHeaders, is_preflight, value_of
 from serving.router.types import Refusal, Request
 
 FORCE_HEADER = b"x-canaryctl-force"
 _LABELS_LIMIT = 32  # audiences or categories in one header
-_KEY_HEADERS = (b"x-api-key", b"api-key")
 _Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -58,7 +58,7 @@ class Clients:
         access = self._access
         found: ClientKey | None = None
         if access.keys or access.keys_required:
-            keys = keys_of(request.headers)
+            keys = keys_of(request)
             known = (access.keys.get(digest_of(key)) for key in keys)
             found = next((one for one in known if one is not None), None)
             if found is None and access.keys_required and not is_preflight(request.method, request.headers):
@@ -71,7 +71,8 @@ class Clients:
         return client
 
     def without_consumed(self, request: Request) -> Request:
-        """The request without the headers that only the router reads."""
+        """The request without the headers that only the router reads, and without clients' API keys."""
+        request = without_keys(request, self._knows if self._access.keys else None)
         if not self._consumed:
             return request
         kept = tuple((name, value) for name, value in request.headers if name.lower() not in self._consumed)
@@ -84,6 +85,9 @@ class Clients:
         weights += [access.category_bp.get(name, 0) for name in client.categories]
         return max(general_bp, *weights) if weights else general_bp
 
+    def _knows(self, key: str) -> bool:
+        return digest_of(key) in self._access.keys
+
     def _is_trusted(self, peer: str) -> bool:
         try:
             address = ipaddress.ip_address(peer.partition("%")[0])
@@ -92,16 +96,6 @@ class Clients:
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
             address = address.ipv4_mapped
         return any(address in network for network in self._networks)
-
-
-def keys_of(headers: RawHeaders) -> list[str]:
-    """The API keys that a client sent, one a header: a program may add its own to what a user has set."""
-    scheme, _, key = (value_of(headers, b"authorization") or "").strip().partition(" ")
-    keys = [
-        key if scheme.lower() == "bearer" else "",
-        *(value_of(headers, one) or "" for one in _KEY_HEADERS),
-    ]
-    return [key.strip() for key in keys if key.strip()]
 
 
 def forced_arm(client: Client, headers: RawHeaders) -> str | Refusal | None:

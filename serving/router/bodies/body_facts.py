@@ -15,6 +15,7 @@ import msgspec
 from serving.router.bodies.continuable import is_continuable
 from serving.router.bodies.kept import names_by_id, names_kept
 from serving.router.bodies.raw_values import NOTHING, first_byte
+from serving.router.bodies.signed import is_signed
 from serving.router.bodies.tools import names_container, read_tools
 
 KEY_LIMIT = 512  # characters of a key; a longer one counts as its digest, for it is kept with the request
@@ -40,12 +41,14 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     names_kept: bool = False  # it holds what only the account that made it can read (`kept.py`)
     is_background: bool = False  # the answer only names a response that is made later
     runs_tools: bool = False  # the server itself runs a tool (`tools.py`)
+    stores: bool = False  # it asks for the answer to be stored; a response that says nothing of it does not
+    is_signed: bool = False  # it holds thinking that only who signed it can verify (`signed.py`)
     is_unread: bool = False  # it could not be read, so that it may be anything
 
     @property
     def is_once(self) -> bool:
         """Whether a second one would make, do or store something twice, for all that is known."""
-        return self.is_background or self.runs_tools or self.is_unread
+        return self.is_background or self.runs_tools or self.stores or self.is_unread
 
 
 class _Parts(msgspec.Struct, gc=False):
@@ -73,6 +76,7 @@ class _Usual(_Parts, gc=False):
     safety_identifier: str | None = None
     user: str | None = None
     background: bool | None = None
+    store: bool | None = None
 
 
 class _Any(_Parts, gc=False):
@@ -85,6 +89,7 @@ class _Any(_Parts, gc=False):
     safety_identifier: msgspec.Raw = NOTHING
     user: msgspec.Raw = NOTHING
     background: msgspec.Raw = NOTHING
+    store: msgspec.Raw = NOTHING
 
 
 class _Turn(msgspec.Struct):
@@ -134,6 +139,7 @@ def _read_unusual(body: bytes, *, is_messages: bool = False) -> BodyFacts | None
         safety_identifier=_text(found.safety_identifier),
         user=_text(found.user),
         background=bool(_value(found.background)),
+        store=bool(_value(found.store)),
     )
     n = _value(found.n) if _is_given(found.n) else 1
     return _facts(fields, n, body, is_messages=is_messages)
@@ -159,6 +165,8 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         names_more or names_kept(body, turns),
         bool(fields.background),
         runs_tools or has_stored_prompt or first_byte(fields.mcp_servers) == b"[",
+        bool(fields.store),
+        is_signed(body, turns),
     )
 
 

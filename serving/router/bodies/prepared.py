@@ -28,7 +28,7 @@ _TEXTS_LIMIT = 4 << 20  # quotation marks in a body whose texts are looked for
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _MEMBERS_LIMIT = 8  # of gzip in one body; each costs a copy of the rest
 # Of a body that cannot be read: it may name what somebody keeps, or be a thing that is done but once.
-UNREAD = BodyFacts(has_state=True, names_kept=True, is_unread=True)
+UNREAD = BodyFacts(has_state=True, names_kept=True, is_signed=True, is_unread=True)
 ModelsByService: TypeAlias = Mapping[str, tuple[str, ...]]  # names at the endpoints of each service
 
 

@@ -26,7 +26,7 @@ Rules:
    It ends when the canary has the full weight. Who waits for a stream is kept alive (`waited`).
 6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
    events are passed on, so that another can always follow.
-7. A request still open after `settle_s` is recorded as open, its end is not (`record.py`).
+7. A request still open after `settle_s` is recorded as open, its end is not (`recording.py`).
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ from serving.router.exchange.context import RouterContext, Start
 from serving.router.exchange.continued import ContinuedStream, Ending
 from serving.router.exchange.cover import Cover
 from serving.router.exchange.outgoing import Outgoing, cut_event, rest_of
-from serving.router.exchange.record import Seen, end_at_deadline, record_of
+from serving.router.exchange.record import Seen
+from serving.router.exchange.recording import Recording
 from serving.router.exchange.sending import Sender, refused_by_front
 from serving.router.exchange.takeover import DONE
-from serving.router.exchange.trial import PendingRecord, Trial, begin_trial
+from serving.router.exchange.trial import Trial, begin_trial
 from serving.router.exchange.usable import failure_of, has_begun, is_key_refused, unusable
 from serving.router.headers import REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, Step
@@ -57,21 +58,20 @@ class Exchange:
     def __init__(self, context: RouterContext, start: Start) -> None:
         self.request_id = start.request_id
         self.is_over = False  # the request has ended, with whatever outcome
-        self.is_recorded = not start.is_eligible
         self.has_begun = False  # the current attempt, or step of a continuation, has answered with content
-        self.settle_deadline_s = start.now_s + context.limits.settle_s
         self._context = context
         self.start = start
         self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
         self.seen = Seen()
+        self._recording = Recording(context, start, self._attempts, self.seen)
+        self.settle_deadline_s = self._recording.deadline_s
         self._out = Outgoing(start.now_s, context.held, start.request.path)
         self._cover = Cover(context, start)
         self._now_s = start.now_s  # of the last end of an attempt
         self._continued: ContinuedStream | None = None
         self._is_key_refused = False  # by stable's endpoint, which was the last to fail
-        self._trial: Trial | None = None  # of the canary that it is drawn for, which is set aside; None: none
         self._has_left = False  # the client, whose answer is read on for its record alone
 
     # ---- attempts
@@ -112,11 +112,17 @@ class Exchange:
             self.seen.connect_s = now_s - self._sender.now_s
         return self._attempts.arm == STABLE or self._context.may_start(self.start.assignment.canary, now_s)
 
+    @property
+    def is_recorded(self) -> bool:
+        """True when what still comes of the answer is in no record."""
+        return self._recording.is_done
+
     def begin_trial(self, now_s: float) -> Trial | None:
         """The trial of a canary that is set aside, of which this request is; before the first attempt."""
         with suppress(NotRenamed):  # the attempt says so
-            self._trial = begin_trial(self.start, self._context, self._attempts, self._sender, now_s=now_s)
-        return self._trial
+            parts = self.start, self._context, self._attempts, self._sender
+            self._recording.trial = begin_trial(*parts, now_s=now_s)
+        return self._recording.trial
 
     def may_try(self, now_s: float) -> bool:
         """Checked just before the head of a trial is written."""
@@ -369,9 +375,7 @@ class Exchange:
     def record_open(self) -> None:
         """`settle_deadline_s` has passed and the request is still open: record it now."""
         self._require(True, "record_open")
-        if self._attempts.is_tried:
-            self._attempts.tried_aside("silent", None)
-        self._record_once("open", None, self.settle_deadline_s)
+        self._recording.open(self._status)
 
     def _release(self) -> None:
         self._attempts.release()
@@ -381,24 +385,9 @@ class Exchange:
         if self.is_over or not holds:
             raise RuntimeError(f"{event} is out of order for request {self.request_id}")
 
-    # ---- the record
-
     def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
         self._require(True, outcome)
         self._attempts.release(is_cut=outcome == "cut")
         self._out.release()
         self.is_over = True
-        self._record_once(outcome, cause, now_s)
-
-    def _record_once(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
-        if self.is_recorded:
-            return
-        self.is_recorded, end = True, (outcome, cause, self._status)
-        if now_s >= (deadline_s := self.settle_deadline_s):  # however late the router checks it
-            now_s, end = deadline_s, end_at_deadline(self.seen, self._status, deadline_s)
-        if self._trial is not None and self._attempts.is_tried and outcome not in ("open", "cancelled"):
-            parts = self.start, self._context, self._attempts, self.seen, end
-            PendingRecord(*parts, now_s=now_s, settle_deadline_s=deadline_s).wait(self._trial)
-            return
-        record = record_of(self.start, self._context, self._attempts, self.seen, end, now_s=now_s)
-        self._context.on_record(record, assigned_s=self.start.now_s, canary=self.start.assignment.canary)
+        self._recording.write(outcome, cause, self._status, now_s)

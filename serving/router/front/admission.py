@@ -13,7 +13,7 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serving.router.front.paths import Found, find_target
+from serving.router.front.paths import Found, find_target, query_of
 from serving.router.headers import RawHeaders
 from serving.router.router import RouterCore
 from serving.router.types import Refusal, Request
@@ -33,8 +33,15 @@ class Sent:
 
     @property
     def unaddressed(self) -> Request:
-        """By which a client is identified: its headers and address alone."""
-        return Request(self.method, _ANY, self.headers, b"", self.peer)
+        """By which a client is identified: its headers, query and address alone."""
+        return Request(self.method, _any_with(query_of(self.target)), self.headers, b"", self.peer)
+
+
+def _any_with(query: str) -> Target:
+    try:
+        return Target(_ANY.path, query) if query else _ANY
+    except ValueError:  # no request with such a query begins
+        return _ANY
 
 
 def admit(cores: Mapping[str, RouterCore], sent: Sent, found: Found | Refusal) -> str | Refusal:

@@ -63,6 +63,11 @@ def find_target(
         return Refusal(400, "bad_query", f"{exc}; correct the address")
 
 
+def query_of(raw: bytes) -> str:
+    """The query of a request's target as it was sent; empty: it has none."""
+    return raw.partition(b"#")[0].partition(b"?")[2].decode("latin-1")
+
+
 def service_of_model(found: Found, model: str | None, services: tuple[str, ...]) -> str | Refusal:
     """The service that a request without a prefix names as its model; a Refusal when that is none."""
     path = found.target.path

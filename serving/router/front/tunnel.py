@@ -6,7 +6,8 @@ Rules:
 2. The handshake is a request like any other: the exchange names the replica to ask, counts it, and makes the
    heads and the errors. Only its body is passed on as it comes.
 3. A side that reads slowly stops the reading of the other. A tunnel in which nothing moves for `idle_s` ends.
-4. After a large read a side waits for its turn (`turns.py`). An open tunnel counts as a request under way.
+4. After a large read a side waits for its turn (`turns.py`), and so do the ends of many tunnels at once. An
+   open tunnel counts as a request under way.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from serving.router.front.client_connection import ClientConnection
 
 SWITCHED = 101
+END_S = 0.00005  # that closing two ends takes, a part of it later
 NOT_A_WEBSOCKET = Refusal(
     426,
     "upgrade_required",
@@ -63,7 +65,7 @@ class _End(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.tunnel is not None:
-            self.tunnel.close()
+            self.tunnel.end()
 
 
 class _ClientEnd(_End):
@@ -158,6 +160,11 @@ class Tunnel:
             return
         self._engine.reading.hold(False)
         self._check()
+
+    def end(self) -> None:
+        """Close both ends, in its turn where many end at once."""
+        turns = self._upstream.turns
+        self.close() if turns.is_free() else turns.join(self.close, END_S)
 
     def close(self) -> None:
         """Close both ends; what has been written is sent."""

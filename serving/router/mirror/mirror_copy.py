@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from serving.clock import boot_s
 from serving.messages import CANARY, Arm, MirrorOutcome, MirrorRecord, Replica, RouteTable
 from serving.router.answers.answer_scan import AnswerScan
-from serving.router.answers.answer_text import Said, said
+from serving.router.answers.answer_text import Said, reading
 from serving.router.exchange.sending import engine_headers, refused_by_front
 from serving.router.headers import content_type
 from serving.router.mirror.mirror_rules import copied_body
+from serving.router.turns import take_in_turns
 from serving.router.types import Attempt, Failure
 from serving.router.upstreams.engine_connection import Headers
 from serving.router.upstreams.upstream import Call
@@ -157,10 +158,20 @@ class Copy:
         if cause is not None or self.kept.scan is None:
             self._end("failed", cause)
             return
-        canary = said(b"".join(self._parts), is_stream=scan.is_stream)
-        stable = said(self.kept.body, is_stream=self.kept.scan.is_stream)
-        same = None if canary is None or stable is None else canary == stable
-        self._end("ok", None, latency_ms, same, stable, canary)
+        if self._timer is not None:
+            self._timer.cancel()  # it has come in time, however long it waits to be compared
+        parts = scan.is_stream, self.kept.scan.is_stream, latency_ms
+        take_in_turns(self.kept.upstream.turns, self._comparing(*parts))
+
+    def _comparing(self, is_stream: bool, is_stables_stream: bool, latency_ms: float) -> Iterator[None]:
+        try:
+            canary = yield from reading(b"".join(self._parts), is_stream=is_stream)
+            stable = yield from reading(self.kept.body, is_stream=is_stables_stream)
+            same = None if canary is None or stable is None else canary == stable
+            self._end("ok", None, latency_ms, same, stable, canary)
+        except Exception:
+            log.exception("a copy's answer was not compared", extra={"request": self.kept.start.request_id})
+            self._end("failed", "malformed")
 
     def _late(self) -> None:
         self._end("failed", "timeout")

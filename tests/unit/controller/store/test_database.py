@@ -411,6 +411,10 @@ def test_a_number_that_no_database_holds_is_bad_input(store: SqlStore) -> None:
         (sa.exc.OperationalError("x", {}, Exception("database or disk is full")), "free disk space"),
         (sa.exc.TimeoutError("QueuePool limit"), "has no free connection"),
         (sa.exc.InternalError("x", {}, Exception("odd")), "does not answer: odd; check that it runs"),
+        (
+            sa.exc.OperationalError("x", {}, Exception("disk I/O error")),
+            "disk I/O error; free disk space, as a reader needs some too; if there is some, check the disk",
+        ),
         (sa.exc.IntegrityError("x", {}, Exception("NOT NULL")), "refuses a row"),
         (sa.exc.NoResultFound(), "lacks a row"),
     ],

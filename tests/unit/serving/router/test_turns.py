@@ -1,12 +1,13 @@
 """Turns of long work: the event loop does all else between them."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.router import turns as turns_of
-from serving.router.turns import Reading, Turns
+from serving.router.turns import Reading, Turns, take_in_turns
 
 
 async def turns_of_the_loop(count: int) -> None:
@@ -29,6 +30,23 @@ async def test_each_takes_its_turn_and_the_loop_goes_on_in_between(monkeypatch: 
         done.append("-")
 
     assert done == ["one", "-", "two", "-", "one", "-", "one", "-"]
+
+
+async def test_steps_are_taken_a_turns_time_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_of, "TURN_S", 1e-9)  # spent after one
+    done = list[str]()
+
+    def steps() -> Iterator[None]:
+        for name in ("one", "two", "three"):
+            done.append(name)
+            yield
+
+    take_in_turns(Turns(), steps())
+    for _ in range(4):
+        await turns_of_the_loop(1)
+        done.append("-")
+
+    assert done == ["one", "-", "two", "-", "three", "-", "-"]
 
 
 async def test_who_waits_already_does_not_join_twice() -> None:

@@ -248,6 +248,47 @@ def test_what_both_arms_can_read_is_drawn(stable: Arm, canary: Arm) -> None:
     assert routed.served(ENCRYPTED, path="/v1/responses").record.assigned_by == "sticky"
 
 
+SIGNED = {
+    "messages": [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "so", "signature": "Eo8C"}]},
+    ]
+}
+OURS = Arm("v-2", (Replica("http://canary"),))
+
+
+@pytest.mark.parametrize("weight_bp", [0, 10_000])
+@pytest.mark.parametrize(
+    ("stable", "canary"),
+    [(endpoint("a", "A"), endpoint("b", "B", "v-2")), (endpoint("a", "A"), OURS)],
+    ids=["two endpoints", "an endpoint and an engine"],
+)
+@pytest.mark.parametrize("maker", ["stable", "canary"])
+def test_signed_thinking_goes_to_the_version_that_can_verify_it(
+    maker: str, stable: Arm, canary: Arm, weight_bp: int
+) -> None:
+    """Drawn, the other version answered 400: a rejection of it, and of stable one that the user saw."""
+    routed = Routed().use(stable=stable, canary=canary, weight_bp=weight_bp)
+    exchange = routed.ask(SIGNED, path="/v1/messages")
+    assert isinstance(exchange, Exchange)
+    hosts = {"stable": stable.replicas[0].url, "canary": canary.replicas[0].url}
+    names = {url.partition("//")[2]: 200 if name == maker else 400 for name, url in hosts.items()}
+
+    assert asked(exchange, names) == (["a"] if maker == "stable" else list(names))
+    assert (routed.record().assigned_by) == "stateful"
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary"),
+    [(endpoint("a", "A"), endpoint("a", "A", "v-2")), (TWO, OURS)],
+    ids=["one account", "engines, which verify nothing"],
+)
+def test_signed_thinking_that_both_arms_take_is_drawn(stable: Arm, canary: Arm) -> None:
+    routed = Routed().use(stable=stable, canary=canary, weight_bp=5000)
+
+    assert routed.served(SIGNED, path="/v1/messages").record.assigned_by == "sticky"
+
+
 @pytest.mark.parametrize("field", ["previous_response_id", "conversation"])
 @pytest.mark.parametrize("nothing", [None, "", {}, {"id": ""}, {"id": None}, [], False])
 def test_a_first_response_is_drawn(field: str, nothing: object) -> None:

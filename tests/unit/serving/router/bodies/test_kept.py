@@ -68,6 +68,56 @@ NOT_KEPT = {
 }
 
 
+THINKING = {"type": "thinking", "thinking": "so", "signature": "Eo8C"}
+
+
+def assistant(**more: object) -> dict[str, object]:
+    return {"messages": [{"role": "assistant", **more}]}
+
+
+SIGNED = {
+    "thinking of messages": {"messages": [user(), {"role": "assistant", "content": [THINKING]}]},
+    "redacted thinking": assistant(content=[{"type": "redacted_thinking", "data": "Eo8C"}]),
+    "thinking in a chat": assistant(content="hi", thinking_blocks=[THINKING]),
+    "reasoning in a chat": assistant(reasoning_details=[{"type": "reasoning.text", "signature": "E"}]),
+    "encrypted reasoning in a chat": assistant(
+        reasoning_details=[{"type": "reasoning.encrypted", "data": "E"}]
+    ),
+    "a thought of a call": assistant(
+        tool_calls=[{"id": "c", "extra_content": {"google": {"thought_signature": "E"}}}]
+    ),
+}
+NOT_SIGNED = {
+    "thinking of nobody": {"messages": [{"role": "assistant", "content": [{**THINKING, "signature": ""}]}]},
+    "a null": {"messages": [{"role": "assistant", "content": [{**THINKING, "signature": None}]}]},
+    "spoken of": {"messages": [user({"type": "text", "text": 'the "signature" of "redacted_thinking"'})]},
+    "arguments": {"messages": [user({"type": "tool_use", "name": "sign", "input": {"signature": "Eo8C"}})]},
+    "a schema": {
+        "messages": [user()],
+        "tools": [{"name": "sign", "input_schema": {"properties": {"signature": {"type": "string"}}}}],
+    },
+    "a field of the body": {"messages": [user()], "signature": "Eo8C"},
+    "no list": {"messages": {"signature": "Eo8C"}},
+    "no objects": {"messages": ["signature", 1]},
+}
+
+
+@pytest.mark.parametrize("body", SIGNED.values(), ids=SIGNED)
+def test_signed_thinking_is_seen(body: object) -> None:
+    facts = read_facts(json.dumps(body).encode(), is_messages=True)
+
+    assert facts is not None
+    assert (facts.is_signed, facts.names_kept) == (True, False)
+
+
+@pytest.mark.parametrize("body", [*NOT_SIGNED.values(), *KEPT.values()], ids=[*NOT_SIGNED, *KEPT])
+def test_what_nobody_signed_is_not(body: object) -> None:
+    facts = read_facts(json.dumps(body).encode(), is_messages=True)
+
+    assert facts is not None
+    assert not facts.is_signed
+
+
 @pytest.mark.parametrize("body", KEPT.values(), ids=KEPT)
 def test_what_one_account_alone_can_read_is_seen(body: object) -> None:
     facts = read_facts(json.dumps(body).encode())

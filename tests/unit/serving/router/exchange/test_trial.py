@@ -294,14 +294,32 @@ def test_a_router_that_stops_records_what_waits_for_a_trial_and_charges_nobody()
     assert (waiting.arm, waiting.outcome, waiting.error, waiting.cause) == (CANARY, "fenced", False, None)
 
 
-@pytest.mark.parametrize("more", [{"background": True}, {"tools": [{"type": "mcp", "server_url": "m"}]}])
-def test_what_may_be_sent_but_once_is_not_drawn_while_the_canary_is_aside(more: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("more", "path"),
+    [
+        ({"background": True}, "/v1/responses"),
+        ({"tools": [{"type": "mcp", "server_url": "m"}]}, "/v1/responses"),
+        ({"store": True}, "/v1/responses"),
+        ({"store": True}, "/v1/chat/completions"),
+    ],
+)
+def test_what_may_be_sent_but_once_is_not_drawn_while_the_canary_is_aside(
+    more: dict[str, object], path: str
+) -> None:
     """A copy of what lets its server run tools sent a mail twice."""
     router = aside()
-    exchange, trial = drawn(router, 1, {**more, "input": "a"}, path="/v1/responses")
+    exchange, trial = drawn(router, 1, {**more, "input": "a"}, path=path)
 
     assert trial is None
     assert (exchange.start.assignment.arm, exchange.start.assignment.assigned_by) == (STABLE, "no-capacity")
+
+
+@pytest.mark.parametrize("more", [{"store": False}, {"store": None}, {}])
+def test_what_is_not_asked_to_be_stored_is_tried_at_the_canary(more: dict[str, object]) -> None:
+    exchange, trial = drawn(aside(), 1, {**more, "input": "a"}, path="/v1/responses")
+
+    assert trial is not None
+    assert exchange.start.assignment.assigned_by == "request"
 
 
 def test_a_stable_that_fails_as_well_leaves_the_canary_charged_once() -> None:

@@ -15,7 +15,7 @@ import uvicorn
 import websockets
 from websockets.asyncio.client import connect
 
-from serving.access import Access
+from serving.access import Access, ClientKey, digest_of
 from serving.clock import boot_s
 from serving.credentials import ControlSecret, DataSecret
 from serving.fleet.engine_front import EngineFront
@@ -30,10 +30,11 @@ class EchoEngine:
 
     def __init__(self, *, accepts: bool = True) -> None:
         self.headers: dict[bytes, bytes] = {}
+        self.query = b""
         self._accepts = accepts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self.headers = dict(scope["headers"])
+        self.headers, self.query = dict(scope["headers"]), scope["query_string"]
         assert (await receive())["type"] == "websocket.connect"
         if not self._accepts:
             await send({"type": "websocket.close"})
@@ -117,6 +118,33 @@ async def test_messages_pass_both_ways_and_a_close_reaches_the_client() -> None:
     assert app.headers[b"x-n"] == b"1"
     assert b"authorization" not in app.headers
     assert (records, rig.canary.seen) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("query", "offered"),
+    [
+        ("", ["realtime", "openai-insecure-api-key.sk-client", "openai-beta.v1"]),
+        ("?api-key=sk-client&a=b", None),
+    ],
+    ids=["subprotocol", "query"],
+)
+async def test_a_key_that_only_a_pages_websocket_sends_opens_the_tunnel_and_stays_here(
+    query: str, offered: list[str] | None
+) -> None:
+    app = EchoEngine()
+    access = Access({digest_of("sk-client"): ClientKey("page")}, keys_required=True)
+    async with tunnelled(app) as rig:
+        table = rig.core.table
+        assert table is not None
+        rig.core.on_table(replace(table, access=access, change=table.change + 1), sent_s=boot_s())
+        protocols = None if offered is None else list(map(websockets.Subprotocol, offered))
+        async with connect(address(rig) + query, subprotocols=protocols) as one:
+            await one.send("abc")
+            said = await one.recv()
+
+    assert said == "ABC"
+    assert app.query == (b"a=b" if query else b"")
+    assert app.headers.get(b"sec-websocket-protocol") == (b"realtime, openai-beta.v1" if offered else None)
 
 
 class _Told:
@@ -266,3 +294,18 @@ async def test_a_client_that_leaves_before_the_engine_answers_is_counted_no_long
             writer.transport.abort()
             await until(lambda: not rig.core.in_flight)
             await until(lambda: not rig.front._connections)
+
+
+async def test_many_tunnels_that_end_at_once_end_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing a thousand in one turn of the loop held up all streams for 0.1 s."""
+    joined: list[Turns] = []
+    async with tunnelled(EchoEngine()) as rig:
+        upstream = rig.front.upstream
+        assert upstream is not None
+        monkeypatch.setattr(upstream, "turns", _Told(upstream.turns, joined))
+        monkeypatch.setattr(upstream.turns, "is_free", lambda: False, raising=False)
+        async with connect(address(rig)):
+            await until(lambda: bool(upstream.tunnels))
+        await until(lambda: not upstream.tunnels)
+
+    assert joined

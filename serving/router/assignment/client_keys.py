@@ -1,0 +1,117 @@
+"""Where clients' API keys stand in the head of a request: each is read, and none is passed on. Pure.
+
+Rules:
+1. A key stands in one of `KEY_HEADERS`, in Sec-WebSocket-Protocol after `PROTOCOL` (a page's WebSocket can
+   set no other header), or in the query under one of `QUERY_NAMES`. A program may add its own to what a user
+   has set, so all are read, in this order.
+2. What stands there reaches no engine and no endpoint, whether it is known or not.
+3. Nor does a header or a part of the query that holds, in any other place, a key that the table knows. Of
+   what is shorter than SHORTEST_HIDDEN nothing is looked up: it may be an ordinary word.
+
+A body is not looked through: what stands in it is a part of what the client asks the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+from urllib.parse import unquote_plus
+
+from msgspec import structs
+
+from serving.credentials import SHORTEST_HIDDEN
+from serving.router.headers import KEY_HEADERS, NOT_FORWARDED, RawHeaders, value_of, values_of
+from serving.router.types import Request
+from serving.targets import Target
+
+WEBSOCKET_PROTOCOL = b"sec-websocket-protocol"
+PROTOCOL = "openai-insecure-api-key."  # as OpenAI's libraries name it
+QUERY_NAMES = frozenset({"api-key", "api_key", "key"})  # Azure's, and what others made of it
+IsKnown: TypeAlias = Callable[[str], bool]
+
+_WORDS = re.compile(r"[\s,;]+")
+_NOT_SEARCHED = NOT_FORWARDED | {b"user-agent", b"accept", b"content-type"}  # the last: no place for a key
+
+
+def keys_of(request: Request) -> list[str]:
+    """The API keys that a client sent, by rule 1; the first that is known counts."""
+    return [key for key in map(str.strip, _sent(request.headers, request.target.query)) if key]
+
+
+def _sent(headers: RawHeaders, query: str) -> Iterator[str]:
+    scheme, _, key = (value_of(headers, KEY_HEADERS[0]) or "").strip().partition(" ")
+    if scheme.lower() == "bearer":
+        yield key
+    for name in KEY_HEADERS[1:]:
+        yield value_of(headers, name) or ""
+    for protocols in values_of(headers, WEBSOCKET_PROTOCOL):
+        listed = map(str.strip, protocols.split(","))
+        yield from (one.removeprefix(PROTOCOL) for one in listed if one.startswith(PROTOCOL))
+    if query:
+        yield from (unquote_plus(value) for name, value in map(_named, query.split("&")) if _is_key(name))
+
+
+def without_keys(request: Request, is_known: IsKnown | None) -> Request:
+    """The request without what rules 2 and 3 keep back, but for `KEY_HEADERS`, which no header filter passes.
+
+    is_known: whether the table knows a key; None: it knows none.
+    """
+    target, headers = request.target, request.headers
+    if target.query:
+        target = Target(target.path, _of_query(target.query, is_known))
+    if is_known is not None or any(name == WEBSOCKET_PROTOCOL for name, _ in headers):
+        headers = _of_headers(headers, is_known)
+    if target.query == request.target.query and headers is request.headers:
+        return request
+    return structs.replace(request, target=target, headers=headers)
+
+
+def _of_query(query: str, is_known: IsKnown | None) -> str:
+    kept = []
+    for part in query.split("&"):
+        name, value = _named(part)
+        is_held = is_known is not None and _holds_known(unquote_plus(value), is_known)
+        if not (_is_key(name) or is_held):
+            kept.append(part)
+    return "&".join(kept)
+
+
+def _of_headers(headers: RawHeaders, is_known: IsKnown | None) -> RawHeaders:
+    held = {name for name, value in headers if _is_held(name, value, is_known)}
+    if not held:
+        return headers
+    kept = [header for header in headers if not _is_held(*header, is_known)]
+    if WEBSOCKET_PROTOCOL in held:
+        listed = [one.strip() for text in values_of(headers, WEBSOCKET_PROTOCOL) for one in text.split(",")]
+        left = [one for one in listed if not _is_protocol_of_key(one, is_known)]
+        if left:
+            kept.append((WEBSOCKET_PROTOCOL, ", ".join(left).encode("latin-1")))
+    return tuple(kept)
+
+
+def _is_held(name: bytes, value: bytes, is_known: IsKnown | None) -> bool:
+    if name == WEBSOCKET_PROTOCOL:
+        return True  # what is left of it is put back
+    if is_known is None or len(value) < SHORTEST_HIDDEN or name in _NOT_SEARCHED:
+        return False
+    return _holds_known(value.decode("latin-1"), is_known)
+
+
+def _is_protocol_of_key(protocol: str, is_known: IsKnown | None) -> bool:
+    if is_known is None or protocol.startswith(PROTOCOL):
+        return protocol.startswith(PROTOCOL)
+    return any(_holds_known(one, is_known) for one in (protocol, protocol.rpartition(".")[2]))
+
+
+def _holds_known(text: str, is_known: IsKnown) -> bool:
+    return any(is_known(one) for one in _WORDS.split(text) if len(one) >= SHORTEST_HIDDEN)
+
+
+def _named(part: str) -> tuple[str, str]:
+    name, _, value = part.partition("=")
+    return name, value
+
+
+def _is_key(name: str) -> bool:
+    return unquote_plus(name).lower() in QUERY_NAMES

@@ -1,0 +1,42 @@
+"""The one record of a request: written when it has ended, or is given up as open, or its trial has ended."""
+
+from __future__ import annotations
+
+from serving.messages import Outcome
+from serving.router.exchange.attempts import Attempts
+from serving.router.exchange.context import RouterContext, Start
+from serving.router.exchange.record import Seen, end_at_deadline, record_of
+from serving.router.exchange.trial import PendingRecord, Trial
+
+
+class Recording:
+    """Whether and when a request is recorded; `record.py` says what its record holds."""
+
+    __slots__ = ("_attempts", "_context", "_seen", "_start", "deadline_s", "is_done", "trial")
+
+    def __init__(self, context: RouterContext, start: Start, attempts: Attempts, seen: Seen) -> None:
+        self.is_done = not start.is_eligible
+        self.deadline_s = start.now_s + context.limits.settle_s  # then a request that is open is recorded so
+        self.trial: Trial | None = None  # of the canary that it is drawn for, which is set aside; None: none
+        self._context, self._start, self._attempts, self._seen = context, start, attempts, seen
+
+    def open(self, status: int | None) -> None:
+        """The request is still open at its deadline."""
+        if self._attempts.is_tried:
+            self._attempts.tried_aside("silent", None)
+        self.write("open", None, status, self.deadline_s)
+
+    def write(self, outcome: Outcome, cause: str | None, status: int | None, now_s: float) -> None:
+        """Record this end, unless the request is recorded already."""
+        if self.is_done:
+            return
+        self.is_done, end = True, (outcome, cause, status)
+        if now_s >= (deadline_s := self.deadline_s):  # however late the router checks it
+            now_s, end = deadline_s, end_at_deadline(self._seen, status, deadline_s)
+        parts = self._start, self._context, self._attempts, self._seen, end
+        if self.trial is not None and self._attempts.is_tried and outcome not in ("open", "cancelled"):
+            PendingRecord(*parts, now_s=now_s, settle_deadline_s=deadline_s).wait(self.trial)
+            return
+        record = record_of(*parts, now_s=now_s)
+        canary = self._start.assignment.canary
+        self._context.on_record(record, assigned_s=self._start.now_s, canary=canary)
