@@ -210,11 +210,11 @@ class Exchange:
 
     def ended(self, *, now_s: float) -> Action:
         """The body ended as its framing declared."""
-        self._now_s, has_head = now_s, self._status is not None or self._continued is not None
+        has_head = self._status is not None or self._continued is not None
         self._require(has_head and self._attempts.replica is not None, "ended")
+        self._now_s, scan = now_s, self.seen.scan
         if self._continued is not None:
             return self._of_continued(self._continued.ended())
-        scan = self.seen.scan
         cause, rest = (scan.end(), scan.rest) if scan is not None else (None, b"")
         is_short = rest is None or (self._cover.digest is not None and scan is not None and not scan.is_done)
         if is_short and scan is not None and scan.is_whole:
