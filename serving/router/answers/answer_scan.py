@@ -93,6 +93,11 @@ class AnswerScan(AnswerFacts):
         self.streams = self.streams and not self.is_stream and self.path in TEXT_PATHS  # it is not known yet
 
     @property
+    def is_known(self) -> bool:
+        """True when its first bytes have said whether it is a stream."""
+        return not self._is_first
+
+    @property
     def is_finished(self) -> bool:
         """True when the stream has said all that it had to say, though its body may not have ended."""
         if self._has_stopped and (self.is_done or self._has_ended):

@@ -266,7 +266,7 @@ class Exchange:
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
-        is_stream = self.seen.is_stream and self.start.streams  # a whole answer may be named a stream
+        is_stream = self.seen.is_known_stream or (self.seen.is_stream and self.start.streams)
         is_waiting = self._continued is not None or self._out.is_waiting(is_stream=is_stream)
         if self.is_over or not is_waiting:
             return Step.HOLD

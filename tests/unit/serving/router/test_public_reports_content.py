@@ -167,6 +167,16 @@ def test_who_asked_for_a_whole_answer_is_sent_no_comments(weight_bp: int) -> Non
     assert (last.data, last.then) == (WHOLE, "end")
 
 
+def test_a_stream_that_has_begun_is_kept_alive_whatever_was_asked() -> None:
+    """Of a compressed request it is not known that it asks for a stream."""
+    exchange = begin(core(table()), request({}))
+    exchange.next_attempt()
+    exchange.answered(200, [(b"content-type", SSE.encode())])
+    exchange.received(b": PROCESSING\n\n", now_s=10.2)
+
+    assert isinstance(exchange.waited(99.0), Deliver)
+
+
 # ---- any status that says yes
 
 
