@@ -22,6 +22,8 @@ from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
 from serving.credentials import SECRET_HEADER, KeyFilter
 from serving.files.plain_text import plain_text
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.answers.answer_text import said
 from serving.targets import Endpoint
 from serving.targets import Target as RouteTarget
 
@@ -51,6 +53,12 @@ class _Answer:
 
     status: int
     content: bytes
+    content_type: str
+
+    @property
+    def is_positive(self) -> bool:
+        """True for a status of 2xx: its content says whether it is an answer."""
+        return 200 <= self.status < 300
 
     @property
     def text(self) -> str:
@@ -63,6 +71,14 @@ class _Answer:
             return json.loads(self.content)
         except RecursionError as exc:
             raise ValueError("nested too deeply") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class _Completion:
+    """What a model answered, as routers read it."""
+
+    tokens: int  # 0: not known
+    is_blank: bool  # it says nothing, and not why
 
 
 @dataclass(slots=True)
@@ -156,7 +172,7 @@ async def _warm(target: Target, warmup_tokens: int, rate_per_s: float) -> str:
                 if generated >= warmup_tokens:
                     break
                 answer = await _complete(http, url, target.model, SMOKE_PROMPTS[0], WARM_TOKENS_EACH)
-                generated += max(1, _tokens(answer))
+                generated += max(1, answer.tokens)
             count = round(rate_per_s * LOAD_S)
             async with asyncio.TaskGroup() as group:
                 for _ in range(count):
@@ -168,39 +184,45 @@ async def _warm(target: Target, warmup_tokens: int, rate_per_s: float) -> str:
 
 
 async def _smoke(target: Target) -> str:
-    """Each replica answers a few prompts with some text."""
+    """Each replica answers a few prompts with some text, or says why it has none."""
     async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers=target.headers, trust_env=False) as http:
         for url in target.urls:
             for prompt in SMOKE_PROMPTS:
                 answer = await _complete(http, url, target.model, prompt, 32)
-                if not _text(answer).strip():
+                if answer.is_blank:
                     raise ProbeFailed("an answer was empty: is the chat template or the tokenizer wrong?")
     return ""
 
 
 async def _complete(
     http: httpx.AsyncClient, url: str, model: str, prompt: str, max_tokens: int
-) -> dict[str, Any]:
+) -> _Completion:
     """Answer of the chat route, or of the completions route if the model has no chat template."""
     chat = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
-    answer = await _asked(http, "POST", _address(url, "/v1/chat/completions"), chat)
+    path = "/v1/chat/completions"
+    answer = await _asked(http, "POST", _address(url, path), chat)
     if answer.status in (400, 404):
         plain = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
         second = await _asked(http, "POST", _address(url, "/v1/completions"), plain)
-        answer = second if second.status == 200 else answer
-    if answer.status != 200:
+        if second.is_positive:
+            path, answer = "/v1/completions", second
+    if not answer.is_positive:
         raise ProbeFailed(await _explained(http, url, model, answer))
-    try:
-        body = answer.json()
-    except ValueError as exc:
-        raise ProbeFailed(
-            f"the answer is not JSON: {plain_text(answer.text, limit=100)!r}; is it an OpenAI endpoint?"
-        ) from exc
-    if not isinstance(body, dict):
-        raise ProbeFailed(
-            f"the answer is no JSON object: {plain_text(answer.text, limit=100)!r}; is it an OpenAI endpoint?"
-        )
-    return body
+    return _read(path, answer)
+
+
+def _read(path: str, answer: _Answer) -> _Completion:
+    """The answer as routers read it, by its content. Raises ProbeFailed."""
+    scan = AnswerScan(path, answer.content_type)
+    scan.feed(answer.content)
+    fault, text = scan.end(), plain_text(answer.text, limit=100)
+    if fault == "malformed":
+        raise ProbeFailed(f"the answer is no JSON object: {text!r}; is it an OpenAI endpoint?")
+    if fault is not None and fault != "empty":
+        raise ProbeFailed(f"{fault}: {text!r}; see the endpoint's log")
+    choices = said(answer.content, is_stream=scan.is_stream) or ()
+    words = "".join(str(part) for choice in choices for part in choice.values())
+    return _Completion(scan.completion_tokens or 0, fault == "empty" or (words != "" and not words.strip()))
 
 
 async def _asked(http: httpx.AsyncClient, method: str, url: str, body: object = None) -> _Answer:
@@ -222,7 +244,8 @@ async def _asked(http: httpx.AsyncClient, method: str, url: str, body: object = 
                         f"an answer of more than {ANSWER_LIMIT} bytes; is it an OpenAI endpoint?"
                     )
                 parts.append(part)
-            return _Answer(answer.status_code, _without_secrets(b"".join(parts), http.headers))
+            content = _without_secrets(b"".join(parts), http.headers)
+            return _Answer(answer.status_code, content, answer.headers.get("content-type", "").lower())
     except (TimeoutError, httpx.TimeoutException) as exc:
         raise ProbeFailed(
             f"no whole answer within {REQUEST_TIMEOUT_S:g} s; is the endpoint too slow?"
@@ -253,7 +276,7 @@ async def _listed_models(http: httpx.AsyncClient, url: str) -> list[str]:
     """The models that an endpoint lists; empty: it lists none."""
     answer = await _asked(http, "GET", _address(url, "/v1/models"))
     try:
-        listed = answer.json()["data"] if answer.status == 200 else []
+        listed = answer.json()["data"] if answer.is_positive else []
         return [str(one["id"]) for one in listed]
     except (ValueError, KeyError, TypeError):
         return []
@@ -261,15 +284,3 @@ async def _listed_models(http: httpx.AsyncClient, url: str) -> list[str]:
 
 def _address(url: str, path: str) -> str:
     return str(Endpoint.parsed(url).url(RouteTarget(path)))
-
-
-def _tokens(answer: Mapping[str, Any]) -> int:
-    usage = answer.get("usage")
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and count > 0 else 0
-
-
-def _text(answer: Mapping[str, Any]) -> str:
-    choice = (answer.get("choices") or [{}])[0]
-    message = choice.get("message") or {}
-    return str(message.get("content") or message.get("reasoning_content") or choice.get("text") or "")

@@ -239,6 +239,17 @@ def large(size: int) -> Cut:
     return behave
 
 
+WHOLE = b'{"id":"c","choices":[{"index":0,"message":{"content":"hi"},"finish_reason":"stop"}]}'
+CUT_WHOLE = b'{"id":"c","choices":[{"index":0,"message":{"content":""},"finish_reason":"length"}]}'
+FILTERED = sse(id="c", choices=[{"index": 0, "delta": {"content": ""}, "finish_reason": "content_filter"}])
+HEARTBEATS = b"event: ping\ndata: 08:00\n\ndata: null\n\n"
+
+
+def with_heartbeats(path: str, body: dict[str, Any]) -> list[Piece]:
+    events = [(0.2, chunked(HEARTBEATS + one)) for one in events_of(path, body)]
+    return [(0.1, start(path, body)), *events, (0.0, LAST_CHUNK)]
+
+
 PING: Piece = (0.4, chunked(b": ping\n\n"))
 RESET: Piece = (0.1, "reset")
 ENGINES: dict[str, Behaviour] = {
@@ -298,6 +309,14 @@ ENGINES: dict[str, Behaviour] = {
     "reset before the head": engine(lambda path, body: [RESET]),
     "refused": lambda path, body: None,
     "202": engine(answers("application/json", b"{}", code=202)),
+    "201": engine(answers("application/json", WHOLE, code=201)),
+    "whole, named a stream": engine(answers("text/event-stream", WHOLE)),
+    "whole, without a name": engine(answers("", WHOLE)),
+    "cut at its limit before any text": engine(
+        lambda path, body: [(0.1, head()), (0.2, chunked(FILTERED)), (0.2, LAST_CHUNK)],
+        answers("application/json", CUT_WHOLE),
+    ),
+    "heartbeats as data": engine(with_heartbeats, sound),
     "307": engine(status(307)),
     "400": engine(status(400)),
     "400, cut": engine(status(400, is_cut=True)),

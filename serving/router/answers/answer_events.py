@@ -12,6 +12,7 @@ import msgspec
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 INDEX_LIMIT = 1 << 16  # of a choice; numbers can be made to collide, and a set of such takes seconds
+_INDEX_DIGITS = len(str(INDEX_LIMIT))
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 # Finish reasons of a choice that its engine gave up, as vLLM's after a fault: the text before it is a part.
 _FAILED_REASONS = ("abort", "cancelled", "error")
@@ -26,6 +27,10 @@ LAST_TYPES = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "message_stop"}
 )
 _FAILED = re.compile(rb'"(?:error|abort|cancelled)"')
+_PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
+# Names of events that only keep a connection alive, whatever their data.
+_HEARTBEATS = frozenset({b"ping", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"})
+_HEARTBEAT = re.compile(rb"(?im)^event:[ \t]*(?:ping|keep[-_]?alive|heartbeat)[ \t]*\r?$")
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
 
@@ -38,6 +43,25 @@ def begins_events(data: bytes) -> bool | None:
     if text.startswith((b"data:", *_OTHER_LINES)):
         return True
     return None if any(one.startswith(text) for one in (b"data:", *_OTHER_LINES)) else False
+
+
+def begins_object(data: bytes | bytearray) -> bool | None:
+    """Whether these first bytes of a body begin a JSON object; None: they are too few to tell."""
+    if BOM.startswith(data):
+        return None
+    text = data.removeprefix(BOM).lstrip()
+    return text.startswith(b"{") if text else None
+
+
+def says_nothing(name: bytes, data: bytes) -> bool:
+    """Whether an event is a heartbeat: by its name, or as its data is empty, null, a comment or a ping."""
+    is_blank = not data or data == b"null" or data.startswith(b":")
+    return is_blank or name.lower() in _HEARTBEATS or _PING.match(data) is not None
+
+
+def may_say_nothing(block: bytes) -> bool:
+    """False only when no event of a sound block has the name of a heartbeat."""
+    return b"event:" in block and _HEARTBEAT.search(block) is not None
 
 
 def has_failed(reason: object) -> bool:
@@ -82,22 +106,28 @@ def is_sound(block: bytes) -> bool:
 
 
 def is_event(event: bytes, *, is_ours: bool = False) -> bool:
-    """True for an event without data, with a JSON object, or [DONE].
+    """True for an event with a JSON object, or [DONE], and for a heartbeat.
 
     is_ours: of our engines, which write no line that readers ignore, and no ids without their event: such are
     half of one, and garbage.
     """
     lines = event.split(b"\n")
     data = data_of(lines)
-    if is_ours and not data and any(one.startswith(TOKEN_COMMENT) for one in lines):
+    if is_ours and not all(not one or one.startswith((b"data:", *_OTHER_LINES)) for one in lines):
         return False
-    is_known = not is_ours or all(not one or one.startswith((b"data:", *_OTHER_LINES)) for one in lines)
-    return is_known and (not data or data == b"[DONE]" or json_object(data) is not None)
+    if says_nothing(name_of(lines), data):
+        return not (is_ours and any(one.startswith(TOKEN_COMMENT) for one in lines))
+    return data == b"[DONE]" or json_object(data) is not None
 
 
 def data_of(lines: list[bytes]) -> bytes:
     """The data of an event, given its lines; empty: it has none."""
     return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
+
+
+def name_of(lines: list[bytes]) -> bytes:
+    """The name of an event, given its lines; empty: it has none."""
+    return next((line[6:].strip() for line in reversed(lines) if line.startswith(b"event:")), b"")
 
 
 def events_of(block: bytes) -> list[bytes]:
@@ -119,14 +149,21 @@ def end_of_events(data: bytes | bytearray, known: int, *, has_cr: bool) -> int:
 
 def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
     """A count of tokens by one of its two names; `before`: there is none that can be recorded."""
-    value = usage.get(name, usage.get(other))
+    value = usage.get(name)
+    value = usage.get(other) if value is None else value
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
     return value if is_count else before
 
 
-def may_be_index(index: int) -> bool:
-    """True for a number that a choice may have."""
-    return 0 <= index < INDEX_LIMIT
+def index_of(value: object) -> int | None:
+    """The index of a choice; None: a number that no choice may have. What is no number is 0.
+
+    Check: 1 and '1' give 1; null, true and 'x' give 0; -1 gives None.
+    """
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _INDEX_DIGITS:
+        value = int(value)
+    number = value if type(value) is int else 0
+    return number if 0 <= number < INDEX_LIMIT else None
 
 
 def token_ids_of(text: bytes) -> array[int] | None:

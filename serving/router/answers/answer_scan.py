@@ -11,6 +11,8 @@ Rules:
 2. A comment is no event, nor is a ping; an event without content (a role) commits nobody to this answer.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
+4. Whether it is a stream is said by its first bytes, as its readers take it, not by its content type: `{`
+   begins a whole answer by any name, and `data:` a stream that was asked for.
 
 Invariant: no text of an answer is kept, only whether there was any.
 """
@@ -20,49 +22,46 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import dataclass, field
-from typing import Any
 
 from serving.router.answers.answer_content import CONTENT, answer_says_something, event_says_something
 from serving.router.answers.answer_events import (
     BOM,
-    LAST_TYPES,
     METADATA,
     TOKEN_COMMENT,
     begins_events,
-    count_of,
+    begins_object,
     data_of,
     end_of_events,
     events_of,
-    has_failed,
     is_event,
     is_sound,
     json_object,
-    may_be_index,
     may_have_failed,
     may_hold_metadata,
+    may_say_nothing,
+    says_nothing,
     token_ids_of,
     word_of,
 )
+from serving.router.answers.answer_facts import AnswerFacts
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import outline_of
 from serving.router.answers.usual_answer import usual_answer
 from serving.router.types import TEXT_PATHS
 
-BLANKS_LIMIT = 64 << 10  # bytes of line ends before a first event; what begins with more is no stream
+BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 
-_PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
 _LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until their shape is known
 
 
 @dataclass(slots=True)
-class AnswerScan:
-    """Scanner of one answer with status 200: `feed` it every byte, then call `end`, unless it breaks off.
+class AnswerScan(AnswerFacts):
+    """Scanner of one answer of status 2xx: `feed` it every byte, then call `end`, unless it breaks off.
 
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     choices: how many the request asked for; None: not known.
-    takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream, which
-    is known by its first bytes if its engine names another content type.
+    takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream.
     """
 
     path: str
@@ -70,37 +69,33 @@ class AnswerScan:
     choices: int | None = 1
     takes_ids: bool = False
     streams: bool = False
-    answer_id: str | None = None
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
     events: int = 0  # of a stream, without [DONE]
     has_content: bool = False
-    has_error: bool = False  # the engine reported an error inside the answer
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
-    has_usage_event: bool = False  # an event of a stream said only the usage
     token_ids: array[int] = field(default_factory=lambda: array("I"))  # of the events so far
     has_bad_ids: bool = False  # what its engine named is no list of ids
     created: int | None = None  # of the first event
     model: str | None = None
     error_tail: bytes = b""  # the event of an error and what came with it, when `takes_ids`; not passed on
-    is_stream: bool = field(init=False)  # server-sent events
-    _finished: set[int] = field(default_factory=set)  # indices of choices
-    _finishes: int = 0  # of choices, whose indices some engines all call 0
-    _has_last_event: bool = False
-    _has_stopped: bool = False  # an event of Anthropic's API said why it stops
+    is_stream: bool = field(init=False)  # server-sent events; until its first bytes by its content type
     rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
     _has_ended: bool = False
     _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
     _has_cr: bool = False  # in the buffer
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
+    _is_object: bool = False  # what was too large begins as a JSON object
     _is_first: bool = True
     _shape: EventShape | None = None  # of the last event, when others may have it
 
     def __post_init__(self) -> None:
         self.is_stream = self.content_type.startswith("text/event-stream")
         self.streams = self.streams and not self.is_stream and self.path in TEXT_PATHS  # it is not known yet
+
+    @property
+    def is_known(self) -> bool:
+        """True when its first bytes have said whether it is a stream."""
+        return not self._is_first
 
     @property
     def is_finished(self) -> bool:
@@ -120,7 +115,9 @@ class AnswerScan:
     @property
     def is_amid_event(self) -> bool:
         """True when an event, or an answer that is no stream, has come in part."""
-        return not self.is_stream or self._is_too_large or bool(self._buffer and self._buffer[0] != 58)  # ':'
+        if not self.is_stream or self._is_too_large:
+            return True
+        return bool(self._buffer and self._buffer[0] != 58) and not self._is_first  # ':'; blanks are none
 
     @property
     def is_between_events(self) -> bool:
@@ -135,7 +132,7 @@ class AnswerScan:
     @property
     def is_void(self) -> bool:
         """True for an empty answer in whose place another may be given: a response may be made later."""
-        return self.is_empty and self.path != "/v1/responses"
+        return self.is_empty and not self.says_why_empty and self.path != "/v1/responses"
 
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
@@ -145,15 +142,11 @@ class AnswerScan:
             if self._buffer:
                 data = bytes(self._buffer) + data
                 self._buffer.clear()
-            if self.streams:
-                if (are_events := begins_events(data)) is None and len(data) <= BLANKS_LIMIT:
-                    self._buffer += data
-                    return b""
-                self.is_stream, self.streams = bool(are_events), False
-            if self.is_stream and len(data) < len(BOM) and BOM.startswith(data):
-                self._buffer += data  # perhaps a mark of byte order, which is no part of the first event
+            if (are_events := self._begins_stream(data)) is None and len(data) <= BLANKS_LIMIT:
+                self._buffer += data
                 return b""
-            self._is_first = False
+            self.is_stream = self.is_stream if are_events is None else are_events
+            self._is_first = self.streams = False
             if self.is_stream and data.startswith(BOM):
                 data = data[len(BOM) :]
         if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
@@ -165,6 +158,13 @@ class AnswerScan:
         if len(self._buffer) > PARSE_LIMIT:
             self._give_up()
         return data
+
+    def _begins_stream(self, data: bytes) -> bool | None:
+        """Whether these first bytes are those of a stream; None: they are too few to tell."""
+        if self.is_stream:
+            is_object = begins_object(data)
+            return None if is_object is None else not is_object
+        return begins_events(data) if self.streams else False
 
     def _read_buffer(self, known: int, has_cr: bool) -> bytes:
         """Read the whole events of the buffer, of which `known` bytes hold no end."""
@@ -180,7 +180,7 @@ class AnswerScan:
     def _give_up(self) -> bytes:
         """Scan no more; the bytes that are not read."""
         rest, self._buffer = bytes(self._buffer), bytearray()
-        self._is_too_large = True
+        self._is_too_large, self._is_object = True, begins_object(rest) is True
         return rest
 
     def end(self) -> str | None:
@@ -192,12 +192,20 @@ class AnswerScan:
             if self._buffer:
                 self._read_rest(bytes(self._buffer).split(b"\n"))
                 self._buffer.clear()
-        elif self.content_type.startswith("application/json"):
-            if not self._is_too_large:
-                self._read_json_answer()
-        elif self.path in TEXT_PATHS or self.content_type.startswith("text/html"):
-            self.is_malformed = True  # such as a page that asks to log in
+        else:
+            self._read_whole()
         return self.fault
+
+    def _read_whole(self) -> None:
+        """Read an answer that is no stream. On paths without text it may be of any form."""
+        text, is_named = bytes(self._buffer), self.content_type.startswith("application/json")
+        is_object = self._is_object if self._is_too_large else begins_object(text)
+        if is_object or is_named:
+            is_read = self._is_too_large or self._read_json_answer(text)
+        else:
+            is_read = False  # such as a page that asks to log in
+        is_page = self.content_type.startswith("text/html")
+        self.is_malformed = not is_read and (is_named or is_page or self.path in TEXT_PATHS)
 
     def _read_rest(self, lines: list[bytes]) -> None:
         """Read a last event without a blank line: events end so. It is of use only as the answer's end."""
@@ -226,7 +234,7 @@ class AnswerScan:
             return "malformed"
         if self.has_error:
             return "error in the answer"
-        return "empty" if self.is_empty else None
+        return "empty" if self.is_empty and not self.says_why_empty else None
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
@@ -262,18 +270,23 @@ class AnswerScan:
                 block = self._without_ids(block)
         elif not are_sound and not all(is_event(one) for one in events_of(block)):
             self.is_malformed = True
-        if self.has_content and not may_hold_metadata(block):
+        is_plain = are_sound and not may_say_nothing(block)
+        if self.has_content and is_plain and not may_hold_metadata(block):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
-            self._shape = shape_of(block) if are_sound else None
+            self._shape = shape_of(block)
             return block
         lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
-        parts: list[bytes] = []
+        name, parts = b"", list[bytes]()
         for line in lines:
             if line.startswith(b"data:"):
                 parts.append(line[5:].strip())
-            elif not line and parts:
-                self._read_event(parts[0] if len(parts) == 1 else b"\n".join(parts))
-                parts = []
+            elif line.startswith(b"event:"):
+                name = line[6:].strip()
+            elif not line:
+                data = parts[0] if len(parts) == 1 else b"\n".join(parts)
+                if not says_nothing(name, data):
+                    self._read_event(data)
+                name, parts = b"", []
         return block
 
     def _without_ids(self, block: bytes) -> bytes:
@@ -325,75 +338,27 @@ class AnswerScan:
         if data == b"[DONE]":
             self.is_done = True
             return
-        if _PING.match(data):
-            return
         self.events += 1
         self.has_content = self.has_content or CONTENT.search(data) is not None
         if self.events == 1 or not self.has_content or METADATA.search(data):
             event = json_object(data)
             self.has_content = self.has_content or event_says_something(event or {})
-            self._read_object(event)
+            if event is not None:
+                self._read_object(event)
             if self.events == 1 and event is not None:
                 created = event.get("created")
                 self.created = created if type(created) is int else None
                 self.model = word_of(event.get("model"))
 
-    def _read_json_answer(self) -> None:
-        text = bytes(self._buffer)
+    def _read_json_answer(self, text: bytes) -> bool:
+        """Read a whole answer; False: it is no JSON object."""
         if b'"choices"' in text and (usual := usual_answer(text)) is not None:
             self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
             self.finish_reason, self._finished, self.has_usage_event = usual[3:]
         elif (answer := outline_of(text)) is not None:
             self._read_object(answer)
         else:
-            self.is_malformed = True
-        if self.path in TEXT_PATHS and not self.is_malformed:  # elsewhere nobody asks
+            return False
+        if self.path in TEXT_PATHS:  # elsewhere nobody asks
             self.has_content = CONTENT.search(text) is not None or answer_says_something(text)
-
-    def _read_object(self, data: dict[str, Any] | None) -> None:
-        """Read one JSON object: a whole answer or one event, of any of the served APIs."""
-        if data is None:
-            return
-        kind = data.get("type")
-        if data.get("error") or kind in ("error", "response.failed"):
-            self.has_error = True
-        if isinstance(kind, str) and kind in LAST_TYPES:
-            self._has_last_event = True
-        inner = data.get("response") or data.get("message")
-        for fields in (data, inner) if isinstance(inner, dict) else (data,):
-            self._read_id_and_usage(fields)
-        choices = data.get("choices")
-        if isinstance(choices, list):
-            self.has_usage_event = self.has_usage_event or (not choices and bool(data.get("usage")))
-            for choice in choices:
-                if isinstance(choice, dict):
-                    self._read_choice(choice)
-        delta = data.get("delta")
-        if isinstance(delta, dict) and (reason := word_of(delta.get("stop_reason"))):
-            self.finish_reason, self._has_stopped = reason, True
-
-    def _read_choice(self, choice: dict[str, Any]) -> None:
-        reason = choice.get("finish_reason")
-        if not reason:  # some servers write '' where others write null
-            return
-        self.has_error = self.has_error or has_failed(reason)
-        index = choice.get("index", 0)
-        if isinstance(index, int):
-            if may_be_index(index):
-                self._finished.add(index)
-            self._finishes += 1
-        self.finish_reason = word_of(reason) or self.finish_reason
-
-    def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
-        if self.answer_id is None:
-            self.answer_id = word_of(fields.get("id"))
-        self.finish_reason = word_of(fields.get("stop_reason")) or self.finish_reason
-        details = fields.get("incomplete_details")
-        if isinstance(details, dict):
-            self.finish_reason = word_of(details.get("reason")) or self.finish_reason
-        usage = fields.get("usage")
-        if isinstance(usage, dict):
-            self.prompt_tokens = count_of(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
-            self.completion_tokens = count_of(
-                usage, "completion_tokens", "output_tokens", self.completion_tokens
-            )
+        return True

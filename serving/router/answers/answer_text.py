@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
-from serving.router.answers.answer_events import data_of, json_object
+from serving.router.answers.answer_events import data_of, index_of, json_object
 
 Said: TypeAlias = dict[str, Any]  # 'text', 'reasoning', 'refusal', 'tool_calls' of one choice; absent: none
 
@@ -63,11 +63,11 @@ def _events(body: bytes) -> Iterator[dict[str, Any] | None]:
 
 
 def _read_choice(choices: dict[int, Said], choice: Mapping[str, Any]) -> None:
-    index = choice.get("index", 0)
-    if type(index) is not int or (index not in choices and len(choices) >= MAX_CHOICES):
+    index = index_of(choice.get("index"))
+    if index is None or (index not in choices and len(choices) >= MAX_CHOICES):
         return
     parts = choices.setdefault(index, {})
-    message = choice.get("message", choice.get("delta"))
+    message = choice.get("message") or choice.get("delta")
     for fields in (choice, message):
         if not isinstance(fields, dict):
             continue
@@ -84,8 +84,9 @@ def _read_choice(choices: dict[int, Said], choice: Mapping[str, Any]) -> None:
 
 
 def _read_call(parts: Said, call: Mapping[str, Any], place: int) -> None:
-    index, function = call.get("index", place), call.get("function")
-    if type(index) is not int or not isinstance(function, dict):
+    index, function = call.get("index"), call.get("function")
+    index = index_of(place if index is None else index)
+    if index is None or not isinstance(function, dict):
         return
     known = parts.setdefault("tool_calls", {})
     if index not in known and len(known) >= MAX_CHOICES:

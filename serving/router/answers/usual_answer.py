@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from serving.router.answers.answer_events import MAX_TOKENS, has_failed, may_be_index, word_of
+from serving.router.answers.answer_events import MAX_TOKENS, has_failed, index_of, word_of
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -65,7 +65,7 @@ def usual_answer(data: bytes) -> Read | None:
         if has_failed(choice.finish_reason):
             return None
         if choice.finish_reason:  # some servers write '' where others write null
-            if may_be_index(choice.index):
-                finished.add(choice.index)
+            if (index := index_of(choice.index)) is not None:
+                finished.add(index)
             reason = word_of(choice.finish_reason) or reason
     return word_of(found.id), prompt, completion, reason, finished, usage is not None and not found.choices

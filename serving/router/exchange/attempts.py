@@ -258,9 +258,9 @@ class Attempts:
         stable = current_stable(self._context, self._table)
         return stable is not None and bool(stable.replicas)
 
-    def is_answer(self, status: int, *, only_200: bool = False) -> bool:
+    def is_answer(self, status: int, *, asked: str | None = None) -> bool:
         """True: the client gets what the current attempt answered; False: ask again, after `release`."""
-        cause = failure_of(status, only_200=only_200)
+        cause = failure_of(status, asked=asked)
         if status >= 300 or cause is not None:
             self.tried[-1].cause = f"status {status}"
         if self._assignment.is_lookup:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.exchange.context import Start
+from serving.router.exchange.usable import is_read
 from serving.router.headers import content_type
 from serving.router.turns import Turns, is_turn_over, turn_end_s
 from serving.router.types import Attempt, Failure
@@ -109,7 +110,7 @@ class Beside:
     def on_head(self, status: int, headers: Headers) -> None:
         """The head arrived."""
         self.status, self.headers = status, headers
-        if status == 200:
+        if is_read(status, asked=self._start.asked):
             start, kind = self._start, content_type(headers)
             path = start.request.path
             self._scan = AnswerScan(path, kind, start.choices, self._is_ours, start.streams)

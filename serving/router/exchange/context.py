@@ -57,9 +57,9 @@ class Start(Struct, frozen=True, gc=False):
         return replace(self, request=request, bodies={}, sent_bytes=self.body_bytes)
 
     @property
-    def only_200(self) -> bool:
-        """Whether only a 200 is an answer to it: of an accepted or a partial one nothing can be read."""
-        return self.is_eligible
+    def asked(self) -> str | None:
+        """Its path, if it asks a model for an answer, which is read; None: it does not."""
+        return self.request.path if self.is_eligible else None
 
 
 class RouterContext(Protocol):

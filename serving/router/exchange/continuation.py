@@ -115,7 +115,8 @@ class Continuation:
                 self._answer.append(data)
             return b""
         assert self._rewriter is not None
-        return self._rewriter.feed(self._scan.feed(data))
+        events = self._scan.feed(data)
+        return self._rewriter.feed(events) if self._scan.is_stream else b""
 
     @property
     def is_whole(self) -> bool:
@@ -124,8 +125,9 @@ class Continuation:
 
     @property
     def has_error(self) -> bool:
-        """True when the engine reported an error inside its answer."""
-        return self._scan is not None and (self._scan.has_error or self._scan.has_bad_ids)
+        """True when the engine reported an error inside its answer, or it is no stream by its first bytes."""
+        scan = self._scan
+        return scan is not None and (scan.has_error or scan.has_bad_ids or not scan.is_stream)
 
     @property
     def has_passed_finish(self) -> bool:

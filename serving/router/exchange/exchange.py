@@ -47,7 +47,7 @@ from serving.router.exchange.recording import Recording
 from serving.router.exchange.sending import Sender, refused_by_front
 from serving.router.exchange.takeover import DONE
 from serving.router.exchange.trial import Trial, begin_trial
-from serving.router.exchange.usable import failure_of, has_begun, is_key_refused, unusable
+from serving.router.exchange.usable import failure_of, has_begun, is_key_refused, is_read, unusable
 from serving.router.headers import REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, Step
 
@@ -136,23 +136,23 @@ class Exchange:
             step = continued.answered(arm, status, headers)
             self.has_begun = continued.has_begun
             return step
-        if (refused := refused_by_front(arm, headers)) is not None:
-            self._failed(refused)
+        why: Failure | None = refused_by_front(arm, headers)
+        if why is None and arm is not None and is_key_refused(status, self._sender.key_for(arm)):
+            why = "key refused"
+        if why is not None:
+            self._failed(why)
             return Step.AGAIN
-        if arm is not None and is_key_refused(status, self._sender.key_for(arm)):
-            self._failed("key refused")
-            return Step.AGAIN
-        if not self._attempts.is_answer(status, only_200=self.start.only_200):
+        if not self._attempts.is_answer(status, asked=self.start.asked):
             self._release()
             return Step.AGAIN
-        self._status = status
+        self._status, seen = status, self.seen
         kept = returned(headers, request_id=value_of(self.start.request.headers, REQUEST_ID))
-        if self.start.is_eligible and status == 200:
+        if is_read(status, asked=self.start.asked):
             is_canary = self._attempts.arm == CANARY and not self.start.assignment.is_lookup
-            seen, begun = self.seen, self._cover.begin(arm, headers, is_canary=is_canary)
+            begun = self._cover.begin(arm, headers, is_canary=is_canary)
             seen.scan, self._out.holds_all, seen.covered = begun
-        self._out.begin(Head(status, kept + self._sender.own_headers()), is_stream=self.seen.is_stream)
-        if self.seen.is_stream and value_of(kept, b"content-length") is not None:
+        self._out.begin(Head(status, kept + self._sender.own_headers()), is_stream=seen.is_stream)
+        if seen.is_stream and value_of(kept, b"content-length") is not None:
             self._out.as_stream()
         return Step.HOLD
 
@@ -160,12 +160,10 @@ class Exchange:
 
     def received(self, data: bytes, *, now_s: float) -> Action:
         """Bytes of the body arrived."""
-        seen = self.seen
+        seen, scan = self.seen, self.seen.scan
         if self._continued is not None:
             return self._of_continued(self._continued.received(data, now_s))
-        scan = seen.scan
-        if self.is_over or self._status is None:
-            self._require(False, "received")
+        self._require(self._status is not None, "received")
         if scan is None:
             seen.last_byte_s = now_s
             self._begin(now_s)
@@ -173,7 +171,8 @@ class Exchange:
         events, is_done, was_stream = scan.events, scan.is_done, scan.is_stream
         data = scan.feed(data)
         if scan.is_stream is not was_stream:  # its engine gave it another content type
-            self._out.as_stream()
+            if scan.is_stream:
+                self._out.as_stream()
             self._out.holds_all, seen.covered = self._cover.of(scan)
         if scan.events != events or scan.is_done is not is_done or scan.is_amid_event:
             seen.last_byte_s = now_s  # a comment is no progress
@@ -219,10 +218,9 @@ class Exchange:
         """The body ended as its framing declared."""
         has_head = self._status is not None or self._continued is not None
         self._require(has_head and self._attempts.replica is not None, "ended")
-        self._now_s = now_s
+        self._now_s, scan = now_s, self.seen.scan
         if self._continued is not None:
             return self._of_continued(self._continued.ended())
-        scan = self.seen.scan
         cause, rest = (scan.end(), scan.rest) if scan is not None else (None, b"")
         is_short = rest is None or (self._cover.digest is not None and scan is not None and not scan.is_done)
         if is_short and scan is not None and scan.is_whole:
@@ -234,7 +232,7 @@ class Exchange:
             return Step.AGAIN
         if cause == "cut" and scan is not None and self._may_continue(scan):
             return self._begin_continued(scan)
-        failure = failure_of(self._status, only_200=self.start.only_200)
+        failure = failure_of(self._status, asked=self.start.asked)
         outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
         if outcome == "answered" and not self.has_begun:
             self._attempts.begun()
@@ -274,7 +272,8 @@ class Exchange:
 
     def waited(self, now_s: float) -> Action:
         """Called a few times a second: what a client that waits for a held answer is sent."""
-        is_waiting = self._continued is not None or self._out.is_waiting(is_stream=self.seen.is_stream)
+        is_stream = self.seen.is_known_stream or (self.seen.is_stream and self.start.streams)
+        is_waiting = self._continued is not None or self._out.is_waiting(is_stream=is_stream)
         if self.is_over or not is_waiting:
             return Step.HOLD
         since_s = self.seen.last_byte_s if self._continued is not None else None
@@ -336,10 +335,9 @@ class Exchange:
         something twice."""
         is_once = self.start.is_once or self.start.creates
         chosen = None if is_once else self._attempts.beside()
-        try:
+        with suppress(NotRenamed):
             return self._sender.send_beside(*chosen) if chosen is not None else None
-        except NotRenamed:
-            return None
+        return None
 
     def stalled(self) -> bool:
         """The engine has sent nothing for `stall_s` in mid-answer; True: the attempt is ended."""

@@ -57,6 +57,11 @@ class Seen:
         return self.scan is not None and self.scan.is_stream
 
     @property
+    def is_known_stream(self) -> bool:
+        """True when its first bytes say so too: a whole answer may be named a stream."""
+        return self.scan is not None and self.scan.is_stream and self.scan.is_known
+
+    @property
     def error(self) -> str | None:
         """What is wrong with the answer, whatever may still come of it; None: nothing."""
         scan = self.scan

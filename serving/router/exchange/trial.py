@@ -122,13 +122,13 @@ class Trial:
 
     def on_head(self, status: int, headers: Headers) -> None:
         """The head arrived: an answer of this status is one, or is still to come."""
-        cause = failure_of(status, only_200=True)
+        cause = failure_of(status, asked=self._start.request.path)
         if is_key_refused(status, self.attempt.api_key):
             cause = "key refused"
         if cause is not None or status in TOLD_4XX:
             self._health.failed(CANARY, self.url, cause or f"status {status}")
             self._end(cause, status if cause is None else None)
-        elif status != 200:
+        elif status >= 300:  # a 4xx
             self._answers(status)
         elif self._start.is_eligible:
             start, kind = self._start, content_type(headers)

@@ -5,25 +5,33 @@ from __future__ import annotations
 from typing import cast
 
 from serving.router.answers.answer_scan import AnswerScan
-from serving.router.types import Failure
+from serving.router.types import TEXT_PATHS, Failure
 
 _UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
+_WHOLE = frozenset({200, 201, 203})
 
 
-def failure_of(status: int | None, *, only_200: bool = False) -> str | None:
-    """Why an answer with this status is none; None: it is one, or a 4xx. A redirect is a failure too.
+def failure_of(status: int | None, *, asked: str | None = None) -> str | None:
+    """Why an answer with this status is none; None: it may be one, or is a 4xx. A redirect is a failure too.
 
-    only_200: the request asks a model for an answer, which a 202, 204 or 206 is not.
+    asked: the path of a request that asks a model for an answer; None: another one. Where an answer holds
+    text its content says whether it is one, with any 2xx; elsewhere nothing says so of a 202, 204 or 206.
     """
     if status is None:
         return None
-    is_other = only_200 and 200 < status < 300
+    is_judged_by_content = asked is None or asked in TEXT_PATHS
+    is_other = not is_judged_by_content and 200 <= status < 300 and status not in _WHOLE
     has_failed = status >= 500 or status == 429 or 300 <= status < 400 or is_other
     return f"status {status}" if has_failed else None
 
 
+def is_read(status: int, *, asked: str | None) -> bool:
+    """Whether the content of an answer with this status says what the answer is."""
+    return asked is not None and 200 <= status < 300 and failure_of(status, asked=asked) is None
+
+
 def has_begun(scan: AnswerScan, *, is_canary: bool) -> bool:
-    """Whether an answer of status 200 has begun: a first content, an error, or a byte of what is no stream.
+    """Whether an answer of status 2xx has begun: a first content, an error, or a byte of what is no stream.
 
     A head is no answer, nor are comments: a front may write them before its engine has said anything.
     """

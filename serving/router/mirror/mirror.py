@@ -102,7 +102,7 @@ class Tap:
                 self._content_type = content_type(action.head.headers)
             kept.parts.append(action.data)
             kept.cost += len(action.data) + PART_COST
-            if kept.cost > ANSWER_LIMIT or action.then == "break" or self._status != 200:
+            if kept.cost > ANSWER_LIMIT or action.then == "break" or not 200 <= self._status < 300:
                 self._give_up()
             elif action.then == "end":
                 self._give_up()

@@ -110,7 +110,7 @@ class Copy:
             self._end("withheld" if refused == "withheld" else "failed", "refused")
             return
         self.status = status
-        if status != 200:
+        if not 200 <= status < 300:
             self._end("failed", f"status {status}")
             return
         start = self.kept.start

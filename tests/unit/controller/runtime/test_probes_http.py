@@ -99,6 +99,63 @@ def test_an_empty_answer_fails_the_smoke_test_with_a_hint(engine: type[Engine]) 
     assert (status.phase, "chat template" in status.detail) == ("failed", True)
 
 
+CHOICE = {"index": 0, "message": {"content": "Paris."}, "finish_reason": "stop"}
+WHOLE = json.dumps({"choices": [CHOICE]}).encode()
+CUT = {**CHOICE, "message": {"content": ""}, "finish_reason": "length"}
+
+
+def answers(engine: type[Engine], body: bytes, kind: str = "application/json", status: int = 200) -> None:
+    def post(self: Engine) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.send_header("content-type", kind)
+        self.end_headers()
+        self.wfile.write(body)
+
+    engine.do_POST = post  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (WHOLE, "text/event-stream", 200),
+        (WHOLE, "text/plain", 201),
+        (json.dumps({"choices": [CUT]}).encode(), "application/json", 200),
+        (
+            b'data: {"choices":[{"delta":{"content":"Paris."},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',
+            "text/event-stream",
+            200,
+        ),
+    ],
+)
+def test_an_answer_passes_the_smoke_test_as_it_passes_a_router(
+    engine: type[Engine], body: bytes, kind: str, status: int
+) -> None:
+    answers(engine, body, kind, status)
+
+    assert result_of(probes(engine), ProbeKind.SMOKE).phase == "passed"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "why"),
+    [
+        (b'{"error": {"message": "overloaded"}}', 200, "error in the answer"),
+        (b"<html>log in</html>", 200, "is it an OpenAI endpoint?"),
+        (b"", 204, "is it an OpenAI endpoint?"),
+        (b'{"choices": []}', 200, "chat template"),
+    ],
+)
+def test_what_is_no_answer_to_a_router_fails_the_smoke_test(
+    engine: type[Engine], body: bytes, status: int, why: str
+) -> None:
+    answers(engine, body, status=status)
+
+    status_of = result_of(probes(engine), ProbeKind.SMOKE)
+
+    assert (status_of.phase, why in status_of.detail) == ("failed", True)
+
+
 def test_an_error_fails_the_smoke_test_with_its_status(engine: type[Engine]) -> None:
     engine.status = 500
 

@@ -204,6 +204,7 @@ async def test_a_4xx_that_breaks_after_its_head_is_a_rejection_on_either_arm(arm
         (200, "text/html", "malformed"),
         (202, "application/json", "status 202"),
         (204, "text/plain", "status 204"),
+        (206, "application/json", "status 206"),
     ],
 )
 async def test_what_is_no_answer_on_any_drawn_path_is_a_failure_and_stable_is_asked(
