@@ -27,6 +27,8 @@ LAST_TYPES = frozenset(
 )
 _FAILED = re.compile(rb'"(?:error|abort|cancelled)"')
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
+_DATA = re.compile(rb"(?:\A|[\r\n])data:")
+_SEARCHED = 512  # bytes; an event may come byte by byte
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
 
 
@@ -38,6 +40,11 @@ def begins_events(data: bytes) -> bool | None:
     if text.startswith((b"data:", *_OTHER_LINES)):
         return True
     return None if any(one.startswith(text) for one in (b"data:", *_OTHER_LINES)) else False
+
+
+def has_data(part: bytes | bytearray) -> bool:
+    """Whether so much of an event has come that its data has begun, near its beginning."""
+    return _DATA.search(part, 0, _SEARCHED) is not None
 
 
 def has_failed(reason: object) -> bool:
