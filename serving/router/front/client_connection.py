@@ -27,12 +27,11 @@ from serving.clock import boot_s
 from serving.router.bodies.body_budget import COUNTED_BODY, BodyShare
 from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.relay import Client, Relay
-from serving.router.front import service_choice
+from serving.router.front import request_start, service_choice
 from serving.router.front.admission import Sent, peer_of, without_names
 from serving.router.front.answer_framing import AnswerFraming
 from serving.router.front.paths import Found, find_target
 from serving.router.front.request_parser import ParsedRequest, RequestParser
-from serving.router.front.request_start import admit_head, begin_exchange, relay_of, tunnel_of
 from serving.router.front.service_choice import Chosen
 from serving.router.front.time_limits import LINGER_S, TOO_LATE, arrival_s
 from serving.router.turns import LARGE_READ, Reading
@@ -159,6 +158,14 @@ class ClientConnection(asyncio.Protocol):
             return False
         return True
 
+    def abort_if_unread(self) -> bool:
+        """Break it where its client does not read what it was answered, and no request is under way: True."""
+        since_s = self._blocked_s if self._request is None else None
+        if since_s is None or boot_s() - since_s <= LINGER_S:
+            return False
+        self.abort()
+        return True
+
     def _close_idle(self) -> None:
         self.close_if_idle()
 
@@ -235,16 +242,17 @@ class ClientConnection(asyncio.Protocol):
                 answer = service_choice.answer_own(front.own_routes, parsed.target, found, self)
                 self._task = front.run(answer)
             else:
-                self.refuse(without_names(front.cores, self._sent(parsed), found))
+                self.refuse(without_names(front.cores, self.sent(parsed), found))
             return
         if found.service is None:
-            self._begin_unnamed(parsed, found)
-            return
-        core = self._core = front.cores[found.service]
-        if service_choice.must_wait(parsed, [core]):
-            self._task = front.run(self._begin_later(parsed, found, {found.service: core}))
+            later = request_start.begin_unnamed(front, self, parsed, found)
         else:
-            self._begin(parsed, found, core)
+            core = self._core = front.cores[found.service]
+            if not service_choice.must_wait(parsed, [core]):
+                self._begin(parsed, found, core)
+                return
+            later = request_start.begin_later(front, self, parsed, found, {found.service: core})
+        self._task = front.run(later) if later is not None else self._task
 
     def _admit(self) -> None:
         """Judge a request by its head, before its body has come."""
@@ -253,7 +261,7 @@ class ClientConnection(asyncio.Protocol):
         method, target, headers = parser.head
         found = find_target(method, target, front.services)
         sent = Sent(method, target, headers, peer_of(self.transport))
-        client = admit_head(front, self, sent, found)
+        client = request_start.admit_head(front, self, sent, found)
         if isinstance(client, Refusal):
             self._framing.begin(is_head_request=method == "HEAD", is_http_11=True, keep_alive=False)
             self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
@@ -271,28 +279,10 @@ class ClientConnection(asyncio.Protocol):
         if self._request is None:
             self._wait_for_turn()
 
-    def _begin_unnamed(self, parsed: ParsedRequest, found: Found) -> None:
-        """Begin a request whose path names none of several services."""
-        cores, sent = self._front.cores, self._sent(parsed)
-        if found.target.path == "/v1/models":
-            answer = service_choice.answer_models(cores, sent)
-            self.refuse(answer) if isinstance(answer, Refusal) else self.deliver(answer)
-        elif service_choice.must_wait(parsed, cores.values()):
-            self._task = self._front.run(self._begin_later(parsed, found, cores))
-        else:
-            self._begin_chosen(parsed, found, cores, service_choice.choose_now(cores, parsed, found, sent))
-
-    async def _begin_later(
-        self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore]
-    ) -> None:
-        """Begin when a new router has its table, and when a large body has been read."""
-        reader, sent = self._front.reader, self._sent(parsed)
-        chosen = await service_choice.choose_later(reader, cores, parsed, found, sent)
-        self._begin_chosen(parsed, found, cores, chosen)
-
-    def _begin_chosen(
+    def begin_chosen(
         self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore], chosen: Chosen | Refusal
     ) -> None:
+        """Begin a request whose service is known, or refuse it."""
         if isinstance(chosen, Refusal):
             self.refuse(chosen)
         else:
@@ -303,15 +293,15 @@ class ClientConnection(asyncio.Protocol):
         self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
     ) -> None:
         front, peer = self._front, peer_of(self.transport) if core.needs_peer else ""
-        exchange = begin_exchange(front, core, parsed, found, peer=peer, prepared=prepared)
+        exchange = request_start.begin_exchange(front, core, parsed, found, peer=peer, prepared=prepared)
         if isinstance(exchange, Refusal):
             self.refuse(exchange)
             return
         if found.target.path == REALTIME:
-            self._task = front.run(tunnel_of(front, exchange, self, parsed))
+            self._task = front.run(request_start.tunnel_of(front, exchange, self, parsed))
             return
         client, method = cast(Client, self), parsed.method
-        relay = self._relay = relay_of(
+        relay = self._relay = request_start.relay_of(
             front, core, exchange, client=client, method=method, on_over=self._on_over
         )
         if self._blocked_s is not None:
@@ -320,7 +310,8 @@ class ClientConnection(asyncio.Protocol):
             self._count_body()  # with what was made of it
         relay.start()
 
-    def _sent(self, parsed: ParsedRequest) -> Sent:
+    def sent(self, parsed: ParsedRequest) -> Sent:
+        """Its head, and who sent it."""
         return Sent(parsed.method, parsed.target, parsed.headers, peer_of(self.transport))
 
     def _on_over(self) -> None:
@@ -384,6 +375,7 @@ class ClientConnection(asyncio.Protocol):
     def close_after_flush(self) -> None:
         """Send what waits, then close; of an answer that is not whole the client sees that."""
         self._is_closing = True
+        self._linger_until_s = boot_s() + self._front.core.limits.idle_s
         self.transport.close()
 
     def _linger(self) -> None:
