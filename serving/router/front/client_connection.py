@@ -364,6 +364,7 @@ class ClientConnection(asyncio.Protocol):
     def switch(self, head: Head, protocol: asyncio.BaseProtocol) -> None:
         """Send this head, a 101; the connection is that protocol's from then on."""
         self.transport.set_protocol(protocol)
+        self._blocked_s = None  # who reads and who does not is the tunnel's to know
         self.transport.write(self._framing.switched(head))
         self.reading.hold(False)
 
