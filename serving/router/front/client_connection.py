@@ -19,7 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -28,7 +28,7 @@ from serving.router.bodies.body_budget import COUNTED_BODY, BodyShare
 from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.relay import Client, Relay
 from serving.router.front import request_start, service_choice
-from serving.router.front.admission import Sent, peer_of, without_names
+from serving.router.front.admission import Sent, network_of, peer_of, without_names
 from serving.router.front.answer_framing import AnswerFraming
 from serving.router.front.paths import Found, find_target
 from serving.router.front.request_parser import ParsedRequest, RequestParser
@@ -75,7 +75,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.reading = Reading(self.transport, self._front.turns)
+        self.reading = Reading(self.transport, self._front.turns, network_of(peer_of(self.transport)))
         self._front.joined(self)
 
     def data_received(self, data: bytes) -> None:
@@ -107,7 +107,7 @@ class ClientConnection(asyncio.Protocol):
         relay, self._relay = self._relay, None
         if relay is not None:
             leave = partial(self._front.departed.leave, relay, relay.body_bytes)
-            leave() if self._front.turns.is_free() else self._front.turns.join(leave)
+            leave() if self._front.turns.is_free() else self._join(leave)
 
     def pause_writing(self) -> None:
         self._blocked_s = boot_s()
@@ -138,7 +138,7 @@ class ClientConnection(asyncio.Protocol):
                 self._relay.waited(now_s)
         elif self._parser.is_idle and not self._is_waiting:
             if now_s - self._begun_s > self._front.load.idle_now_s:
-                self._front.turns.join(self._close_idle, CLOSE_S)
+                self._join(self._close_idle, CLOSE_S)
         elif not self._is_waiting and now_s - self._begun_s > arrival_s(
             self._parser, has_place=self._front.places.has_place(self)
         ):
@@ -181,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
         self._next_request(is_turn=is_turn)
         parser = self._parser
         if parser.has_chunks:
-            self._front.turns.join(self._take_turn)
+            self._join(self._take_turn)
         elif self._is_half_closed and self._request is None and not parser.requests and not self._blocked_s:
             self.close_after_flush()  # the rest is no whole request
         self._pace()
@@ -190,7 +190,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _wait_for_turn(self) -> None:
         self._is_waiting = True
-        self._front.turns.join(self._take_turn)
+        self._join(self._take_turn)
+
+    def _join(self, work: Callable[[], None], least_s: float = 0.0) -> None:
+        """Do this in a turn of this client's."""
+        self._front.turns.join(work, least_s, self.reading.client)
 
     def _take_turn(self) -> None:
         """Parse the next piece of a body in chunks, or begin the request that has waited."""
@@ -267,7 +271,7 @@ class ClientConnection(asyncio.Protocol):
             self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
             parser.refuse(client)
             return
-        self._share.client = client
+        self._share.client = self.reading.client = client
         if parser.wants_continue:
             parser.wants_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -156,8 +156,8 @@ def _shown(host: str) -> str:
 
 
 async def _serve(front: WireFront, listening: socket.socket, source: FileTableSource) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way end first, unless a second signal comes. Their clients
-    are told then, and their records are written, unless a third one comes.
+    """Serve until SIGINT or SIGTERM; requests under way end first, unless a second signal comes. Their
+    clients are told then, and their records are written, unless a third one comes.
 
     SIGHUP reads the table file again.
     """
