@@ -29,7 +29,7 @@ import psutil
 
 from serving.actor_names import NAMESPACE
 from serving.loopback import HOST, free_ports, is_free
-from serving.process_start import boot_id, start_ticks
+from serving.process_start import boot_id, is_process, start_ticks
 from serving.router.types import LONGEST_STREAM_S
 
 CLUSTER_ENV = "CANARYCTL_RAY_CLUSTER"  # environment variable of every process: the cluster's folder
@@ -207,7 +207,7 @@ def has_variable(handle: ClusterHandle, name: str) -> bool:
     for process in _recorded(handle):
         try:
             current = psutil.Process(process.pid)
-            if start_ticks(process.pid) == process.start_ticks:
+            if is_process(process.pid, process.start_ticks):
                 found.append(bool(current.environ().get(name, "").strip()))
         except psutil.Error:
             continue
@@ -357,7 +357,7 @@ def _terminate(processes: Sequence[ClusterProcess]) -> tuple[int, ...]:
     for recorded in dict.fromkeys(processes):
         try:
             process = psutil.Process(recorded.pid)
-            if start_ticks(recorded.pid) == recorded.start_ticks:
+            if is_process(recorded.pid, recorded.start_ticks):
                 process.terminate()
                 alive.append(process)
         except psutil.NoSuchProcess:

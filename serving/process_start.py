@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _FIELD = 22 - 3  # `starttime` of proc(5), in what follows the name: that may hold blanks and brackets
 
@@ -13,12 +15,24 @@ def start_ticks(pid: int) -> int | None:
 
     With the pid it names one process of this boot. `psutil.Process.create_time` does not: it adds the time of
     the boot, which moves when the wall clock is set.
+
+    Raises psutil.AccessDenied for another user's process of which the host tells nothing (`hidepid`).
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except PermissionError as exc:
+        raise psutil.AccessDenied(pid) from exc
     except (FileNotFoundError, ProcessLookupError):
         return None
     return int(stat.rpartition(")")[2].split()[_FIELD])
+
+
+def is_process(pid: int, start: int) -> bool:
+    """Whether process `pid` is the one of this user that was started then."""
+    try:
+        return start_ticks(pid) == start
+    except psutil.AccessDenied:  # the number is another user's by now
+        return False
 
 
 def boot_id() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+import psutil
+
 from controller.quantities import whole
 from controller.store.sql import SqlStore
 from serving.process_start import boot_id, start_ticks
@@ -46,7 +48,10 @@ def release_orphaned_lease(store: SqlStore) -> None:
     host, pid, start = _process_of(lease.holder)
     if host != _host() or pid is None:
         return
-    found = start_ticks(pid)
+    try:
+        found = start_ticks(pid)
+    except psutil.AccessDenied:  # there is one, of which nothing is known: its lease has a term
+        return
     if found is None or start not in (None, found):
         store.release_lease(lease.token)
 

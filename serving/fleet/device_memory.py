@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import psutil
 
 from serving.fleet.types import HostProcess
-from serving.process_start import start_ticks
+from serving.process_start import is_process, start_ticks
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,12 @@ def process_tree(pid: int, node: str) -> tuple[HostProcess, ...]:
         pids = [pid, *(one.pid for one in root.children(recursive=True))]
     except psutil.NoSuchProcess:
         return ()
-    return tuple(HostProcess(node, one, start) for one in pids if (start := start_ticks(one)) is not None)
+    found = []
+    for one in pids:
+        with suppress(psutil.AccessDenied):  # another user's: not to be killed from here
+            if (start := start_ticks(one)) is not None:
+                found.append(HostProcess(node, one, start))
+    return tuple(found)
 
 
 def still_alive(processes: Iterable[HostProcess], node: str) -> tuple[HostProcess, ...]:
@@ -104,7 +110,7 @@ def cores() -> int:
 
 def _is_same(process: HostProcess) -> bool:
     """Whether the process that has its number now is this one."""
-    return start_ticks(process.pid) == process.start_ticks
+    return is_process(process.pid, process.start_ticks)
 
 
 def _resident_bytes(pids: Iterable[int]) -> int | None:

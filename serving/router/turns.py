@@ -3,12 +3,14 @@
 A client costs by what it sends and an engine by what it answers: a body of 60 KB may take 5 ms to read, one
 in chunks of a byte a hundred times as long to parse as others, 8 MB of small events seconds to scan.
 Whatever waits while a turn of the loop is long has come by the next one, so what each connection does for
-itself adds up. Here they share one budget, and the loop does all else in between.
+itself adds up. Here they share one budget, and the loop does all else in between. Next is the client for
+which least time has been spent since it began to wait, however many connections it has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -39,7 +41,10 @@ class Turns:
     """Functions that each do a piece of work; one that has more to do joins again."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Callable[[], None], float] = {}
+        self._waiting: dict[str, dict[Callable[[], None], float]] = {}  # by client
+        self._order: list[tuple[float, int, str]] = []  # a heap: seconds spent, a number, the client
+        self._joined = 0
+        self._level_s = 0.0  # of whose turn was last; where one who begins to wait begins
         self._turn: asyncio.Handle | None = None
         self._at_once = 0  # in this turn of the loop
 
@@ -56,12 +61,15 @@ class Turns:
     def _free(self) -> None:
         self._at_once = 0
 
-    def join(self, work: Callable[[], None], least_s: float = 0.0) -> None:
+    def join(self, work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
         """Call this once, in a later turn of the loop. One that waits already is not called twice.
 
-        least_s: what it costs at least, part of which comes later.
+        least_s: what it costs at least, part of which comes later.   client: whose work it is.
         """
-        self._waiting[work] = least_s
+        if client not in self._waiting:
+            self._waiting[client] = {}
+            self._queue(client, self._level_s)
+        self._waiting[client][work] = least_s
         if self._turn is None:
             self._turn = asyncio.get_running_loop().call_soon(self._take)
 
@@ -70,13 +78,31 @@ class Turns:
         self._turn = None
         try:
             while self._waiting and left_s > 0:
-                work = next(iter(self._waiting))
-                least_s, began_s = self._waiting.pop(work), time.perf_counter()
-                work()
-                left_s -= max(time.perf_counter() - began_s, least_s)
+                left_s -= self._take_next()
         finally:  # an error in one does not end the turns of the others
             if self._waiting and self._turn is None:
                 self._turn = asyncio.get_running_loop().call_soon(self._take)
+
+    def _take_next(self) -> float:
+        """Do one piece of work of the client whose turn it is; the seconds that it cost."""
+        self._level_s, _, client = heapq.heappop(self._order)
+        spent_s = self._level_s
+        works = self._waiting[client]
+        work = next(iter(works))
+        least_s, began_s = works.pop(work), time.perf_counter()
+        try:
+            work()
+        finally:
+            cost_s = max(time.perf_counter() - began_s, least_s)
+            if works:
+                self._queue(client, spent_s + cost_s)
+            else:
+                del self._waiting[client]
+        return cost_s
+
+    def _queue(self, client: str, spent_s: float) -> None:
+        self._joined += 1  # of equals the first that came is next
+        heapq.heappush(self._order, (spent_s, self._joined, client))
 
 
 def take_in_turns(turns: Turns, steps: Iterator[None]) -> None:
@@ -98,17 +124,17 @@ class Reading:
     The loop would else read one socket up to 32 times in a row, 8 MB, before it does anything else.
     """
 
-    __slots__ = ("_awaits_turn", "_is_paused", "_socket", "_turns", "is_held")
+    __slots__ = ("_awaits_turn", "_is_paused", "_socket", "_turns", "client", "is_held")
 
-    def __init__(self, socket: _Socket, turns: Turns) -> None:
-        self._socket, self._turns = socket, turns
+    def __init__(self, socket: _Socket, turns: Turns, client: str = "") -> None:
+        self._socket, self._turns, self.client = socket, turns, client
         self.is_held = self._awaits_turn = self._is_paused = False
 
     def came(self) -> None:
         """LARGE_READ bytes or more have been read."""
         if not self._awaits_turn:
             self._awaits_turn = True
-            self._turns.join(self._read_on, READ_S)
+            self._turns.join(self._read_on, READ_S, self.client)
             self._apply()
 
     def hold(self, is_held: bool) -> None:

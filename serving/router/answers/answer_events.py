@@ -32,6 +32,8 @@ _PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
 _HEARTBEATS = frozenset({b"ping", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"})
 _HEARTBEAT = re.compile(rb"(?im)^event:[ \t]*(?:ping|keep[-_]?alive|heartbeat)[ \t]*\r?$")
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
+_DATA = re.compile(rb"(?:\A|[\r\n])data:")
+_SEARCHED = 512  # bytes; an event may come byte by byte
 _OTHER_LINES = (b":", b"event:", b"id:", b"retry:")
 
 
@@ -62,6 +64,11 @@ def says_nothing(name: bytes, data: bytes) -> bool:
 def may_say_nothing(block: bytes) -> bool:
     """False only when no event of a sound block has the name of a heartbeat."""
     return b"event:" in block and _HEARTBEAT.search(block) is not None
+
+
+def has_data(part: bytes | bytearray) -> bool:
+    """Whether so much of an event has come that its data has begun, near its beginning."""
+    return _DATA.search(part, 0, _SEARCHED) is not None
 
 
 def has_failed(reason: object) -> bool:

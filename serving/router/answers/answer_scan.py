@@ -8,7 +8,7 @@ Rules:
 1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
    says nothing, and an end of the body is enough only on paths whose answers hold no text. Where the number
    of choices is not known, one must have finished, and then [DONE] or the end of the body completes it.
-2. A comment is no event, nor is a ping; an event without content (a role) commits nobody to this answer.
+2. A comment is no event, nor is a ping or white space; an event without content (a role) commits nobody.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
 4. Whether it is a stream is said by its first bytes, as its readers take it, not by its content type: `{`
@@ -33,6 +33,7 @@ from serving.router.answers.answer_events import (
     data_of,
     end_of_events,
     events_of,
+    has_data,
     is_event,
     is_sound,
     json_object,
@@ -70,6 +71,9 @@ class AnswerScan(AnswerFacts):
     takes_ids: bool = False
     streams: bool = False
     events: int = 0  # of a stream, without [DONE]
+    is_blank: bool = (
+        True  # nothing has come, or white space, which a front may write before its engine answers
+    )
     has_content: bool = False
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
@@ -114,10 +118,10 @@ class AnswerScan(AnswerFacts):
 
     @property
     def is_amid_event(self) -> bool:
-        """True when an event, or an answer that is no stream, has come in part."""
+        """True when the data of an event, or an answer that is no stream, has come in part."""
         if not self.is_stream or self._is_too_large:
             return True
-        return bool(self._buffer and self._buffer[0] != 58) and not self._is_first  # ':'; blanks are none
+        return not self._is_first and has_data(self._buffer)
 
     @property
     def is_between_events(self) -> bool:
@@ -136,6 +140,7 @@ class AnswerScan(AnswerFacts):
 
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
+        self.is_blank = self.is_blank and (not data or data.isspace())
         if self._is_too_large:
             return data
         if self._is_first:
@@ -147,8 +152,7 @@ class AnswerScan(AnswerFacts):
                 return b""
             self.is_stream = self.is_stream if are_events is None else are_events
             self._is_first = self.streams = False
-            if self.is_stream and data.startswith(BOM):
-                data = data[len(BOM) :]
+            data = data.removeprefix(BOM) if self.is_stream else data
         if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
             return self._read_events(data)
         known = len(self._buffer)
@@ -303,8 +307,7 @@ class AnswerScan(AnswerFacts):
         return b"\n".join(kept)
 
     def _note_ids(self, text: bytes) -> None:
-        ids = token_ids_of(text)
-        if ids is None:
+        if (ids := token_ids_of(text)) is None:
             self.has_bad_ids = True
         else:
             self.token_ids.extend(ids)

@@ -86,8 +86,7 @@ class Exchange:
         if self._has_left:  # nobody is there for whom another would answer
             self._finish("cut", self._attempts.first_cause, self._sender.now_s)
             return Deliver(then="end")
-        chosen = self._attempts.begin(self._sender.has_time)
-        if chosen is None:
+        if (chosen := self._attempts.begin(self._sender.has_time)) is None:
             return self._refused(self._sender.no_replica(is_key_refused=self._is_key_refused))
         try:
             return self._sender.send(*chosen)
@@ -140,8 +139,7 @@ class Exchange:
         if why is None and arm is not None and is_key_refused(status, self._sender.key_for(arm)):
             why = "key refused"
         if why is not None:
-            self._failed(why)
-            return Step.AGAIN
+            return self._failed(why)
         if not self._attempts.is_answer(status, asked=self.start.asked):
             self._release()
             return Step.AGAIN
@@ -164,8 +162,11 @@ class Exchange:
         if self._continued is not None:
             return self._of_continued(self._continued.received(data, now_s))
         self._require(self._status is not None, "received")
+        is_blank = data.isspace()
+        if scan is None and is_blank and not self.has_begun:
+            return Step.HOLD if self._out.hold(data) else self._deliver(b"")
         if scan is None:
-            seen.last_byte_s = now_s
+            seen.last_byte_s = seen.last_byte_s if is_blank else now_s
             self._begin(now_s)
             return self._deliver(data)
         events, is_done, was_stream = scan.events, scan.is_done, scan.is_stream
@@ -174,8 +175,8 @@ class Exchange:
             if scan.is_stream:
                 self._out.as_stream()
             self._out.holds_all, seen.covered = self._cover.of(scan)
-        if scan.events != events or scan.is_done is not is_done or scan.is_amid_event:
-            seen.last_byte_s = now_s  # a comment is no progress
+        if scan.events != events or scan.is_done is not is_done or (scan.is_amid_event and not is_blank):
+            seen.last_byte_s = now_s  # a comment is no progress, nor is white space
         if self._out.is_committed and not scan.error_tail:
             return Deliver(None, data) if data else Step.HOLD
         if is_begun := has_begun(scan, is_canary=self._attempts.arm == CANARY):
@@ -198,8 +199,7 @@ class Exchange:
 
     def _hold(self, scan: AnswerScan, data: bytes, is_begun: bool) -> Action:
         """Keep what the client may not have yet; deliver all when it may."""
-        is_kept = self._out.hold(data)
-        if not is_kept:
+        if not (is_kept := self._out.hold(data)):
             self.seen.covered = None if self.seen.covered is None else False
         may_pass = scan.is_stream and is_begun and not self._out.holds_all
         return self._deliver(b"") if may_pass or not is_kept else Step.HOLD
@@ -207,8 +207,7 @@ class Exchange:
     def _received_error(self, scan: AnswerScan, data: bytes) -> Action:
         """The engine reported an error inside its answer, of which `data` is what came before."""
         if not self._out.is_committed and self._attempts.arm == CANARY:
-            self._failed("malformed" if scan.is_malformed else "error in the answer")
-            return Step.AGAIN
+            return self._failed("malformed" if scan.is_malformed else "error in the answer")
         if self._out.is_committed and scan.error_tail and self._may_continue(scan):
             return self._begin_continued(scan, data)
         tail, scan.error_tail = scan.error_tail, b""
@@ -228,8 +227,7 @@ class Exchange:
         is_canary, is_new = self._attempts.arm == CANARY, not self._out.is_committed
         why = unusable(scan, cause, is_canary=is_canary) if scan is not None and is_new else None
         if why is not None:
-            self._failed(why)
-            return Step.AGAIN
+            return self._failed(why)
         if cause == "cut" and scan is not None and self._may_continue(scan):
             return self._begin_continued(scan)
         failure = failure_of(self._status, asked=self.start.asked)
@@ -250,8 +248,7 @@ class Exchange:
         if scan is not None and scan.is_whole:
             return self._complete(scan, b"", now_s)
         if not self._out.is_committed:
-            self._failed(why)
-            return Step.AGAIN
+            return self._failed(why)
         if scan is not None and self._may_continue(scan):
             return self._begin_continued(scan)
         self._finish("cut", "cut", now_s)
@@ -264,8 +261,7 @@ class Exchange:
             return self._begin_continued(scan, last)
         is_new = self._attempts.arm == CANARY and not (self._out.is_committed or self._has_left)
         if is_new and (scan.is_void or self._cover.lacks_usage(scan)):
-            self._failed("empty" if scan.is_void else None)
-            return Step.AGAIN
+            return self._failed("empty" if scan.is_void else None)
         self._finish("answered", scan.defect, now_s)
         is_done = scan.is_done or not self.start.request.path.endswith("completions")
         return self._deliver(last if is_done else last + DONE, "end")
@@ -283,7 +279,7 @@ class Exchange:
         """What was held, and these bytes, for the client."""
         return self._out.deliver(data, then, is_stream=self.seen.is_stream)
 
-    def _failed(self, why: Failure | None) -> None:
+    def _failed(self, why: Failure | None) -> Step:
         """The current attempt failed before anything of it was sent; None: it was whole but for its usage."""
         self._release()
         self.seen.forget(is_whole=why is None)
@@ -291,6 +287,7 @@ class Exchange:
         self.has_begun = False
         self._is_key_refused = why == "key refused" and self._attempts.arm == STABLE
         self._attempts.failed(why)
+        return Step.AGAIN
 
     # ---- a stream that another engine continues
 

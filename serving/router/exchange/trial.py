@@ -10,8 +10,8 @@ Rules:
    as by a process that is gone, each request is tried; only one that stays silent stands for those of half a
    second. All that share a trial are charged alike: with a failure, with a rejection, or with nothing.
 2. A trial whose answer begins ends there, and so does the time aside. Its requests are recorded as `fenced`:
-   the canary would have answered, and nobody knows how fast. A head alone is no answer: the front of an
-   engine that hangs may still write it.
+   the canary would have answered, and nobody knows how fast. A head alone is no answer, nor is white
+   space: the front of an engine that hangs may still write them.
 3. A request's record waits for its trial until `settle_s`; by then nothing has come, as of any open request.
 """
 
@@ -145,7 +145,7 @@ class Trial:
             if scan.has_error:
                 self._fails("malformed" if scan.is_malformed else "error in the answer")
                 return
-        if scan is None or has_begun(scan, is_canary=True):
+        if not data.isspace() if scan is None else has_begun(scan, is_canary=True):
             self._answers()
 
     def on_end(self) -> None:

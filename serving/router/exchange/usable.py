@@ -31,12 +31,13 @@ def is_read(status: int, *, asked: str | None) -> bool:
 
 
 def has_begun(scan: AnswerScan, *, is_canary: bool) -> bool:
-    """Whether an answer of status 2xx has begun: a first content, an error, or a byte of what is no stream.
+    """Whether an answer of status 2xx has begun: a first content, an error, or what is no stream.
 
-    A head is no answer, nor are comments: a front may write them before its engine has said anything.
+    A head is no answer, nor are comments or white space: a front may write them before its engine has said
+    anything, and again and again while that hangs.
     """
     is_whole = scan.is_finished and not (scan.is_void and is_canary)
-    return scan.has_content or scan.has_error or not scan.is_stream or is_whole
+    return scan.has_content or scan.has_error or not (scan.is_stream or scan.is_blank) or is_whole
 
 
 def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure | None:

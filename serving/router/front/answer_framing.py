@@ -68,7 +68,8 @@ class AnswerFraming:
     def switched(self, head: Head) -> bytes:
         """The head after which the connection speaks WebSocket: a 101."""
         lines = [*_start(head.status), *lines_of(head.headers), TO_WEBSOCKET]
-        return b"".join(lines)[self._sent_start :]
+        sent, self._sent_start, self._has_head = self._sent_start, 0, True
+        return b"".join(lines)[sent:]
 
     def _head_bytes(self, head: Head, whole: bytes | None) -> bytes:
         """The head; decides how the body is framed. whole: the body, when that is known."""

@@ -19,7 +19,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -27,12 +27,11 @@ from serving.clock import boot_s
 from serving.router.bodies.body_budget import COUNTED_BODY, BodyShare
 from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.relay import Client, Relay
-from serving.router.front import service_choice
-from serving.router.front.admission import Sent, peer_of, without_names
+from serving.router.front import request_start, service_choice
+from serving.router.front.admission import Sent, network_of, peer_of, without_names
 from serving.router.front.answer_framing import AnswerFraming
 from serving.router.front.paths import Found, find_target
 from serving.router.front.request_parser import ParsedRequest, RequestParser
-from serving.router.front.request_start import admit_head, begin_exchange, relay_of, tunnel_of
 from serving.router.front.service_choice import Chosen
 from serving.router.front.time_limits import LINGER_S, TOO_LATE, arrival_s
 from serving.router.turns import LARGE_READ, Reading
@@ -76,7 +75,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.reading = Reading(self.transport, self._front.turns)
+        self.reading = Reading(self.transport, self._front.turns, network_of(peer_of(self.transport)))
         self._front.joined(self)
 
     def data_received(self, data: bytes) -> None:
@@ -108,7 +107,7 @@ class ClientConnection(asyncio.Protocol):
         relay, self._relay = self._relay, None
         if relay is not None:
             leave = partial(self._front.departed.leave, relay, relay.body_bytes)
-            leave() if self._front.turns.is_free() else self._front.turns.join(leave)
+            leave() if self._front.turns.is_free() else self._join(leave)
 
     def pause_writing(self) -> None:
         self._blocked_s = boot_s()
@@ -139,7 +138,7 @@ class ClientConnection(asyncio.Protocol):
                 self._relay.waited(now_s)
         elif self._parser.is_idle and not self._is_waiting:
             if now_s - self._begun_s > self._front.load.idle_now_s:
-                self._front.turns.join(self._close_idle, CLOSE_S)
+                self._join(self._close_idle, CLOSE_S)
         elif not self._is_waiting and now_s - self._begun_s > arrival_s(
             self._parser, has_place=self._front.places.has_place(self)
         ):
@@ -159,6 +158,14 @@ class ClientConnection(asyncio.Protocol):
             return False
         return True
 
+    def abort_if_unread(self) -> bool:
+        """Break it where its client does not read what it was answered, and no request is under way: True."""
+        since_s = self._blocked_s if self._request is None else None
+        if since_s is None or boot_s() - since_s <= LINGER_S:
+            return False
+        self.abort()
+        return True
+
     def _close_idle(self) -> None:
         self.close_if_idle()
 
@@ -174,7 +181,7 @@ class ClientConnection(asyncio.Protocol):
         self._next_request(is_turn=is_turn)
         parser = self._parser
         if parser.has_chunks:
-            self._front.turns.join(self._take_turn)
+            self._join(self._take_turn)
         elif self._is_half_closed and self._request is None and not parser.requests and not self._blocked_s:
             self.close_after_flush()  # the rest is no whole request
         self._pace()
@@ -183,7 +190,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _wait_for_turn(self) -> None:
         self._is_waiting = True
-        self._front.turns.join(self._take_turn)
+        self._join(self._take_turn)
+
+    def _join(self, work: Callable[[], None], least_s: float = 0.0) -> None:
+        """Do this in a turn of this client's."""
+        self._front.turns.join(work, least_s, self.reading.client)
 
     def _take_turn(self) -> None:
         """Parse the next piece of a body in chunks, or begin the request that has waited."""
@@ -235,16 +246,17 @@ class ClientConnection(asyncio.Protocol):
                 answer = service_choice.answer_own(front.own_routes, parsed.target, found, self)
                 self._task = front.run(answer)
             else:
-                self.refuse(without_names(front.cores, self._sent(parsed), found))
+                self.refuse(without_names(front.cores, self.sent(parsed), found))
             return
         if found.service is None:
-            self._begin_unnamed(parsed, found)
-            return
-        core = self._core = front.cores[found.service]
-        if service_choice.must_wait(parsed, [core]):
-            self._task = front.run(self._begin_later(parsed, found, {found.service: core}))
+            later = request_start.begin_unnamed(front, self, parsed, found)
         else:
-            self._begin(parsed, found, core)
+            core = self._core = front.cores[found.service]
+            if not service_choice.must_wait(parsed, [core]):
+                self._begin(parsed, found, core)
+                return
+            later = request_start.begin_later(front, self, parsed, found, {found.service: core})
+        self._task = front.run(later) if later is not None else self._task
 
     def _admit(self) -> None:
         """Judge a request by its head, before its body has come."""
@@ -253,13 +265,13 @@ class ClientConnection(asyncio.Protocol):
         method, target, headers = parser.head
         found = find_target(method, target, front.services)
         sent = Sent(method, target, headers, peer_of(self.transport))
-        client = admit_head(front, self, sent, found)
+        client = request_start.admit_head(front, self, sent, found)
         if isinstance(client, Refusal):
             self._framing.begin(is_head_request=method == "HEAD", is_http_11=True, keep_alive=False)
             self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
             parser.refuse(client)
             return
-        self._share.client = client
+        self._share.client = self.reading.client = client
         if parser.wants_continue:
             parser.wants_continue = False
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -271,28 +283,10 @@ class ClientConnection(asyncio.Protocol):
         if self._request is None:
             self._wait_for_turn()
 
-    def _begin_unnamed(self, parsed: ParsedRequest, found: Found) -> None:
-        """Begin a request whose path names none of several services."""
-        cores, sent = self._front.cores, self._sent(parsed)
-        if found.target.path == "/v1/models":
-            answer = service_choice.answer_models(cores, sent)
-            self.refuse(answer) if isinstance(answer, Refusal) else self.deliver(answer)
-        elif service_choice.must_wait(parsed, cores.values()):
-            self._task = self._front.run(self._begin_later(parsed, found, cores))
-        else:
-            self._begin_chosen(parsed, found, cores, service_choice.choose_now(cores, parsed, found, sent))
-
-    async def _begin_later(
-        self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore]
-    ) -> None:
-        """Begin when a new router has its table, and when a large body has been read."""
-        reader, sent = self._front.reader, self._sent(parsed)
-        chosen = await service_choice.choose_later(reader, cores, parsed, found, sent)
-        self._begin_chosen(parsed, found, cores, chosen)
-
-    def _begin_chosen(
+    def begin_chosen(
         self, parsed: ParsedRequest, found: Found, cores: Mapping[str, RouterCore], chosen: Chosen | Refusal
     ) -> None:
+        """Begin a request whose service is known, or refuse it."""
         if isinstance(chosen, Refusal):
             self.refuse(chosen)
         else:
@@ -303,15 +297,15 @@ class ClientConnection(asyncio.Protocol):
         self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
     ) -> None:
         front, peer = self._front, peer_of(self.transport) if core.needs_peer else ""
-        exchange = begin_exchange(front, core, parsed, found, peer=peer, prepared=prepared)
+        exchange = request_start.begin_exchange(front, core, parsed, found, peer=peer, prepared=prepared)
         if isinstance(exchange, Refusal):
             self.refuse(exchange)
             return
         if found.target.path == REALTIME:
-            self._task = front.run(tunnel_of(front, exchange, self, parsed))
+            self._task = front.run(request_start.tunnel_of(front, exchange, self, parsed))
             return
         client, method = cast(Client, self), parsed.method
-        relay = self._relay = relay_of(
+        relay = self._relay = request_start.relay_of(
             front, core, exchange, client=client, method=method, on_over=self._on_over
         )
         if self._blocked_s is not None:
@@ -320,7 +314,8 @@ class ClientConnection(asyncio.Protocol):
             self._count_body()  # with what was made of it
         relay.start()
 
-    def _sent(self, parsed: ParsedRequest) -> Sent:
+    def sent(self, parsed: ParsedRequest) -> Sent:
+        """Its head, and who sent it."""
         return Sent(parsed.method, parsed.target, parsed.headers, peer_of(self.transport))
 
     def _on_over(self) -> None:
@@ -373,6 +368,7 @@ class ClientConnection(asyncio.Protocol):
     def switch(self, head: Head, protocol: asyncio.BaseProtocol) -> None:
         """Send this head, a 101; the connection is that protocol's from then on."""
         self.transport.set_protocol(protocol)
+        self._blocked_s = None  # who reads and who does not is the tunnel's to know
         self.transport.write(self._framing.switched(head))
         self.reading.hold(False)
 
@@ -384,6 +380,7 @@ class ClientConnection(asyncio.Protocol):
     def close_after_flush(self) -> None:
         """Send what waits, then close; of an answer that is not whole the client sees that."""
         self._is_closing = True
+        self._linger_until_s = boot_s() + self._front.core.limits.idle_s
         self.transport.close()
 
     def _linger(self) -> None:

@@ -80,6 +80,7 @@ class WireFront:
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweep_due_s = 0.0
         self._is_stopping = False
+        self._is_hurried = False  # nothing is waited for before the end
         self.own_routes: OwnRoutes | None = None  # what answers paths with one of these prefixes
         self.own_prefixes: tuple[bytes, ...] = ()
 
@@ -134,7 +135,11 @@ class WireFront:
         drain_s = self.core.limits.drain_s if drain_s is None else drain_s
         hand_over_s = min(HAND_OVER_S, drain_s / 2)
         await self._drained(drain_s - hand_over_s)
-        if drain_s and (asked := sum(relay.ask_beside() for relay in self._relays())):
+        if (
+            drain_s
+            and not self._is_hurried
+            and (asked := sum(relay.ask_beside() for relay in self._relays()))
+        ):
             log.info("stable is asked beside a silent canary", extra={"requests": asked})
         await self._drained(hand_over_s)
         for relay in self._relays():
@@ -144,7 +149,7 @@ class WireFront:
                 call.listener.stop()
         for connection in list(self._connections):
             connection.close_if_idle(STOPPING)
-        await self._drained(FLUSH_S if drain_s else 0.0)
+        await self._drained(FLUSH_S if drain_s else 0.0, is_last=True)
         for connection in list(self._connections):
             connection.abort()
         if self._sweeping is not None:
@@ -159,10 +164,14 @@ class WireFront:
         self.reader.close()
         await self._background.stop()
 
-    async def _drained(self, most_s: float) -> None:
-        """Wait until every connection has ended, for so long at most."""
+    def hurry(self) -> None:
+        """Let `stop`, which has been called, wait for no request: clients are told, records are written."""
+        self._is_hurried = True
+
+    async def _drained(self, most_s: float, *, is_last: bool = False) -> None:
+        """Wait until every connection has ended, for so long at most. is_last: for what clients are told."""
         deadline_s = boot_s() + most_s
-        while self._connections and boot_s() < deadline_s:  # noqa: ASYNC110 - an end, not a hot path
+        while self._connections and boot_s() < deadline_s and (is_last or not self._is_hurried):  # noqa: ASYNC110 - an end, not a hot path
             await asyncio.sleep(0.02)
 
     def _hand_over(self) -> None:

@@ -6,14 +6,14 @@ The connection (`client_connection.py`) knows when; a `RouterCore` decides what 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING
 
 from serving.clock import boot_s
 from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.relay import Client, Relay
-from serving.router.front import tunnel
+from serving.router.front import service_choice, tunnel
 from serving.router.front.admission import Sent, admit
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
@@ -38,6 +38,36 @@ def admit_head(
     if isinstance(client, Refusal):
         return client
     return front.places.refusal(connection) or front.refusal() or client
+
+
+def begin_unnamed(
+    front: WireFront, connection: ClientConnection, parsed: ParsedRequest, found: Found
+) -> Coroutine[None, None, None] | None:
+    """Begin a request whose path names none of several services; what does so when more is known, None: it
+    has begun."""
+    cores, sent = front.cores, connection.sent(parsed)
+    if found.target.path == "/v1/models":
+        answer = service_choice.answer_models(cores, sent)
+        connection.refuse(answer) if isinstance(answer, Refusal) else connection.deliver(answer)
+    elif service_choice.must_wait(parsed, cores.values()):
+        return begin_later(front, connection, parsed, found, cores)
+    else:
+        chosen = service_choice.choose_now(cores, parsed, found, sent)
+        connection.begin_chosen(parsed, found, cores, chosen)
+    return None
+
+
+async def begin_later(
+    front: WireFront,
+    connection: ClientConnection,
+    parsed: ParsedRequest,
+    found: Found,
+    cores: Mapping[str, RouterCore],
+) -> None:
+    """Begin when a new router has its table, and when a large body has been read."""
+    sent = connection.sent(parsed)
+    chosen = await service_choice.choose_later(front.reader, cores, parsed, found, sent)
+    connection.begin_chosen(parsed, found, cores, chosen)
 
 
 def begin_exchange(

@@ -156,17 +156,22 @@ def _shown(host: str) -> str:
 
 
 async def _serve(front: WireFront, listening: socket.socket, source: FileTableSource) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way end first, unless a second signal comes.
+    """Serve until SIGINT or SIGTERM; requests under way end first, unless a second signal comes. Their
+    clients are told then, and their records are written, unless a third one comes.
 
     SIGHUP reads the table file again.
     """
-    stopping, at_once = asyncio.Event(), asyncio.Event()
+    stopping, is_hurried, at_once = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
+        if is_hurried.is_set():
+            at_once.set()
+            return
         if stopping.is_set():
             log.warning(f"{number.name} again: {front.under_way} requests under way are cut")
-            at_once.set()
+            is_hurried.set()
+            front.hurry()
             return
         log.info(
             f"{number.name}: no more connections are accepted; {front.under_way} requests under way may take "

@@ -174,9 +174,9 @@ def test_a_large_answer_of_stable_is_read_and_passed_on_in_turns(monkeypatch: py
     waited: list[object] = []
     join = Turns.join
 
-    def joined(self: Turns, work: Callable[[], None], least_s: float = 0.0) -> None:
+    def joined(self: Turns, work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
         waited.append(getattr(work, "__self__", None))
-        join(self, work, least_s)
+        join(self, work, least_s, client)
 
     monkeypatch.setattr(Turns, "join", joined)
     read, _, _ = stopped([json_of(b"{}", 30.0, 500)], [stable], stream=True)

@@ -111,3 +111,14 @@ def test_a_204_has_no_length() -> None:
     assert b"content-length" not in framing.bytes_of(
         Deliver(Head(204, [(b"content-length", b"5")]), b"", "end")
     )
+
+
+def test_an_open_websocket_gets_nothing_of_a_status_line() -> None:
+    """A client that had closed its sending side was probed on: `P/1.1 ` stood between its frames."""
+    framing = AnswerFraming()
+    framing.begin(is_head_request=False, is_http_11=True, keep_alive=True)
+    ahead = framing.start_ahead() + framing.start_ahead()
+    switched = framing.switched(Head(101, []))
+
+    assert (ahead + switched).startswith(b"HTTP/1.1 101 ")
+    assert [framing.start_ahead() for _ in range(9)] == [b""] * 9

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,54 @@ async def test_steps_are_taken_a_turns_time_each_turn(monkeypatch: pytest.Monkey
         done.append("-")
 
     assert done == ["one", "-", "two", "-", "three", "-", "-"]
+
+
+async def test_turns_go_by_client_however_many_connections_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400 connections of one client each was before another client's request: it took over a second."""
+    monkeypatch.setattr(turns_of, "TURN_S", 1e-9)  # spent after one
+    turns, done = Turns(), list[str]()
+
+    def hog(number: int) -> None:
+        done.append("hog")
+        turns.join(works[number], client="a")
+
+    works = [partial(hog, number) for number in range(400)]
+    for work in works:
+        turns.join(work, client="a")
+    await turns_of_the_loop(50)
+    turns.join(lambda: done.append("other"), client="b")
+    before = len(done)
+    await turns_of_the_loop(4)
+
+    assert "other" in done[before : before + 3]
+
+
+async def test_next_is_who_has_had_least_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, done = Turns(), list[str]()
+    monkeypatch.setattr(turns_of, "TURN_S", 9.0)
+    for name, cost_s in (("costly", 1.0), ("cheap", 0.1)):
+        for _ in range(3):
+            turns.join(partial(done.append, name), cost_s, client=name)
+    await turns_of_the_loop(2)
+
+    assert done == ["costly", "cheap", "cheap", "cheap", "costly", "costly"]
+
+
+async def test_who_has_waited_long_is_not_behind_one_who_joins_during_its_turn() -> None:
+    turns, done = Turns(), list[str]()
+
+    def again() -> None:
+        done.append("old")
+        if len(done) < 9:
+            turns.join(again, 1.0, client="old")
+        if len(done) == 5:
+            for _ in range(9):
+                turns.join(partial(done.append, "new"), 1.0, client="new")
+
+    turns.join(again, 1.0, client="old")
+    await turns_of_the_loop(30)
+
+    assert done[5:9] == ["new", "old", "new", "old"]
 
 
 async def test_who_waits_already_does_not_join_twice() -> None:

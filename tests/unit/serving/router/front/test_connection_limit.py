@@ -19,16 +19,26 @@ HEALTH = b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
 
 
 class Held:
-    """A connection in one of three states."""
+    """A connection in one of four states."""
 
     def __init__(self, state: str = "idle") -> None:
         self.state = state
+
+    @property
+    def unread_bytes(self) -> int:
+        return int(self.state == "unread")
 
     def close_if_idle(self, refusal: Refusal | None = None) -> bool:
         ends = self.state == "idle" or (self.state == "arriving" and refusal is not None)
         if ends:
             self.state = "closed"
         return ends
+
+    def abort_if_unread(self) -> bool:
+        if self.state != "unread":
+            return False
+        self.abort()
+        return True
 
     def abort(self) -> None:
         self.state = "broken"
@@ -77,6 +87,27 @@ def test_then_that_of_one_that_is_arriving_and_never_one_of_a_request() -> None:
 
     assert [one.state for one in held] == ["busy", "closed", "busy", "busy"]
     assert places.has_place(comer)
+
+
+def test_then_that_of_one_that_does_not_read_which_is_broken() -> None:
+    """It was told to close, which it did when its client had read: never."""
+    held = [Held("unread"), Held("arriving"), Held("busy"), Held("busy")]
+    places = full(*held, limit=4)
+    comers = [Held("busy"), Held("busy")]
+    for index, one in enumerate(comers):
+        places.join(one, f"n{index}")
+
+    assert [one.state for one in held] == ["broken", "closed", "busy", "busy"]
+
+
+def test_those_that_lost_their_place_count_among_those_without_one() -> None:
+    """Places went round: each turn left one open that had lost its place, until no file was left."""
+    held = [Held("arriving") for _ in range(8)]
+    places = full(*held, limit=8)  # and two are turned away
+    for index in range(4):
+        places.join(Held("busy"), f"n{index}")
+
+    assert [one.state for one in held[:4]] == ["closed", "closed", "broken", "broken"]
 
 
 def test_a_network_keeps_half_of_the_places() -> None:

@@ -68,7 +68,7 @@ async def test_a_request_that_waits_for_its_turn_is_not_lost_to_a_limit_or_a_sto
 ) -> None:
     body = b'{"messages":[{"role":"user","content":"' + b"a" * client_connection.COSTLY_BODY + b'"}]}'
     joined = []
-    monkeypatch.setattr(rig.front.turns, "join", lambda work, least_s=0.0: joined.append(work))
+    monkeypatch.setattr(rig.front.turns, "join", lambda work, *more: joined.append(work))
     reader, writer = await connect(rig)
     writer.write(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
     await until(lambda: bool(joined))
@@ -90,7 +90,7 @@ async def test_what_a_refused_client_still_sends_is_read_in_turns(rig: Rig) -> N
     writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 9999999\r\n\r\n" + b"a" * 100)
     await reader.readuntil(b"\r\n\r\n")
     join = rig.front.turns.join
-    rig.front.turns.join = lambda work, least_s=0.0: (joined.append(work), join(work, least_s))  # type: ignore
+    rig.front.turns.join = lambda work, *more: (joined.append(work), join(work, *more))  # type: ignore
     for _ in range(20):
         writer.write(b"a" * 500_000)
     await until(lambda: bool(joined))
@@ -123,7 +123,7 @@ async def test_time_limits_and_clients_that_leave_have_their_turns(rig: Rig) -> 
     await until(lambda: len(rig.front._connections) == CLIENTS)
     await until(lambda: sum(not one._parser.is_idle for one in rig.front._connections) == CLIENTS - 1)
     joined: list[Callable[[], None]] = []
-    rig.front.turns.join = lambda work, least_s=0.0: joined.append(work)  # type: ignore[method-assign]
+    rig.front.turns.join = lambda work, *more: joined.append(work)  # type: ignore[method-assign]
     for one in list(rig.front._connections):
         one.check(1e12)
     still = len([one for one in rig.front._connections if not one._is_closing])

@@ -153,9 +153,9 @@ class _Told:
     def __init__(self, turns: Turns, joined: list[Turns]) -> None:
         self._turns, self._join, self._joined = turns, turns.join, joined
 
-    def join(self, work: Callable[[], None], least_s: float = 0.0) -> None:
+    def join(self, work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
         self._joined.append(self._turns)
-        self._join(work, least_s)
+        self._join(work, least_s, client)
 
 
 async def test_both_sides_are_read_in_turns_and_an_open_tunnel_counts_as_under_way() -> None:

@@ -334,6 +334,36 @@ async def test_sighup_reads_the_file_beside_the_loop_and_the_last_one_counts(
     assert turns > 5
 
 
+async def test_a_second_signal_still_writes_the_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended the process at once: answered requests were in no record, and who waited was told nothing."""
+    source, said, ended = source_of(path), list[str](), list[str]()
+
+    async def stop(self: FileTableSource) -> None:
+        ended.append("records")
+
+    monkeypatch.setattr(FileTableSource, "stop", stop)
+    monkeypatch.setattr(table_file.log, "warning", said.append)
+    front, listening = front_of(source), socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    serving = asyncio.ensure_future(_serve(front, listening, source))
+    async with asyncio.timeout(60):
+        while not front._servers:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.001)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /chat/v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{")
+        while not any(not one._parser.is_idle for one in front._connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.05)
+        read = await reader.read()
+        writer.close()
+        await serving
+
+    assert b'"code": "stopping"' in read or b'"code":"stopping"' in read
+    assert ended == ["records"]
+
+
 async def _poll(source: FileTableSource, times: int) -> None:
     for _ in range(times):
         await source.poll()

@@ -225,7 +225,11 @@ async def test_the_end_of_a_large_answer_waits_for_its_turn(more: bytes) -> None
 
     async with asked(serve) as (told, upstream, _, _):
         works: list[Callable[[], None]] = []
-        upstream.turns.join = lambda work, least_s=0.0: works.append(work)  # type: ignore[method-assign]
+
+        def join(work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
+            works.append(work)
+
+        upstream.turns.join = join  # type: ignore[method-assign]
         await until(lambda: bool(works))
         before = told.ended
         works[0]()
