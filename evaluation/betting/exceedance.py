@@ -88,10 +88,10 @@ class Exceedance:
         times: tuple[float, ...],
         counted: slice | Ints,
         left: Left | None,
-    ) -> tuple[Floats, Floats, Floats, Floats]:
+    ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """The indicators of the three channels that differ in the requests that were left (`left.py`; None:
-        none was), whose values are NaN; and, of proofs, those of the first one at the limit of recent values
-        alone."""
+        none was), whose values are NaN; of proofs, those of the first one at the limit of recent values
+        alone, and those of the second one without what failed (`LeftShare`)."""
         out, own, limits = self._of(waited, slowest, arm, times, counted)
         if left is None:
             known, third = out, out
@@ -103,12 +103,13 @@ class Exceedance:
             for index, factor in enumerate(times):
                 own[index, left.is_left] = left.known(limits[0], factor, arm)[left.is_left]
             own[:, np.isnan(limits[0])] = np.nan
-        # What failed has no answer either: a canary that answers it may have more that are left.
-        second[1:, np.isinf(waited)] += 1.0
         if not self.has_left:  # nothing to prove of clients that left before one has
             second[1:, : None if left is None else int(np.argmax(left.is_left))] = np.nan
             self.has_left = left is not None
-        return known, second, third, own
+        alone = second.copy()
+        # What failed has no answer either: a canary that answers it may have more that are left.
+        second[1:, np.isinf(waited)] += 1.0
+        return known, second, third, own, alone
 
     def _of(
         self,

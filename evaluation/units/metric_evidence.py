@@ -190,14 +190,14 @@ class MetricEvidence:
             is_wait = left_ms is not None and self.name in WAITS
             left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
         for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
-            known, second, third, own = exceedance.of_channels(
+            known, second, *of_proofs = exceedance.of_channels(
                 waited, slowest, rows.arm, divisors, rows.of_draws, left
             )
             if self._failures > 1.0:
                 excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])
                 known[0][excused] = second[0][excused] = exceedance.discounted(self._failures)
             out += [known[0], second[0]]
-            for of_proof in zip(known[1:], second[1:], third[1:], own[1:], strict=True):
+            for of_proof in zip(*(channel[1:] for channel in (known, second, *of_proofs)), strict=True):
                 out.extend(of_proof)
         return np.stack(out)
 
