@@ -3,7 +3,7 @@
 A poll, a batch boundary or a proxy that flushes every 300 ms ends answers at 300, 600, 900 ms and a little
 more. What was waited lies somewhere between two ticks, as with values that are rounded up.
 
-Answers of a few fixed lengths (a `max_tokens` of 128 or 256) lie at multiples of one time, too, and are exact.
+Answers of a few fixed lengths (a `max_tokens` of 128 or 256) lie at multiples of one time too, and are exact.
 What tells them apart is how far values are off. A clock is late by as much at every tick, and a poll that is
 late each time by the root of their number as much; what takes longer by itself is off in proportion. So by
 1 % bins the width of a cluster falls with its time to the power of -1 or -1/2, or stays (`_are_lengths`).
