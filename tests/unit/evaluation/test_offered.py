@@ -83,7 +83,8 @@ def rows_with(w: list[float], stage: list[int]) -> Rows:
 
 
 def apart_of(w: list[float], stage: list[int], cuts: tuple[int, ...] = ()) -> list[int]:
-    offered, found = Offered(), []
+    offered = Offered()
+    found: list[int] = []
     for start, stop in pairwise((0, *cuts, len(w))):
         apart = offered.apart(rows_with(w[start:stop], stage[start:stop]))
         found += [] if apart is None else (np.flatnonzero(apart) + start).tolist()
