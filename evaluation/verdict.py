@@ -24,7 +24,7 @@ from evaluation.split_reports import (
     sessions_void_since,
     split_reasons,
 )
-from evaluation.units.gate_channels import Track, rollback_tracks
+from evaluation.units.gate_channels import Track, deciding, rollback_tracks
 from evaluation.units.metric_evidence import MetricEvidence
 
 MIN_ROWS = 1000  # after so many requests an invalid split is not a coincidence
@@ -236,7 +236,7 @@ def _proof_tracks(pipeline: Pipeline, metric: MetricEvidence, gate: Gate, proof:
         parts = metric.later_share.parts_of(MIN_LATER_SHARE)
         needed = {("proof", 0), *(("later proof", part) for part in parts)}
     found = [t for t in metric.tracks if t.gate == gate and t.proof == proof and (t.use, t.part) in needed]
-    return [t for t in found if t.left is None or t.left.is_needed]
+    return deciding(found)
 
 
 def _unproven_text(pipeline: Pipeline, metric: MetricEvidence) -> str:

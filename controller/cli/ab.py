@@ -155,8 +155,9 @@ def judge(
 ) -> int:
     """Judge a recorded test.
 
-    Each unit counts once, with the mean of its answers, on its assigned side (intention to treat). With --by
-    also by category; p-values and verdicts are corrected for the number of categories (Holm).
+    Each unit counts once, on its assigned side (intention to treat), with the mean of its answers, or with
+    its first one where the sides have unlike numbers of them. With --by also by category; p-values and
+    verdicts are corrected for the number of categories (Holm).
     Exit 0 when it names the better side of the whole file, 6 when it names none or is invalid.
     """
     from controller.cli.ab_file import judge_file

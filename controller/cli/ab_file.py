@@ -69,7 +69,7 @@ def judge_file(
     evidence = _with_slowest(evidence, metric)
     columns = _in_blind_order(evidence)
     units = _units(columns, metric, question)
-    if question.scale is Scale.RATE and bool((units.answers > 1).any()):
+    if question.scale is Scale.RATE and units.has_means:
         question = replace(question, scale=Scale.SCORE)  # the mean of several events
     scored = np.flatnonzero(units.answers > 0)
     if len(scored) == 0:
@@ -207,9 +207,8 @@ def _notes(whole: AbResult, parts: Sequence[AbResult], invalid: str | None, unit
     notes = [f"invalid: {invalid}"] if invalid is not None else []
     if not units.is_broken and (crossing := units.crossing()) is not None:
         notes.append(f"{crossing}; each counts on its first side")
-    if bool((units.answers > 1).any()):
-        mean = float(units.answers[units.answers > 0].mean())
-        notes.append(f"a unit counts once, with the mean of its answers ({mean:.3g} each on average)")
+    if (counted := units.how_counted()) is not None:
+        notes.append(counted)
     if units.rows_left_out:
         notes.append(f"{units.rows_left_out} rows without a coin of their own are left out")
     if any(result.verdict is AbVerdict.TOO_FEW for result in (whole, *parts)):

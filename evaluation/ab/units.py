@@ -2,9 +2,17 @@
 
 A sticky user asks more than once, and any of the answers may be graded, so the first alone would leave out
 most of what is known (an error only in later turns; a grade only at the end). Every value of a unit's whole
-draw is a valid outcome of that unit, and the mean keeps the scale. A unit that is drawn again at another
-split counts with its first draw; of A before a raise and of B after it, or the reverse at a lower one, is no
-contradiction.
+draw is a valid outcome of that unit, and the mean keeps the scale.
+
+Means compare answers only where both sides have as many. A mean of several is spread less than one answer,
+so that ranks of means tell identical answers apart; and where outcomes change with depth, so do means
+(cluster sizes are informative). So where units of one side have other numbers of answers, each unit counts
+with its first one, as in a live test. Rejected: the ratio of the sides' totals with the delta method (Deng,
+Knoblich & Lu, 2018). It weighs a unit by a number that the version changes, so deeper conversations, or more
+questions of those who fail more, name a winner as well.
+
+A unit that is drawn again at another split counts with its first draw; of A before a raise and of B after it,
+or the reverse at a lower one, is no contradiction.
 """
 
 from __future__ import annotations
@@ -21,6 +29,7 @@ from evaluation.units.units import HELD, LEFT_OUT, REQUEST
 MAX_CROSSINGS = 10  # units on both sides by accident; more, and above MAX_SHARE of all, are a broken split
 MAX_SHARE = 0.01
 NAMED = 3  # units shown by name
+DOUBT_Z = 2.2414  # two tests at 0.05 together, two-sided: unlike numbers of answers are likely enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class AbUnits:
     w: Floats
     y: Floats
     answers: Ints  # with an outcome
+    by_first: bool  # y is of the first answer, as the sides have unlike numbers of them; else the mean
     crossed: tuple[str, ...]  # names of units seen on both sides of the same draw
     rows_left_out: int  # without a coin, or of units whose draw is not in the file
 
@@ -42,6 +52,25 @@ class AbUnits:
         more = len(self.crossed) - NAMED
         names = ", ".join(self.crossed[:NAMED]) + (f" and {more} more" if more > 0 else "")
         return f"{len(self.crossed)} of {len(self.row)} units are on both sides: {names}"
+
+    @property
+    def has_means(self) -> bool:
+        """Whether an outcome is the mean of several."""
+        return not self.by_first and bool((self.answers > 1).any())
+
+    def how_counted(self) -> str | None:
+        """What of a unit's answers counts, in one line; None: units have one each."""
+        if not (self.answers > 1).any():
+            return None
+        has = self.answers > 0
+        if not self.by_first:
+            mean = float(self.answers[has].mean())
+            return f"a unit counts once, with the mean of its answers ({mean:.3g} each on average)"
+        a, b = (float(self.answers[has & (self.is_b == side)].mean()) for side in (False, True))
+        return (
+            f"units of A have other numbers of answers than B's ({a:.3g} and {b:.3g} on average), so that "
+            "means are not comparable: a unit counts with its first answer alone"
+        )
 
     @property
     def is_broken(self) -> bool:
@@ -87,12 +116,38 @@ def units_of_rows(
     both = np.unique(unit[crosses])
     crossed = () if names is None else tuple(str(np.asarray(names)[first[u]]) for u in both[is_drawn[both]])
     chosen = first[order]
+    by_first = numbers_differ(is_b[chosen], w[chosen], answers[order])
+    if by_first:
+        having, place = np.unique(unit[counted], return_index=True)
+        mean[having] = y[kept[counted][place]]
     return AbUnits(
         chosen,
         is_b[chosen],
         w[chosen],
         mean[order],
         answers[order].astype(np.int64),
+        by_first,
         crossed,
         int(rows - np.isin(unit, order).sum()),
     )
+
+
+def numbers_differ(is_b: NDArray[np.bool_], w: Floats, answers: Ints) -> bool:
+    """Whether units of the two sides are likely to have other numbers of answers: higher or lower ones, or
+    ones farther from the middle, by their ranks. Units without an answer are left out.
+
+    By the coin: (B - w) times any function of a unit's number has mean 0 if the side does not change it, at
+    any splits and drift that both sides share.
+    """
+    has = answers > 0
+    side, chance, number = is_b[has], w[has], answers[has]
+    known, which, counts = np.unique(number, return_inverse=True, return_counts=True)
+    if len(known) < 2:
+        return False
+    rank = ((np.cumsum(counts) - counts / 2.0) / len(number))[which]
+    for feature in (rank, np.abs(rank - 0.5)):
+        off = feature - feature.mean()
+        variance = float((chance * (1.0 - chance) * off * off).sum())
+        if variance > 0.0 and abs(float(((side - chance) * off).sum())) > DOUBT_Z * np.sqrt(variance):
+            return True
+    return False

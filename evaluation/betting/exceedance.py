@@ -13,8 +13,10 @@ from evaluation.betting.latency import MIN_VALUES
 from evaluation.betting.left import MIN_WAITED_FOR, Left, with_left
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.tails import TAIL_VALUES, HeldLimit, RecentValues, percentile_bin, with_errors
-from evaluation.betting.unit_block import Floats, Ints
+from evaluation.betting.unit_block import Flags, Floats, Ints
 
+MIN_BESIDE = 500  # values of stable's, of which is asked whether ...
+MANY_APART = 0.02  # ... so many times as many are of clients that the canary is hardly offered to
 LONGEST_WAIT = 512  # rows until the limit of a percentile follows stable's values
 
 
@@ -29,6 +31,7 @@ class Exceedance:
     __state__ = (
         *("threshold", "upper", "lower", "inside", "own_lower", "own_inside"),
         *("waited_for", "has_left", "stable", "recent", "held", "rows", "until", "steps"),
+        *("apart", "beside", "is_own", "is_stale"),
     )
 
     def __init__(
@@ -58,6 +61,10 @@ class Exceedance:
         self.held = HeldLimit(TAIL_VALUES / (1.0 - percentile))
         self.rows = 0
         self.until = FIRST_EPOCH
+        # Requests of stable's since it was last asked whether many are apart: those, and the limit's own.
+        self.apart = self.beside = 0
+        self.is_own = False  # many are apart
+        self.is_stale = False  # what is known of stable is of other clients
 
     def seed(self, values: Floats) -> None:
         """Learn stable's values from before the rollout."""
@@ -88,11 +95,13 @@ class Exceedance:
         times: tuple[float, ...],
         counted: slice | Ints,
         left: Left | None,
-    ) -> tuple[Floats, Floats, Floats, Floats]:
+        apart: Flags | None = None,
+    ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """The indicators of the three channels that differ in the requests that were left (`left.py`; None:
-        none was), whose values are NaN; and, of proofs, those of the first one at the limit of recent values
-        alone."""
-        out, own, limits = self._of(waited, slowest, arm, times, counted)
+        none was), whose values are NaN; of proofs, those of the first one at the limit of recent values
+        alone, and those of the second one without what failed (`LeftShare`). apart: rows that the limit is
+        not of, nor any proof; None: none are."""
+        out, own, limits = self._of(waited, slowest, arm, times, counted, apart)
         if left is None:
             known, third = out, out
             second = np.where((np.arange(len(times)) == 0)[:, None], out, out * 0.0)
@@ -103,12 +112,16 @@ class Exceedance:
             for index, factor in enumerate(times):
                 own[index, left.is_left] = left.known(limits[0], factor, arm)[left.is_left]
             own[:, np.isnan(limits[0])] = np.nan
-        # What failed has no answer either: a canary that answers it may have more that are left.
-        second[1:, np.isinf(waited)] += 1.0
         if not self.has_left:  # nothing to prove of clients that left before one has
             second[1:, : None if left is None else int(np.argmax(left.is_left))] = np.nan
             self.has_left = left is not None
-        return known, second, third, own
+        alone = second.copy()
+        # What failed has no answer either: a canary that answers it may have more that are left.
+        second[1:, np.isinf(waited)] += 1.0
+        if apart is not None:
+            for indicators in (known, second, third, own, alone):
+                indicators[1:, apart] = np.nan
+        return known, second, third, own, alone
 
     def _of(
         self,
@@ -117,6 +130,7 @@ class Exceedance:
         arm: NDArray[np.bool_],
         times: tuple[float, ...],
         counted: slice | Ints,
+        apart: Flags | None = None,
     ) -> tuple[Floats, Floats, Floats]:
         """The indicators of `of`, those of proofs at the limit of recent values alone, and the limits of each
         row (`_limits`)."""
@@ -124,6 +138,10 @@ class Exceedance:
         quotients = np.array([slowest / factor for factor in times])
         present = np.arange(len(waited))[counted]
         present = present[~np.isnan(slowest[present])]
+        others = present[:0]
+        if apart is not None:
+            others = present[apart[present] & ~arm[present]]
+            present = present[~apart[present]]
         start = given = 0
         while start < len(present):
             stop = min(len(present), start + self.until - self.rows)
@@ -132,11 +150,15 @@ class Exceedance:
             self._divide(quotients, slowest, times, slice(given, int(rows[-1]) + 1))
             given = int(rows[-1]) + 1
             self.stable.learn(waited[rows][~arm[rows]])
+            self.beside += int(np.count_nonzero(~arm[rows]))
+            before = int(np.searchsorted(others, rows[-1]))
+            self.apart, others = self.apart + before, others[before:]
             self.rows += stop - start
             if self.rows == self.until:
                 self._end_epoch()
                 self.until += min(epoch_after(self.rows), LONGEST_WAIT)
             start = stop
+        self.apart += len(others)
         limits[:, given:] = self._limits()
         self._divide(quotients, slowest, times, slice(given, None))
         out = np.empty((len(times), len(waited)))
@@ -171,6 +193,7 @@ class Exceedance:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
             self.steps.set(histogram.steps())
+            self._forget_others()
             fresh = self.recent.end_epoch(histogram)
             limit = self.recent.limit(self._percentile, histogram)
             self.threshold = min(limit.upper, self._highest)
@@ -185,6 +208,19 @@ class Exceedance:
             above = max(histogram.share_above(self.upper), 1e-9)
             at_margins = [histogram.share_above(self.upper * margin) for margin in self._margins]
             self.waited_for = np.array(at_margins) / above
+
+    def _forget_others(self) -> None:
+        """Begin anew where the requests that the limit is of have become some clients' alone, or all again:
+        what stable answered to others is no reference for them. With the epoch after the one that shows it,
+        which is of these alone."""
+        if self.is_stale:
+            self.is_stale = False
+            self.recent.forget()
+            self.held = HeldLimit(TAIL_VALUES / (1.0 - self._percentile))
+        if self.beside >= MIN_BESIDE:
+            is_own = self.apart >= MANY_APART * self.beside
+            self.apart = self.beside = 0
+            self.is_own, self.is_stale = is_own, is_own != self.is_own
 
     def _limits(self) -> Floats:
         """The threshold; for proofs, the upper and lower edge, and part of an event between them; of recent

@@ -100,6 +100,10 @@ class RecentValues:
         self.seen = counts
         return fresh
 
+    def forget(self) -> None:
+        """Begin anew with the values counted since the last epoch."""
+        self.weights = np.zeros_like(self.weights)
+
     def percentile(self, share: float, histogram: LogHistogram) -> float:
         """The smallest bin edge with at least this share of the weight below it."""
         return histogram.range.edges_of(percentile_bin(self.weights, share))[1]

@@ -19,7 +19,7 @@ from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.units.gate_channels import Track, rollback_tracks
+from evaluation.units.gate_channels import Track, deciding, rollback_tracks
 from evaluation.units.metric_evidence import MetricEvidence
 
 POINTS = 200
@@ -72,7 +72,7 @@ def trace(
         for gate, limit in limits.items():
             log_e[gate.name].append(_log_e(pipeline.metrics[gate.metric], gate, limit))
         for name, tracks in proof_tracks.items():
-            proofs[name].append(min(_now(track) for track in tracks))
+            proofs[name].append(min(_now(track) for track in deciding(tracks)))
     return Trace(
         table.requests.at_s[cuts - 1],
         np.array(canary, dtype=np.int64),

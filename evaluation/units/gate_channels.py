@@ -26,7 +26,7 @@ from evaluation.betting.estimates import Estimate, EventCounts, MeanGap, MedianR
 from evaluation.betting.everyone import EveryoneChannel
 from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.latency import ShapeProof, below_the_cut
-from evaluation.betting.left import LeftProof
+from evaluation.betting.left import LeftProof, LeftShare
 from evaluation.betting.rates import RateProof
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import PairLoss, ScoreProof
@@ -44,10 +44,10 @@ Use = Literal["first", "session", "pairs", "later", "proof", "first proof", "lat
 ROLLBACK_USES = frozenset({"first", "session", "pairs", "later"})
 #: What requests without a value count in a channel; "": they are not in it. "absent": units that stayed away
 #: count as the worst.
-#: "left": the channel is of requests that their clients left alone, and needed where these are many. "late":
-#: those left late are slow. "recent": as in the first one, at the percentile of recent values, where that of
-#: the others is held above it.
-MissingAs = Literal["", "harm", "mean", "absent", "left", "late", "recent"]
+#: "left": the channel is of requests that their clients left, or that failed, and needed where `LeftShare`
+#: says so, whose channel ("alone") proves nothing. "late": those left late are slow. "recent": as in the
+#: first one, at the percentile of recent values, where that of the others is held above it.
+MissingAs = Literal["", "harm", "mean", "absent", "left", "alone", "late", "recent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,13 @@ class Track:
         """The proof on requests that their clients left, of which this is a channel; None: of none."""
         bettor = self.channel.bettor if isinstance(self.channel, Channel) else None
         return bettor if isinstance(bettor, LeftProof) else None
+
+    @property
+    def left_share(self) -> LeftShare | None:
+        """What says whether the proof of its use on requests that were left is needed; None: it is a channel
+        that decides something."""
+        bettor = self.channel.bettor if isinstance(self.channel, Channel) else None
+        return bettor if isinstance(bettor, LeftShare) else None
 
     @property
     def margin(self) -> float:
@@ -227,12 +234,13 @@ class GateChannels:
         self._add_loss(gate, column, with_left)
         for proof in proofs:
             known, late, recent = (Column(with_histogram=False, missing="failed") for _ in range(3))
-            left = Column(with_histogram=False)
-            self.columns += [known, left, late, recent]
+            left, alone = (Column(with_histogram=False) for _ in range(2))
+            self.columns += [known, left, late, recent, alone]
             self._add_proof(gate, known, proof, partial(_tail_proof, gate.percentile))
             self._add_proof(gate, left, proof, partial(_left_proof, gate.percentile), "left")
             self._add_proof(gate, late, proof, partial(_tail_proof, gate.percentile), "late")
             self._add_proof(gate, recent, proof, partial(_recent_proof, gate.percentile), "recent")
+            self._add_proof(gate, alone, proof, partial(_left_share, gate.percentile), "alone")
 
     def _add_loss(self, gate: Gate, column: Column, with_left: Column | None = None) -> None:
         """The channels of first requests, of sessions and of later sessions that roll back. with_left: the
@@ -334,6 +342,13 @@ def rollback_tracks(tracks: Sequence[Track], gate: Gate) -> dict[tuple[Use, int]
     return out
 
 
+def deciding(tracks: Sequence[Track]) -> list[Track]:
+    """Those of a proof's channels that must reach their limits now: on requests that were left where these
+    are many, and never what counts them."""
+    many = {(t.use, t.part) for t in tracks if t.left_share is not None and t.left_share.is_needed}
+    return [t for t in tracks if t.left_share is None and (t.left is None or (t.use, t.part) in many)]
+
+
 def _score_proof(as_mean: bool, covariates: bool, proof: Proof) -> Bettor:
     return ScoreProof(margin=proof.margin, as_mean=as_mean, covariates=covariates)
 
@@ -348,6 +363,10 @@ def _recent_proof(percentile: float, _: Proof) -> Bettor:
 
 def _left_proof(percentile: float, proof: Proof) -> Bettor:
     return LeftProof(percentile=percentile, margin=proof.margin)
+
+
+def _left_share(percentile: float, proof: Proof) -> Bettor:
+    return LeftShare(percentile=percentile, by_stage=not proof.is_whole)
 
 
 def _rate_proof(missing_as: float, proof: Proof) -> Bettor:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.left import Left
 from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
@@ -31,10 +30,12 @@ from evaluation.units.gate_channels import Column, GateChannels
 from evaluation.units.judged import judged_probability, without_failed
 from evaluation.units.later_feed import LaterValues, feed_parts
 from evaluation.units.missingness import OneValue, Presence
+from evaluation.units.offered import Offered
 from evaluation.units.own_speed import OwnSpeed
 from evaluation.units.points import Points
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
+from evaluation.units.value_columns import ValueSettings, value_columns
 
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
@@ -52,6 +53,7 @@ _STATE = (
     "sums",
     "counts",
     "own_speed",
+    "offered",
 )
 
 
@@ -97,6 +99,7 @@ class MetricEvidence:
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
         self.own_speed = OwnSpeed()
+        self.offered = Offered()
         for track in self.tracks:
             if track.use == "pairs":  # they may come before the first bet
                 parts = channel_alphas(policy, track.gate, sticky=False)
@@ -173,33 +176,8 @@ class MetricEvidence:
         unanswered that their client left, after `left_ms`; NaN and None: not known."""
         if not self.takes_values:
             return raw[None, :]
-        # Failing fast must not look fast: an unanswered request is slowest, on both arms. Rollback uses the
-        # wait of others censored on both arms, before the tolerance divides it: infinite on both would make a
-        # tolerable canary worse where the limit lies among stable's values. A proof counts censored values as
-        # slowest, or the canary's, divided by the margin, would look fast.
-        slowest = np.where(unanswered & ~rows.cold, np.inf, raw)
-        waited = slowest
-        if self._longest < math.inf:
-            waited = np.where(np.isinf(slowest), slowest, np.minimum(slowest, self._longest))
-            slowest = np.where(raw >= self._longest, np.inf, slowest)
-        out = [waited, slowest] if self._bets.has_shape_columns else []
-        left = None
-        if self.exceedances and (is_left := unanswered & cancelled & ~rows.cold).any():
-            # A limit is of those who waited: where 9 % leave, its tail would hold little but them.
-            waited, slowest = (np.where(is_left, np.nan, values) for values in (waited, slowest))
-            is_wait = left_ms is not None and self.name in WAITS
-            left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
-        for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
-            known, second, third, own = exceedance.of_channels(
-                waited, slowest, rows.arm, divisors, rows.of_draws, left
-            )
-            if self._failures > 1.0:
-                excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])
-                known[0][excused] = second[0][excused] = exceedance.discounted(self._failures)
-            out += [known[0], second[0]]
-            for of_proof in zip(known[1:], second[1:], third[1:], own[1:], strict=True):
-                out.extend(of_proof)
-        return np.stack(out)
+        settings = ValueSettings(self._bets, self._longest, self._failures, is_wait=self.name in WAITS)
+        return value_columns(settings, raw, unanswered, cancelled, rows, left_ms, self.offered.apart(rows))
 
     def can_skip(self, raw: Floats) -> bool:
         """Whether these are values of an alarm, all missing: nothing depends on them."""

@@ -1,7 +1,8 @@
 """Simple twin of the whole pipeline in plain Python: draws, sessions, columns, all channels of all gates.
 
 One pass for each channel over lists of units; nothing is incremental, nothing is shared. It implements the
-contract of `evaluation/records.py`. Excluded on purpose: settlement (the columns are in order).
+contract of `evaluation/records.py`. Excluded on purpose: settlement (the columns are in order), cancelled
+requests, and clients that the canary is hardly offered to (`offered.py`): the traffic compared has none.
 """
 
 from __future__ import annotations

@@ -148,6 +148,30 @@ def test_identical_versions_whose_clients_leave_are_promoted(knows_when: bool) -
         assert result.decision == "promote", more
 
 
+def with_errors(columns: Columns, seed: int, share: float = 0.005, one_in: int = 0) -> Columns:
+    """The same requests, some of which fail on both arms, and of which one in so many is cancelled."""
+    rng = np.random.default_rng([64, seed])
+    rows = len(columns["arm"])
+    fails = (rng.random(rows) < share) & (columns["cancelled"] == 0.0)
+    left = columns["cancelled"] == 1.0
+    if one_in:
+        left = left | ((np.arange(rows) % one_in == 1) & ~fails)
+    return columns | {"error": fails.astype(float), "cancelled": left.astype(float)}
+
+
+def test_a_cancelled_request_in_thousands_asks_for_no_proof_that_errors_are_no_more() -> None:
+    columns = leaving(1, canary=6000, knows_when=False)
+    assert judged(with_errors(columns, 1), p99_alone()).decision == "promote"
+
+    result = judged(with_errors(columns, 1, one_in=4000), p99_alone())
+    assert result.decision == "promote"
+
+
+def test_errors_of_both_arms_hide_no_slow_answers_that_nobody_waits_for() -> None:
+    """1.4 % leave the canary, whose p99 is 2.5 times as long, beside errors of 0.5 %."""
+    assert "latency_p99" not in judged(with_errors(of_two_kinds(1, 3.0), 1), p99_alone()).proofs
+
+
 def test_the_text_says_whom_a_percentile_is_of() -> None:
     result = judged(leaving(1, first_ms=1100.0, canary=6000), p99_alone())
     reasons = {gate.side: gate.reason for gate in result.gates if gate.gate == "latency_p99"}

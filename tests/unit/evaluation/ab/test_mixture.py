@@ -9,7 +9,7 @@ from evaluation.ab.comparison import AbQuestion, AbVerdict, Scale
 from evaluation.ab.fixed import fixed_by_split, fixed_horizon
 from evaluation.ab.mixture import DELTAS, MAX_LOSS, MeanMixture, log_mean_exp
 from evaluation.ab.sequential import SequentialTest, sequential
-from evaluation.ab.units import units_of_rows
+from evaluation.ab.units import AbUnits, units_of_rows
 from evaluation.units.units import HELD, LEFT_OUT, STICKY
 
 Run = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -218,3 +218,43 @@ def test_units_on_both_sides_are_named_and_many_break_the_split() -> None:
 
     assert units.is_broken
     assert (units.crossing() or "").startswith("100 of 100 units are on both sides: u0, u1, u10 and 97 more")
+
+
+def asking(seed: int, more: float, *, units: int = 500, depth: float = 0.0) -> AbUnits:
+    """Users whose answers are alike, B's `more` times as many; each turn is worse by `depth`."""
+    rng = np.random.default_rng([65, seed])
+    is_b = rng.random(units) < 0.5
+    turns = 1 + rng.poisson(np.where(is_b, 2.0 * more, 2.0))
+    owner = np.repeat(np.arange(units), turns)
+    turn = np.arange(len(owner)) - np.repeat(np.cumsum(turns) - turns, turns)
+    y = rng.lognormal(6.0, 1.0, len(owner)) * (1.0 + depth * turn)
+    names = [f"u{unit}" for unit in owner]
+    return units_of_rows(names, is_b[owner], np.full(len(y), 0.5), np.full(len(y), STICKY), y)
+
+
+def winners(runs: int, more: float, depth: float = 0.0) -> int:
+    """Tests of as many that name a winner, at alpha 5 %."""
+    found = 0
+    for seed in range(runs):
+        units = asking(seed, more, depth=depth)
+        result = fixed_by_split(units.y, units.is_b, units.w, AbQuestion(Scale.VALUE, higher_is_better=False))
+        found += result.verdict is not AbVerdict.NOT_SHOWN
+    return found
+
+
+@pytest.mark.parametrize("more", [1.0, 1.1, 1.25, 3.0])
+def test_unlike_numbers_of_answers_name_no_winner(more: float) -> None:
+    assert winners(40, more) <= 6
+
+
+def test_later_answers_that_are_worse_name_no_winner_where_one_side_asks_more() -> None:
+    assert winners(40, 2.0, depth=0.3) <= 6
+
+
+def test_the_mean_counts_where_numbers_are_alike_and_the_first_where_not() -> None:
+    alike, unlike = asking(3, 1.0), asking(3, 2.0)
+
+    assert (alike.by_first, unlike.by_first) == (False, True)
+    assert "the mean of its answers" in (alike.how_counted() or "")
+    assert "its first answer alone" in (unlike.how_counted() or "")
+    assert sum(asking(seed, 1.0, units=200).by_first for seed in range(100)) <= 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.betting.exceedance import Exceedance
-from evaluation.betting.left import Left, LeftProof, with_left
+from evaluation.betting.left import Left, LeftProof, LeftShare, with_left
 from evaluation.betting.unit_block import UnitBlock
 from evaluation.betting.wealth import Channel
 from evaluation.stream import Stream
@@ -71,11 +71,46 @@ def proven(stable: float, canary: float, seed: int, canary_requests: int = 4000)
     zero = np.zeros(rows, dtype=np.int64)
     w = np.full(rows, 0.2)
     stream.feed(UnitBlock(row, arm, w, y, np.ones(rows), row, np.cumsum(arm), row.astype(np.float64), zero))
-    assert isinstance(channel.bettor, LeftProof)
-    assert channel.bettor.is_needed == (max(channel.bettor.shares) > 0.0025)
     return channel.decision.is_reached
 
 
 def test_as_many_left_are_proven_and_a_margin_more_are_not() -> None:
     assert sum(proven(0.05, 0.05, seed, 8000) for seed in range(10)) >= 7
     assert sum(proven(0.025, 0.030, seed) for seed in range(40)) <= 4
+
+
+def share_of(left: int, units: int, stage: int = 0, into: LeftShare | None = None) -> LeftShare:
+    """A quarter of the units are the canary's, and so are all that were left."""
+    counted = LeftShare(percentile=0.99) if into is None else into
+    row, zero = np.arange(units), np.zeros(units, dtype=np.int64)
+    arm = row % 4 == 0
+    y = (arm & (np.cumsum(arm) <= left)).astype(float)
+    w, at_s = np.full(units, 0.25), row.astype(float)
+    counted.bets(UnitBlock(row, arm, w, y, np.ones(units), row, np.cumsum(arm), at_s, zero + stage))
+    return counted
+
+
+def test_more_than_a_quarter_of_the_percentiles_share_of_one_arm_could_hide_a_tail() -> None:
+    assert [share_of(left, 4000).is_needed for left in (0, 1, 2, 3, 10)] == [False, False, False, True, True]
+
+
+def test_what_was_left_in_an_earlier_stage_does_not_thin_out_that_of_this_one() -> None:
+    before = share_of(0, 40_000)
+
+    assert not before.is_needed
+    assert share_of(10, 4000, stage=1, into=before).is_needed
+
+
+def test_what_failed_is_no_request_that_was_left() -> None:
+    values = np.full(40, 500.0)
+    values[[5, 25]] = np.inf
+    is_left = np.arange(40) == 15
+    values[is_left] = NAN
+    arm = np.arange(40) % 2 == 1
+    limit = Exceedance(percentile=0.99, margins=(1.2,))
+    limit.seed(np.full(4000, 600.0))
+    left = Left(is_left, np.where(is_left, 700.0, NAN))
+    _, second, _, _, alone = limit.of_channels(values, values, arm, TIMES, slice(None), left)
+
+    assert np.flatnonzero(second[1] == 1.0).tolist() == [15, 25]  # from the first that was left on
+    assert np.flatnonzero(alone[1] == 1.0).tolist() == [15]

@@ -52,6 +52,38 @@ def test_exact_values_of_any_shape_have_no_ticks(seed: int) -> None:
     assert steps_of(ms) is NO_STEPS
 
 
+def of_lengths(rng: np.random.Generator, tokens: tuple[int, ...], noise: float, count: int = 3000) -> Floats:
+    """Answers that end at a fixed `max_tokens`, each client's another one: 30 ms a token, give or take."""
+    out: Floats = 30.0 * rng.choice(tokens, size=count) * np.exp(noise * rng.standard_normal(count))
+    return out
+
+
+@pytest.mark.parametrize("noise", [0.015, 0.03, 0.045])
+@pytest.mark.parametrize("tokens", [(128, 256), (100, 200, 300), (128, 256, 512), (64, 128, 192, 256)])
+def test_answers_of_a_few_fixed_lengths_are_no_ticks(tokens: tuple[int, ...], noise: float) -> None:
+    """They lie at multiples of one time, as ticks do, but the longer ones are off by more."""
+    assert steps_of(of_lengths(np.random.default_rng(7), tokens, noise)) is NO_STEPS
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("late", [0.03, 0.1, 0.25])
+def test_two_ticks_alone_are_still_ticks(late: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.choice([300.0, 600.0], size=3000, p=[0.6, 0.4]) + 300.0 * late * rng.random(3000)
+
+    assert len(steps_of(values).lows) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_polls_that_are_each_late_are_still_ticks(seed: int) -> None:
+    """The third answer of a poll is late three times, independently: by the root of three as much."""
+    rng = np.random.default_rng(seed)
+    polls = rng.choice([1, 2, 3], size=6000, p=[0.5, 0.3, 0.2])
+    values = 300.0 * polls + 9.0 * np.sqrt(polls) * rng.standard_normal(6000)
+
+    assert len(steps_of(values).lows) == 3
+
+
 @pytest.mark.parametrize(
     ("value", "divisor", "expected"),
     [

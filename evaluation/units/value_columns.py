@@ -1,0 +1,71 @@
+"""Columns of a metric that takes values: waits, and who is above a percentile, as its bettors see them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluation.betting.left import Left
+from evaluation.betting.unit_block import Flags, Floats
+from evaluation.units.gate_channels import GateChannels
+from evaluation.units.sessions import Rows
+
+
+class ValueSettings(NamedTuple):
+    """What a metric's columns depend on. longest: where values are censored. failures: how many times as many
+    requests without an answer the canary may have. is_wait: its clients wait for it."""
+
+    bets: GateChannels
+    longest: float
+    failures: float
+    is_wait: bool
+
+
+def value_columns(
+    settings: ValueSettings,
+    raw: Floats,
+    unanswered: Flags,
+    cancelled: Flags,
+    rows: Rows,
+    left_ms: Floats | None,
+    apart: Flags | None,
+) -> Floats:
+    """The columns (C x n); the values as in `MetricEvidence.values`. apart: requests that no proof and no
+    percentile is of (`offered.py`); None: there are none."""
+    # Failing fast must not look fast: an unanswered request is slowest, on both arms. Rollback uses the
+    # wait of others censored on both arms, before the tolerance divides it: infinite on both would make a
+    # tolerable canary worse where the limit lies among stable's values. A proof counts censored values as
+    # slowest, or the canary's, divided by the margin, would look fast.
+    slowest = np.where(unanswered & ~rows.cold, np.inf, raw)
+    waited = slowest
+    if settings.longest < math.inf:
+        waited = np.where(np.isinf(slowest), slowest, np.minimum(slowest, settings.longest))
+        slowest = np.where(raw >= settings.longest, np.inf, slowest)
+    out = _of_shape(waited, slowest, rows, apart) if settings.bets.has_shape_columns else []
+    left = None
+    if settings.bets.exceedances and (is_left := unanswered & cancelled & ~rows.cold).any():
+        # A limit is of those who waited: where 9 % leave, its tail would hold little but them.
+        waited, slowest = (np.where(is_left, np.nan, values) for values in (waited, slowest))
+        is_wait = left_ms is not None and settings.is_wait
+        left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
+    for exceedance, divisors in zip(settings.bets.exceedances, settings.bets.divisors, strict=True):
+        known, second, *of_proofs = exceedance.of_channels(
+            waited, slowest, rows.arm, divisors, rows.of_draws, left, apart
+        )
+        if settings.failures > 1.0:
+            excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])
+            known[0][excused] = second[0][excused] = exceedance.discounted(settings.failures)
+        out += [known[0], second[0]]
+        for of_proof in zip(*(channel[1:] for channel in (known, second, *of_proofs)), strict=True):
+            out.extend(of_proof)
+    return np.stack(out)
+
+
+def _of_shape(waited: Floats, slowest: Floats, rows: Rows, apart: Flags | None) -> list[Floats]:
+    """The columns of a shape, for rollback and for proofs. Those apart that have no coin would only blur
+    stable's bins of the others."""
+    if apart is None:
+        return [waited, slowest]
+    return [np.where(apart & (rows.w == 0.0), np.nan, waited), np.where(apart, np.nan, slowest)]
