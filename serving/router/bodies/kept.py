@@ -10,12 +10,10 @@ import msgspec
 
 from serving.router.bodies.raw_values import NOTHING, first_byte
 
-_WORDS = (
-    b'"encrypted_content"',
-    b'"item_reference"',
-    b'"file_id"',
-    b'"audio"',
-)  # in a text their quotes are escaped
+# In a text their quotes are escaped.
+_FILE_ID, _ENCRYPTED, _AUDIO = b'"file_id"', b'"encrypted_content"', b'"audio"'
+_ITEM = b'"item_reference"'
+READ_LIMIT = 1024  # turns and parts with one of these words that are read; of more it is not known
 
 
 class _File(msgspec.Struct, gc=False):
@@ -40,28 +38,46 @@ class _ById(msgspec.Struct, gc=False):
     id: msgspec.Raw = NOTHING
 
 
-_TURNS = msgspec.json.Decoder(list[_Turn])
-_PARTS = msgspec.json.Decoder(list[_Part])
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_TURN = msgspec.json.Decoder(_Turn)
+_PART = msgspec.json.Decoder(_Part)
 _FILE = msgspec.json.Decoder(_File)
 _BY_ID = msgspec.json.Decoder(_ById)
 
 
 def names_kept(body: bytes, turns: msgspec.Raw) -> bool:
     """True where one of the turns (`input` or `messages` of the body) is encrypted reasoning, refers to an
-    item, or names a file."""
-    if not any(word in body for word in _WORDS):
+    item, or names a file. What has too many turns and parts to tell counts as such."""
+    if not _has_word(body):
         return False
+    left = READ_LIMIT
     try:
-        return any(_is_kept(turn) for turn in _TURNS.decode(turns))
+        for turn in _LIST.decode(turns):
+            if not _has_word(bytes(turn)):  # decoding it would take ten times as long
+                continue
+            found = _TURN.decode(turn)
+            parts = [
+                one
+                for listed in (found.content, found.output)
+                if first_byte(listed) == b"["
+                for one in _LIST.decode(listed)
+                if _FILE_ID in bytes(one)
+            ]
+            left -= 1 + len(parts)
+            if left < 0 or _is_kept(found) or any(map(_names_file, parts)):
+                return True
     except (ValueError, RecursionError):
         return False  # no list of objects: no engine takes it
+    return False
+
+
+def _has_word(text: bytes) -> bool:
+    return _FILE_ID in text or _ENCRYPTED in text or _ITEM in text or _AUDIO in text
 
 
 def _is_kept(turn: _Turn) -> bool:
-    is_item = bytes(turn.type) == b'"item_reference"' or _is_text(turn.encrypted_content)
-    if is_item or names_by_id(turn.audio):
-        return True
-    return any(_names_file(parts) for parts in (turn.content, turn.output) if first_byte(parts) == b"[")
+    is_item = bytes(turn.type) == _ITEM or _is_text(turn.encrypted_content)
+    return is_item or names_by_id(turn.audio)
 
 
 def names_by_id(raw: msgspec.Raw) -> bool:
@@ -74,10 +90,10 @@ def names_by_id(raw: msgspec.Raw) -> bool:
 
 def _names_file(raw: msgspec.Raw) -> bool:
     try:
-        parts = _PARTS.decode(raw)
+        part = _PART.decode(raw)
+        return _is_text(part.file_id) or _is_file(part.file) or _is_file(part.source)
     except (ValueError, RecursionError):
         return False
-    return any(_is_text(part.file_id) or _is_file(part.file) or _is_file(part.source) for part in parts)
 
 
 def _is_file(raw: msgspec.Raw) -> bool:

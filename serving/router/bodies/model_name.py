@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -27,15 +28,22 @@ class NotRenamed(ValueError):
 
 def body_with_model(body: bytes, headers: RawHeaders, model: str) -> bytes:
     """A request's body with this model name; an empty one is unchanged. Raises NotRenamed."""
-    if not body:
-        return body
+    return bodies_with_models(body, headers, (model,))[model]
+
+
+def bodies_with_models(body: bytes, headers: RawHeaders, models: Iterable[str]) -> dict[str, bytes]:
+    """A request's body by each of these model names, read once for all. Raises NotRenamed."""
+    listed = tuple(models)
+    if not body or not listed:
+        return dict.fromkeys(listed, body)
     kinds = values_of(headers, b"content-type")
     encodings = values_of(headers, b"content-encoding")
     if len(kinds) > 1:
         raise NotRenamed("the request has several content types; send one")
     if any(value.strip().lower() not in ("", "identity") for value in encodings):
         raise NotRenamed("the body is compressed; send it as it is, without content-encoding")
-    return renamed(body, kinds[0] if kinds else "", model)
+    written = _renamer(body, kinds[0] if kinds else "")
+    return {model: written(model) for model in listed}
 
 
 def model_of_form(body: bytes, headers: RawHeaders) -> str | None:
@@ -55,39 +63,64 @@ def renamed(body: bytes, content_type: str, model: str) -> bytes:
 
     Check: b'{"model": "chat"}' and gpt-4o give b'{"model":"gpt-4o"}'.
     """
+    return _renamer(body, content_type)(model)
+
+
+def _renamer(body: bytes, content_type: str) -> Callable[[str], bytes]:
+    """A function that writes the body, which is read here, with a model name. Both raise NotRenamed."""
     if content_type.partition(";")[0].strip().lower() == FORM:
-        try:
-            boundary = boundary_of(content_type)
-            return written_form(_with_model(read_form(body, boundary), model, boundary), boundary)
-        except BadForm as exc:
-            raise NotRenamed(f"the form has no clear model name: {exc}; correct it") from exc
+        return _renamer_of_form(body, content_type)
     with contextlib.suppress(ValueError, RecursionError):
         # The other fields are copied as they were written: making objects of them takes ten times as long.
         # Joined here, because msgspec's encoder ends the process where there is no memory for them.
-        parts: list[bytes] = [b'{"model":', msgspec.json.encode(model)]
+        parts: list[bytes] = []
         for key, value in _FIELDS.decode(body).items():
             if not _is_model(key):
                 parts += (b",", msgspec.json.encode(key), b":", value)
-        return b"".join([*parts, b"}"])
+        return lambda model: b"".join([b'{"model":', msgspec.json.encode(model), *parts, b"}"])
     with contextlib.suppress(ValueError, RecursionError):  # halves of surrogate pairs, NaN
         fields = json.loads(body)
         if isinstance(fields, dict):
             rest = {key: value for key, value in fields.items() if not _is_model(key)}
-            return json.dumps({"model": model, **rest}).encode()
+            return lambda model: json.dumps({"model": model, **rest}).encode()
     raise NotRenamed(
         f"the body is neither a JSON object nor {FORM}, as its content type must say; correct it"
     )
 
 
+def _renamer_of_form(body: bytes, content_type: str) -> Callable[[str], bytes]:
+    def written(model: str) -> bytes:
+        try:
+            return written_form(_with_model(parts, model, boundary), boundary)
+        except BadForm as exc:
+            raise _not_clear(exc) from exc
+
+    try:
+        boundary = boundary_of(content_type)
+        parts = read_form(body, boundary)
+    except BadForm as exc:
+        raise _not_clear(exc) from exc
+    return written
+
+
+def _not_clear(why: BadForm) -> NotRenamed:
+    return NotRenamed(f"the form has no clear model name: {why}; correct it")
+
+
 def is_plain(body: bytes, headers: RawHeaders) -> bool:
     """False for JSON that `renamed` makes objects of, which takes a hundred times as long as a copy."""
-    if content_type(headers).startswith(FORM):
+    if is_form(headers):
         return True
     try:
         _FIELDS.decode(body)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def is_form(headers: RawHeaders) -> bool:
+    """Whether a request's body is named a form, of which a model's name is read."""
+    return content_type(headers).startswith(FORM)
 
 
 def _is_model(name: str) -> bool:

@@ -18,7 +18,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
-from serving.router.bodies.model_name import NotRenamed, body_with_model, model_of_form
+from serving.router.bodies.model_name import NotRenamed, bodies_with_models, model_of_form
 from serving.router.headers import RawHeaders, content_type, value_of
 from serving.router.types import Body, Refusal
 
@@ -68,12 +68,10 @@ def prepare(
             model = model_of_form(body, headers)
             facts = BodyFacts(model=model[:MODEL_LIMIT] if model is not None else None)
         models = by_service.get(facts.model or "", ())
-    bodies: dict[str, Body] = {}
-    for model in models:
-        try:
-            bodies[model] = body_with_model(body, headers, model)
-        except NotRenamed as exc:
-            return Prepared(refusal=Refusal(400, "model_not_replaced", str(exc)))
+    try:
+        bodies: Mapping[str, Body] = bodies_with_models(body, headers, models)
+    except NotRenamed as exc:
+        return Prepared(refusal=Refusal(400, "model_not_replaced", str(exc)))
     if by_service is None:
         if not is_eligible:
             return Prepared(bodies=bodies)

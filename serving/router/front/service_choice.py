@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
 from serving.clock import boot_s
 from serving.router.assignment.assignment import is_eligible
 from serving.router.bodies.body_reader import BodyReader
-from serving.router.bodies.model_name import is_plain
+from serving.router.bodies.model_name import is_form, is_plain
 from serving.router.bodies.prepared import ModelsByService, Prepared, prepare
 from serving.router.exchange.relay import Client
 from serving.router.front.admission import Sent, admit, usable_services
@@ -25,23 +25,35 @@ from serving.router.types import LARGE_BODY, Deliver, Head, OwnRoutes, Refusal, 
 
 TABLE_CHECK_S = 0.01
 COUNTED_FROM = 64 << 10  # bytes; the values of a smaller body take little time
-MANY_VALUES = 16 << 10  # commas, as a sample of the body tells
+MANY_VALUES = 16 << 10  # commas, brackets and braces, as a sample of the body tells
+MARKS = b",[{"  # each begins a value, or comes before one
 WINDOW, WINDOWS = 1 << 10, 32  # bytes and number of the pieces of the sample
+MANY_LINES = 1000  # of a form: each of its headers is read by itself, in 10 us
 
 
 def must_wait(parsed: ParsedRequest, cores: Iterable[RouterCore]) -> bool:
     """True when a request for one of these cannot begin now: one has no table yet, or the body is large."""
     listed = list(cores)
-    is_renamed = any(core.models for core in listed)
+    is_renamed = _is_renamed(listed)
     return any(core.table is None for core in listed) or is_large(parsed, is_renamed=is_renamed)
+
+
+def _is_renamed(cores: Collection[RouterCore]) -> bool:
+    """Whether the model's name is looked for in a body: to replace it, or to know the service."""
+    return len(cores) > 1 or any(core.models for core in cores)
 
 
 def is_large(parsed: ParsedRequest, *, is_renamed: bool = False) -> bool:
     """True when reading this body could hold up other requests: it is long, or has very many values, or it
-    `is_renamed` and the fast way of renaming does not read it."""
+    `is_renamed` and is no short form, or none that the fast way of renaming reads.
+
+    The limits count what the time grows with: values of JSON, lines of a form's headers.
+    """
     size = len(parsed.body)
     if parsed.is_encoded or size >= LARGE_BODY:
         return True
+    if is_form(parsed.headers):  # read for the model's name alone
+        return is_renamed and (size >= COUNTED_FROM or bytes(parsed.body).count(b"\n") > MANY_LINES)
     if size < COUNTED_FROM:
         return False
     body = bytes(parsed.body)
@@ -49,10 +61,15 @@ def is_large(parsed: ParsedRequest, *, is_renamed: bool = False) -> bool:
 
 
 def _has_many_values(body: bytes) -> bool:
-    """Whether random pieces hold many commas: counting all takes as long as reading a plain text."""
-    starts = random.choices(range(len(body) - WINDOW), k=WINDOWS)
-    found = sum(body.count(b",", start, start + WINDOW) for start in starts)
-    return found * len(body) >= MANY_VALUES * WINDOW * WINDOWS
+    """Whether pieces hold many marks: counting all takes as long as reading a plain text.
+
+    One piece at random of each part of the body, so that no part with many is left out.
+    """
+    part = len(body) // WINDOWS
+    starts = [random.randrange(at, at + part - WINDOW + 1) for at in range(0, part * WINDOWS, part)]
+    sample = b"".join([body[start : start + WINDOW] for start in starts])
+    found = len(sample) - len(sample.translate(None, MARKS))
+    return found * len(body) >= MANY_VALUES * len(sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +102,7 @@ async def choose_later(
     client = admit(cores, sent, found)
     if isinstance(client, Refusal):
         return client
-    is_small = not is_large(parsed, is_renamed=any(core.models for core in cores.values()))
+    is_small = not is_large(parsed, is_renamed=_is_renamed(cores.values()))
     if found.service is not None and (cores[found.service].table is None or is_small):
         return Chosen(found.service, None)
     if is_small:

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from serving.router.bodies import kept
 from serving.router.bodies.body_facts import read_facts
+from serving.router.bodies.kept import READ_LIMIT
 
 SAID = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "hi"}]}
 
@@ -132,3 +134,34 @@ def test_what_only_looks_like_it_is_not(body: object) -> None:
 
     assert facts is not None
     assert not facts.names_kept
+
+
+@pytest.mark.parametrize(("more", "expected"), [(0, False), (1, True)])
+def test_what_has_too_many_turns_with_such_words_to_tell_counts_as_kept(more: int, expected: bool) -> None:
+    turns = [{"role": "assistant", "audio": None}] * (READ_LIMIT + more)
+    facts = read_facts(json.dumps({"messages": turns}).encode())
+
+    assert facts is not None
+    assert facts.names_kept is expected
+
+
+@pytest.mark.parametrize("word", ["file_id", "audio", "item_reference", "encrypted_content"])
+def test_only_turns_that_hold_such_a_word_are_decoded(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One word beside 14,000 turns had each of them decoded, in 170 ms."""
+    decoded = list[object]()
+    monkeypatch.setattr(kept, "_TURN", Told(decoded))
+    turns = [user({"file": {}}), {"role": "user", "content": "a", "x": [word]}, user({"file": {}})]
+    read_facts(json.dumps({"x": [word], "messages": turns}).encode())
+
+    assert len(decoded) == 1
+
+
+class Told:
+    """A decoder that notes what it is given."""
+
+    def __init__(self, decoded: list[object]) -> None:
+        self._decoded = decoded
+
+    def decode(self, raw: object) -> kept._Turn:
+        self._decoded.append(raw)
+        return kept._Turn()

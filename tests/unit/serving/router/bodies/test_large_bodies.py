@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serving.router.bodies import body_reader, prepared
+from serving.router.bodies import body_reader, model_name, prepared
 from serving.router.bodies.body_facts import BodyFacts
 from serving.router.bodies.body_reader import BodyReader
 from serving.router.bodies.prepared import PLAIN_LIMIT, VALUES_LIMIT, Prepared, prepare
 from serving.router.front.request_parser import ParsedRequest
-from serving.router.front.service_choice import is_large
+from serving.router.front.service_choice import COUNTED_FROM, MANY_LINES, is_large
 from serving.router.types import LARGE_BODY
 from tests.fakes.router_rig import CHAT, Rig, router_rig
 
@@ -66,10 +66,44 @@ async def test_a_large_body_is_read_by_another_process_while_the_loop_turns(read
         (b'{"messages": [' + b"1," * 100_000 + b"1]}", True),
         (b'{"messages": [' + b"123, " * 20_000 + b"1]}", True),
         (b'{"messages": [' + b"1," * 10_000 + b"1]}", False),
+        (b'{"messages": [' + b'{"content":[{"file":{}}]},' * 5_000 + b"{}]}", True),
+        (b'{"messages": [' + b'{"a":' * 20_000 + b"1" + b"}" * 20_000 + b"]}", True),
+        (b'{"x": "' + b"y" * (900 << 10) + b'", "messages": [' + b"[]," * 34_000 + b"1]}", True),
     ],
 )
 def test_a_body_with_very_many_values_is_large_too(body: bytes, large: bool) -> None:
     assert is_large(ParsedRequest("POST", b"/", (), body, True, True)) is large
+
+
+FORM = ((b"content-type", b"multipart/form-data; boundary=XX"),)
+PART = b'--XX\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+
+
+@pytest.mark.parametrize(
+    ("form", "large"),
+    [
+        (PART % (b"file", b"a" * COUNTED_FROM), True),
+        (PART % (b"file", b"a" * (COUNTED_FROM - 200)), False),
+        (PART % (b"f", b"x") * (MANY_LINES // 4 + 1), True),
+        (PART % (b"f", b"x") * (MANY_LINES // 5), False),
+    ],
+)
+def test_a_form_is_large_by_its_bytes_or_its_lines_where_it_is_read(form: bytes, large: bool) -> None:
+    """One of a megabyte, or of 55 KB in 6,000 lines, was read in the loop, once for each model."""
+    parsed = ParsedRequest("POST", b"/", FORM, form + b"--XX--\r\n", True, True)
+
+    assert is_large(parsed, is_renamed=True) is large
+    assert not is_large(parsed)
+
+
+def test_a_form_is_read_once_for_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms, read = list[bytes](), model_name.read_form
+    monkeypatch.setattr(model_name, "read_form", lambda *form: (forms.append(form[0]), read(*form))[1])
+    body = PART % (b"model", b"chat") + b"--XX--\r\n"
+    found = prepare(body, FORM, ("a", "b"), route="POST /x", is_eligible=True)
+
+    assert found.bodies == {name: body.replace(b"chat", name.encode()) for name in ("a", "b")}
+    assert forms == [body]
 
 
 @pytest.mark.parametrize("more", [b"NaN", b'"\\ud800"'])

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from serving.router.bodies.form import MAX_PARTS
+from serving.router.bodies.form import MAX_PARTS, MAX_SEMICOLONS
 from serving.router.bodies.model_name import NotRenamed, body_with_model, renamed
 
 FORM = "multipart/form-data; boundary=x"
@@ -103,6 +103,7 @@ def test_every_model_field_of_a_form_is_replaced_however_it_is_spelled(spelling:
         (FILE + b"abc" + END, "multipart/form-data; boundary=x; boundary=y"),
         (FILE + b"abc" + END, "multipart/form-data; boundary=x; boundary*=y"),
         (model_part('name="a"', "1") * (MAX_PARTS + 1) + b"--x--\r\n", FORM),
+        (model_part('name="a"; filename="' + ";" * MAX_SEMICOLONS + '"', "1") + b"--x--\r\n", FORM),
     ],
 )
 def test_a_form_that_two_servers_could_read_differently_is_refused(body: bytes, content_type: str) -> None:
