@@ -14,6 +14,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from serving.router.bodies.raw_values import first_byte
+
+BODY_LIMIT = 8 << 20  # bytes; of a longer one every step of a takeover would hold up all other streams
 TURNS_LIMIT = 4096  # of a chat; the parts of each turn are read one by one
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 SENT = (
@@ -64,11 +67,11 @@ class _Part(msgspec.Struct, gc=False):
     type: msgspec.Raw = msgspec.Raw(b"null")
 
 
+_OF_IDS = b"0123456789 \t\r\n"  # beside commas, what a list of them is written with
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TURNS = msgspec.json.Decoder(list[_Turn])
 _PARTS = msgspec.json.Decoder(list[_Part])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
-_IDS = msgspec.json.Decoder(list[int])
 
 
 def fields_of(body: bytes) -> Mapping[str, msgspec.Raw]:
@@ -78,6 +81,8 @@ def fields_of(body: bytes) -> Mapping[str, msgspec.Raw]:
 
 def is_continuable(body: bytes) -> bool:
     """True when a stream that answers this body can be continued from its token ids."""
+    if len(body) > BODY_LIMIT:
+        return False
     try:
         fields = _FIELDS.decode(body)
         for name, value in fields.items():
@@ -105,9 +110,26 @@ def _is_text(messages: msgspec.Raw) -> bool:
 
 def _is_one(prompt: msgspec.Raw) -> bool:
     """True for one text, alone or in a list, or the ids of one."""
-    if bytes(memoryview(prompt)[:1]) == b'"':
-        return True
+    return one_text(prompt) is not None or bool(count_ids(prompt))
+
+
+def one_text(prompt: msgspec.Raw) -> msgspec.Raw | None:
+    """The one text that a prompt is, as it is written; None: it is several, or none."""
+    if first_byte(prompt) == b'"':
+        return prompt
+    if first_byte(prompt) != b"[" or bytes(memoryview(prompt)[1:]).lstrip()[:1] != b'"':
+        return None
     parts = _LIST.decode(prompt)
-    if len(parts) == 1 and bytes(memoryview(parts[0])[:1]) == b'"':
-        return True
-    return bool(_IDS.decode(prompt))
+    return parts[0] if len(parts) == 1 else None
+
+
+def count_ids(raw: msgspec.Raw) -> int | None:
+    """How many token ids a list holds; None: it holds something else. No object is made of any.
+
+    Check: b'[1, 2]' gives 2, b'[1.0]' and b'[-1]' None.
+    """
+    text = bytes(raw)
+    kept = text.translate(None, _OF_IDS)
+    if kept != b"[" + b"," * (len(kept) - 2) + b"]":
+        return None
+    return len(kept) - 1 if len(kept) > 2 or text[1:-1].strip() else 0

@@ -15,8 +15,10 @@ import re
 
 from serving.engine_headers import TOKENS_HEADER
 from serving.router.answers.answer_scan import AnswerScan
+from serving.router.bodies.continuable import fields_of
 from serving.router.exchange.takeover import (
     CHAT,
+    Fields,
     Prompt,
     Rewriter,
     Shape,
@@ -24,13 +26,13 @@ from serving.router.exchange.takeover import (
     read_prompt,
     tokenize_body,
     tokens_left,
-    wanted_usage,
+    usage_of,
 )
 from serving.router.headers import RawHeaders, content_type, value_of
 from serving.targets import Target
 
 _LIMIT = re.compile("[0-9]{1,9}")
-ANSWER_LIMIT = 64 << 20  # bytes of an answer of /tokenize
+ANSWER_LIMIT = 8 << 20  # bytes of an answer of /tokenize: a million ids
 _TOKENIZE, _COMPLETE = Target("/tokenize"), Target("/v1/completions")
 
 
@@ -46,19 +48,25 @@ class Continuation:
     """A stream that was cut, from then on. The scan of what the client got goes on counting."""
 
     def __init__(self, path: str, body: bytes, first: AnswerScan, digest: str, limit: int | None) -> None:
-        """limit: the most tokens of the whole answer; None: not known. Raises ValueError, RecursionError."""
-        self._body = body
+        """limit: the most tokens of the whole answer; None: not known."""
         self._first = first
         self._digest = digest
         self._limit = limit
         self._shape = Shape(path == CHAT, first.answer_id or "", first.model or "", first.created)
         self._sent = list(first.token_ids)
-        self._usage = wanted_usage(body)
         self._rewriter: Rewriter | None = None
         self._scan: AnswerScan | None = None
         self._answer: list[bytes] = []
         self._answer_bytes = 0
-        asked = tokenize_body(body)
+        self.is_possible = True  # as far as the request goes
+        asked: bytes | Prompt = b""
+        self._fields: Fields = {}
+        try:
+            self._fields = fields_of(body)
+            asked = tokenize_body(self._fields)
+        except (ValueError, RecursionError):
+            self.is_possible = False
+        self._usage = usage_of(self._fields)
         self._prompt = asked if isinstance(asked, Prompt) else None
         self._tokenize = asked if isinstance(asked, bytes) else b""
         self._is_checked = False  # the engine has named its vocabulary
@@ -77,7 +85,7 @@ class Continuation:
         """What is asked next."""
         if self._prompt is None:
             return _TOKENIZE, self._tokenize
-        return _COMPLETE, continuation_body(self._body, self._prompt, self._sent, self._left(self._prompt))
+        return _COMPLETE, continuation_body(self._fields, self._prompt, self._sent, self._left(self._prompt))
 
     def closing(self) -> bytes | None:
         """The end of the stream, when no token is missing; None: the engine must be asked for more."""
@@ -92,7 +100,7 @@ class Continuation:
 
     def _left(self, prompt: Prompt) -> int | None:
         """Tokens that the answer may still have; None: as many as the engine likes."""
-        return tokens_left(self._body, prompt, len(self._sent), self._limit)
+        return tokens_left(self._fields, prompt, len(self._sent), self._limit)
 
     def answered(self, status: int, headers: RawHeaders) -> bool:
         """The head of an answer; False: it is of no use."""
@@ -165,7 +173,7 @@ class Continuation:
         self._rewriter = Rewriter(
             self._shape,
             self._usage,
-            prompt_tokens=len(prompt.ids),
+            prompt_tokens=prompt.count,
             sent=len(self._sent),
             has_finish=first.is_finished,
             has_usage=first.has_usage_event,
@@ -177,6 +185,6 @@ class Continuation:
         assert self._prompt is not None
         assert self._rewriter is not None
         self._first.events += scan.events if scan is not None else 0
-        self._first.prompt_tokens = len(self._prompt.ids)
+        self._first.prompt_tokens = self._prompt.count
         self._first.completion_tokens = self._rewriter.completion_tokens
         self._first.finish_reason = self._rewriter.finish_reason or self._first.finish_reason

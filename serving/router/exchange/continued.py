@@ -37,7 +37,7 @@ class ContinuedStream:
     def __init__(
         self, scan: AnswerScan, cover: Cover, attempts: Attempts, sender: Sender, seen: Seen, *, service: str
     ) -> None:
-        """scan: of what the client has had, between two events. Raises ValueError, RecursionError."""
+        """scan: of what the client has had, between two events."""
         self._one = cover.continuation(scan)
         self._scan = scan
         self._cover = cover
@@ -53,6 +53,8 @@ class ContinuedStream:
 
     def next_attempt(self) -> Attempt | Ending:
         """What is asked now, of which engine; or the end."""
+        if not self._one.is_possible:
+            return self._not_continued()
         if (last := self._one.closing()) is not None:
             return self._whole(last)
         arm, replica = self._attempts.current_arm, self._attempts.replica

@@ -10,7 +10,7 @@ from __future__ import annotations
 from serving.engine_headers import NO_TOKENS
 from serving.messages import FULL_BP, Arm
 from serving.router.answers.answer_scan import AnswerScan
-from serving.router.bodies.continuable import PATHS
+from serving.router.bodies.continuable import BODY_LIMIT, PATHS
 from serving.router.exchange.context import RouterContext, Start, current_stable
 from serving.router.exchange.continuation import Continuation, tokens_header
 from serving.router.exchange.takeover import wanted_usage
@@ -106,7 +106,8 @@ class Cover:
         """True for a stream without the usage that its request asks for in an event of its own."""
         request = self._start.request
         may_ask = request.path in PATHS and not scan.has_usage_event
-        return may_ask and wanted_usage(bytes(request.body)) != "no"
+        is_short = len(request.body) <= BODY_LIMIT  # of another nothing is read here
+        return may_ask and is_short and wanted_usage(bytes(request.body)) != "no"
 
     @property
     def can_continue(self) -> bool:

@@ -209,12 +209,12 @@ class Relay:
         if self._is_over:
             return
         self._end()
-        self._exchange.stopped()
         action: Action = Step.AGAIN
         try:
+            self._exchange.stopped()
             if self._has_begun:
                 action = self._exchange.broken("cut", now_s=boot_s())
-        except Exception:
+        except Exception:  # the client is told all the same
             log.exception("internal error", extra={"request": self._exchange.request_id})
         if not self._exchange.is_over:
             self._exchange.refused(refusal, now_s=boot_s())

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Protocol, cast
 
 from serving.clock import boot_s
@@ -142,13 +143,7 @@ class WireFront:
         ):
             log.info("stable is asked beside a silent canary", extra={"requests": asked})
         await self._drained(hand_over_s)
-        for relay in self._relays():
-            relay.stop(STOPPING)
-        for call in list(self.upstream.calls) if self.upstream is not None else ():
-            if isinstance(call.listener, Trial):
-                call.listener.stop()
-        for connection in list(self._connections):
-            connection.close_if_idle(STOPPING)
+        self._tell_all()
         await self._drained(FLUSH_S if drain_s else 0.0, is_last=True)
         for connection in list(self._connections):
             connection.abort()
@@ -163,6 +158,17 @@ class WireFront:
             self.upstream.close()
         self.reader.close()
         await self._background.stop()
+
+    def _tell_all(self) -> None:
+        """Tell whoever has no whole answer; one that fails is logged, and the others are told."""
+        calls = list(self.upstream.calls) if self.upstream is not None else []
+        trials = [call.listener.stop for call in calls if isinstance(call.listener, Trial)]
+        idle = [partial(one.close_if_idle, STOPPING) for one in self._connections]
+        for tell in (*(partial(one.stop, STOPPING) for one in self._relays()), *trials, *idle):
+            try:
+                tell()
+            except Exception:
+                log.exception("a request was not told that the router stops")
 
     def hurry(self) -> None:
         """Let `stop`, which has been called, wait for no request: clients are told, records are written."""

@@ -67,6 +67,40 @@ def answer_of(path: str, body: dict[str, Any], *, breaks: bool) -> tuple[bytes, 
         return loop.run_until_complete(go())
 
 
+@pytest.mark.parametrize("fails", ["broken", "stopped"])
+def test_one_request_that_cannot_be_ended_keeps_no_other_from_being_told(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream of `"prompt": [1.0, 2]` raised in `stop`: nobody was told, and no record was sent."""
+
+    async def go() -> tuple[list[bytes], list[str]]:
+        def of_canary(path: str, body: dict[str, Any]) -> Sequence[Piece]:
+            events = ENGINE.events(path, body) if path else []
+            return [begun(path, body, 0.1), *((0.2, chunked(one)) for one in events[:5])] if path else ()
+
+        made = await wire(lambda path, body: (), weight_bp=9999, canary=of_canary, limits=Limits())
+        path, body = OF_IDS
+        sent = [made.send(path, {**body, "user": f"u{n}", "stream": True}) for n in range(3)]
+        await asyncio.sleep(3)
+        ended, usual = list[str](), getattr(Exchange, fails)
+
+        def fail(self: Exchange, *args: Any, **more: Any) -> Any:
+            ended.append(self.request_id)
+            if len(ended) == 1:
+                raise ValueError("a fault of our own")
+            return usual(self, *args, **more)
+
+        monkeypatch.setattr(Exchange, fails, fail)
+        await made.front.stop(drain_s=1.0)
+        return [one.read for one in sent], ended
+
+    with virtual_time() as loop:
+        read, ended = loop.run_until_complete(go())
+
+    assert len(ended) == 3
+    assert all(b'"code": "stopping"' in one for one in read)
+
+
 def text_of(read: bytes) -> str:
     """The text of a stream of TokenEngine's, a character an event."""
     names = (b'"text":"', b'"content":"')

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.router.bodies.body_facts import read_facts
-from serving.router.bodies.continuable import is_continuable
+from serving.router.bodies.continuable import BODY_LIMIT, count_ids, fields_of, is_continuable
 from serving.router.exchange.takeover import tokenize_body
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -85,10 +86,45 @@ def test_what_cannot_be_continued(fields: dict[str, object]) -> None:
         ([[1], [2]], False),
         ([], False),
         (None, False),
+        (5, False),
+        ([5], True),
+        ([1.0, 2], False),
+        ([-1], False),
+        ([True], False),
+        ([None], False),
+        ([{}], False),
+        ([1, "a"], False),
+        (["a", 1], False),
     ],
 )
 def test_a_completion_of_one_prompt_can_be_continued(prompt: object, expected: bool) -> None:
-    assert is_continuable(json.dumps({"model": "chat", "prompt": prompt}).encode()) is expected
+    body = json.dumps({"model": "chat", "prompt": prompt}).encode()
+
+    assert is_continuable(body) is expected
+    with nullcontext() if expected else pytest.raises(ValueError, match="is no text"):
+        tokenize_body(fields_of(body))  # it agrees
+
+
+@pytest.mark.parametrize(
+    ("ids", "count"),
+    [
+        (b"[1,2]", 2),
+        (b"[ 1 ,\n22 ]", 2),
+        (b"[ ]", 0),
+        (b"[]", 0),
+        (b"[1e3]", None),
+        (b"12", None),
+        (b"[[1]]", None),
+    ],
+)
+def test_ids_are_counted_as_they_are_written(ids: bytes, count: int | None) -> None:
+    assert count_ids(fields_of(b'{"prompt":' + ids + b"}")["prompt"]) == count
+
+
+def test_a_body_that_is_too_long_to_be_continued_between_two_events_is_not() -> None:
+    texts = ["a" * (BODY_LIMIT - 200), "a" * BODY_LIMIT]
+
+    assert [continuable(messages=[{"content": text}]) for text in texts] == [True, False]
 
 
 @given(prompt=st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
@@ -96,7 +132,7 @@ def test_what_can_be_continued_has_a_prompt(prompt: object) -> None:
     body = json.dumps({"model": "chat", "prompt": prompt}).encode()
 
     if is_continuable(body):
-        assert tokenize_body(body)
+        assert tokenize_body(fields_of(body))
 
 
 @pytest.mark.parametrize(("more", "expected"), [(0, True), (1, False)])
