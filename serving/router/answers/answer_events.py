@@ -17,6 +17,7 @@ TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names th
 # Finish reasons of a choice that its engine gave up, as vLLM's after a fault: the text before it is a part.
 _FAILED_REASONS = ("abort", "cancelled", "error")
 BOM = b"\xef\xbb\xbf"
+WHOLE = 64 << 10  # bytes; of a larger event no objects are made, for they cost by their number
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
 
 METADATA = re.compile(
@@ -124,7 +125,7 @@ def is_event(event: bytes, *, is_ours: bool = False) -> bool:
         return False
     if says_nothing(name_of(lines), data):
         return not (is_ours and any(one.startswith(TOKEN_COMMENT) for one in lines))
-    return data == b"[DONE]" or json_object(data) is not None
+    return data == b"[DONE]" or is_object(data)
 
 
 def data_of(lines: list[bytes]) -> bytes:
@@ -198,6 +199,32 @@ def json_object(data: bytes | bytearray) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
+
+
+def is_object(data: bytes) -> bool:
+    """Whether it is a JSON object; of a large one no objects are made."""
+    if len(data) <= WHOLE:
+        return json_object(data) is not None
+    return data.lstrip().startswith(b"{") and (_is_json(data) or _is_json(mended(data)))
+
+
+def _is_json(data: bytes) -> bool:
+    try:
+        data.decode()  # of what it skips the decoder reads no text
+        _SKIP(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def mended(text: bytes) -> bytes:
+    """The text with other values for those that `json` reads and the decoder does not.
+
+    No number of what is read so is recorded, and no text but its id. Halves of surrogate pairs become
+    letters: \\ud83d is \\uc83d.
+    """
+    text = text.removeprefix(BOM).replace(b"NaN", b"0").replace(b"Infinity", b"0")
+    return text.replace(b"\\ud", b"\\uc").replace(b"\\uD", b"\\uC")
 
 
 def may_hold_metadata(block: bytes) -> bool:

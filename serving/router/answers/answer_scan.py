@@ -35,8 +35,8 @@ from serving.router.answers.answer_events import (
     events_of,
     has_data,
     is_event,
+    is_object,
     is_sound,
-    json_object,
     may_have_failed,
     may_hold_metadata,
     may_say_nothing,
@@ -46,7 +46,7 @@ from serving.router.answers.answer_events import (
 )
 from serving.router.answers.answer_facts import AnswerFacts
 from serving.router.answers.event_shape import EventShape, shape_of
-from serving.router.answers.outline import outline_of
+from serving.router.answers.outline import event_of, outline_of
 from serving.router.answers.usual_answer import usual_answer
 from serving.router.types import TEXT_PATHS
 
@@ -216,7 +216,7 @@ class AnswerScan(AnswerFacts):
         named = [one for one in lines if one.startswith(TOKEN_COMMENT)] if self.takes_ids else []
         kept = [one for one in lines if not one.startswith(TOKEN_COMMENT)]
         data = data_of(kept)
-        if data != b"[DONE]" and json_object(data) is None:
+        if data != b"[DONE]" and not is_object(data):
             self.rest = None
             return
         self.rest, self.takes_ids = b"\n".join(kept), False
@@ -344,7 +344,7 @@ class AnswerScan(AnswerFacts):
         self.events += 1
         self.has_content = self.has_content or CONTENT.search(data) is not None
         if self.events == 1 or not self.has_content or METADATA.search(data):
-            event = json_object(data)
+            event = event_of(data)
             self.has_content = self.has_content or event_says_something(event or {})
             if event is not None:
                 self._read_object(event)

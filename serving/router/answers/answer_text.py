@@ -14,6 +14,7 @@ from serving.router.answers.answer_events import data_of, index_of, json_object
 Said: TypeAlias = dict[str, Any]  # 'text', 'reasoning', 'refusal', 'tool_calls' of one choice; absent: none
 
 MAX_CHOICES = 256  # of one answer
+VALUES_LIMIT = 64 << 10  # commas, brackets and braces of an answer that is read: objects are made of all
 _TEXTS = {
     "content": "text",
     "text": "text",
@@ -24,7 +25,7 @@ _TEXTS = {
 
 
 def said(body: bytes, *, is_stream: bool) -> tuple[Said, ...] | None:
-    """The choices of a whole answer, by their index; None: it has none that can be read.
+    """The choices of a whole answer, by their index; None: it has none that can be read, or too many values.
 
     Check: b'{"choices":[{"text":"Hi"}]}' gives ({'text': 'Hi'},).
     """
@@ -38,6 +39,8 @@ def said(body: bytes, *, is_stream: bool) -> tuple[Said, ...] | None:
 
 def reading(body: bytes, *, is_stream: bool) -> Generator[None, None, tuple[Said, ...] | None]:
     """`said` in small steps, one an event: 256 KiB of events take up to 0.1 s."""
+    if len(body) - len(body.translate(None, b",[{")) > VALUES_LIMIT:
+        return None
     choices: dict[int, Said] = {}
     for one in _events(body) if is_stream else (json_object(body),):
         listed = one.get("choices") if one is not None else None

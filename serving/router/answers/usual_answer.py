@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from serving.router.answers.answer_events import MAX_TOKENS, has_failed, index_of, word_of
+from serving.router.answers.outline import has_many_objects
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -46,6 +47,8 @@ Read: TypeAlias = tuple[str | None, int | None, int | None, str | None, set[int]
 
 def usual_answer(data: bytes) -> Read | None:
     """What is recorded of the answer; None: it has another shape, or is malformed."""
+    if has_many_objects(data):
+        return None
     try:
         if not data.isascii():
             data.decode()  # of fields that it skips the decoder reads no text

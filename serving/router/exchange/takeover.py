@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from serving.router.answers.answer_events import json_object
+from serving.router.answers.outline import event_of
 from serving.router.bodies.continuable import LIMITS, SENT, TEMPLATE, count_ids, fields_of, one_text
 from serving.router.bodies.raw_values import NOTHING
 
@@ -203,7 +203,7 @@ class Rewriter:
     def _event(self, data: bytes) -> bytes:
         if data == b"[DONE]":
             return b""
-        event = json_object(data)
+        event = event_of(data, is_exact=True)
         if event is None or event.get("error"):
             self.has_error = True
             return b""

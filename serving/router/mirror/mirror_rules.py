@@ -6,7 +6,6 @@ A list of what may be copied, not of what may not: a field that is unknown here 
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -38,6 +37,7 @@ _COPIED = frozenset(
         *("prompt_cache_key", "prompt_cache_retention", "cache_salt", "request_id", "verbosity", "store"),
     }
 )
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _TOOLS = msgspec.json.Decoder(list[dict[str, Any]])
 
 
@@ -84,8 +84,7 @@ def copied_body(body: bytes, headers: RawHeaders, arm: Arm) -> bytes | None:
     """
     try:
         if arm.takes_priority:
-            fields = json.loads(body)
-            body = json.dumps({**fields, "priority": LOW_PRIORITY}).encode()
+            body = msgspec.json.encode({**_FIELDS.decode(body), "priority": LOW_PRIORITY})
         return body if arm.model is None else body_with_model(body, headers, arm.model)
     except (ValueError, RecursionError, TypeError, NotRenamed):
         return None
