@@ -117,6 +117,8 @@ def measure(kind: str | None, seconds: float) -> Row:
         table = Path(folder) / "table.json"
         urls = dict(zip(("stable", "canary"), ports, strict=True))
         table.write_text(json.dumps({arm: [f"http://127.0.0.1:{port}"] for arm, port in urls.items()}))
+        if kind is not None and KINDS[kind].is_renamed:
+            table.write_text(json.dumps({**json.loads(table.read_text()), "model": "named"}))
         settings = router.Settings(str(table), f"{folder}/records.jsonl", "s", streams.WEIGHT_BP, {})
         watched = watch_of.Settings(settings, f"{folder}/longest")
         process, port = start("benchmarks.router.watched", watched)

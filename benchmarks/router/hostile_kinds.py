@@ -13,6 +13,7 @@ MIB = 1 << 20
 PIECE = 256 << 10
 CHAT = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 POOLING = CHAT.replace("/v1/chat/completions", "/pooling")
+FORM = "POST /v1/audio/translations HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
 OPENING = b'{"model":"chat","messages":[{"role":"user","content":"'
 
 
@@ -25,6 +26,7 @@ class Hostile:
     pieces: Callable[[], Iterable[bytes]]
     pause_s: float = 0.0
     reads: bool = True
+    is_renamed: bool = False  # for endpoints with model names of their own, so that forms are read
     opens: bytes = b""
 
 
@@ -139,6 +141,8 @@ FLOATS = _turns(b"[" + b",".join([b"1." + b"2" * 30 + b"e-300"] * 26_000) + b"]"
 NAMES = b'{"model":"chat",' + b",".join(b'"%d":%d' % (n, n) for n in range(4700)) + b"}"
 NANS = _turns(b"[" + b"NaN," * (MIB // 4 - 50) + b"0]")
 TURNS = b'{"model":"chat","messages":[' + b",".join([b'{"role":"user","content":"a"}'] * 30_000) + b"]}"
+OBJECTS = b'{"x":["file_id"],"messages":[' + b",".join([b'{"content":[{"file":{}}]}'] * 14_000) + b"]}"
+PART = b"--b\r\ncontent-disposition: form-data; name=m" + b"; name=m" * 7 + b"\r\n\r\nx\r\n"
 SMALL = b'{"model":"chat","max_tokens":1,"messages":[{"role":"user","content":"hello"}]}'
 VECTORS = b'{"model":"chat","input":[' + b",".join([b"[1,2,3,4]"] * 100_000) + b"]}"
 USER = gzip.compress(b'{"model":"chat","messages":[],"user":"' + b"a" * 60 * 10**6 + b'"}')
@@ -240,6 +244,9 @@ KINDS: dict[str, Hostile] = {
     "size of a chunk without an end": Hostile(8, lambda: _framed(b"", b"0")),
     "8 x 1 MiB of NaN": Hostile(8, _again(NANS)),
     "8 x 30,000 turns": Hostile(8, _again(TURNS)),
+    "8 x 14,000 turns of small objects": Hostile(8, _again(OBJECTS)),
+    "8 forms of 950 parts": Hostile(8, _again(PART * 950 + b"--b--\r\n", start=FORM), is_renamed=True),
+    "400 x chunks of one byte": Hostile(400, lambda: _chunks(8 * MIB)),
     "8 x 1 MB for /pooling": Hostile(8, _again(VECTORS, start=POOLING)),
     "1000 small requests at once": Hostile(1000, _again(SMALL), 1.0),
     "2000 bodies that grow at once": Hostile(2000, lambda: _growing(19_000), 1.0),

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
@@ -44,7 +45,8 @@ LIMITS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """One router. table: a file with `{"stable": [URL], "canary": [URL]}`. limits: of `Limits`, by field."""
+    """One router. table: a file with `{"stable": [URL], "canary": [URL]}`, and `model`, of both.
+    limits: of `Limits`, by field."""
 
     table: str
     records: str
@@ -95,9 +97,10 @@ class Recorder:
         self._core.outbox.acknowledge()
         self._out.flush()
 
-    def _read(self, urls: dict[str, list[str]]) -> RouteTable:
+    def _read(self, urls: dict[str, Any]) -> RouteTable:
         stable, canary = (
-            Arm(f"v-{arm}", tuple(Replica(url) for url in urls[arm])) for arm in ("stable", "canary")
+            Arm(f"v-{arm}", tuple(Replica(url) for url in urls[arm]), model=urls.get("model"))
+            for arm in ("stable", "canary")
         )
         secret, weight_bp = DataSecret(self._settings.secret), self._settings.weight_bp
         return RouteTable(

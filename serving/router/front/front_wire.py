@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Protocol, cast
 
@@ -162,9 +162,10 @@ class WireFront:
     def _tell_all(self) -> None:
         """Tell whoever has no whole answer; one that fails is logged, and the others are told."""
         calls = list(self.upstream.calls) if self.upstream is not None else []
-        trials = [call.listener.stop for call in calls if isinstance(call.listener, Trial)]
-        idle = [partial(one.close_if_idle, STOPPING) for one in self._connections]
-        for tell in (*(partial(one.stop, STOPPING) for one in self._relays()), *trials, *idle):
+        listed: list[Callable[[], object]] = [partial(one.stop, STOPPING) for one in self._relays()]
+        listed += [call.listener.stop for call in calls if isinstance(call.listener, Trial)]
+        listed += [partial(one.close_if_idle, STOPPING) for one in self._connections]
+        for tell in listed:
             try:
                 tell()
             except Exception:
