@@ -225,7 +225,7 @@ async def test_the_end_of_a_large_answer_waits_for_its_turn(more: bytes) -> None
 
     async with asked(serve) as (told, upstream, _, _):
         works: list[Callable[[], None]] = []
-        upstream.turns.join = lambda work, least_s=0.0: works.append(work)  # type: ignore[method-assign]
+        upstream.turns.join = lambda work, *more: works.append(work)  # type: ignore[method-assign]
         await until(lambda: bool(works))
         before = told.ended
         works[0]()
