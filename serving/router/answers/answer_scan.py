@@ -76,9 +76,7 @@ class AnswerScan:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     events: int = 0  # of a stream, without [DONE]
-    is_blank: bool = (
-        True  # nothing has come, or white space, which a front may write before its engine answers
-    )
+    is_blank: bool = True  # nothing has come, or white space, which is no answer
     has_content: bool = False
     has_error: bool = False  # the engine reported an error inside the answer
     is_malformed: bool = False
