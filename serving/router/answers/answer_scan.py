@@ -71,9 +71,7 @@ class AnswerScan(AnswerFacts):
     takes_ids: bool = False
     streams: bool = False
     events: int = 0  # of a stream, without [DONE]
-    is_blank: bool = (
-        True  # nothing has come, or white space, which a front may write before its engine answers
-    )
+    is_blank: bool = True  # nothing has come, or white space, which is no answer
     has_content: bool = False
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
