@@ -265,7 +265,7 @@ def _refuse_older_copy(settings: Settings, *, is_accepted: bool) -> None:
             "back to what it says: canaryctl up --accept-database"
         )
     for copy in copies:
-        note(f"{copy.line}; the service goes back to what the database says, once that is loaded")
+        note(f"{copy.line}; {copy.then}")
     accept(settings, copies)
 
 

@@ -30,6 +30,7 @@ from controller.rollout.state import RolloutState
 from controller.store import leases
 from controller.store import schema as t
 from controller.store.database import MOUNTS, Database
+from controller.store.lineage import append_removal
 from controller.store.rows import AbRow, EventRow, Lease, RolloutRow, ServedRow, ServiceRow, VersionRow
 from controller.store.served import forget_served, put_served, record_outcome, served_rows
 from controller.store.statements import (
@@ -316,7 +317,7 @@ class SqlStore:
             if service.removing:
                 return
             db.execute(update(t.services).where(t.services.c.name == name).values(removing=True))
-            append_event(db, name, None, at_s, identity.name, "removal requested")
+            append_removal(db, name, at_s, identity.name, "removal requested")
 
     def remove_service(self, name: str, *, at_s: float, token: int | None = None) -> None:
         """Delete a service and its versions; its rollouts and events stay as history. Raises RolloutRunning,
@@ -329,7 +330,7 @@ class SqlStore:
             db.execute(delete(t.services).where(t.services.c.name == name))
             db.execute(delete(t.versions).where(t.versions.c.service == name))
             forget_served(db, name)
-            append_event(db, name, None, at_s, "controller", "service removed")
+            append_removal(db, name, at_s, "controller", "service removed")
             require_token(db, token, is_last=True)
 
     def put_version(self, row: VersionRow) -> None:

@@ -242,14 +242,14 @@ class FakeController:
 
         def make_workers(service: str) -> ServiceWorkers:
             keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, clock)
-            newest = NewestDatabase(service, self.store.database, marks, marks.has_table)
+            newest = NewestDatabase(service, self.store.database, marks, marks.names)
             return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None, newest.require)
 
         def replicas(row: ServiceRow) -> int:
             return replicas_of(self.store.version(row.name, row.stable))
 
         self.environment.knows_all = lambda service: is_newest(
-            self.store.database, service, marks.observe, marks.has_table
+            self.store.database, service, marks.observe, marks.names
         )
         self.runner = Runner(self.store, clock, make_workers, replicas, holder="test")
         self.commands = Commands(self.store, self.environment, clock, self.runner)
