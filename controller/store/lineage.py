@@ -76,15 +76,20 @@ def leads_to(database: Database, service: str, mark: DatabaseMark) -> bool:
 
 
 def adopt(database: Database, marks: Sequence[DatabaseMark]) -> None:
-    """Let this database lead to these marks, because a person said so; its next lease has a higher token."""
+    """See `adopt_in`."""
     with database.write() as db:
-        db.execute(_LEASE.with_for_update()).one()  # no lease is given meanwhile
-        _put(db, (*_earlier(db), *marks))
-        token = max((mark.token for mark in marks), default=0)
-        behind = (t.leases.c.name == LEASE) & (t.leases.c.token < token)
-        if db.execute(select(t.leases.c.token).where(behind)).first() is not None:
-            keep_lease(db)
-            db.execute(update(t.leases).where(behind).values(token=token, holder="", expires_at_s=0.0))
+        adopt_in(db, marks)
+
+
+def adopt_in(db: sa.Connection, marks: Sequence[DatabaseMark]) -> None:
+    """Let this database lead to these marks, because a person said so; its next lease has a higher token."""
+    db.execute(_LEASE.with_for_update()).one()  # no lease is given meanwhile
+    _put(db, (*_earlier(db), *marks))
+    token = max((mark.token for mark in marks), default=0)
+    behind = (t.leases.c.name == LEASE) & (t.leases.c.token < token)
+    if db.execute(select(t.leases.c.token).where(behind)).first() is not None:
+        keep_lease(db)
+        db.execute(update(t.leases).where(behind).values(token=token, holder="", expires_at_s=0.0))
 
 
 def _own(db: sa.Connection, service: str) -> DatabaseMark:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from controller.errors import Unreachable
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.settings import Settings
-from controller.store.lineage import adopt, leads_to
+from controller.store.lineage import adopt_in, leads_to
 from controller.store.sql import SqlStore
 from controller.wiring import now_served
-from controller.wiring.ended_rollouts import end_rollout
+from controller.wiring.ended_rollouts import end_rollouts
 from serving.messages import DatabaseMark
 
 TABLES_WAIT_S = 20.0
@@ -63,11 +63,10 @@ def older_copies(settings: Settings) -> tuple[OlderCopy, ...]:
 def accept(settings: Settings, copies: tuple[OlderCopy, ...]) -> None:
     """Let controllers act from this database though it is older. What became of the rollouts that run in it
     is not known, so they end: what users were taken off is not given to them again."""
-    with closing(_opened(settings)) as store:
+    with closing(_opened(settings)) as store, store.database.write() as db:  # all of it, or nothing
+        adopt_in(db, [one.mark for one in copies if one.mark is not None])
         for copy in copies:
-            for rollout in store.running(copy.service):
-                end_rollout(store, rollout, UNKNOWN)
-        adopt(store.database, [one.mark for one in copies if one.mark is not None])
+            end_rollouts(db, copy.service, UNKNOWN)
 
 
 def _difference(

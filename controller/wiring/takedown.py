@@ -15,7 +15,7 @@ from controller.settings import Settings
 from controller.store.database_url import parsed_url
 from controller.store.rows import Lease
 from controller.store.sql import SqlStore
-from controller.wiring.ended_rollouts import end_rollout
+from controller.wiring.ended_rollouts import end_rollouts
 from controller.wiring.lease_holder import host_of, lease_holder, own_pid, release_orphaned_lease
 
 POLL_S = 0.2
@@ -108,7 +108,7 @@ def _lead(
 def _forget(store: SqlStore, token: int) -> bool:
     rows = store.services()
     for row in rows:
-        for rollout in store.running(row.name):
-            end_rollout(store, rollout, "the service was taken down without a controller", token=token)
+        with store.database.write() as db:
+            end_rollouts(db, row.name, "the service was taken down without a controller", token=token)
         store.remove_service(row.name, at_s=time.time(), token=token)
     return bool(rows)
