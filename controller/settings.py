@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from controller.errors import BadInput
+from controller.private_file import write_private
 
 DEFAULT_API_PORT = 7878
 DEFAULT_INGRESS_PORT = 8000
@@ -95,10 +96,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
 def save_config(settings: Settings, config: Config) -> Settings:
     """Write `config.json` atomically; the settings with it."""
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = settings.config_path.with_suffix(".partial")
-    partial.write_text(config.model_dump_json(indent=2) + "\n")
-    partial.replace(settings.config_path)
+    write_private(settings.config_path, config.model_dump_json(indent=2))
     return settings.model_copy(update={"config": config})
 
 

@@ -1,4 +1,4 @@
-"""The next state of a rollout within a transaction: its log, the stable version that it moves, its outcome."""
+"""The next state of a rollout in one transaction: its log, the stable version that it moves, its outcome."""
 
 from __future__ import annotations
 
