@@ -16,6 +16,7 @@ from typing import cast
 
 import typer
 
+from controller import telemetry
 from controller.cli.lazy_group import LazyCommand, lazy_group
 from controller.cli.output import Output, print_error, requested_output
 from controller.errors import BadInput, CanaryctlError, Unreachable
@@ -67,6 +68,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Exit code of `canaryctl ARGUMENTS`; an error is printed in the format that `-o` asks for."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     output = requested_output(given)
+    telemetry.warn_people(sys.stderr)
     try:
         result = app(args=_ALIASES.get(tuple(given), given), prog_name="canaryctl", standalone_mode=False)
         sys.stdout.flush()

@@ -119,15 +119,39 @@ def stop(settings: Settings) -> None:
 
 
 def stop_controller(settings: Settings) -> None:
-    """Stop this state folder's controller, if it answers."""
+    """Stop this state folder's controller, if it answers. Raises Unreachable where it is not the process that
+    the folder has recorded: another host's, or a container's, may have the number of any process here."""
+    from controller.wiring.own_process import is_own
+
     health = _own_health(settings)
     if health is None:
         return
     pid = int(health["pid"])
-    os.kill(pid, signal.SIGTERM)
+    if not is_own(settings, pid):
+        raise Unreachable(
+            f"the controller at {settings.api_url} is not the process {pid} of this host that "
+            f"{settings.process_path} names: it runs in a container or elsewhere; stop it there, then try "
+            "again"
+        )
+    _signal(pid, signal.SIGTERM)
     if not _wait_until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S):
-        os.kill(pid, signal.SIGKILL)
+        if is_own(settings, pid):
+            _signal(pid, signal.SIGKILL)
         _wait_until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """Raises CanaryctlError for another user's process."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError as exc:
+        raise _foreign(pid) from exc
+
+
+def _foreign(pid: int) -> CanaryctlError:
+    return CanaryctlError(f"controller {pid} belongs to another user; stop it as that user")
 
 
 def restart_controller(settings: Settings) -> None:
@@ -220,7 +244,7 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError as exc:
-        raise CanaryctlError(f"controller {pid} belongs to another user; stop it as that user") from exc
+        raise _foreign(pid) from exc
     # A child of this process that exited stays a zombie until it is waited for.
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == 0

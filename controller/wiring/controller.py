@@ -56,6 +56,7 @@ from controller.wiring.evidence_retention import EvidenceRetention
 from controller.wiring.launches import Versions
 from controller.wiring.lease_holder import lease_holder, release_orphaned_lease
 from controller.wiring.now_served import listed, serving_now
+from controller.wiring.own_process import forget_own, record_own
 from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
 from serving.access import ClientRules
@@ -204,6 +205,7 @@ def run_controller(settings: Settings) -> None:
     server = uvicorn.Server(config)
     _stop_on_signals(server)
     release_orphaned_lease(controller.store)
+    record_own(settings)
     controller.runner.start()
     telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     try:
@@ -211,6 +213,7 @@ def run_controller(settings: Settings) -> None:
     finally:
         controller.runner.stop()
         controller.store.close()
+        forget_own(settings)
         telemetry.event("controller stopped", pid=os.getpid())
 
 

@@ -42,6 +42,7 @@ from controller.spec.service import VersionSpec
 from controller.store.row_specs import replicas_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
+from controller.wiring.own_process import record_own
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.clock import boot_s
@@ -287,6 +288,7 @@ class FakeController:
             "processes": [],
         }
         settings.cluster_path.write_text(json.dumps(handle))
+        record_own(settings)
         self._server = uvicorn.Server(
             uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off")
         )
