@@ -6,6 +6,7 @@ recorded in the state folder are ever stopped.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -13,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from controller.cli.client import Client
 from controller.errors import BusyPort, CanaryctlError, Conflict, Unreachable
@@ -33,12 +34,26 @@ MAX_LOG_BYTES = 50 << 20  # of controller.log, when a controller starts
 def exclusive_access(settings: Settings) -> Iterator[None]:
     """Hold the state folder's lock. Raises Conflict when another `up` or `down` holds it."""
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (settings.home / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise Conflict(f"another canaryctl up or down is using {settings.home}; wait for it") from exc
+    with ExitStack() as stack:
+        lock = _opened(settings.home / "up.lock")
+        if lock is not None:
+            stack.enter_context(lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise Conflict(f"another canaryctl up or down is using {settings.home}; wait for it") from exc
         yield
+
+
+def _opened(lock: Path) -> IO[str] | None:
+    """The file; on a disk that has become read-only as it is, None: without it. `down` ends what serves all
+    the same, which no other folder's `down` could."""
+    try:
+        return lock.open("w")
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+    return lock.open() if lock.exists() else None
 
 
 def start(settings: Settings, *, ingress_port: int | None, api_port: int | None) -> Settings:

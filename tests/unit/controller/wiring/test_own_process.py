@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.cli import processes
-from controller.errors import CanaryctlError, Unreachable
+from controller.errors import CanaryctlError, Conflict, Unreachable
 from controller.settings import Settings
 from controller.wiring import own_process
 from controller.wiring.lease_holder import lease_holder
@@ -108,3 +111,30 @@ def test_a_record_is_taken_away_by_its_own_process_alone(settings: Settings) -> 
     forget_own(settings)
     assert not settings.process_path.exists()
     assert own_process.is_own(settings, os.getpid()) is False
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_read_only_state_folder_is_used_without_writing_its_lock(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    """`down` ended with bad input, and no other folder knows the cluster that serves."""
+    lock = settings.home / "up.lock"
+    if exists:
+        lock.touch()
+    opened = Path.open
+
+    def read_only(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if mode != "r":
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", read_only)
+
+    with processes.exclusive_access(settings):
+        if exists:
+            with pytest.raises(Conflict, match="another canaryctl up or down"), _again(settings):
+                raise AssertionError("two hold it")
+
+
+def _again(settings: Settings) -> AbstractContextManager[None]:
+    return processes.exclusive_access(settings)
