@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from controller.errors import Conflict, LostDatabase, Unreachable
-from controller.runtime.runner import CONTROLLER_LEASE_S
+from controller.runtime.service_loop import CONTROLLER_LEASE_S
 from controller.settings import Settings
 from controller.store.database_url import parsed_url
 from controller.store.rows import Lease

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from controller.errors import Unreachable
+from controller.private_file import write_private
 from controller.settings import Settings
 from controller.wiring import cluster
 from serving import cluster_ray
@@ -66,13 +67,13 @@ def test_a_cluster_that_cannot_be_recorded_is_not_left_running(
 ) -> None:
     """A full disk left an empty record, with which neither up nor down went on, and Ray beside it."""
     starts(monkeypatch, LEAVES_A_DAEMON)
-    write, calls = cluster.write_private, []
+    calls: list[Path] = []
 
     def full(path: Path, text: str) -> None:
         calls.append(path)
         if len(calls) == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, text)
+        write_private(path, text)
 
     monkeypatch.setattr(cluster, "write_private", full)
 

@@ -18,6 +18,7 @@ from controller.store.lineage import leads_to
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.wiring import older_copy
+from controller.wiring.ended_rollouts import end_rollouts
 from controller.wiring.older_copy import OlderCopy
 from controller.wiring.takedown import forget_services
 from serving.messages import DatabaseMark
@@ -60,7 +61,7 @@ def test_a_database_with_an_unreadable_rollout_is_accepted(
 def test_of_a_database_that_fails_meanwhile_nothing_is_accepted(
     store: SqlStore, bare_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    end = older_copy.end_rollouts
+    end = end_rollouts
 
     def failing(db: sa.Connection, service: str, why: str, **options: Any) -> None:
         if service == "docs":
