@@ -6,13 +6,13 @@ Invariant: a token's text exists in its owner's file and in the request, never i
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from controller.errors import BadInput
+from controller.private_file import write_private
 
 TOKEN_BYTES = 32
 MIN_TOKEN_CHARACTERS = 16
@@ -52,21 +52,6 @@ def make_secret() -> str:
 def token_digest(token: str) -> str:
     """Digest of a token, for the store. A plain hash is enough: a random token cannot be guessed."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write `text` to `path` so that no other user can read it at any time (0600)."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(text + "\n")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)  # as on a full disk: nobody else would
-        raise
 
 
 def admin_token(home: Path) -> str:

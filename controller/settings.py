@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from controller.errors import BadInput
+from controller.private_file import write_private
 
 DEFAULT_API_PORT = 7878
 DEFAULT_INGRESS_PORT = 8000
@@ -63,6 +64,11 @@ class Settings(BaseModel):
         return self.home / "controller.log"
 
     @property
+    def process_path(self) -> Path:
+        """The file in which the folder's controller records which process it is."""
+        return self.home / "controller.process"
+
+    @property
     def config_path(self) -> Path:
         """The file that `save_config` writes."""
         return self.home / "config.json"
@@ -77,16 +83,17 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
 
 
-def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(environ: Mapping[str, str] = os.environ, *, needs_ports: bool = True) -> Settings:
     """Settings of the state folder `CANARYCTL_HOME` (default `~/.canaryctl`).
 
     `CANARYCTL_DATABASE_URL` selects another database, `CANARYCTL_API_PORT` another port of the API. Without
     the former, the database that the folder's controller used last: a rollback at 3 a.m. comes from a shell
-    that knows no variables. Raises BadInput for a malformed config file or variable, and for a folder whose
+    that knows no variables. needs_ports False: a malformed config file, which holds the ports alone, keeps
+    nothing from being done. Raises BadInput for a malformed config file or variable, and for a folder whose
     path a database URL cannot hold.
     """
     home = state_folder(environ)
-    config = _read_config(home / "config.json")
+    config = _read_config(home / "config.json") if needs_ports else Config()
     if port := environ.get("CANARYCTL_API_PORT"):
         config = config.model_copy(update={"api_port": _port(port, name="CANARYCTL_API_PORT")})
     url = environ.get("CANARYCTL_DATABASE_URL") or _remembered_database(home / "database.url")
@@ -95,10 +102,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
 def save_config(settings: Settings, config: Config) -> Settings:
     """Write `config.json` atomically; the settings with it."""
-    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = settings.config_path.with_suffix(".partial")
-    partial.write_text(config.model_dump_json(indent=2) + "\n")
-    partial.replace(settings.config_path)
+    write_private(settings.config_path, config.model_dump_json(indent=2))
     return settings.model_copy(update={"config": config})
 
 

@@ -46,6 +46,23 @@ def configure_logging(stream: TextIO = sys.stderr, *, level: int = logging.INFO)
     logger.setLevel(level)
 
 
+def warn_people(stream: TextIO) -> None:
+    """Print the warnings of a command as lines for people, with their fields. Called before each command."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_LineFormatter())
+    logging.lastResort = handler
+    handler.setLevel(logging.WARNING)
+
+
+class _LineFormatter(logging.Formatter):
+    """`warning: text (name value, ...)`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", None)
+        shown = ", ".join(f"{name} {value}" for name, value in fields.items()) if fields else ""
+        return f"{record.levelname.lower()}: {record.getMessage()}" + (f" ({shown})" if shown else "")
+
+
 def event(text: str, /, **fields: Field) -> None:
     """INFO: a state changed or an action was performed."""
     logging.getLogger(LOGGER).info(text, extra={"fields": fields})

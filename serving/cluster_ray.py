@@ -8,6 +8,8 @@ Rules:
 3. Token authentication is on; the token is in the cluster's folder, with mode 0600.
 4. `stop` ends the processes that have this cluster's folder in their environment or command line, their
    descendants, and the recorded ones whose pid was not reused. `ray stop` would end every cluster's.
+5. A cluster is recorded before its first process is started, and again with its processes. Whatever keeps
+   `start` from returning ends them.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -33,6 +36,7 @@ from serving.process_start import boot_id, is_process, start_ticks
 from serving.router.types import LONGEST_STREAM_S
 
 CLUSTER_ENV = "CANARYCTL_RAY_CLUSTER"  # environment variable of every process: the cluster's folder
+OWNER_ENV = "CANARYCTL_RAY_OWNER"  # and this: whose it is
 START_TIMEOUT_S = 90
 STOP_GRACE_S = 5.0
 CONNECT_ATTEMPTS = 3  # Ray times out after 30 s, which a loaded host can take to answer
@@ -70,6 +74,7 @@ class ClusterSettings:
     num_cpus: int | None = None  # logical; None: at least 8, of which actors reserve few
     num_gpus: int | None = None  # logical; None: as many as Ray detects
     longest_stream_s: int = LONGEST_STREAM_S  # a reload of HAProxy cuts streams that are older
+    owner: str = ""  # who finds the cluster by `folders_of`, should the record be lost; empty: nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +117,17 @@ class ClusterHandle:
             processes = tuple(ClusterProcess(**one) for one in listed) if boot else ()
             return cls(data["address"], data["http_port"], data["temp_dir"], processes, boot)
         except (ValueError, KeyError, TypeError) as exc:
-            raise ClusterError(f"not a record of a Ray cluster ({exc}); start a new one") from exc
+            raise ClusterError(f"not a record of a Ray cluster ({exc})") from exc
 
 
-def start(settings: ClusterSettings) -> ClusterHandle:
-    """A running Ray head. Raises PortBusy, or ClusterError with Ray's last output; nothing runs then."""
+def start(
+    settings: ClusterSettings, *, record: Callable[[ClusterHandle], None] = lambda handle: None
+) -> ClusterHandle:
+    """A running Ray head. Raises PortBusy, or ClusterError with Ray's last output; nothing runs then, nor
+    after another exception.
+
+    record: keeps the handle, without processes before the first one is started, then with them.
+    """
     if settings.http_port and not is_free(settings.http_port):
         raise PortBusy(
             f"port {settings.http_port} on {HOST} is taken{_port_holder(settings.http_port)}; "
@@ -125,8 +136,22 @@ def start(settings: ClusterSettings) -> ClusterHandle:
     folder = _folder(settings)
     *ports, http_port = [port for port in free_ports(8) if port != settings.http_port][:7]
     http_port = settings.http_port or http_port
-    command = _command(settings, folder, ports)
-    environment = {**os.environ, **_environment(settings, folder, ports)}
+    handle = ClusterHandle(f"{HOST}:{ports[0]}", http_port, str(folder), ())
+    record(handle)
+    try:
+        _run(
+            _command(settings, folder, ports), {**os.environ, **_environment(settings, folder, ports)}, folder
+        )
+        handle = replace(handle, processes=processes_of(folder))
+        record(handle)
+    except BaseException:
+        _terminate(processes_of(folder))
+        raise
+    return handle
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+    """Run `ray start`, which leaves Ray's processes. Raises ClusterError."""
     try:
         done = subprocess.run(
             command,
@@ -140,15 +165,10 @@ def start(settings: ClusterSettings) -> ClusterHandle:
             check=False,
         )
     except subprocess.TimeoutExpired as exc:
-        _terminate(processes_of(folder))
         raise ClusterError(f"Ray did not start within {START_TIMEOUT_S} s; see the logs in {folder}") from exc
     if done.returncode != 0:
-        _terminate(processes_of(folder))
         last = next((line for line in reversed(done.stdout.splitlines()) if line.strip()), "no output")
         raise ClusterError(f"Ray did not start: {last.strip()[:300]}; see the logs in {folder}")
-    handle = ClusterHandle(f"{HOST}:{ports[0]}", http_port, str(folder), processes_of(folder))
-    (folder / "cluster.json").write_text(handle.to_json())
-    return handle
 
 
 def connect(handle: ClusterHandle) -> None:
@@ -199,10 +219,8 @@ def is_running(handle: ClusterHandle) -> bool:
 
 
 def has_variable(handle: ClusterHandle, name: str) -> bool:
-    """Whether the head's processes were started with this environment variable, which their children inherit.
-
-    True also when that cannot be told: they have ended, or belong to another user.
-    """
+    """Whether the head's processes were started with this environment variable, which their children inherit;
+    True also when that cannot be told: they have ended, or belong to another user."""
     found = []
     for process in _recorded(handle):
         try:
@@ -215,10 +233,8 @@ def has_variable(handle: ClusterHandle, name: str) -> bool:
 
 
 def stop(handle: ClusterHandle) -> tuple[int, ...]:
-    """End every process of this cluster and delete its folder; idempotent.
-
-    The pids that it ended. Raises ClusterError when a process survives being killed.
-    """
+    """End every process of this cluster and delete its folder; idempotent. The pids that it ended. Raises
+    ClusterError when a process survives being killed."""
     folder = Path(handle.temp_dir)
     ended = _terminate([*_recorded(handle), *processes_of(folder)])
     late = _terminate(processes_of(folder))  # a worker that started while its raylet was stopping
@@ -259,6 +275,17 @@ def processes_of(folder: Path | str) -> tuple[ClusterProcess, ...]:
         members.update(children)
     members.pop(own_pid, None)
     return tuple(members.values())
+
+
+def folders_of(owner: str) -> frozenset[str]:
+    """Folders of the clusters that run and were started for this owner."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended, or belongs to another user
+            environment = process.environ()
+            if owner and environment.get(OWNER_ENV) == owner:
+                found.add(environment.get(CLUSTER_ENV, ""))
+    return frozenset(found - {""})
 
 
 def _folder(settings: ClusterSettings) -> Path:
@@ -320,6 +347,7 @@ def _environment(settings: ClusterSettings, folder: Path, ports: Sequence[int]) 
     return {
         **_driver_environment(folder),
         CLUSTER_ENV: str(folder),
+        OWNER_ENV: settings.owner,
         "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -9,7 +9,7 @@ from typing import Protocol
 from controller.api.bodies import Outcome
 from controller.api.keys import KeyProblem, require_key
 from controller.api.proposal import rejection
-from controller.api.undo import begin_undo, named_version, way_back
+from controller.api.undo import begin_undo, named_version, way_back, way_back_of
 from controller.auth import Identity
 from controller.errors import BadInput, Conflict, OlderDatabase
 from controller.planning.capacity import Device, require_fit
@@ -24,7 +24,7 @@ from controller.runtime.service_loop import LastTick
 from controller.store.row_specs import fingerprint_of, version_spec
 from controller.store.rows import ServedRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
-from controller.store.statements import already_running, unknown_rollout
+from controller.store.statements import already_running, taken_back, unknown_rollout
 from serving.credentials import KeyReference
 
 
@@ -74,7 +74,7 @@ class Returns:
             return self._undo(service, identity, to=None, reason=reason)
         if effect == "already" or state is None:
             if state is not None and not state.is_final:
-                return self._returning(state)
+                return self._returning(state, way_back_of(state))
             return Outcome("already", f"{service}: already serving {row.stable}{self._hint(row)}")
         # None: it ended since it was read above, so answer for what is true now.
         return self._end(state, identity, reason) or self._rollback(service, identity, reason=reason)
@@ -107,7 +107,7 @@ class Returns:
         state, ended = stored.state, None
         if not state.is_final:
             if state.is_canary_leaving:
-                return self._returning(state)
+                return self._returning(state, state.stable.id)
             ended = self._end(state, identity, reason)
         service = self._store.service(state.service)
         return ended or Outcome("already", f"{service.name}: already serving {service.stable}")
@@ -154,11 +154,18 @@ class Returns:
         return f"; to go further back: canaryctl undo {row.name} --to {further}" if further else ""
 
     def _further_back(self, row: ServiceRow, served: Sequence[ServedRow]) -> str | None:
-        """The newest earlier version that nobody undid and that was not rolled back since it served."""
+        """The newest earlier version that was not rolled back since it served, and that nobody undid; or
+        whose undo was for what serves now, which it had replaced by an undo itself."""
         for one in served:
             version = one.version.id
-            may_return = version != row.stable and one.undone is None
-            if may_return and rejection(self._attempts(row.name, version)) is None:
+            if version == row.stable:
+                continue
+            attempts = self._attempts(row.name, version)
+            may_return = one.undone is None or any(
+                each.plan.undo and each.stable.id == row.stable and each.serving == version
+                for each in attempts
+            )
+            if may_return and rejection(attempts) is None:
                 return version
         return None
 
@@ -172,14 +179,14 @@ class Returns:
     ) -> Outcome | None:
         """Undo during a rollout: end it if that is where it leads. None: it has just ended by itself."""
         service = running.service
-        leads_to = running.canary.id if running.plan.undo else running.stable.id
-        target = leads_to
+        target = way_back_of(running)
         if to is not None:
             canary = self._store.version(service, running.canary.id)
             known = [one.version for one in served]
             target = named_version(to, service, [*known, canary] if canary is not None else known)
-        if target == leads_to and (running.plan.undo or running.is_canary_leaving):
-            return self._returning(running)
+        is_returning = running.plan.undo or running.is_canary_leaving
+        if is_returning and target in (way_back_of(running), self._heading(running)):
+            return self._returning(running, target)
         if target != running.stable.id or running.is_canary_leaving:
             before = running.stable.id
             raise already_running(service, running.id, f"in {running.phase.value}", before=before)
@@ -189,7 +196,7 @@ class Returns:
         """The answer if another has just begun or completed the undo to `target`; None: no one has."""
         newest = self._newest_rollout(service)
         if newest is not None and newest.plan.undo and newest.canary.id == target and not newest.is_final:
-            return self._returning(newest)
+            return self._returning(newest, target)
         if self._store.service(service).stable == target:
             return Outcome("already", f"{service}: already serving {target}")
         return None
@@ -230,12 +237,23 @@ class Returns:
         problem = self._ticks.last_tick(service).problem
         return f" once the controller can act; now: {problem.text}" if problem is not None else ""
 
-    def _returning(self, running: RolloutState) -> Outcome:
-        """The answer while a rollout already returns to the version before."""
-        target = running.canary.id if running.plan.undo else running.stable.id
-        problem = self._ticks.last_tick(running.service).problem
+    def _returning(self, running: RolloutState, wanted: str) -> Outcome:
+        """The answer while a rollout already returns to the wanted version. Raises RolloutRunning where it
+        is an undo that does so no more."""
+        service = running.service
+        if (heading := self._heading(running)) != wanted:
+            raise taken_back(service, running.id, wanted, heading)
+        problem = self._ticks.last_tick(service).problem
         now = f"; now: {problem.text}" if problem is not None else ""
-        return Outcome("already", f"{running.service} is returning to {target} already{now}", running.id)
+        return Outcome("already", f"{service} is returning to {heading} already{now}", running.id)
+
+    def _heading(self, running: RolloutState) -> str:
+        """The version that a rollout which returns to one leads to, by its departure and by what was asked
+        since the last tick."""
+        asked = self._store.commands(running.id, after_seq=running.commands_through)
+        if any(one.kind is CommandKind.ROLLBACK for one in asked):
+            return running.stable.id
+        return running.serving if running.departure is not None else way_back_of(running)
 
     def _require_kept(self, service: str) -> None:
         """Raises OlderDatabase where a command would be lost with the database that it is stored in.

@@ -30,6 +30,11 @@ def way_back(served: Sequence[ServedRow], stable: str) -> str | None:
     return next((one.before for one in served if one.version.id == stable), None)
 
 
+def way_back_of(running: RolloutState) -> str:
+    """The version that somebody who wants the way back wants while this rollout runs."""
+    return running.canary.id if running.plan.undo else running.stable.id
+
+
 def named_version(name: str, service: str, known: Sequence[VersionRow]) -> str:
     """The one of `known` whose id or name (as tables show it) is `name`, or whose id begins with it.
 

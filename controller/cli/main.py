@@ -6,6 +6,7 @@ Ray, the evaluation) inside the command, so that `--help` and `status` stay fast
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,10 @@ from typing import cast
 
 import typer
 
+from controller import telemetry
 from controller.cli.lazy_group import LazyCommand, lazy_group
 from controller.cli.output import Output, print_error, requested_output
-from controller.errors import BadInput, CanaryctlError
+from controller.errors import BadInput, CanaryctlError, Unreachable
 
 INTERRUPTED = 130
 # Typer vendors click or uses the installed one; either way this is the base class of its usage errors.
@@ -66,8 +68,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Exit code of `canaryctl ARGUMENTS`; an error is printed in the format that `-o` asks for."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     output = requested_output(given)
+    telemetry.warn_people(sys.stderr)
     try:
         result = app(args=_ALIASES.get(tuple(given), given), prog_name="canaryctl", standalone_mode=False)
+        sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except UsageError as exc:
@@ -76,6 +80,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except CanaryctlError as exc:
         return _fail(exc, output)
     except OSError as exc:
+        if (full := _medium_advice(exc)) is not None:
+            return _fail(Unreachable(full), output)
         if exc.filename is None:
             raise
         return _fail(BadInput(_advice(exc)), output)
@@ -88,6 +94,33 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback=format_exception(exc),
         )
     return result if isinstance(result, int) else 0
+
+
+def _medium_advice(error: OSError) -> str | None:
+    """One line for a disk that takes nothing, whatever the file; None: it is something else."""
+    remedies = {
+        errno.ENOSPC: "free disk space",
+        errno.EDQUOT: "free disk space, or raise the quota",
+        errno.EROFS: "mount it writable again; the kernel's log says why it is not",
+        errno.EIO: "the kernel's log says what is wrong with the disk",
+    }
+    remedy = remedies.get(error.errno or 0)
+    if remedy is None:
+        return None
+    if error.filename is None:
+        _drop_output()
+    place = os.fsdecode(error.filename) if error.filename is not None else "what was to be written"
+    return f"{place}: {error.strerror}; {remedy}"
+
+
+def _drop_output() -> None:
+    """Let what stdout still holds go nowhere: Python would write it, and fail once more, as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _advice(error: OSError) -> str:

@@ -6,6 +6,7 @@ recorded in the state folder are ever stopped.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -13,10 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from controller.cli.client import Client
 from controller.errors import BusyPort, CanaryctlError, Conflict, Unreachable
@@ -33,12 +34,26 @@ MAX_LOG_BYTES = 50 << 20  # of controller.log, when a controller starts
 def exclusive_access(settings: Settings) -> Iterator[None]:
     """Hold the state folder's lock. Raises Conflict when another `up` or `down` holds it."""
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (settings.home / "up.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise Conflict(f"another canaryctl up or down is using {settings.home}; wait for it") from exc
+    with ExitStack() as stack:
+        lock = _opened(settings.home / "up.lock")
+        if lock is not None:
+            stack.enter_context(lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise Conflict(f"another canaryctl up or down is using {settings.home}; wait for it") from exc
         yield
+
+
+def _opened(lock: Path) -> IO[str] | None:
+    """The file; on a disk that has become read-only as it is, None: without it. `down` ends what serves all
+    the same, which no other folder's `down` could."""
+    try:
+        return lock.open("w")
+    except OSError as exc:
+        if exc.errno != errno.EROFS:
+            raise
+    return lock.open() if lock.exists() else None
 
 
 def start(settings: Settings, *, ingress_port: int | None, api_port: int | None) -> Settings:
@@ -119,15 +134,39 @@ def stop(settings: Settings) -> None:
 
 
 def stop_controller(settings: Settings) -> None:
-    """Stop this state folder's controller, if it answers."""
+    """Stop this state folder's controller, if it answers. Raises Unreachable where it is not the process that
+    the folder has recorded: another host's, or a container's, may have the number of any process here."""
+    from controller.wiring.own_process import is_own
+
     health = _own_health(settings)
     if health is None:
         return
     pid = int(health["pid"])
-    os.kill(pid, signal.SIGTERM)
+    if not is_own(settings, pid):
+        raise Unreachable(
+            f"the controller at {settings.api_url} is not the process {pid} of this host that "
+            f"{settings.process_path} names: it runs in a container or elsewhere; stop it there, then try "
+            "again"
+        )
+    _signal(pid, signal.SIGTERM)
     if not _wait_until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S):
-        os.kill(pid, signal.SIGKILL)
+        if is_own(settings, pid):
+            _signal(pid, signal.SIGKILL)
         _wait_until(lambda: not _is_alive(pid), timeout_s=STOP_TIMEOUT_S)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    """Raises CanaryctlError for another user's process."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError as exc:
+        raise _foreign(pid) from exc
+
+
+def _foreign(pid: int) -> CanaryctlError:
+    return CanaryctlError(f"controller {pid} belongs to another user; stop it as that user")
 
 
 def restart_controller(settings: Settings) -> None:
@@ -220,7 +259,7 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError as exc:
-        raise CanaryctlError(f"controller {pid} belongs to another user; stop it as that user") from exc
+        raise _foreign(pid) from exc
     # A child of this process that exited stays a zombie until it is waited for.
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == 0

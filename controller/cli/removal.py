@@ -53,7 +53,7 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
     Returns what was done, a line each.
     """
     from controller.cli import processes
-    from controller.wiring import cluster, takedown
+    from controller.wiring import takedown
 
     client = Client(settings)
     if (health := client.health()) is None:
@@ -62,7 +62,7 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
         processes.stop_controller(settings)  # it can neither store nor decide a removal
         _remove_without_controller(settings, None)
         return ["controller and Ray stopped; its database is gone"]
-    if client.accepts_token() and not cluster.is_running(settings):
+    if client.accepts_token() and not _has_cluster(settings):
         # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
         if service is not None:
             raise Unreachable(
@@ -94,6 +94,16 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
     processes.stop(settings)
     done.append("controller and Ray stopped")
     return done
+
+
+def _has_cluster(settings: Settings) -> bool:
+    """Whether Ray runs; one whose record cannot be read is reached by nobody."""
+    from controller.wiring import cluster
+
+    try:
+        return cluster.is_running(settings)
+    except Unreachable:
+        return False
 
 
 def _serves_besides(settings: Settings, names: Sequence[str]) -> list[str]:

@@ -8,7 +8,16 @@ import typer
 
 from controller.cli import options
 from controller.cli.client import Client
-from controller.cli.output import Output, OutputOption, console, emit, emit_data, note, told_on_interrupt
+from controller.cli.output import (
+    Output,
+    OutputOption,
+    console,
+    emit,
+    emit_data,
+    note,
+    print_error,
+    told_on_interrupt,
+)
 from controller.errors import (
     BadInput,
     CanaryctlError,
@@ -201,7 +210,7 @@ def rollback(
     Ends a running rollout, in any phase; after a promotion it does what undo does. Exit 0 also when that is
     what serves already. With --wait: exit 0 when it is done, 5 when an undo was rolled back, 1 on failure.
     """
-    settings, name = load_settings(), service or service_
+    settings, name = load_settings(needs_ports=not direct), service or service_
     _note_without_effect(wait=wait and not direct, timeout=timeout)
     if direct:
         if wait:
@@ -316,7 +325,9 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     elif result.problem is None:
         emit_data(CommandResult(outcome="done", text="; ".join(lines)), output)
     if result.problem is not None:
-        raise Unreachable(result.problem)
+        error = Unreachable(result.problem)
+        print_error(error, output, known=lines)
+        raise typer.Exit(error.exit_code)
 
 
 def history(

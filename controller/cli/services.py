@@ -261,7 +261,7 @@ def _refuse_older_copy(settings: Settings, *, is_accepted: bool) -> None:
             "back to what it says: canaryctl up --accept-database"
         )
     for copy in copies:
-        note(f"{copy.line}; the service goes back to what the database says, once that is loaded")
+        note(f"{copy.line}; {copy.then}")
     accept(settings, copies)
 
 
@@ -277,8 +277,8 @@ def _give_keys(settings: Settings, client: Client) -> None:
 
 
 def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
-    """Return once stable answers at the service's URL. Raises TimedOut, the engine's own error, and
-    Unreachable where the controller can decide nothing for `PROBLEM_S`."""
+    """Return once stable answers at the service's URL, and no other version in its place. Raises TimedOut,
+    the engine's own error, and Unreachable where the controller can decide nothing for `PROBLEM_S`."""
     started_s, last_error = time.monotonic(), ""
     acting_s = started_s  # when the controller was last seen without a problem
     leaving = (
@@ -296,14 +296,18 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
                         f"{stable.last_error or 'no error reported'}; "
                         f"remove it: canaryctl down {service}"
                     )
-                if stable is not None and stable.phase == "ready" and _answers(view.url):
+                is_ready = stable is not None and stable.phase == "ready"
+                if is_ready and _is_routed_to_stable(view) and _answers(view.url):
                     return
                 if view.problem is None:
                     acting_s = time.monotonic()
                 elif time.monotonic() - acting_s >= PROBLEM_S:
-                    raise Unreachable(f"{service} is not loaded: {render.CANNOT_DECIDE}: {view.problem}")
+                    what = "served as the database says" if is_ready else "loaded"
+                    raise Unreachable(f"{service} is not {what}: {render.CANNOT_DECIDE}: {view.problem}")
                 shown(f"{service}: {stable.phase if stable else 'waiting'} for {elapsed_s:.0f} s")
                 last_error = f" ({stable.last_error})" if stable is not None and stable.last_error else ""
+                if is_ready and view.routed is not None:
+                    last_error = f"; {view.routed} answers in place of {view.stable}"
                 if view.problem is not None:
                     last_error = f"; {render.CANNOT_DECIDE}: {view.problem}"
             if time.monotonic() >= ends_at_s:
@@ -311,6 +315,13 @@ def _wait_until_served(client: Client, service: str, timeout_s: float) -> None:
                     f"{service} does not answer after {timeout_s:g} s and is still loading{last_error}; "
                     f"check it: canaryctl status {service}"
                 )
+
+
+def _is_routed_to_stable(view: ServiceView) -> bool:
+    """Whether users get the stored version, but for what a running rollout takes. A table that cannot be read
+    for a moment is no reason to wait: the service's URL is asked, too."""
+    runs = view.rollout is not None and not view.rollout.is_final
+    return view.problem is None and view.routed is None and (runs or not view.weight_bp)
 
 
 def _answers(url: str) -> bool:

@@ -14,15 +14,22 @@ from controller import telemetry
 from controller.errors import CanaryctlError, StaleToken, UnknownService
 from controller.rollout.ports import Clock
 from controller.runtime.faults import Faults
-from controller.runtime.service_loop import PAUSE_S, LastTick, ServiceLoop, ServiceWorkers, ticks_of
+from controller.runtime.service_loop import (
+    CONTROLLER_LEASE_S,
+    LEASE,
+    PAUSE_S,
+    LastTick,
+    ServiceLoop,
+    ServiceWorkers,
+    ticks_of,
+)
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from serving.clock import boot_s
 
-CONTROLLER_LEASE_S = 5.0
 RENEW_S = 1.0
 # Places of faults.
-LEASE, BEFORE, SERVICES = "renewing the lease", "carrying out kept orders", "reading the services"
+BEFORE, SERVICES = "carrying out kept orders", "reading the services"
 
 
 class Runner:

@@ -16,13 +16,15 @@ from controller.rollout.ports import Clock
 from controller.runtime.faults import Faults, reason
 from controller.runtime.reconciler import Reconciler
 from controller.runtime.service_keeper import Keeper
-from controller.store.rows import ServiceRow
+from controller.store.rows import Lease, ServiceRow
 from controller.store.sql import SqlStore
 
 PAUSE_S = 1.0  # without the lease, or after an error
 KEEP_S = 1.0
 # A rollout whose next state cannot be committed cannot be rolled back either.
 STUCK_S = 30.0
+CONTROLLER_LEASE_S = 5.0
+LEASE = "renewing the lease"  # place of the faults of the thread that does
 
 
 def ticks_of(service: str) -> str:
@@ -92,6 +94,8 @@ class ServiceLoop:
         self._failing_since_s: float | None = None  # boot time; None: the last tick was completed
         self._completed_s: float | None = None  # boot time; of the first tick, until one was completed
         self._is_stuck = False
+        self._lease: Lease | None = None  # as it was read without holding it; None: not yet
+        self._renewed_s: float | None = None  # boot time at which another's was seen to move; None: never
 
     def tick(self, token: int | None) -> float:
         """One tick under the lease's token (None: another controller holds it); seconds until the next.
@@ -130,6 +134,7 @@ class ServiceLoop:
             kept = replace(kept, loses_commands=False)
         try:
             self._store.service(self._service)  # of a removed one no controller keeps a thread
+            kept = kept or self._lapsed()
             self._faults.works(reading_of(self._service))
         except UnknownService:
             raise
@@ -137,6 +142,21 @@ class ServiceLoop:
             self._faults.failed(reading_of(self._service), exc, service=self._service)
             kept = kept or Problem(str(exc), is_of_lease=False)
         self.last = replace(self.last, problem=kept)
+
+    def _lapsed(self) -> Problem | None:
+        """The problem of a lease that this controller cannot renew and nobody else holds, as on a full disk:
+        nothing is kept or decided, and what the last tick read grows old. Raises Unreachable."""
+        why = self._faults.failing.get(LEASE)
+        if why is None:
+            self._lease = self._renewed_s = None
+            return None
+        lease, now_s = self._store.lease(), self._clock.boot_s()
+        if self._lease not in (None, lease):
+            self._renewed_s = now_s
+        self._lease = lease
+        if self._renewed_s is not None and now_s - self._renewed_s <= 2 * CONTROLLER_LEASE_S:
+            return None
+        return Problem(f"no controller leads, for the lease cannot be renewed: {why}", is_of_lease=False)
 
     def _require_newest(self, workers: ServiceWorkers, token: int) -> None:
         """Before anything is sent to the data plane; where that must not be, it is still shown."""

@@ -16,33 +16,32 @@ import sqlalchemy as sa
 from sqlalchemy import delete, insert, select, update
 
 from controller.auth import Identity, Role
-from controller.errors import Conflict, StaleWrite, UnknownService
+from controller.errors import Conflict, UnknownService
 from controller.rollout.actions import Action
 from controller.rollout.observation import CommandKind, ManualCommand
 from controller.rollout.ports import Stored
 from controller.rollout.serialization import (
     actions_from_json,
-    actions_to_json,
     state_from_json,
     state_to_json,
 )
 from controller.rollout.state import RolloutState
 from controller.store import leases
 from controller.store import schema as t
+from controller.store.commits import commit_state
 from controller.store.database import MOUNTS, Database
+from controller.store.lineage import append_removal
 from controller.store.rows import AbRow, EventRow, Lease, RolloutRow, ServedRow, ServiceRow, VersionRow
-from controller.store.served import forget_served, put_served, record_outcome, served_rows
+from controller.store.served import forget_served, put_served, served_rows
 from controller.store.statements import (
     append_event,
     append_log,
     end_ab_tests,
     lock_service,
-    move_stable,
     next_seq,
     put_ab_test,
     put_version,
     refuse_second,
-    refuse_unread,
     replace_token,
     require_newest,
     require_stable,
@@ -122,37 +121,10 @@ class SqlStore:
         a command, StaleToken when another controller acts, Conflict when it would move a stable version that
         is not the one it moves from.
         """
-        at_s = state.log[-1].at_s if state.log else state.entered_at_s
-        values: dict[str, object] = {
-            "state": state_to_json(state),
-            "pending": actions_to_json(pending),
-            "version": expected_version + 1,
-            "log_count": state.log_count,
-            "is_final": state.is_final,
-            "ended_at_s": at_s if state.is_final else None,
-        }
-        if evidence is not None:
-            values["evidence"] = evidence
-        c = t.rollouts.c
         with self.database.write(Turn.ROUTINE if state.departure is None else Turn.URGENT) as db:
-            require_token(db, token, is_last=False)
-            service = lock_service(db, state.service)
-            here = (c.id == state.id) & (c.version == expected_version)
-            query = select(c.state, c.log_count, c.is_final).where(here).with_for_update()
-            before = db.execute(query).first()
-            if before is None:
-                raise StaleWrite(
-                    f"rollout {state.id} is no longer at version {expected_version}; read it again"
-                )
-            if state.is_final and not before.is_final:
-                refuse_unread(db, state)
-            db.execute(update(t.rollouts).where(here).values(values))
-            append_log(db, state, before.log_count)
-            move_stable(db, service, before.state, state)
-            if service is not None and not before.is_final:
-                record_outcome(db, state)
-            require_token(db, token, is_last=True)
-        return expected_version + 1
+            return commit_state(
+                db, state, pending, expected_version=expected_version, evidence=evidence, token=token
+            )
 
     def commands(self, rollout: str, *, after_seq: int) -> tuple[ManualCommand, ...]:
         """Manual commands of the rollout after `after_seq`, in order."""
@@ -316,7 +288,7 @@ class SqlStore:
             if service.removing:
                 return
             db.execute(update(t.services).where(t.services.c.name == name).values(removing=True))
-            append_event(db, name, None, at_s, identity.name, "removal requested")
+            append_removal(db, name, at_s, identity.name, "removal requested")
 
     def remove_service(self, name: str, *, at_s: float, token: int | None = None) -> None:
         """Delete a service and its versions; its rollouts and events stay as history. Raises RolloutRunning,
@@ -329,7 +301,7 @@ class SqlStore:
             db.execute(delete(t.services).where(t.services.c.name == name))
             db.execute(delete(t.versions).where(t.versions.c.service == name))
             forget_served(db, name)
-            append_event(db, name, None, at_s, "controller", "service removed")
+            append_removal(db, name, at_s, "controller", "service removed")
             require_token(db, token, is_last=True)
 
     def put_version(self, row: VersionRow) -> None:

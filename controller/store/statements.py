@@ -72,6 +72,14 @@ def already_running(
     )
 
 
+def taken_back(service: str, undo: str, wanted: str, heading: str) -> RolloutRunning:
+    """The error of who wants the version of an undo that is itself being taken back."""
+    return RolloutRunning(
+        f"{service} is returning to {heading}: undo {undo} to {wanted} is taken back, and one at a time "
+        f"runs; wait for its end (canaryctl watch {service}), then: canaryctl undo {service} --to {wanted}"
+    )
+
+
 def require_stable(row: Any | None, service: str, stable: str) -> None:
     """Raises Conflict unless the service exists, stays, and serves `stable`."""
     if row is None or row.removing:

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from controller import telemetry
-from controller.auth import write_private
 from controller.errors import Unreachable
+from controller.private_file import write_private
 from controller.store.file_identity import FileIdentity, identity
 from controller.store.sqlite_files import index_of, log_of
 

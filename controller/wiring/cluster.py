@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.errors import BusyPort, CanaryctlError, Unreachable
+from controller.private_file import write_private
 from controller.settings import Settings
 from serving import cluster_ray
 
@@ -14,26 +15,42 @@ def is_running(settings: Settings) -> bool:
 
 
 def start(settings: Settings) -> None:
-    """Start a Ray head; remains of an earlier one are stopped first. Raises BusyPort, Unreachable."""
+    """Start a Ray head; remains of an earlier one are stopped first. Raises BusyPort, Unreachable, OSError
+    where it cannot be recorded; nothing runs then."""
     stop(settings)
+    path, wanted = settings.cluster_path, str(settings.home)
+    ray = cluster_ray.ClusterSettings(http_port=settings.config.ingress_port, owner=wanted)
     try:
-        handle = cluster_ray.start(cluster_ray.ClusterSettings(http_port=settings.config.ingress_port))
-    except cluster_ray.PortBusy as exc:
-        raise BusyPort(f"{exc} with --port") from exc
-    except cluster_ray.ClusterError as exc:
-        raise Unreachable(str(exc)) from exc
-    settings.cluster_path.write_text(handle.to_json())
+        cluster_ray.start(ray, record=lambda handle: write_private(path, handle.to_json()))
+    except BaseException as exc:
+        # What was interrupted a second time may still run: `down` ends it.
+        if not cluster_ray.folders_of(wanted):
+            path.unlink(missing_ok=True)
+        if isinstance(exc, cluster_ray.PortBusy):
+            raise BusyPort(f"{exc} with --port") from exc
+        if isinstance(exc, cluster_ray.ClusterError):
+            raise Unreachable(str(exc)) from exc
+        raise
 
 
 def stop(settings: Settings) -> bool:
-    """Stop the cluster that `up` started, and nothing else; False: there is none."""
-    handle = _handle(settings)
-    if handle is None:
-        return False
+    """Stop the cluster that `up` started, and nothing else; False: there is none. A record that cannot be
+    read is set aside, and the cluster found by its processes."""
     try:
-        cluster_ray.stop(handle)
+        handle = _handle(settings)
+    except Unreachable:
+        handle = None
+    if handle is None and not settings.cluster_path.exists():
+        return False
+    folders = cluster_ray.folders_of(str(settings.home))
+    found = [cluster_ray.ClusterHandle("", 0, folder, ()) for folder in sorted(folders)]
+    try:
+        for one in found if handle is None else [handle]:
+            cluster_ray.stop(one)
     except cluster_ray.ClusterError as exc:
         raise CanaryctlError(str(exc)) from exc
+    if handle is None:
+        settings.cluster_path.replace(settings.cluster_path.with_suffix(".unreadable"))
     settings.cluster_path.unlink(missing_ok=True)
     return True
 
@@ -61,4 +78,7 @@ def _handle(settings: Settings) -> cluster_ray.ClusterHandle | None:
     except FileNotFoundError:
         return None
     except cluster_ray.ClusterError as exc:
-        raise Unreachable(f"{settings.cluster_path}: {exc}") from exc
+        raise Unreachable(
+            f"{settings.cluster_path}: {exc}; to end what it was of, then start anew: canaryctl down, "
+            "then canaryctl up"
+        ) from exc

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -54,8 +55,8 @@ from controller.wiring.environment import HostEnvironment
 from controller.wiring.evidence_retention import EvidenceRetention
 from controller.wiring.launches import Versions
 from controller.wiring.lease_holder import lease_holder, release_orphaned_lease
-from controller.wiring.now_served import serving_now
-from controller.wiring.older_copy import has_table
+from controller.wiring.now_served import listed, serving_now
+from controller.wiring.own_process import forget_own, record_own
 from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
 from serving.access import ClientRules
@@ -104,11 +105,11 @@ def build(settings: Settings) -> Controller:
     )
     notifier, budget = LogNotifier(), IdBudget()
 
-    def has_a_table(service: str) -> bool | None:
-        return has_table(service, open_services)
+    def with_table() -> Sequence[str] | None:
+        return listed(open_services)
 
     def knows_all(service: str) -> bool | None:
-        return is_newest(store.database, service, traffic.observe, has_a_table)
+        return is_newest(store.database, service, traffic.observe, with_table)
 
     def make_workers(service: str) -> ServiceWorkers:
         # Anew with every lease: what was measured under an earlier one may be hours old.
@@ -139,7 +140,7 @@ def build(settings: Settings) -> Controller:
             environment.measuring.add(service)
             tests.tick(service, reader, now_s)
 
-        newest = NewestDatabase(service, store.database, traffic, has_a_table)
+        newest = NewestDatabase(service, store.database, traffic, with_table)
         keeper = Keeper(engines, table, ingress, store, clock)
         return ServiceWorkers(Reconciler(ports), keeper, measure, newest.require)
 
@@ -204,6 +205,7 @@ def run_controller(settings: Settings) -> None:
     server = uvicorn.Server(config)
     _stop_on_signals(server)
     release_orphaned_lease(controller.store)
+    record_own(settings)
     controller.runner.start()
     telemetry.event("controller started", pid=os.getpid(), api=settings.api_url)
     try:
@@ -211,6 +213,7 @@ def run_controller(settings: Settings) -> None:
     finally:
         controller.runner.stop()
         controller.store.close()
+        forget_own(settings)
         telemetry.event("controller stopped", pid=os.getpid())
 
 

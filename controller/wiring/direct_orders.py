@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from controller import telemetry
-from controller.auth import Identity, Role, write_private
+from controller.auth import Identity, Role
 from controller.errors import CanaryctlError, UnknownService, Unreachable
+from controller.private_file import write_private
 from controller.quantities import finite
 from controller.rollout.observation import CommandKind
 from controller.settings import Settings

@@ -33,6 +33,12 @@ def own_pid(holder: str) -> int | None:
     return pid if host == _host() else None
 
 
+def process_here(holder: str) -> tuple[int, int] | None:
+    """Pid and start of a holder that is of this boot and process table; None: it is not, or not known."""
+    host, pid, start = _process_of(holder)
+    return (pid, start) if host == _host() and pid is not None and start is not None else None
+
+
 def _host() -> str:
     """Name of this boot of this host and of the process table that is seen from here.
 

@@ -7,8 +7,9 @@ import threading
 from pathlib import Path
 
 from controller import telemetry
-from controller.auth import Identity, Role, admin_token, token_digest, write_private
+from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BadInput, CanaryctlError
+from controller.private_file import write_private
 from controller.rollout.ports import Clock
 from controller.settings import Settings
 from controller.store.database_url import parsed_url

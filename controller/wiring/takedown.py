@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from controller.errors import Conflict, LostDatabase, Unreachable
-from controller.runtime.runner import CONTROLLER_LEASE_S
+from controller.runtime.service_loop import CONTROLLER_LEASE_S
 from controller.settings import Settings
 from controller.store.database_url import parsed_url
 from controller.store.rows import Lease
 from controller.store.sql import SqlStore
-from controller.wiring.ended_rollouts import end_rollout
+from controller.wiring.ended_rollouts import end_rollouts
 from controller.wiring.lease_holder import host_of, lease_holder, own_pid, release_orphaned_lease
 
 POLL_S = 0.2
@@ -31,8 +31,8 @@ def refuse_while_led(settings: Settings) -> None:
             if not store.services():
                 return
             # Before the lease is taken, which makes this host the last to lead: a repeated `down` asks again.
-            if _is_shared(settings) and not settings.cluster_path.exists():
-                _refuse_elsewhere(store.lease())
+            if _is_shared(settings):
+                _refuse_elsewhere(store.lease(), has_cluster=settings.cluster_path.exists())
             with _lead(store):
                 pass
     except Unreachable:
@@ -60,12 +60,17 @@ def _is_shared(settings: Settings) -> bool:
     return parsed_url(settings.database_url).get_backend_name() != "sqlite"
 
 
-def _refuse_elsewhere(last: Lease) -> None:
-    """Raises Conflict where a controller of another host led last: the services may be served there."""
+def _refuse_elsewhere(last: Lease, *, has_cluster: bool) -> None:
+    """Raises Conflict where a controller of another host led last: the services may be served there.
+
+    has_cluster: this host has, or had before it was restarted, a cluster; another's may serve all the same.
+    """
     (name, boot), (own_name, own_boot) = host_of(last.holder), host_of(lease_holder())
     if not name or (name == own_name and boot in ("", own_boot)):
         return
     is_namesake = name == own_name
+    if is_namesake and has_cluster:
+        return
     where = f"another host named {name}, or on this one before it was restarted," if is_namesake else name
     raise Conflict(
         f"a controller on {where} led the services of this database last, and may serve them: run "
@@ -108,7 +113,7 @@ def _lead(
 def _forget(store: SqlStore, token: int) -> bool:
     rows = store.services()
     for row in rows:
-        for rollout in store.running(row.name):
-            end_rollout(store, rollout, "the service was taken down without a controller", token=token)
+        with store.database.write() as db:
+            end_rollouts(db, row.name, "the service was taken down without a controller", token=token)
         store.remove_service(row.name, at_s=time.time(), token=token)
     return bool(rows)

@@ -42,6 +42,7 @@ from controller.spec.service import VersionSpec
 from controller.store.row_specs import replicas_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
+from controller.wiring.own_process import record_own
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.clock import boot_s
@@ -242,14 +243,14 @@ class FakeController:
 
         def make_workers(service: str) -> ServiceWorkers:
             keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, clock)
-            newest = NewestDatabase(service, self.store.database, marks, marks.has_table)
+            newest = NewestDatabase(service, self.store.database, marks, marks.names)
             return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None, newest.require)
 
         def replicas(row: ServiceRow) -> int:
             return replicas_of(self.store.version(row.name, row.stable))
 
         self.environment.knows_all = lambda service: is_newest(
-            self.store.database, service, marks.observe, marks.has_table
+            self.store.database, service, marks.observe, marks.names
         )
         self.runner = Runner(self.store, clock, make_workers, replicas, holder="test")
         self.commands = Commands(self.store, self.environment, clock, self.runner)
@@ -287,6 +288,7 @@ class FakeController:
             "processes": [],
         }
         settings.cluster_path.write_text(json.dumps(handle))
+        record_own(settings)
         self._server = uvicorn.Server(
             uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off")
         )

@@ -217,8 +217,8 @@ class FakeMarks:
         self.traffic.marks[service] = mark
         return True
 
-    def has_table(self, service: str) -> bool | None:
-        return service in self.traffic.tables
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.traffic.tables)
 
 
 @dataclass(slots=True)

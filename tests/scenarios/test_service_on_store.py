@@ -85,7 +85,7 @@ class Rig:
         )
         keeper = Keeper(self.fleet, self.traffic, FakeIngress(self.traffic), self.store, self.clock)
         marks = FakeMarks(self.traffic)
-        newest = NewestDatabase("chat", self.store.database, marks, marks.has_table)
+        newest = NewestDatabase("chat", self.store.database, marks, marks.names)
         return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None, newest.require)
 
     def deploy(self, rollout: str, version: str) -> None:

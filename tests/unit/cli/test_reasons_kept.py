@@ -179,7 +179,7 @@ def test_a_database_is_the_newest_by_the_mark_in_the_services_table(
             store.database,
             "chat",
             lambda name: table if mark is not None else None,
-            lambda name: name in tables,
+            lambda: tables,
         )
 
     assert known is expected

@@ -13,8 +13,8 @@ from controller import telemetry
 from controller.api.commands import Commands
 from controller.auth import Identity, Role
 from controller.errors import LostDatabase
-from controller.runtime.runner import LEASE, SERVICES
-from controller.runtime.service_loop import ticks_of
+from controller.runtime.runner import SERVICES
+from controller.runtime.service_loop import LEASE, ticks_of
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, LiveClock
 

@@ -243,20 +243,20 @@ def test_a_service_is_acted_on_after_any_number_of_leases_without_a_mark(
             for _ in range(unused + 1):
                 store.release_lease(store.lease().token)
                 store.acquire_lease("a", ttl_s=5.0)
-            newest = NewestDatabase("chat", store.database, tables, lambda name: True)
+            newest = NewestDatabase("chat", store.database, tables, lambda: ["chat"])
             newest.require(store.lease().token)
 
             assert tables.found == lineage.own_mark(store.database, "chat")
 
 
-@pytest.mark.parametrize(("has_table", "acts"), [(True, False), (None, False), (False, True)])
+@pytest.mark.parametrize(("names", "acts"), [(["chat"], False), (None, False), ([], True)])
 def test_a_table_that_cannot_be_read_is_not_taken_for_none(
-    tmp_path: Path, has_table: bool | None, acts: bool
+    tmp_path: Path, names: list[str] | None, acts: bool
 ) -> None:
     store = SqlStore(sqlite_url(tmp_path / "state.db"))
     lease = store.acquire_lease("a", ttl_s=5.0)
     assert lease is not None
-    newest = NewestDatabase("chat", store.database, _Tables(), lambda name: has_table)
+    newest = NewestDatabase("chat", store.database, _Tables(), lambda: names)
     try:
         if acts:
             newest.require(lease.token)

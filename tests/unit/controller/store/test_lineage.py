@@ -133,3 +133,35 @@ def test_a_database_of_an_earlier_release_begins_with_its_last_lease(path: Path)
         lease(store, "b")
 
         assert knows(store, noted)
+
+
+def test_a_removal_moves_the_marks_of_the_services_that_stay(bare_url: str) -> None:
+    """Its own table is gone, so a copy from before it was found by nothing."""
+    with closing(SqlStore(bare_url)) as store:
+        put_chat(store)
+        docs = ServiceRow("docs", "{}", STABLE, "s", 1.0), VersionRow("docs", STABLE, "{}", "{}", 1.0)
+        store.put_service(*docs)
+        lease(store, "a")
+        marks = [mark(store)]
+        store.mark_removing("docs", ADA, at_s=1.0)
+        marks.append(mark(store))
+        store.remove_service("docs", at_s=2.0)
+        marks.append(mark(store))
+        store.set_clients("chat", "{}", ADA, at_s=3.0)
+        marks.append(mark(store))
+
+        assert len(set(marks)) == len(marks)
+        assert all(knows(store, one) for one in marks)
+
+
+def test_a_copy_from_before_a_removal_does_not_know_it(path: Path) -> None:
+    with closing(SqlStore(sqlite_url(path))) as store:
+        put_chat(store)
+        store.put_service(
+            ServiceRow("docs", "{}", STABLE, "s", 1.0), VersionRow("docs", STABLE, "{}", "{}", 1.0)
+        )
+        lease(store, "a")
+        with closing(copy_of(path, "copy.db")) as copy:
+            store.remove_service("docs", at_s=2.0)
+
+            assert not knows(copy, mark(store))

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from controller.auth import Identity, Role, admin_token, token_digest, write_private
+from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BadInput, Unreachable
+from controller.private_file import write_private
 from controller.settings import Settings, load_settings
 from controller.store.sql import SqlStore
 from controller.wiring.state_folder import EXPIRES_S, RENEW_S, AdminToken, remember_database

@@ -122,3 +122,18 @@ def test_what_another_host_led_last_is_refused_however_often_it_is_asked(
             refuse_while_led(settings)
 
     assert rig.store.services()
+
+
+def test_another_hosts_services_are_left_where_this_host_has_a_cluster(
+    rig: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby with a cluster of its own forgot what the first host's Ray went on serving."""
+    monkeypatch.setattr(takedown, "_is_shared", lambda settings: True)
+    settings = Settings(home=tmp_path, database_url=rig.url)
+    settings.cluster_path.write_text("{}")
+    lease = rig.store.acquire_lease("gpu-7,boot,pid:[1],41,7", ttl_s=5.0)
+    assert lease is not None
+    rig.store.release_lease(lease.token)
+
+    with pytest.raises(Conflict, match="a controller on gpu-7 led"):
+        refuse_while_led(settings)
