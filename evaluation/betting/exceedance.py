@@ -170,7 +170,6 @@ class Exceedance:
     def _end_epoch(self) -> None:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
-            self.steps.set(histogram.steps())
             fresh = self.recent.end_epoch(histogram)
             limit = self.recent.limit(self._percentile, histogram)
             self.threshold = min(limit.upper, self._highest)
@@ -185,6 +184,8 @@ class Exceedance:
             above = max(histogram.share_above(self.upper), 1e-9)
             at_margins = [histogram.share_above(self.upper * margin) for margin in self._margins]
             self.waited_for = np.array(at_margins) / above
+            proven = max(self._margins, default=1.0)
+            self.steps.set(histogram.steps(min(self.upper, self.threshold) / proven))
 
     def _limits(self) -> Floats:
         """The threshold; for proofs, the upper and lower edge, and part of an event between them; of recent
