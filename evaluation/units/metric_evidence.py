@@ -191,7 +191,7 @@ class MetricEvidence:
             left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
         for exceedance, divisors in zip(self.exceedances, self._bets.divisors, strict=True):
             known, second, third, own = exceedance.of_channels(
-                waited, slowest, rows.arm, divisors, rows.of_draws, left
+                waited, slowest, rows.arm, divisors, rows.of_draws, left, rows.order
             )
             if self._failures > 1.0:
                 excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])
@@ -206,6 +206,11 @@ class MetricEvidence:
         if self.with_missing or self.covariates.names:
             return False
         return self.is_alarm and bool(np.isnan(raw).all())
+
+    def pass_by(self, rows: Rows) -> None:
+        """Note rows that are skipped."""
+        for exceedance in self.exceedances:
+            exceedance.pass_by(rows.order)
 
     def feed_firsts(
         self,
