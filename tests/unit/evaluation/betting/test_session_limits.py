@@ -60,7 +60,8 @@ def test_a_session_keeps_the_limit_of_its_draw_in_any_blocks(cut: int) -> None:
 
     def part(which: slice) -> np.ndarray:
         some = RowOrder(order.seq[which], order.draw[which], order.at_s[which], order.begins[which])
-        return gate.of(ms[which], ms[which], arm[which], NONE, order=some)[0]
+        found: np.ndarray = gate.of(ms[which], ms[which], arm[which], NONE, order=some)[0]
+        return found
 
     above = np.concatenate((part(slice(0, cut)), part(slice(cut, None))))
     assert gate.threshold > 400.0
