@@ -100,6 +100,7 @@ class Lane:
         parts, later_parts = [], []
         for metric in self.metrics:
             if metric.can_skip(raw[metric.name]):
+                metric.pass_by(rows)
                 parts.append(np.full((metric.width, len(own)), np.nan))
                 later_parts.append(np.full((metric.later_width, len(later)), np.nan))
                 continue

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from evaluation.betting.histogram import StepsNow
 from evaluation.betting.latency import MIN_VALUES
 from evaluation.betting.left import MIN_WAITED_FOR, Left, with_left
+from evaluation.betting.session_limits import Limits, RowOrder, SessionLimits
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
 from evaluation.betting.tails import TAIL_VALUES, HeldLimit, RecentValues, percentile_bin, with_errors
 from evaluation.betting.unit_block import Flags, Floats, Ints
@@ -25,12 +26,12 @@ class Exceedance:
 
     The threshold is that of recent values, frozen for an epoch of the rows counted here, and seeded from
     stable's traffic before the rollout; NaN until it is known. That of proofs may be held higher
-    (`tails.HeldLimit`).
+    (`tails.HeldLimit`). A session keeps that of its draw (`session_limits.py`).
     """
 
     __state__ = (
         *("threshold", "upper", "lower", "inside", "own_lower", "own_inside"),
-        *("waited_for", "has_left", "stable", "recent", "held", "rows", "until", "steps"),
+        *("waited_for", "has_left", "stable", "recent", "held", "rows", "until", "steps", "limits"),
         *("apart", "beside", "is_own", "is_stale"),
     )
 
@@ -41,9 +42,10 @@ class Exceedance:
         highest: float = np.inf,
         with_steps: bool = False,
         margins: tuple[float, ...] = (),
+        session_s: float = 600.0,
     ) -> None:
         """highest: upper bound of the threshold. with_steps: values may be recorded in steps, as in
-        `ShapeProof`. margins: of the proofs."""
+        `ShapeProof`. margins: of the proofs. session_s: how long a session may be."""
         self._percentile = percentile
         self._margins = margins
         self.has_left = False  # a client left
@@ -65,11 +67,18 @@ class Exceedance:
         self.apart = self.beside = 0
         self.is_own = False  # many are apart
         self.is_stale = False  # what is known of stable is of other clients
+        self.limits = SessionLimits(session_s)
+        self.limits.set(self._limits())
 
     def seed(self, values: Floats) -> None:
         """Learn stable's values from before the rollout."""
         self.stable.learn(values)
         self._end_epoch()
+        self.limits.set(self._limits())
+
+    def pass_by(self, rows: RowOrder) -> None:
+        """Note rows without any value, which are not given otherwise: their sessions may have some later."""
+        self.limits.note(rows)
 
     def of(
         self,
@@ -78,14 +87,15 @@ class Exceedance:
         arm: NDArray[np.bool_],
         times: tuple[float, ...],
         counted: slice | Ints = slice(None),
+        order: RowOrder | None = None,
     ) -> Floats:
         """len(times) x n indicators, by divisor of the canary's values; NaN where the value is missing.
 
         The first row uses `waited` (rollback: censored values at their limit), the others `slowest` (censored
         values infinite); unanswered requests are infinite in both. counted: the rows that end epochs and
-        whose values of stable are learned.
+        whose values of stable are learned. order: None: each row is its own unit.
         """
-        return self._of(waited, slowest, arm, times, counted)[0]
+        return self._of(waited, slowest, arm, times, counted, None, order)[0]
 
     def of_channels(
         self,
@@ -96,12 +106,13 @@ class Exceedance:
         counted: slice | Ints,
         left: Left | None,
         apart: Flags | None = None,
+        order: RowOrder | None = None,
     ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """The indicators of the three channels that differ in the requests that were left (`left.py`; None:
         none was), whose values are NaN; of proofs, those of the first one at the limit of recent values
         alone, and those of the second one without what failed (`LeftShare`). apart: rows that the limit is
         not of, nor any proof; None: none are."""
-        out, own, limits = self._of(waited, slowest, arm, times, counted, apart)
+        out, own, limits = self._of(waited, slowest, arm, times, counted, apart, order)
         if left is None:
             known, third = out, out
             second = np.where((np.arange(len(times)) == 0)[:, None], out, out * 0.0)
@@ -130,7 +141,8 @@ class Exceedance:
         arm: NDArray[np.bool_],
         times: tuple[float, ...],
         counted: slice | Ints,
-        apart: Flags | None = None,
+        apart: Flags | None,
+        order: RowOrder | None,
     ) -> tuple[Floats, Floats, Floats]:
         """The indicators of `of`, those of proofs at the limit of recent values alone, and the limits of each
         row (`_limits`)."""
@@ -142,13 +154,24 @@ class Exceedance:
         if apart is not None:
             others = present[apart[present] & ~arm[present]]
             present = present[~apart[present]]
+
+        def compare(first: int, end: int) -> None:
+            which = slice(first, end)
+            self.limits.note(order, which)
+            epochs = self.limits.epochs_of(order, which, end - first)
+            limits[:, which] = self.limits.edges[:, epochs]
+            for steps, has in self.limits.steps_of(epochs):
+                rows = first + np.flatnonzero(has)
+                for index, factor in enumerate(times[1:], start=1):
+                    quotients[index, rows] = steps.divided(slowest[rows], factor)
+
         start = given = 0
         while start < len(present):
             stop = min(len(present), start + self.until - self.rows)
             rows = present[start:stop]
-            limits[:, given : rows[-1] + 1] = self._limits()
-            self._divide(quotients, slowest, times, slice(given, int(rows[-1]) + 1))
-            given = int(rows[-1]) + 1
+            last = int(rows[-1])
+            compare(given, last + 1)
+            given = last + 1
             self.stable.learn(waited[rows][~arm[rows]])
             self.beside += int(np.count_nonzero(~arm[rows]))
             before = int(np.searchsorted(others, rows[-1]))
@@ -157,10 +180,11 @@ class Exceedance:
             if self.rows == self.until:
                 self._end_epoch()
                 self.until += min(epoch_after(self.rows), LONGEST_WAIT)
+                first_seq, now_s = (-1, 0.0) if order is None else (order.seq[last] + 1, order.at_s[last])
+                self.limits.begin(self._limits(), int(first_seq), float(now_s))
             start = stop
         self.apart += len(others)
-        limits[:, given:] = self._limits()
-        self._divide(quotients, slowest, times, slice(given, None))
+        compare(given, len(waited))
         out = np.empty((len(times), len(waited)))
         own = np.empty_like(out)
         for index, factor in enumerate(times):
@@ -175,14 +199,6 @@ class Exceedance:
             out[index, is_unknown] = own[index, is_unknown] = np.nan
         return out, own, limits
 
-    def _divide(self, quotients: Floats, slowest: Floats, times: tuple[float, ...], rows: slice) -> None:
-        """Set the quotients of the proofs as they would have been recorded, where there are steps."""
-        if len(self.steps.points) == 0:
-            return
-        steps = self.steps.get()
-        for index, factor in enumerate(times[1:], start=1):
-            quotients[index, rows] = steps.divided(slowest[rows], factor)
-
     def discounted(self, failures: float) -> float:
         """The part of an event that an unanswered request of the canary is, where it may leave `failures`
         times as many unanswered as stable. In (0, 1]; 1 for failures = 1."""
@@ -192,7 +208,6 @@ class Exceedance:
     def _end_epoch(self) -> None:
         histogram = self.stable.histogram
         if histogram is not None and histogram.total >= MIN_VALUES:
-            self.steps.set(histogram.steps())
             self._forget_others()
             fresh = self.recent.end_epoch(histogram)
             limit = self.recent.limit(self._percentile, histogram)
@@ -208,6 +223,8 @@ class Exceedance:
             above = max(histogram.share_above(self.upper), 1e-9)
             at_margins = [histogram.share_above(self.upper * margin) for margin in self._margins]
             self.waited_for = np.array(at_margins) / above
+            proven = max(self._margins, default=1.0)
+            self.steps.set(histogram.steps(min(self.upper, self.threshold) / proven))
 
     def _forget_others(self) -> None:
         """Begin anew where the requests that the limit is of have become some clients' alone, or all again:
@@ -222,11 +239,11 @@ class Exceedance:
             self.apart = self.beside = 0
             self.is_own, self.is_stale = is_own, is_own != self.is_own
 
-    def _limits(self) -> Floats:
+    def _limits(self) -> Limits:
         """The threshold; for proofs, the upper and lower edge, and part of an event between them; of recent
         values alone the latter two; and `waited_for`."""
         edges = self.threshold, self.upper, self.lower, self.inside, self.own_lower, self.own_inside
-        return np.array([*([edge] for edge in edges), *self.waited_for[:, None]])
+        return Limits(np.concatenate((edges, self.waited_for)), self.steps.get())
 
 
 def _events(scaled: Floats, arm: NDArray[np.bool_], upper: Floats, lower: Floats, inside: Floats) -> Floats:

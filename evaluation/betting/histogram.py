@@ -13,6 +13,7 @@ from evaluation.betting.ticks import clusters, next_tick_up
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 WIDTH = math.log(1.01)
 BINS = 640  # at first; where values lie outside, more are added
@@ -24,7 +25,8 @@ ZERO_BIN = math.floor(math.log(SMALLEST) / WIDTH)
 FIRST = 32  # values whose median centres the range, so that one outlier cannot
 SAME = 1e-5  # relative: closer values are one, as differences of time stamps are not exact
 UNPROVABLE = "cannot be proven by such values"
-STEP_SHARE = 0.1  # of all values that are repeats of their bin's step: fewer are chance
+STEP_SHARE = 0.1  # of the values that are repeats of their bin's step: fewer are chance
+MIN_REPEATS = 10.0  # ... unless so many are one value, or so many in all
 EXACT_SHARE = 0.05  # of all values that are on no step: more are said to be exact
 
 
@@ -71,7 +73,8 @@ class Steps:
         if len(self.lows):
             what = f"recorded at ticks ({count} clusters of values)"
         if self.is_mixed:
-            what = f"partly recorded in steps ({count} values that repeat)"
+            repeating = "1 value that repeats" if count == 1 else f"{count} values that repeat"
+            what = f"partly recorded in steps ({repeating})"
         is_narrow = apart * (1.0 - 2.0 * SAME) < divisor
         if not (is_narrow.any() or self.is_mixed):
             return f"{what}: {divisor:g}x {UNPROVABLE}"
@@ -266,10 +269,13 @@ class LogHistogram:
                 steps[bin_], votes[bin_], repeats[bin_] = math.nan, 0, 0
         self.step[used], self.votes[used], self.repeats[used] = steps, votes, repeats
 
-    def steps(self) -> Steps:
+    def steps(self, above: float = math.inf) -> Steps:
         """The steps in which values are recorded: what half of a bin's values are, and twice as many as
-        are in the bins beside it, which are 1 % wide; unless they are `STEP_SHARE` of all values, the ticks
-        at which values come. `NO_STEPS` where neither is found.
+        are in the bins beside it, which are 1 % wide. Where they are less than `STEP_SHARE` of all values:
+        the ticks at which values come; else the steps from `above` on alone (slow answers that are polled,
+        beside quick ones that are exact), if those are frequent there. `NO_STEPS` where nothing is found.
+
+        above: from where on a proof looks at the values; infinite: it looks at all of them alike.
         """
         if not self._with_steps or self.total == 0:
             return NO_STEPS
@@ -277,11 +283,29 @@ class LogHistogram:
         zeros, counts[0], repeats[0] = int(counts[0]), 0, 0  # a zero is exact, unless others are in steps
         beside = np.maximum(np.append(counts[1:], 0), np.append(0, counts[:-1]))
         is_step = (repeats > 1) & (2 * repeats >= counts) & (repeats >= 2 * beside)
-        repeated, others = int(repeats[is_step].sum()), self.total - zeros
-        if others > 0 and repeated < max(STEP_SHARE * others, 1.0):
-            return self._ticks()
+        others = self.total - zeros
+        if others > 0 and repeats[is_step].sum() < max(STEP_SHARE * others, 1.0):
+            if len((ticks := self._ticks()).points):
+                return ticks
+            is_step, zeros = is_step & self._is_frequent(is_step, above), 0
+            if not is_step.any():
+                return NO_STEPS
         points = np.append(np.zeros(min(zeros, 1)), np.sort(self.step[is_step].astype(np.float64)))
-        return Steps(points, is_mixed=repeated < (1.0 - EXACT_SHARE) * others)
+        return Steps(points, is_mixed=int(repeats[is_step].sum()) < (1.0 - EXACT_SHARE) * others)
+
+    def _is_frequent(self, is_step: Flags, above: float) -> Flags:
+        """Which bins' steps count where few of all values are on one: from `above` on, those of
+        `MIN_REPEATS`, and all if they are `STEP_SHARE` of the values there. Of exact values hardly two are
+        the same, and of whole milliseconds a few in the thin end of a tail."""
+        if math.isinf(above):
+            return np.zeros_like(is_step)
+        bin_ = int(bins_of(np.array([above]))[0])
+        is_there = np.arange(len(is_step)) >= self.range.indices_from(bin_)[0]
+        repeated, there = int(self.repeats[is_step & is_there].sum()), int(self.counts[is_there].sum())
+        if repeated >= max(STEP_SHARE * there, MIN_REPEATS):
+            return is_there
+        enough: Flags = is_there & (self.repeats >= MIN_REPEATS)
+        return enough
 
     def _ticks(self) -> Steps:
         firsts, lasts = clusters(self.counts[1:].astype(np.int64))

@@ -21,6 +21,7 @@ from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.betting.wealth import Bets, Refitted, by_weight, ratio_table
 
 QUANTILES = np.array([0.25, 0.5, 0.7, 0.85, 0.93, 0.97, 0.99, 0.995, 0.999])
+STEPS_FROM = 1  # the quantile from which on, over the margin, slow answers alone may be in steps
 SCALES = (1.04, 1.08, 1.15, 1.25, 1.4, 1.7, 2.2, 3.0, 4.0)
 SCALE_PRIOR = (0.3, 4.0, 2.2, 2.0, 1.3, 0.5, 0.3, 0.2, 0.2)  # mostly on frequent harms
 TAILS = ((0.99, 1.6), (0.99, 2.5), (0.99, 5.0), (0.97, 1.5), (0.97, 2.2), (0.93, 1.5))
@@ -173,9 +174,9 @@ class ShapeProof(Refitted):
         if histogram is None or histogram.total < MIN_VALUES:
             return
         values, shares = histogram.occupied()
-        steps = histogram.steps()
-        self.steps.set(steps)
         edges = histogram.upper_edges(QUANTILES)
+        steps = histogram.steps(float(edges[STEPS_FROM]) / self._margin)
+        self.steps.set(steps)
         # Below it lie many of a faster canary's, and a twin's divided by the margin where they are few.
         self.edges = np.unique(np.append(edges, edges[edges > 0.0][:1] / np.sqrt(self._margin)))
         if len(steps.points):

@@ -156,6 +156,7 @@ class GateChannels:
         self._failures = policy.tolerated_failures()
         self._proof_limit = log_limit(policy.promotion_alpha)
         self._min_proof_canary = policy.proof_canary
+        self._session_s = policy.session_s
         self.tracks: list[Track] = []
         self.everyone: list[tuple[Gate, Column, list[EveryoneChannel]]] = []
         self.columns: list[Column] = []
@@ -223,7 +224,11 @@ class GateChannels:
         highest = below_the_cut(self._longest, 1.0 + gate.tolerance)
         margins = tuple(proof.margin for proof in proofs)
         exceedance = Exceedance(
-            percentile=gate.percentile, highest=highest, with_steps=self._is_measured, margins=margins
+            percentile=gate.percentile,
+            highest=highest,
+            with_steps=self._is_measured,
+            margins=margins,
+            session_s=self._session_s,
         )
         self.exceedances.append(exceedance)
         self.divisors.append((1.0 + gate.tolerance, *margins))

@@ -185,6 +185,11 @@ class MetricEvidence:
             return False
         return self.is_alarm and bool(np.isnan(raw).all())
 
+    def pass_by(self, rows: Rows) -> None:
+        """Note rows that are skipped."""
+        for exceedance in self.exceedances:
+            exceedance.pass_by(rows.order)
+
     def feed_firsts(
         self,
         rows: Rows,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.betting.session_limits import RowOrder
 from evaluation.betting.unit_block import Floats, Ints, UnitBlock, ones
 from evaluation.units.released import Counted, Released
 
@@ -89,6 +90,11 @@ class Rows:
         """Which rows are the first request of their draw: the one that speaks for the unit."""
         is_first: NDArray[np.bool_] = self.position == 1
         return is_first
+
+    @property
+    def order(self) -> RowOrder:
+        """Which rows belong to one session."""
+        return RowOrder(self.seq, self.draw, self.at_s, self.firsts & ~self.single)
 
     def first_block(self, y: Floats, w: Floats, gap: Floats | None = None) -> UnitBlock:
         """The units by their first requests that have a value. y (NaN: missing), w, gap: of all rows."""

@@ -52,7 +52,7 @@ def value_columns(
         left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
     for exceedance, divisors in zip(settings.bets.exceedances, settings.bets.divisors, strict=True):
         known, second, *of_proofs = exceedance.of_channels(
-            waited, slowest, rows.arm, divisors, rows.of_draws, left, apart
+            waited, slowest, rows.arm, divisors, rows.of_draws, left, apart, rows.order
         )
         if settings.failures > 1.0:
             excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])

@@ -376,21 +376,27 @@ class Rollout:
         return max(row for row in rows if self.columns["t_s"][row] <= end)
 
     def exceeds(self, gate: Gate, times: float, *, proof: bool) -> list[float]:
-        """1 for values above stable's past percentile, the canary's divided by `times`. NaN: missing, or no
-        percentile yet. Of the canary's unanswered requests, rollback discounts the tolerated excess."""
+        """1 for values above stable's past percentile as of the session's first request, the canary's divided
+        by `times`. NaN: missing, or no percentile yet. Of the canary's unanswered requests, rollback
+        discounts the tolerated excess."""
         assert gate.percentile is not None
         raw, past, out = self.slowest(gate.metric), Past(), [NAN] * len(self.columns["t_s"])
         for value in self.seed.get(gate.metric, ()):
             past.learn(Unit(0, 0.0, value))
         recent = Recent(TAIL_VALUES / (1.0 - gate.percentile))
         threshold = recent.quantile_after(past, gate.percentile, held=proof)
-        present = [row for row in sorted(self.rows + self.later_rows) if not math.isnan(raw[row])]
-        ends, count = epoch_ends(len(present), longest=512), 0
+        rows = sorted(self.rows + self.later_rows)
+        ends, count = epoch_ends(sum(not math.isnan(raw[row]) for row in rows), longest=512), 0
         above = 1.0 - gate.percentile
-        for row in present:
+        of_session: dict[int, float] = {}  # threshold by first row
+        for row in rows:
             value, arm = raw[row], self.columns["arm"][row]
-            if not math.isnan(threshold):
-                out[row] = float((value / times if arm else value) > threshold)
+            first = (self.owner.get(row) or self.later_owner[row]).rows[0]
+            frozen = of_session.setdefault(first, threshold)
+            if math.isnan(value):
+                continue
+            if not math.isnan(frozen):
+                out[row] = float((value / times if arm else value) > frozen)
                 if arm and math.isinf(value) and not proof:
                     out[row] = above + (1.0 - above) / self.failures
             if row in self.later_owner:

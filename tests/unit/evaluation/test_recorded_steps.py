@@ -9,6 +9,8 @@ import pytest
 
 from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.histogram import NO_STEPS, LogHistogram, Steps
+from evaluation.betting.latency import ShapeProof
+from evaluation.betting.stable_baseline import Stable
 from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import StagePlan
@@ -167,6 +169,56 @@ def test_a_twin_in_steps_below_the_margin_is_proven(recorded: Recorded) -> None:
 
     assert proven(result)
     assert bool(result.notes) is (recorded is to_tenths)
+
+
+def polled_when_slow(
+    seed: int, share: float, *, every_ms: float = 2000.0, times: float = 1.8, of: float = 0.03
+) -> Columns:
+    """Exact up to 1 s; the slower ones, such a share of stable's, are polled. Of the canary's slowest, the
+    part `of` takes `times` as long. 7000 canary requests."""
+    rng, n, before = np.random.default_rng([seed, 12]), 14_000, 4000
+    w = np.where(np.arange(n + before) < before, 0.0, 0.5)
+    arm = (rng.random(n + before) < w).astype(np.int64)
+    ms = rng.lognormal(0.0, 0.3, n + before)
+    ms *= 1000.0 / np.quantile(ms, 1.0 - share)
+    is_slow = (arm == 1) & (ms > np.quantile(ms, 1.0 - min(share, of)))
+    ms = np.where(is_slow, ms * times, ms)
+    recorded = np.where(ms > 1000.0, 1000.0 + np.ceil((ms - 1000.0) / every_ms) * every_ms, ms)
+    t_s = np.arange(n + before) * 0.2
+    how = np.full(n + before, "request")
+    return {"t_s": t_s, "arm": arm, "w": w, "assigned_by": how, "latency_ms": recorded}
+
+
+@pytest.mark.parametrize(
+    ("share", "every_ms", "times"),
+    [
+        (0.02, 2000.0, 1.8),
+        pytest.param(0.05, 2000.0, 1.8, marks=pytest.mark.slow),
+        (0.09, 2000.0, 1.8),
+        pytest.param(0.011, 1000.0, 1.45, marks=pytest.mark.slow),
+    ],
+)
+def test_a_tail_that_steps_of_the_slow_answers_hide_is_not_proven(
+    share: float, every_ms: float, times: float
+) -> None:
+    """A p99 of 1.8 times stable's is recorded as the same: it was proven below 1.2x in 10 of 10."""
+    policy = GatePolicy.default().only("latency_ms")
+    stages = (StagePlan(0.5, 2700, margins={"latency_p99": 1.2, "latency_shape": 1.2}),)
+    for seed in range(2):
+        columns = polled_when_slow(seed, share, every_ms=every_ms, times=times)
+        result = run(columns, policy, stages=stages)
+        assert "latency_p99" not in result.proofs, seed
+        assert "partly recorded in steps" in result.notes[0]
+
+
+def test_a_shape_counts_slow_answers_in_steps_as_the_next_step_up() -> None:
+    past = Stable(with_histogram=True, with_steps=True)
+    past.learn(polled_when_slow(3, 0.05)["latency_ms"])
+    proof = ShapeProof(margin=1.2)
+
+    proof.end_epoch(past)
+
+    assert proof.steps.get().points.tolist() == [3000.0]
 
 
 def test_harm_is_found_in_buckets_as_before() -> None:

@@ -152,3 +152,34 @@ def test_a_proof_of_values_that_are_mostly_zero_sees_the_others() -> None:
     assert proof.edges[0] == 0.0
     assert 0.005 < proof.edges[1] < proof.edges[-1] < 0.1
     assert np.exp(proof.log_ratios).max() > 1.1
+
+
+@pytest.mark.parametrize("share", [0.011, 0.05, 0.09])
+def test_slow_answers_alone_may_be_in_steps(share: float) -> None:
+    """Answers above 1 s are polled each 2 s: few of all values, and nearly all of those that are slow."""
+    rng = np.random.default_rng(11)
+    ms = 400.0 * np.exp(0.4 * rng.standard_normal(4000))
+    ms = np.where(ms > 1000.0, rng.uniform(300.0, 900.0, 4000), ms)
+    slow = rng.random(4000) < share
+    ms[slow] = np.where(rng.random(int(slow.sum())) < 0.9, 3000.0, 5000.0)
+    histogram = histogram_of(ms, with_steps=True)
+
+    steps = histogram.steps(800.0)
+    assert (steps.points[0], steps.is_mixed) == (3000.0, True)
+    assert steps.divided(np.array([3000.0, 900.0]), 1.2).tolist() == [3000.0, 750.0]
+    assert len(histogram.steps().points) == 0
+    assert len(histogram.steps(6000.0).points) == 0
+
+
+@pytest.mark.parametrize("median", [400.0, 3000.0])
+@pytest.mark.parametrize("count", [500, 4000, 60_000])
+def test_slow_answers_in_whole_milliseconds_are_in_no_steps(median: float, count: int) -> None:
+    rng = np.random.default_rng(12)
+    ms = np.round(median * np.exp(0.7 * rng.standard_normal(count)))
+    slow = np.round(median * (1.0 + rng.pareto(2.0, count)))
+
+    for values in (ms, slow):
+        histogram = histogram_of(values, with_steps=True)
+        for quantile in (0.5, 0.9, 0.97, 0.99):
+            above = float(np.quantile(values, quantile))
+            assert len(histogram.steps(above).points) == 0, (quantile, histogram.steps(above).points[:5])
