@@ -187,7 +187,7 @@ def _websocket(
     *,
     reads: bool = True,
 ) -> Hostile:
-    return Hostile(connections, pieces, pause_s, reads, HANDSHAKE)
+    return Hostile(connections, pieces, pause_s, reads, opens=HANDSHAKE)
 
 
 # The engine sends back what it is sent.

@@ -15,7 +15,7 @@ from serving.router.answers.usual_answer import usual_answer
 
 CHAT = "/v1/chat/completions"
 SSE = "text/event-stream"
-PADDING = {"padding": [[]] * (answer_events.WHOLE // 3)}
+PADDING: dict[str, Any] = {"padding": [[]] * (answer_events.WHOLE // 3)}
 
 
 def delta(content: str | None, finish: str | None = None, **more: object) -> dict[str, object]:
@@ -111,7 +111,7 @@ def test_a_large_event_that_is_no_object_is_garbage(end: bytes) -> None:
 
 
 def test_what_is_large_in_a_large_event_is_not_empty() -> None:
-    many = [[]] * answer_events.WHOLE
+    many: list[Any] = [[]] * answer_events.WHOLE
     found = event_of(json.dumps({"delta": many, "item": {}, "choices": [{"delta": {"a": many}}]}).encode())
 
     assert found is not None

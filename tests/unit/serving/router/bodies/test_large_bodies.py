@@ -13,6 +13,7 @@ import pytest
 from serving.router.bodies import body_reader, model_name, prepared
 from serving.router.bodies.body_facts import BodyFacts
 from serving.router.bodies.body_reader import BodyReader
+from serving.router.bodies.form import Part, read_form
 from serving.router.bodies.prepared import PLAIN_LIMIT, VALUES_LIMIT, Prepared, prepare
 from serving.router.front.request_parser import ParsedRequest
 from serving.router.front.service_choice import COUNTED_FROM, MANY_LINES, is_large
@@ -97,8 +98,13 @@ def test_a_form_is_large_by_its_bytes_or_its_lines_where_it_is_read(form: bytes,
 
 
 def test_a_form_is_read_once_for_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    forms, read = list[bytes](), model_name.read_form
-    monkeypatch.setattr(model_name, "read_form", lambda *form: (forms.append(form[0]), read(*form))[1])
+    forms = list[bytes]()
+
+    def read(body: bytes, boundary: bytes) -> list[Part]:
+        forms.append(body)
+        return read_form(body, boundary)
+
+    monkeypatch.setattr(model_name, "read_form", read)
     body = PART % (b"model", b"chat") + b"--XX--\r\n"
     found = prepare(body, FORM, ("a", "b"), route="POST /x", is_eligible=True)
 
