@@ -57,19 +57,14 @@ def token_digest(token: str) -> str:
 def admin_token(home: Path) -> str:
     """Admin token of a state folder, from `admin.token`, which is created (0600) if it is missing.
 
-    Raises BadInput for a file that cannot be read, holds no token, or cannot be made.
+    Raises BadInput for a file that cannot be read or holds no token, OSError where it cannot be made.
     """
     path = home / "admin.token"
     try:
         token = path.read_text().strip()
     except FileNotFoundError:
         token = make_token()
-        try:
-            write_private(path, token)
-        except OSError as exc:
-            raise BadInput(
-                f"{path} cannot be written ({exc.strerror}); free disk space, and make its folder writable"
-            ) from exc
+        write_private(path, token)
         return token
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "it is no text"
