@@ -67,7 +67,7 @@ class Exchange:
         self.seen = Seen()
         self._recording = Recording(context, start, self._attempts, self.seen)
         self.settle_deadline_s = self._recording.deadline_s
-        self._out = Outgoing(start.now_s, context.held, start.request.path)
+        self._out = Outgoing(start.now_s, context.held, start.request)
         self._cover = Cover(context, start)
         self._now_s = start.now_s  # of the last end of an attempt
         self._continued: ContinuedStream | None = None

@@ -13,11 +13,13 @@ from typing import Literal
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.exchange.held import FREE, HeldBytes
 from serving.router.headers import value_of
-from serving.router.types import Deliver, Head, Refusal, is_anthropic
+from serving.router.types import Deliver, Head, Refusal, Request, is_anthropic
 
 HOLD_LIMIT = 1 << 20  # bytes of an answer that are held back at most
-# One line end: a blank line would end an event, an empty one, for clients that ask only for the blank line.
-KEEP_ALIVE = b": keep-alive\n"
+# The blank line keeps it apart for clients that split there and look at the first bytes of each part.
+KEEP_ALIVE = b": keep-alive\n\n"
+# OpenAI's library for Go ended an event at each blank line, here an empty one, on which it fails.
+KEEP_ALIVE_GO = b": keep-alive\n"
 # Agents on Anthropic's API count events, of which a comment is none, and give up on a stream without any. Its
 # pings may come anywhere in a stream, and clients pass over them.
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -34,18 +36,16 @@ class Outgoing:
         "_held_bytes",
         "_is_muted",
         "_is_unread",
-        "_keep_alive",
-        "_path",
+        "_request",
         "_sent_s",
         "holds_all",
         "is_committed",
         "is_head_sent",
     )
 
-    def __init__(self, now_s: float, budget: HeldBytes, path: str) -> None:
+    def __init__(self, now_s: float, budget: HeldBytes, request: Request) -> None:
         self._budget = budget
-        self._path = path  # of the request, by which an error has its shape
-        self._keep_alive = PING if is_anthropic(path) else KEEP_ALIVE
+        self._request = request
         self.is_committed = False  # something of the current answer
         self.is_head_sent = False
         self.holds_all = False  # late commit: until the answer is whole
@@ -106,7 +106,7 @@ class Outgoing:
             if not self.is_committed and head is not None and not is_stream:
                 self._held, self._is_muted = [], True
                 text = f"the answer to this request has status {head.status} and is no stream"
-                data = Refusal(head.status, "no_stream", text).event(self._path)
+                data = Refusal(head.status, "no_stream", text).event(self._request.path)
             head = None
         if self._held:
             data = b"".join([*self._held, data])
@@ -133,7 +133,13 @@ class Outgoing:
         if self.is_head_sent:
             head = None
         self.is_head_sent = True
-        return Deliver(head, self._keep_alive)
+        return Deliver(head, _keep_alive_for(self._request))
+
+
+def _keep_alive_for(request: Request) -> bytes:
+    if is_anthropic(request.path):
+        return PING
+    return KEEP_ALIVE_GO if value_of(request.headers, b"x-stainless-lang") == "go" else KEEP_ALIVE
 
 
 def cut_event(service: str, scan: AnswerScan | None) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,12 @@ def at_each_blank_line(data: bytes) -> list[str]:
     return found
 
 
-async def waiting(rig: Rig, how: str) -> bytes:
+def parts_with_data(data: bytes) -> list[str]:
+    """The events of a client that splits on blank lines and looks at the first bytes of each part."""
+    return [one[6:] for one in data.decode().split("\n\n") if one.startswith("data: ")]
+
+
+async def waiting(rig: Rig, how: str, lang: str) -> bytes:
     """A stream whose client waits: for stable's first token, for a held answer, for one that continues."""
     rig.stable.behave = late(rig.stable, "stable", after=0)
     rig.canary.behave = late(rig.canary, "canary", after=3)
@@ -87,17 +93,19 @@ async def waiting(rig: Rig, how: str) -> bytes:
     else:
         rig.canary.behave = late(rig.canary, "canary", after=99, cut=4)
         rig.stable.behave = late(rig.stable, "stable", after=0, path="/v1/completions")
-    return (await rig.client.post(CHAT, json=asked(**more))).content
+    headers = {"x-stainless-lang": lang}
+    return (await rig.client.post(CHAT, json=asked(**more), headers=headers)).content
 
 
 @pytest.mark.parametrize("how", ["stable", "held", "continued"])
-async def test_a_keep_alive_ends_no_event(how: str) -> None:
+@pytest.mark.parametrize(("lang", "read"), [("go", at_each_blank_line), ("js", parts_with_data)])
+async def test_a_keep_alive_is_no_event(how: str, lang: str, read: Callable[[bytes], list[str]]) -> None:
     async with router_rig(LIMITS) as rig:
-        data = await waiting(rig, how)
+        data = await waiting(rig, how, lang)
 
     assert b": keep-alive\n" in data
     assert Answer(data, True).text == TEXT
-    events = at_each_blank_line(data)
+    events = read(data)
     assert events[-1] == "[DONE]"
     assert all(json.loads(one)["object"] == "chat.completion.chunk" for one in events[:-1])
 
