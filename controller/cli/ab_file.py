@@ -88,7 +88,7 @@ def judge_file(
         selected = _selected(units, scored, names)
     except ValueError as exc:
         raise BadInput(f"{metric}: {exc}") from exc
-    invalid = units.crossing() if units.is_broken else validity.reason()
+    invalid = units.crossing() if units.is_broken else units.graded_unlike() or validity.reason()
     rows = [_row("(all)", whole, whole.p_value, whole.verdict)]
     rows += [_row(part.category, part.result, part.adjusted_p, part.verdict) for part in parts]
     broken = set(selected) if invalid is None else {row["category"] for row in rows}

@@ -7,6 +7,7 @@ line: skipping rows would bias the evidence. Rows are sorted by the time of thei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -167,7 +168,9 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
     is_router = is_of_router(table)
     if is_router:
-        table = rows_of_records(table, (*extra, *options.covariates))
+        mapped = (text.partition("=")[2] for text in options.maps)
+        named = (word for text in mapped for word in re.split(r"[^\w.]+", text))
+        table = rows_of_records(table, {*extra, *options.covariates, *named})
     table, repeats = unpacked(_renamed(table, extra))
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}

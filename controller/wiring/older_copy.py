@@ -64,9 +64,10 @@ def accept(settings: Settings, copies: tuple[OlderCopy, ...]) -> None:
     """Let controllers act from this database though it is older. What became of the rollouts that run in it
     is not known, so they end: what users were taken off is not given to them again."""
     with closing(_opened(settings)) as store, store.database.write() as db:  # all of it, or nothing
-        adopt_in(db, [one.mark for one in copies if one.mark is not None])
-        for copy in copies:
+        for copy in sorted(copies, key=lambda one: one.service):
             end_rollouts(db, copy.service, UNKNOWN)
+        # Last: it locks the lease, and whoever holds that waits for no service (`statements.require_token`).
+        adopt_in(db, [one.mark for one in copies if one.mark is not None])
 
 
 def _difference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 
 import psutil
@@ -11,10 +12,18 @@ from controller.settings import Settings, state_folder
 from controller.wiring.lease_holder import lease_holder, process_here
 from serving.process_start import start_ticks
 
+log = logging.getLogger("canaryctl")
+
 
 def record_own(settings: Settings) -> None:
-    """Record this process as the folder's controller."""
-    write_private(settings.process_path, lease_holder())
+    """Record this process as the folder's controller. Where nothing can be written it leads all the same, and
+    is known by its command and folder."""
+    try:
+        write_private(settings.process_path, lease_holder())
+    except OSError as exc:
+        log.warning("the controller's process is not recorded", extra={"error": str(exc)})
+        with suppress(OSError):
+            settings.process_path.unlink(missing_ok=True)  # of another process
 
 
 def forget_own(settings: Settings) -> None:
@@ -29,11 +38,11 @@ def is_own(settings: Settings, pid: int) -> bool:
     tells it from another that has the number now."""
     try:
         recorded = process_here(settings.process_path.read_text().strip())
+        return recorded is not None and recorded == (pid, start_ticks(pid))
     except FileNotFoundError:
         return _is_by_name(settings, pid)
-    except OSError:
+    except (OSError, UnicodeDecodeError, psutil.AccessDenied):
         return False
-    return recorded is not None and recorded == (pid, start_ticks(pid))
 
 
 def _is_by_name(settings: Settings, pid: int) -> bool:

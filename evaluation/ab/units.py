@@ -30,6 +30,7 @@ MAX_CROSSINGS = 10  # units on both sides by accident; more, and above MAX_SHARE
 MAX_SHARE = 0.01
 NAMED = 3  # units shown by name
 DOUBT_Z = 2.2414  # two tests at 0.05 together, two-sided: unlike numbers of answers are likely enough
+SURE_Z = 4.0556  # the same at 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class AbUnits:
     y: Floats
     answers: Ints  # with an outcome
     by_first: bool  # y is of the first answer, as the sides have unlike numbers of them; else the mean
+    is_graded_unlike: bool  # the first answers with an outcome surely come later on one side
     crossed: tuple[str, ...]  # names of units seen on both sides of the same draw
     rows_left_out: int  # without a coin, or of units whose draw is not in the file
 
@@ -52,6 +54,12 @@ class AbUnits:
         more = len(self.crossed) - NAMED
         names = ", ".join(self.crossed[:NAMED]) + (f" and {more} more" if more > 0 else "")
         return f"{len(self.crossed)} of {len(self.row)} units are on both sides: {names}"
+
+    def graded_unlike(self) -> str | None:
+        """Why the first answers cannot be compared, in one line; None: they can be."""
+        if not self.is_graded_unlike:
+            return None
+        return "the first answer with an outcome comes later on one side; grade the same answers of both"
 
     @property
     def has_means(self) -> bool:
@@ -108,7 +116,8 @@ def units_of_rows(
     crosses = (is_b[kept] != side) & ~is_moved
     redrawn = np.zeros(len(first), dtype=np.int64) + rows
     np.minimum.at(redrawn, unit[~same_draw], kept[~same_draw])
-    counted = same_draw & (is_b[kept] == side) & (kept < redrawn[unit]) & ~np.isnan(y[kept])
+    of_draw = same_draw & (is_b[kept] == side) & (kept < redrawn[unit])
+    counted = of_draw & ~np.isnan(y[kept])
     total = np.bincount(unit[counted], weights=y[kept[counted]], minlength=len(first))
     answers = np.bincount(unit[counted], minlength=len(first))
     mean = np.divide(total, answers, out=np.full(len(first), np.nan), where=answers > 0)
@@ -117,9 +126,13 @@ def units_of_rows(
     crossed = () if names is None else tuple(str(np.asarray(names)[first[u]]) for u in both[is_drawn[both]])
     chosen = first[order]
     by_first = numbers_differ(is_b[chosen], w[chosen], answers[order])
+    is_graded_unlike = False
     if by_first:
         having, place = np.unique(unit[counted], return_index=True)
         mean[having] = y[kept[counted][place]]
+        turn = np.zeros(len(first), dtype=np.int64)
+        turn[having] = _places(unit[of_draw])[counted[of_draw]][place]
+        is_graded_unlike = numbers_differ(is_b[chosen], w[chosen], turn[order], z=SURE_Z)
     return AbUnits(
         chosen,
         is_b[chosen],
@@ -127,14 +140,24 @@ def units_of_rows(
         mean[order],
         answers[order].astype(np.int64),
         by_first,
+        is_graded_unlike,
         crossed,
         int(rows - np.isin(unit, order).sum()),
     )
 
 
-def numbers_differ(is_b: NDArray[np.bool_], w: Floats, answers: Ints) -> bool:
-    """Whether units of the two sides are likely to have other numbers of answers: higher or lower ones, or
-    ones farther from the middle, by their ranks. Units without an answer are left out.
+def _places(unit: NDArray[np.intp]) -> Ints:
+    """The place of each row among those of its unit, from 1. Check: of 7, 3, 7 they are 1, 1, 2."""
+    order = np.argsort(unit, kind="stable")
+    of_one = unit[order]
+    places = np.empty(len(unit), dtype=np.int64)
+    places[order] = np.arange(len(unit)) - np.searchsorted(of_one, of_one) + 1
+    return places
+
+
+def numbers_differ(is_b: NDArray[np.bool_], w: Floats, answers: Ints, *, z: float = DOUBT_Z) -> bool:
+    """Whether units of the two sides are likely, by `z` standard errors, to have other numbers of answers:
+    higher or lower ones, or ones farther from the middle, by their ranks. Units without one are left out.
 
     By the coin: (B - w) times any function of a unit's number has mean 0 if the side does not change it, at
     any splits and drift that both sides share.
@@ -148,6 +171,6 @@ def numbers_differ(is_b: NDArray[np.bool_], w: Floats, answers: Ints) -> bool:
     for feature in (rank, np.abs(rank - 0.5)):
         off = feature - feature.mean()
         variance = float((chance * (1.0 - chance) * off * off).sum())
-        if variance > 0.0 and abs(float(((side - chance) * off).sum())) > DOUBT_Z * np.sqrt(variance):
+        if variance > 0.0 and abs(float(((side - chance) * off).sum())) > z * np.sqrt(variance):
             return True
     return False

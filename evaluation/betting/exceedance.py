@@ -123,10 +123,10 @@ class Exceedance:
             for index, factor in enumerate(times):
                 own[index, left.is_left] = left.known(limits[0], factor, arm)[left.is_left]
             own[:, np.isnan(limits[0])] = np.nan
+        alone = second.copy()  # from the beginning: how many were left is known of all requests
         if not self.has_left:  # nothing to prove of clients that left before one has
             second[1:, : None if left is None else int(np.argmax(left.is_left))] = np.nan
             self.has_left = left is not None
-        alone = second.copy()
         # What failed has no answer either: a canary that answers it may have more that are left.
         second[1:, np.isinf(waited)] += 1.0
         if apart is not None:
@@ -210,6 +210,8 @@ class Exceedance:
         if histogram is not None and histogram.total >= MIN_VALUES:
             self._forget_others()
             fresh = self.recent.end_epoch(histogram)
+            if not self.recent.weights.any():  # all that was known has been forgotten: no limit yet
+                return
             limit = self.recent.limit(self._percentile, histogram)
             self.threshold = min(limit.upper, self._highest)
             values = float(np.add.accumulate(fresh)[-1])

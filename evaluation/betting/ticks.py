@@ -2,12 +2,6 @@
 
 A poll, a batch boundary or a proxy that flushes every 300 ms ends answers at 300, 600, 900 ms and a little
 more. What was waited lies somewhere between two ticks, as with values that are rounded up.
-
-Answers of a few fixed lengths (a `max_tokens` of 128 or 256) lie at multiples of one time too, and are exact.
-What tells them apart is how far values are off. A clock is late by as much at every tick, and a poll that is
-late each time by the root of their number as much; what takes longer by itself is off in proportion. So by
-1 % bins the width of a cluster falls with its time to the power of -1 or -1/2, or stays (`_are_lengths`).
-Missing multiples tell nothing: where there are two kinds of requests, a clock has them as well.
 """
 
 from __future__ import annotations
@@ -32,13 +26,6 @@ BIN = math.log(1.01)
 EVEN_SHARE = 0.9  # of the values in clusters, in those that fit the ticks
 MOST_APART = 110  # bins from one tick to the next: a factor of 3
 TOGETHER = 0.5  # share of all values in such clusters
-INNER = (0.1, 0.9)  # of a cluster's values, for its width
-LEAST_VALUES, LEAST_WIDTH = (
-    50,
-    2.5,
-)  # of a cluster whose width counts; bins of the first one, or none is known
-FALL = -0.25  # of the width with time, as a power: between a poll's -1/2 and 0
-SURE = 2.0  # standard errors
 BULK = (0.02, 0.98)
 MANY_EMPTY = 0.2  # share of bins in the bulk
 
@@ -68,32 +55,7 @@ def clusters(counts: Ints) -> tuple[Ints, Ints]:
     firsts, lasts, held = firsts[is_beside], lasts[is_beside], held[is_beside]
     if len(firsts) < MIN_CLUSTERS or held.sum() < TOGETHER * total or not _are_even(firsts, held):
         return none, none
-    if _are_lengths(firsts, lasts, counts):
-        return none, none
     return firsts, lasts
-
-
-def _are_lengths(firsts: Ints, lasts: Ints, counts: Ints) -> bool:
-    """Whether clusters are surely about as wide, by bins, at longer times: by the slope of the logarithm of
-    their widths, of which the variance is about 1 over their values."""
-    widths, held = np.array(
-        [_inner_width(counts[first : last + 1]) for first, last in zip(firsts, lasts, strict=True)]
-    ).T
-    is_known = held >= LEAST_VALUES
-    if np.count_nonzero(is_known) < MIN_CLUSTERS or widths[is_known][0] < LEAST_WIDTH:
-        return False
-    at, widths, held = (firsts[is_known] * BIN, np.log(widths[is_known]), held[is_known])
-    off = at - float((held * at).sum() / held.sum())
-    spread = float((held * off * off).sum())
-    slope = float((held * off * widths).sum()) / spread
-    return slope - SURE / math.sqrt(spread) > FALL
-
-
-def _inner_width(counts: Ints) -> tuple[float, float]:
-    """The bins that hold `INNER` of a cluster's values, in parts of a bin, and how many values it has."""
-    below = np.append(0, np.cumsum(counts)).astype(np.float64)
-    low, high = np.interp(np.array(INNER) * below[-1], below, np.arange(len(below)))
-    return float(high - low), float(below[-1])
 
 
 def _are_even(firsts: Ints, held: Ints) -> bool:

@@ -187,6 +187,8 @@ class MetricEvidence:
 
     def pass_by(self, rows: Rows) -> None:
         """Note rows that are skipped."""
+        if self.takes_values:
+            self.offered.apart(rows)
         for exceedance in self.exceedances:
             exceedance.pass_by(rows.order)
 

@@ -6,6 +6,10 @@ no percentile of these: with others 3 times as slow a p99 was never proven, and 
 what was proven was the audience's p84. So a request is apart where its weight, as logged, is less than a
 hundredth of the largest one in its stage so far, which is known before its coin.
 
+Where the others are so many that most of the canary's requests are theirs all the same, what is compared is
+of them too, and nothing is apart. While no request at all has the larger weight (a canary that is withdrawn
+for a time), nothing is learned of that.
+
 While few sessions begin so (a router that has not heard of a stage yet), nothing is apart. Nor do requests of
 sessions that began before the canary show anything: they have the weight of their draw.
 """
@@ -26,13 +30,16 @@ class Offered:
     """The largest weight of the present stage so far, and how many of the last first requests were below a
     hundredth of it. Requests from before the canary are not apart."""
 
-    __state__ = ("stage", "largest", "seen", "low", "is_offered_to_some")
+    __state__ = ("stage", "largest", "seen", "low", "low_w", "other_w", "is_offered_to_some")
 
     def __init__(self) -> None:
         self.stage = 0
         self.largest = 0.0
         self.seen = 0  # first requests in the present window
         self.low = 0  # of them
+        self.low_w = self.other_w = (
+            0.0  # requests of the canary that are expected of those, and of the others
+        )
         self.is_offered_to_some = False  # by the last window
 
     def apart(self, rows: Rows) -> Flags | None:
@@ -49,7 +56,7 @@ class Offered:
                 is_counted[start:stop] &= largest > 0.0
             else:
                 is_counted[start:stop] = False
-        return self._known(is_low, np.flatnonzero(is_counted))
+        return self._known(is_low, np.flatnonzero(is_counted), rows.logged_w)
 
     def _largest(self, w: Floats) -> Floats:
         """The largest weight up to each request."""
@@ -57,7 +64,7 @@ class Offered:
         self.largest = float(largest[-1])
         return largest
 
-    def _known(self, is_low: Flags, counted: Ints) -> Flags | None:
+    def _known(self, is_low: Flags, counted: Ints, w: Floats) -> Flags | None:
         """The low ones in windows after one with many. counted: the first requests."""
         out, given = np.zeros(len(is_low), dtype=np.bool_), 0
         while len(counted):
@@ -67,8 +74,13 @@ class Offered:
             given = stop
             self.seen += len(part)
             self.low += int(np.count_nonzero(is_low[part]))
+            for is_those, name in ((is_low[part], "low_w"), (~is_low[part], "other_w")):
+                added = np.add.accumulate(np.append(getattr(self, name), w[part][is_those]))
+                setattr(self, name, float(added[-1]))  # one by one: the same however the rows are cut
             if self.seen == WINDOW:
-                self.is_offered_to_some = self.low >= MIN_SHARE * WINDOW
+                if self.low < WINDOW:
+                    self.is_offered_to_some = self.low >= MIN_SHARE * WINDOW and self.low_w < self.other_w
                 self.seen = self.low = 0
+                self.low_w = self.other_w = 0.0
         out[given:] = is_low[given:] & self.is_offered_to_some
         return out if out.any() else None

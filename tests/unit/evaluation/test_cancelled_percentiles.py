@@ -231,3 +231,33 @@ def _live(columns: Columns, row: int) -> Draw:
         return replace(draw, flags={"cancelled": False})
     left_ms = float(columns["latency_ms"][row])
     return replace(draw, flags={"cancelled": True}, latency_ms=None, left_ms=left_ms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [(), (13_700,), (100, 13_700)], ids=["none", "one", "two"])
+def test_one_client_that_leaves_late_takes_no_proof_back(left: tuple[int, ...]) -> None:
+    """One of the canary's few requests since the first that was left is many of those."""
+    rng = np.random.default_rng(1)
+    rows = 14_000
+    w = np.where(np.arange(rows) < 4000, 0.0, 0.5)
+    arm = (rng.random(rows) < w).astype(int)
+    latency_ms, cancelled = 500.0 * np.exp(0.5 * rng.standard_normal(rows)), np.zeros(rows)
+    for row in left:
+        cancelled[row if row < 4000 else row + int(np.argmax(arm[row:]))] = 1.0
+    latency_ms[cancelled == 1.0] = np.nan
+    columns = {
+        "t_s": np.arange(rows) / 10.0,
+        "unit": np.arange(rows),
+        "arm": arm,
+        "w": w,
+        "assigned_by": np.full(rows, "request"),
+        "error": np.where(cancelled == 1.0, np.nan, 0.0),
+        "latency_ms": latency_ms,
+        "cancelled": cancelled,
+    }
+    policy = GatePolicy.default()
+    gates = tuple(gate for gate in policy.gates if gate.name in ("error", "latency_p99"))
+
+    result = run(columns, replace(policy, gates=gates), stages=(StagePlan(0.5, 4900),))
+
+    assert "latency_p99" in result.proofs

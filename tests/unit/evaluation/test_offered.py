@@ -110,6 +110,25 @@ def test_nothing_is_apart_where_a_weight_rises_or_routers_have_not_heard_of_it()
     assert apart_of(late, [0] * len(late)) == []
 
 
+def test_a_pause_of_the_canary_tells_nothing_of_its_clients() -> None:
+    """Its weight is 0 for everybody for a time: their requests are apart no more than before it."""
+    for before in ([0.5], [0.5, 0.0001]):
+        known = before * (3 * WINDOW // len(before))
+        w = [*known, *[0.0] * 3 * WINDOW, *known[:WINDOW]]
+        found = apart_of(w, [0] * len(w))
+
+        assert (len(found) > 0) == (len(before) == 2)
+        assert [row for row in found if row >= 6 * WINDOW and w[row] == 0.5] == []
+
+
+def test_nothing_is_apart_where_most_of_the_canarys_requests_are_of_the_others() -> None:
+    """One of 2000 requests is of an audience at 50 %, all others have 0.49 %."""
+    w = ([0.5] + [0.0049] * 1999) * 3
+
+    for cuts in ((), (1, 777, 2500)):
+        assert apart_of(w, [0] * len(w), cuts) == []
+
+
 def test_an_audiences_limit_does_not_depend_on_the_blocks() -> None:
     rng = np.random.default_rng(3)
     apart = rng.random(3000) < 0.6

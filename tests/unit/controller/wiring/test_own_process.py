@@ -138,3 +138,20 @@ def test_a_read_only_state_folder_is_used_without_writing_its_lock(
 
 def _again(settings: Settings) -> AbstractContextManager[None]:
     return processes.exclusive_access(settings)
+
+
+def test_a_controller_leads_where_its_record_cannot_be_written(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known by its command then, and no older record stands for it."""
+    settings.process_path.write_text("gpu-7,boot,pid:[1],1,1")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(own_process, "write_private", full)
+
+    record_own(settings)
+
+    assert not settings.process_path.exists()
+    assert not is_own(settings, os.getpid())  # by its command, which is pytest's
