@@ -36,7 +36,8 @@ class Start(Struct, frozen=True, gc=False):
     choices: int | None = 1  # answers that the request asks for; None: not known
     is_continuable: bool = False  # a stream that another engine could continue
     is_background: bool = False  # the answer only names a response that is made later
-    # A second one would make, do or store something twice: it is sent again only where the first has failed.
+    # A second one would make, do or store something twice: it is sent again only where the first has failed,
+    # or was ended with its canary's rollout.
     is_once: bool = False
     sent_bytes: int | None = None  # of the body of a request that has ended, without it; None: it is here
 

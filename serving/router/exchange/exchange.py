@@ -177,10 +177,10 @@ class Exchange:
             self._out.holds_all, seen.covered = self._cover.of(scan)
         if scan.events != events or scan.is_done is not is_done or (scan.is_amid_event and not is_blank):
             seen.last_byte_s = now_s  # a comment is no progress, nor is white space
+        if is_begun := self.has_begun or has_begun(scan, is_canary=self._attempts.arm == CANARY):
+            self._begin(now_s)
         if self._out.is_committed and not scan.error_tail:
             return Deliver(None, data) if data else Step.HOLD
-        if is_begun := has_begun(scan, is_canary=self._attempts.arm == CANARY):
-            self._begin(now_s)
         if scan.has_error:
             return self._received_error(scan, data)
         return self._hold(scan, data, is_begun)

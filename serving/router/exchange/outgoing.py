@@ -38,6 +38,7 @@ class Outgoing:
         "_is_unread",
         "_request",
         "_sent_s",
+        "_status",
         "holds_all",
         "is_committed",
         "is_head_sent",
@@ -50,6 +51,7 @@ class Outgoing:
         self.is_head_sent = False
         self.holds_all = False  # late commit: until the answer is whole
         self._head: Head | None = None  # of the current answer, not sent yet
+        self._status: int | None = None  # of the current answer; None: its head has not come
         self._held: list[bytes] = []
         self._held_bytes = 0  # counted in the budget
         self._is_muted = False  # what else comes of the answer has no place in the client's stream
@@ -61,7 +63,7 @@ class Outgoing:
         # nginx would collect the events of a stream, and what keeps a client waiting.
         if is_stream and value_of(head.headers, UNBUFFERED[0]) is None:
             head = Head(head.status, [*head.headers, UNBUFFERED])
-        self._head = head
+        self._head, self._status = head, head.status
 
     def as_stream(self) -> None:
         """The answer whose head is held back is a stream: events may be taken out or added."""
@@ -80,7 +82,7 @@ class Outgoing:
 
     def forget(self) -> None:
         """The answer failed, and the client has seen nothing of it."""
-        self._head, self._held = None, []
+        self._head, self._status, self._held = None, None, []
         self.holds_all = False
         self.release()
 
@@ -103,10 +105,10 @@ class Outgoing:
         if self._is_muted:
             data = b""
         if self.is_head_sent:
-            if not self.is_committed and head is not None and not is_stream:
+            if not self.is_committed and self._status is not None and not is_stream:
                 self._held, self._is_muted = [], True
-                text = f"the answer to this request has status {head.status} and is no stream"
-                data = Refusal(head.status, "no_stream", text).event(self._request.path)
+                text = f"the answer to this request has status {self._status} and is no stream"
+                data = Refusal(self._status, "no_stream", text).event(self._request.path)
             head = None
         if self._held:
             data = b"".join([*self._held, data])

@@ -37,7 +37,8 @@ def has_begun(scan: AnswerScan, *, is_canary: bool) -> bool:
     anything, and again and again while that hangs.
     """
     is_whole = scan.is_finished and not (scan.is_void and is_canary)
-    return scan.has_content or scan.has_error or not (scan.is_stream or scan.is_blank) or is_whole
+    is_text = not (scan.is_stream or scan.is_blank or scan.streams)  # streams: it is not known yet
+    return scan.has_content or scan.has_error or is_text or is_whole
 
 
 def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure | None:

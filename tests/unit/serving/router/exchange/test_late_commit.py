@@ -279,6 +279,43 @@ def test_after_a_comment_an_answer_that_is_no_stream_becomes_an_error_event() ->
         assert json.loads(data.removeprefix(b"data: "))["error"]["code"] == "no_stream"
 
 
+@pytest.mark.parametrize("body", [b'{"choices": []}', b'{"error": {"message": "dead"}}'])
+def test_a_whole_answer_that_was_named_a_stream_is_not_written_among_its_comments(body: bytes) -> None:
+    """The client, which has the head of a stream, would drop what is no event."""
+    _, exchange = begin({}, weight_bp=0)
+    attempt(exchange, [(b"content-type", b"text/event-stream")])
+    comment = exchange.waited(20.0)
+    action = exchange.received(body, now_s=21.0)
+    sent = [one for one in (action, exchange.ended(now_s=21.0)) if isinstance(one, Deliver)]
+    data = b"".join(one.data for one in sent)
+
+    assert isinstance(comment, Deliver)
+    assert json.loads(data.removeprefix(b"data: "))["error"]["code"] == "no_stream"
+
+
+def test_the_first_byte_counts_where_much_white_space_was_passed_on_before_it() -> None:
+    _router, exchange = begin({"stream": False}, weight_bp=0)
+    attempt(exchange, JSON)
+    passed = [exchange.received(b" " * (HOLD_LIMIT // 4), now_s=11.0 + n) for n in range(6)]
+    exchange.received(
+        b'{"choices":[{"index":0,"message":{"content":"x"},"finish_reason":"stop"}]}', now_s=20.0
+    )
+
+    assert any(isinstance(one, Deliver) for one in passed)
+    assert exchange.has_begun
+    assert exchange.seen.first_byte_s == 20.0
+
+
+def test_a_stream_of_another_name_has_not_begun_before_its_first_bytes_are_known() -> None:
+    _, exchange = begin({}, weight_bp=0)
+    attempt(exchange, JSON)
+    for part in (b"d", b"ata: "):
+        exchange.received(part, now_s=11.0)
+    assert not exchange.has_begun
+    exchange.received(EVENT.removeprefix(b"data: "), now_s=12.0)
+    assert exchange.has_begun
+
+
 def test_after_a_comment_a_stable_without_replicas_is_an_error_event() -> None:
     router, exchange = begin(TOOLS)
     attempt(exchange)
