@@ -25,7 +25,7 @@ import httptools
 
 from benchmarks.soak.answers import CHAT, MESSAGES, Kind, answer_of, body_of, kind_of, plain
 
-KEEP_ALIVES = b": keep-alive\n", b'event: ping\ndata: {"type": "ping"}\n\n'  # that of `/v1/messages` last
+KEEP_ALIVES = b": keep-alive\n\n", b'event: ping\ndata: {"type": "ping"}\n\n'  # that of `/v1/messages` last
 ANSWER_S = 180.0  # a client gives up after this: a failure
 How = Literal["canary", "stable", "stitched"]
 
