@@ -46,7 +46,7 @@ class Turns:
     """Functions that each do a piece of work; one that has more to do joins again."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, dict[Callable[[], None], float]] = {}  # by client; perhaps nothing
+        self._waiting: dict[str, dict[Callable[[], object], float]] = {}  # by client; perhaps nothing
         self._order: list[tuple[float, int, str]] = []  # a heap: seconds spent, a number, the client
         self._joined = 0
         self._level_s = 0.0  # of whose turn was last; where one who begins to wait begins
@@ -66,7 +66,7 @@ class Turns:
     def _free(self) -> None:
         self._at_once = 0
 
-    def join(self, work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
+    def join(self, work: Callable[[], object], least_s: float = 0.0, client: str = "") -> None:
         """Call this once, in a later turn of the loop. One that waits already is not called twice.
 
         least_s: what it costs at least, part of which comes later.   client: whose work it is.

@@ -138,7 +138,7 @@ class ClientConnection(asyncio.Protocol):
                 self._relay.waited(now_s)
         elif self._parser.is_idle and not self._is_waiting:
             if now_s - self._begun_s > self._front.load.idle_now_s:
-                self._join(self._close_idle, CLOSE_S)
+                self._join(self.close_if_idle, CLOSE_S)
         elif not self._is_waiting and now_s - self._begun_s > arrival_s(
             self._parser, has_place=self._front.places.has_place(self)
         ):
@@ -146,17 +146,28 @@ class ClientConnection(asyncio.Protocol):
             self._wait_for_turn()
 
     def close_if_idle(self, refusal: Refusal | None = None) -> bool:
-        """Close unless a request is under way or arriving: True. refusal: for one that is arriving."""
+        """Close unless a request is under way, waits or arrives: True. refusal: for one that is arriving."""
         if self._request is not None or self._is_waiting or self._is_closing:
             return False
         if self._parser.is_idle and not self._parser.has_more:
             self.close_after_flush()
-        elif refusal is not None:
+        elif refusal is not None and not self._parser.has_whole:  # which keeps its place
             self._parser.refuse(refusal)
             self._next_request()
         else:
             return False
         return True
+
+    def stop(self, refusal: Refusal) -> None:
+        """The router ends, `front.ending`: who has no whole answer is told, but for those in a tunnel."""
+        if self._relay is not None:
+            self._relay.stop(refusal)
+        elif self._request is not None and not (self._is_closing or self._framing.has_head):
+            if self._task is not None:
+                self._task.cancel()
+            self.refuse(refusal)
+        elif self._request is None and not self.close_if_idle(refusal):
+            self._next_request(is_turn=True)
 
     def abort_if_unread(self) -> bool:
         """Break it where its client does not read what it was answered, and no request is under way: True."""
@@ -165,9 +176,6 @@ class ClientConnection(asyncio.Protocol):
             return False
         self.abort()
         return True
-
-    def _close_idle(self) -> None:
-        self.close_if_idle()
 
     def abort(self) -> None:
         """Break the connection."""
@@ -192,7 +200,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_waiting = True
         self._join(self._take_turn)
 
-    def _join(self, work: Callable[[], None], least_s: float = 0.0) -> None:
+    def _join(self, work: Callable[[], object], least_s: float = 0.0) -> None:
         """Do this in a turn of this client's."""
         self._front.turns.join(work, least_s, self.reading.client)
 
@@ -234,7 +242,7 @@ class ClientConnection(asyncio.Protocol):
         self._request = parsed
         found = find_target(parsed.method, parsed.target, front.services, is_websocket=parsed.is_websocket)
         is_own = front.is_own(parsed.target, found)
-        crowd = None if is_own else front.places.refusal(self)
+        crowd = front.ending or (None if is_own else front.places.refusal(self))
         self._framing.begin(
             is_head_request=parsed.method == "HEAD",
             is_http_11=parsed.is_http_11,
