@@ -3,8 +3,12 @@
 A client costs by what it sends and an engine by what it answers: a body of 60 KB may take 5 ms to read, one
 in chunks of a byte a hundred times as long to parse as others, 8 MB of small events seconds to scan.
 Whatever waits while a turn of the loop is long has come by the next one, so what each connection does for
-itself adds up. Here they share one budget, and the loop does all else in between. Next is the client for
-which least time has been spent since it began to wait, however many connections it has.
+itself adds up. Here they share one budget, and the loop does all else in between.
+
+Next is the client for which least time has been spent since it began to wait, however many connections it
+has (start-time fair queueing). One that has no more work keeps its place in the order until its turn would
+have come: had it been forgiven its last piece, a client that sends one costly piece after the other would
+be before all who have several waiting.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from typing import Protocol
 TURN_S = 0.001
 LARGE_READ = 64 << 10  # bytes; after one a socket is not read again before its turn
 AT_ONCE = 4  # small pieces of work in a turn of the loop that do not wait
+KEPT = 16384  # clients in the order, beyond which one that has no more work is forgotten at once
 READ_S = 0.00015  # that such a read takes, which the loop makes after the turn
 
 
@@ -41,7 +46,7 @@ class Turns:
     """Functions that each do a piece of work; one that has more to do joins again."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, dict[Callable[[], None], float]] = {}  # by client
+        self._waiting: dict[str, dict[Callable[[], object], float]] = {}  # by client; perhaps nothing
         self._order: list[tuple[float, int, str]] = []  # a heap: seconds spent, a number, the client
         self._joined = 0
         self._level_s = 0.0  # of whose turn was last; where one who begins to wait begins
@@ -61,7 +66,7 @@ class Turns:
     def _free(self) -> None:
         self._at_once = 0
 
-    def join(self, work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
+    def join(self, work: Callable[[], object], least_s: float = 0.0, client: str = "") -> None:
         """Call this once, in a later turn of the loop. One that waits already is not called twice.
 
         least_s: what it costs at least, part of which comes later.   client: whose work it is.
@@ -84,17 +89,21 @@ class Turns:
                 self._turn = asyncio.get_running_loop().call_soon(self._take)
 
     def _take_next(self) -> float:
-        """Do one piece of work of the client whose turn it is; the seconds that it cost."""
+        """Do one piece of work of the client whose turn it is, if it has any; the seconds that it cost."""
+        began_s = time.perf_counter()
         self._level_s, _, client = heapq.heappop(self._order)
         spent_s = self._level_s
         works = self._waiting[client]
+        if not works:
+            del self._waiting[client]
+            return time.perf_counter() - began_s
         work = next(iter(works))
-        least_s, began_s = works.pop(work), time.perf_counter()
+        least_s = works.pop(work)
         try:
             work()
         finally:
             cost_s = max(time.perf_counter() - began_s, least_s)
-            if works:
+            if works or len(self._waiting) <= KEPT:
                 self._queue(client, spent_s + cost_s)
             else:
                 del self._waiting[client]

@@ -216,8 +216,7 @@ class Relay:
                 action = self._exchange.broken("cut", now_s=boot_s())
         except Exception:  # the client is told all the same
             log.exception("internal error", extra={"request": self._exchange.request_id})
-        if not self._exchange.is_over:
-            self._exchange.refused(refusal, now_s=boot_s())
+        self._refused(refusal)
         if isinstance(action, Deliver) and action.then in ("end", "break"):
             self._client.deliver(action)
         elif self._has_begun:
@@ -311,12 +310,19 @@ class Relay:
         self._end()
         text = "the router failed on this request; it is in its log, send it again"
         refusal = Refusal(500, "internal", text)
-        if not self._exchange.is_over:
-            self._exchange.refused(refusal, now_s=boot_s())
+        self._refused(refusal)
         if self._has_begun:
             self._client.deliver(Deliver(then="break"))
         else:
             self._client.refuse(refusal)
+
+    def _refused(self, refusal: Refusal) -> None:
+        """Let the exchange know what the client is told now, whether or not that raises."""
+        try:
+            if not self._exchange.is_over:
+                self._exchange.refused(refusal, now_s=boot_s())
+        except Exception:
+            log.exception("internal error", extra={"request": self._exchange.request_id})
 
     def _end(self) -> None:
         self._is_over = True

@@ -12,6 +12,7 @@ import asyncio
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from serving.router.front.paths import Found, find_target, query_of
 from serving.router.headers import RawHeaders
@@ -47,7 +48,7 @@ def _any_with(query: str) -> Target:
 def admit(cores: Mapping[str, RouterCore], sent: Sent, found: Found | Refusal) -> str | Refusal:
     """Who the client is, for the sharing of budgets; a Refusal when it may not ask.
 
-    found: what `find_target` says of the target. The name is that of its API key, else its network.
+    found: what `find_target` says of the target. The name: `client_name`.
     """
     if isinstance(found, Refusal):
         return without_names(cores, sent, found)
@@ -57,10 +58,15 @@ def admit(cores: Mapping[str, RouterCore], sent: Sent, found: Found | Refusal) -
     for service in services:
         client = cores[service].assigner.identify(request)
         if not isinstance(client, Refusal):
-            return f"key {client.key}" if client.key else f"address {network_of(sent.peer)}"
+            return client_name(sent.peer, client.key)
         refusal = refusal or client
     assert refusal is not None, "a front serves one service at least"
     return refusal
+
+
+def client_name(peer: str, key: str = "") -> str:
+    """What a client is called wherever clients share something: by its API key's name, else its network."""
+    return f"key {key}" if key else f"address {network_of(peer)}"
 
 
 def peer_of(transport: asyncio.BaseTransport) -> str:
@@ -69,6 +75,7 @@ def peer_of(transport: asyncio.BaseTransport) -> str:
     return str(address[0]) if isinstance(address, tuple) else ""
 
 
+@lru_cache(maxsize=4096)
 def network_of(peer: str) -> str:
     """An address as one client's: of IPv6 its /64, of which one host has all."""
     if ":" not in peer:

@@ -14,8 +14,8 @@ class AnswerFraming:
     """One answer at a time. `begin` before each."""
 
     __slots__ = (
-        *("_has_head", "_is_chunked", "_is_head_request", "_is_http_11", "_left_bytes", "_sent_start"),
-        "keep_alive",
+        *("_is_chunked", "_is_head_request", "_is_http_11", "_left_bytes", "_sent_start"),
+        *("has_head", "keep_alive"),
     )
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class AnswerFraming:
 
     def begin_anew(self) -> None:
         """Another answer takes the place of one of which no head was sent."""
-        self._has_head = self._is_chunked = False
+        self.has_head = self._is_chunked = False  # of this answer, written
         self._left_bytes: int | None = None  # of a body with a declared length
 
     @property
@@ -44,7 +44,7 @@ class AnswerFraming:
         """What is written of this; empty: nothing."""
         parts: list[bytes] = []
         if action.head is not None:
-            self._has_head = True
+            self.has_head = True
             head = self._head_bytes(action.head, action.data if action.then == "end" else None)
             parts.append(head[self._sent_start :])
             self._sent_start = 0
@@ -60,7 +60,7 @@ class AnswerFraming:
 
     def start_ahead(self) -> bytes:
         """The next byte of the status line, whose beginning is the same whatever follows; empty: no more."""
-        if self._has_head or self._sent_start >= len(VERSION):
+        if self.has_head or self._sent_start >= len(VERSION):
             return b""
         self._sent_start += 1
         return VERSION[self._sent_start - 1 : self._sent_start]
@@ -68,7 +68,7 @@ class AnswerFraming:
     def switched(self, head: Head) -> bytes:
         """The head after which the connection speaks WebSocket: a 101."""
         lines = [*_start(head.status), *lines_of(head.headers), TO_WEBSOCKET]
-        sent, self._sent_start, self._has_head = self._sent_start, 0, True
+        sent, self._sent_start, self.has_head = self._sent_start, 0, True
         return b"".join(lines)[sent:]
 
     def _head_bytes(self, head: Head, whole: bytes | None) -> bytes:

@@ -27,8 +27,8 @@ from serving.clock import boot_s
 from serving.router.bodies.body_budget import COUNTED_BODY, BodyShare
 from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.relay import Client, Relay
-from serving.router.front import request_start, service_choice
-from serving.router.front.admission import Sent, network_of, peer_of, without_names
+from serving.router.front import request_start
+from serving.router.front.admission import Sent, client_name, peer_of
 from serving.router.front.answer_framing import AnswerFraming
 from serving.router.front.paths import Found, find_target
 from serving.router.front.request_parser import ParsedRequest, RequestParser
@@ -51,9 +51,9 @@ class ClientConnection(asyncio.Protocol):
     """One client's connection, which carries one request at a time."""
 
     __slots__ = (
-        *("_begun_s", "_blocked_s", "_core", "_framing", "_front", "_is_closing", "_is_half_closed"),
+        *("_begun_s", "_blocked_s", "_framing", "_front", "_is_closing", "_is_half_closed"),
         *("_is_waiting", "_linger_until_s", "_parser", "_relay", "_request", "_share", "_task"),
-        *("reading", "transport"),
+        *("core", "reading", "transport"),
     )
 
     def __init__(self, front: WireFront) -> None:
@@ -61,7 +61,7 @@ class ClientConnection(asyncio.Protocol):
         self._parser = RequestParser()
         self._relay: Relay | None = None
         self._request: ParsedRequest | None = None  # under way
-        self._core: RouterCore | None = None  # of its service; None: it names none so far
+        self.core: RouterCore | None = None  # of its service; None: it names none so far
         self._begun_s = boot_s()  # of the request that is being read, or of the idle time
         self._blocked_s: float | None = None  # since when the client does not read; None: it does
         self._linger_until_s: float | None = None  # what comes is discarded until then
@@ -75,7 +75,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.reading = Reading(self.transport, self._front.turns, network_of(peer_of(self.transport)))
+        self.reading = Reading(self.transport, self._front.turns, client_name(peer_of(self.transport)))
         self._front.joined(self)
 
     def data_received(self, data: bytes) -> None:
@@ -138,7 +138,7 @@ class ClientConnection(asyncio.Protocol):
                 self._relay.waited(now_s)
         elif self._parser.is_idle and not self._is_waiting:
             if now_s - self._begun_s > self._front.load.idle_now_s:
-                self._join(self._close_idle, CLOSE_S)
+                self._join(self.close_if_idle, CLOSE_S)
         elif not self._is_waiting and now_s - self._begun_s > arrival_s(
             self._parser, has_place=self._front.places.has_place(self)
         ):
@@ -146,17 +146,28 @@ class ClientConnection(asyncio.Protocol):
             self._wait_for_turn()
 
     def close_if_idle(self, refusal: Refusal | None = None) -> bool:
-        """Close unless a request is under way or arriving: True. refusal: for one that is arriving."""
+        """Close unless a request is under way, waits or arrives: True. refusal: for one that is arriving."""
         if self._request is not None or self._is_waiting or self._is_closing:
             return False
         if self._parser.is_idle and not self._parser.has_more:
             self.close_after_flush()
-        elif refusal is not None:
+        elif refusal is not None and not self._parser.has_whole:  # which keeps its place
             self._parser.refuse(refusal)
             self._next_request()
         else:
             return False
         return True
+
+    def stop(self, refusal: Refusal) -> None:
+        """The router ends, `front.ending`: who has no whole answer is told, but for those in a tunnel."""
+        if self._relay is not None:
+            self._relay.stop(refusal)
+        elif self._request is not None and not (self._is_closing or self._framing.has_head):
+            if self._task is not None:
+                self._task.cancel()
+            self.refuse(refusal)
+        elif self._request is None and not self.close_if_idle(refusal):
+            self._next_request(is_turn=True)
 
     def abort_if_unread(self) -> bool:
         """Break it where its client does not read what it was answered, and no request is under way: True."""
@@ -165,9 +176,6 @@ class ClientConnection(asyncio.Protocol):
             return False
         self.abort()
         return True
-
-    def _close_idle(self) -> None:
-        self.close_if_idle()
 
     def abort(self) -> None:
         """Break the connection."""
@@ -192,7 +200,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_waiting = True
         self._join(self._take_turn)
 
-    def _join(self, work: Callable[[], None], least_s: float = 0.0) -> None:
+    def _join(self, work: Callable[[], object], least_s: float = 0.0) -> None:
         """Do this in a turn of this client's."""
         self._front.turns.join(work, least_s, self.reading.client)
 
@@ -226,13 +234,15 @@ class ClientConnection(asyncio.Protocol):
                 self.refuse(parser.refusal)
             return
         if not is_turn and (len(parser.requests[0].body) > COSTLY_BODY or not self._front.turns.is_free()):
+            if not self._is_waiting:
+                self._name(parser.requests[0])
             self._wait_for_turn()
             return
         parsed, front = parser.requests.popleft(), self._front
         self._request = parsed
         found = find_target(parsed.method, parsed.target, front.services, is_websocket=parsed.is_websocket)
         is_own = front.is_own(parsed.target, found)
-        crowd = None if is_own else front.places.refusal(self)
+        crowd = front.ending or (None if is_own else front.places.refusal(self))
         self._framing.begin(
             is_head_request=parsed.method == "HEAD",
             is_http_11=parsed.is_http_11,
@@ -241,22 +251,15 @@ class ClientConnection(asyncio.Protocol):
         if crowd is not None:
             self.refuse(crowd)
             return
-        if isinstance(found, Refusal):
-            if front.own_routes is not None and is_own:
-                answer = service_choice.answer_own(front.own_routes, parsed.target, found, self)
-                self._task = front.run(answer)
-            else:
-                self.refuse(without_names(front.cores, self.sent(parsed), found))
-            return
-        if found.service is None:
-            later = request_start.begin_unnamed(front, self, parsed, found)
-        else:
-            core = self._core = front.cores[found.service]
-            if not service_choice.must_wait(parsed, [core]):
-                self._begin(parsed, found, core)
-                return
-            later = request_start.begin_later(front, self, parsed, found, {found.service: core})
-        self._task = front.run(later) if later is not None else self._task
+        self._name(parsed, found)
+        if (later := request_start.begin(front, self, parsed, found)) is not None:
+            self._task = front.run(later)
+
+    def _name(self, parsed: ParsedRequest, found: Found | Refusal | None = None) -> None:
+        """What this connection costs from now on is that of who sends this request."""
+        found = found or find_target(parsed.method, parsed.target, self._front.services)
+        client = request_start.name_of(self._front, self.sent(parsed), found)
+        self._share.client = self.reading.client = client
 
     def _admit(self) -> None:
         """Judge a request by its head, before its body has come."""
@@ -268,7 +271,7 @@ class ClientConnection(asyncio.Protocol):
         client = request_start.admit_head(front, self, sent, found)
         if isinstance(client, Refusal):
             self._framing.begin(is_head_request=method == "HEAD", is_http_11=True, keep_alive=False)
-            self._core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
+            self.core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
             parser.refuse(client)
             return
         self._share.client = self.reading.client = client
@@ -290,8 +293,8 @@ class ClientConnection(asyncio.Protocol):
         if isinstance(chosen, Refusal):
             self.refuse(chosen)
         else:
-            self._core = cores[chosen.service]
-            self._begin(parsed, found, self._core, chosen.prepared)
+            self.core = cores[chosen.service]
+            self._begin(parsed, found, self.core, chosen.prepared)
 
     def _begin(
         self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
@@ -323,7 +326,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _done(self) -> None:
         """The answer is whole: the next request, or the end of the connection."""
-        self._request = self._core = self._task = None
+        self._request = self.core = self._task = None
         if self._share:
             self._count_body()
         self._begun_s, parser = boot_s(), self._parser
@@ -360,7 +363,7 @@ class ClientConnection(asyncio.Protocol):
 
     def refuse(self, refusal: Refusal) -> None:
         """Send the router's own error."""
-        self._front.count_refusal(refusal.code, self._core)
+        self._front.count_refusal(refusal.code, self.core)
         self._framing.begin_anew()
         asked = self._request or self._parser
         self.deliver(refusal.answer(asked.target.decode("latin-1"), asked.headers))

@@ -81,6 +81,7 @@ class WireFront:
         self._sweeping: asyncio.TimerHandle | None = None
         self._sweep_due_s = 0.0
         self._is_stopping = False
+        self.ending: Refusal | None = None  # why nothing begins any more; None: it does
         self._is_hurried = False  # nothing is waited for before the end
         self.own_routes: OwnRoutes | None = None  # what answers paths with one of these prefixes
         self.own_prefixes: tuple[bytes, ...] = ()
@@ -161,10 +162,12 @@ class WireFront:
 
     def _tell_all(self) -> None:
         """Tell whoever has no whole answer; one that fails is logged, and the others are told."""
+        self.ending = STOPPING
         calls = list(self.upstream.calls) if self.upstream is not None else []
-        listed: list[Callable[[], object]] = [partial(one.stop, STOPPING) for one in self._relays()]
+        # A request may have no call: its body is being read, or what stable said beside a canary passed on.
+        listed: list[Callable[[], object]] = [partial(one.stop, STOPPING) for one in self._connections]
+        listed += [partial(one.stop, STOPPING) for one in self._relays()]  # also of clients that have left
         listed += [call.listener.stop for call in calls if isinstance(call.listener, Trial)]
-        listed += [partial(one.close_if_idle, STOPPING) for one in self._connections]
         for tell in listed:
             try:
                 tell()

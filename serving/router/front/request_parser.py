@@ -100,6 +100,11 @@ class RequestParser:
         return bool(self.requests) or bool(self._unread)
 
     @property
+    def has_whole(self) -> bool:
+        """True when a whole request waits, as far as can be known before its bytes are parsed."""
+        return bool(self.requests) or (bool(self._unread) and not self.has_chunks)
+
+    @property
     def has_chunks(self) -> bool:
         """True when `go_on` has to be called again and again, for a body in chunks."""
         if not self._unread or not self._is_chunked:

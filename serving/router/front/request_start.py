@@ -14,9 +14,10 @@ from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.relay import Client, Relay
 from serving.router.front import service_choice, tunnel
-from serving.router.front.admission import Sent, admit
+from serving.router.front.admission import Sent, admit, client_name, without_names
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
+from serving.router.front.service_choice import Chosen
 from serving.router.router import RouterCore
 from serving.router.types import Refusal, Request
 from serving.router.upstreams.upstream import Upstream
@@ -40,11 +41,35 @@ def admit_head(
     return front.places.refusal(connection) or front.refusal() or client
 
 
-def begin_unnamed(
+def name_of(front: WireFront, sent: Sent, found: Found | Refusal) -> str:
+    """Whose work a whole request is: of who sends it; where it may not ask, of its address."""
+    client = admit(front.cores, sent, found) if isinstance(found, Found) else found
+    return client_name(sent.peer) if isinstance(client, Refusal) else client
+
+
+def begin(
+    front: WireFront, connection: ClientConnection, parsed: ParsedRequest, found: Found | Refusal
+) -> Coroutine[None, None, None] | None:
+    """Begin a request; what does so when more is known, None: it has begun."""
+    if isinstance(found, Refusal):
+        if front.own_routes is not None and front.is_own(parsed.target, found):
+            return service_choice.answer_own(front.own_routes, parsed.target, found, connection)
+        connection.refuse(without_names(front.cores, connection.sent(parsed), found))
+        return None
+    if found.service is None:
+        return _begin_unnamed(front, connection, parsed, found)
+    core = connection.core = front.cores[found.service]
+    cores = {found.service: core}
+    if service_choice.must_wait(parsed, [core]):
+        return begin_later(front, connection, parsed, found, cores)
+    connection.begin_chosen(parsed, found, cores, Chosen(found.service, None))
+    return None
+
+
+def _begin_unnamed(
     front: WireFront, connection: ClientConnection, parsed: ParsedRequest, found: Found
 ) -> Coroutine[None, None, None] | None:
-    """Begin a request whose path names none of several services; what does so when more is known, None: it
-    has begun."""
+    """The same where the path names none of several services."""
     cores, sent = front.cores, connection.sent(parsed)
     if found.target.path == "/v1/models":
         answer = service_choice.answer_models(cores, sent)

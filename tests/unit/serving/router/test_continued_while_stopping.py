@@ -67,7 +67,7 @@ def answer_of(path: str, body: dict[str, Any], *, breaks: bool) -> tuple[bytes, 
         return loop.run_until_complete(go())
 
 
-@pytest.mark.parametrize("fails", ["broken", "stopped"])
+@pytest.mark.parametrize("fails", ["broken", "stopped", "refused"])
 def test_one_request_that_cannot_be_ended_keeps_no_other_from_being_told(
     fails: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,47 @@ async def test_who_has_waited_long_is_not_behind_one_who_joins_during_its_turn()
     assert done[5:9] == ["new", "old", "new", "old"]
 
 
+async def test_who_comes_again_when_answered_pays_for_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two such were forgiven all that they cost: a third one's backlog got 78 pieces of 4000."""
+    monkeypatch.setattr(turns_of, "TURN_S", 1.0)
+    monkeypatch.setattr(turns_of.time, "perf_counter", lambda: 0.0)  # costs are what they are said to be
+    turns, spent_s, loop = Turns(), {"a": 0.0, "b": 0.0, "many": 0.0}, asyncio.get_running_loop()
+
+    def piece(client: str, cost_s: float) -> None:
+        spent_s[client] += cost_s
+        loop.call_soon(turns.join, partial(piece, client, cost_s), cost_s, client)
+
+    for client in ("a", "b"):
+        piece(client, 1.25)
+    for _ in range(40):
+        piece("many", 0.0625)
+    await turns_of_the_loop(400)
+
+    assert min(spent_s.values()) > 0.8 * max(spent_s.values())
+
+
+async def test_nothing_is_kept_of_those_whose_turn_would_have_come() -> None:
+    turns = Turns()
+    for number in range(100):
+        turns.join(lambda: None, 1.0, client=str(number))
+    await turns_of_the_loop(200)
+
+    assert (turns._waiting, turns._order, turns._turn) == ({}, [], None)
+
+
+async def test_what_is_kept_of_ever_new_clients_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_of, "KEPT", 10)
+    turns, most = Turns(), 0
+    for _ in range(2):
+        turns.join(lambda: None, 1.0, client="old")
+    for number in range(100):
+        turns.join(lambda: None, 1.0, client=str(number))
+        await turns_of_the_loop(1)
+        most = max(most, len(turns._order))
+
+    assert most <= 12
+
+
 async def test_who_waits_already_does_not_join_twice() -> None:
     turns, done = Turns(), list[int]()
 

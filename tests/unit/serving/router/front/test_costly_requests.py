@@ -7,10 +7,14 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from serving.access import Access, ClientKey, digest_of
 from serving.router import turns
+from serving.router.assignment.clients import Clients
 from serving.router.front import client_connection, service_choice
+from serving.router.front.client_connection import ClientConnection
 from serving.router.front.request_parser import ParsedRequest
 from tests.fakes.router_rig import Rig, router_rig, until
+from tests.fakes.virtual_wire import Habit, _ClientTransport
 from tests.unit.serving.router.front.test_wire_limits import POST, connect, status
 
 CLIENTS = 12
@@ -135,3 +139,34 @@ async def test_time_limits_and_clients_that_leave_have_their_turns(rig: Rig) -> 
 
     assert (still, len(joined)) == (CLIENTS, CLIENTS)
     assert sorted({one[9:12] for one in answers}) == [b"", b"408"]
+
+
+@pytest.mark.parametrize(("key", "name"), [("", "address 127.0.0.1"), ("good", "key ide")])
+async def test_a_client_has_one_name_in_the_turns_however_its_requests_arrive(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, key: str, name: str
+) -> None:
+    """By whether its first body came whole it was `10.0.0.1` or `address 10.0.0.1`, each with a turn."""
+    rig.core.assigner._clients = Clients(Access({digest_of("good"): ClientKey("ide")}))
+    body = b'{"messages":[{"role":"user","content":"' + b"a" * client_connection.COSTLY_BODY + b'"}]}'
+    head = POST + (b"authorization: Bearer %b\r\n" % key.encode() if key else b"")
+    head += b"content-length: %d\r\n\r\n" % len(body)
+    names, join = set[str](), rig.front.turns.join
+
+    def named(work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
+        names.add(client)
+        join(work, least_s, client)
+
+    monkeypatch.setattr(rig.front.turns, "join", named)
+    clients = []
+    for pieces in ([head + body], [head, body], [head + body[:99], body[99:]]):
+        transport = _ClientTransport(Habit(), asyncio.get_running_loop())
+        connection = transport.connection = ClientConnection(rig.front)
+        connection.connection_made(transport)
+        for piece in pieces:
+            connection.data_received(piece)
+        clients.append(transport)
+    await until(lambda: all(b"\r\n\r\n" in one.read for one in clients))
+    names |= {one.connection.reading.client for one in clients}
+
+    assert {status(one.read) for one in clients} == {200}
+    assert names - {""} == {name}

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from serving.router.bodies.body_reader import BodyReader
 from serving.router.front.client_connection import ClientConnection
 from tests.fakes.virtual_wire import Habit, _ClientTransport, head, virtual_time, wire
 
@@ -70,3 +71,91 @@ def test_an_idle_connection_is_closed_at_once() -> None:
 
     assert read == b""
     assert took_s < 0.5
+
+
+LARGE = b'{"messages":[{"role":"user","content":"' + b"a" * (2 << 20) + b'"}]}'
+COSTLY = b'{"messages":[{"role":"user","content":"' + b"a" * 8192 + b'"}]}'
+POST = HEAD.split(b"content-length")[0] + b"content-length: %d\r\n\r\n"
+
+
+def told(*sent: bytes, has_table: bool = True, is_hurried: bool = True) -> tuple[list[bytes], int]:
+    """What clients read that had sent this before the router was told to stop twice; requests at engines
+    afterwards. The process that reads bodies reads none."""
+
+    async def go() -> tuple[list[bytes], int]:
+        loop, asked = asyncio.get_running_loop(), list[str]()
+        made = await wire(lambda path, body: asked.append(path) or (), weight_bp=1)
+        if not has_table:
+            made.core.table = None
+        clients = []
+        for one in sent:
+            transport = _ClientTransport(Habit(), loop)
+            transport.connection = ClientConnection(made.front)
+            transport.connection.connection_made(transport)
+            transport.connection.data_received(one)
+            clients.append(transport)
+        if not is_hurried:  # and what waits for a turn still waits
+            made.front._is_stopping = True
+            made.front._tell_all()
+        else:
+            await asyncio.sleep(0.1)
+        stopping = loop.create_task(made.front.stop(drain_s=DRAIN_S))
+        await asyncio.sleep(0.1)
+        made.front.hurry()
+        await stopping
+        return [one.read for one in clients], len([path for path in asked if path])
+
+    async def never(*_: object, **__: object) -> None:
+        await asyncio.sleep(1e9)
+
+    with pytest.MonkeyPatch.context() as patched, virtual_time() as loop:
+        patched.setattr(BodyReader, "prepare", never)
+        return loop.run_until_complete(go())
+
+
+def test_a_client_whose_body_is_being_read_is_told() -> None:
+    """Its connection was broken without a word: the request had no call yet."""
+    (read,), asked = told(POST % len(LARGE) + LARGE)
+
+    assert read.startswith(b"HTTP/1.1 503 ")
+    assert read.count(b"HTTP/1.1") == read.count(b'"stopping"') == 1
+    assert asked == 0
+
+
+def test_a_client_whose_request_waits_for_the_table_is_told() -> None:
+    (read,), asked = told(POST % len(BODY) + BODY, has_table=False)
+
+    assert read.startswith(b"HTTP/1.1 503 ")
+    assert b'"stopping"' in read
+    assert asked == 0
+
+
+def test_a_client_whose_request_waits_for_its_turn_is_told_and_no_engine_is_asked() -> None:
+    read, asked = told(*[POST % len(COSTLY) + COSTLY] * 3, is_hurried=False)
+
+    assert [one.count(b'"stopping"') for one in read] == [1, 1, 1]
+    assert {one[:13] for one in read} == {b"HTTP/1.1 503 "}
+    assert asked == 0
+
+
+def test_a_request_sent_ahead_that_is_about_to_begin_keeps_its_place() -> None:
+    """Between an answer and the next turn of the loop it was begun, and its connection lost its place."""
+
+    async def go() -> tuple[bool, bytes]:
+        loop = asyncio.get_running_loop()
+        made = await wire(lambda path, body: (), weight_bp=1)
+        transport = _ClientTransport(Habit(), loop)
+        connection = transport.connection = ClientConnection(made.front)
+        connection.connection_made(transport)
+        connection.data_received(b"GET /a HTTP/1.1\r\nhost: a\r\n\r\n" * 2)
+        has_ended = connection.close_if_idle(made.front.load.crowd_refusal())
+        read = transport.read
+        await asyncio.sleep(1)
+        await made.close()
+        return has_ended, read
+
+    with virtual_time() as loop:
+        has_ended, read = loop.run_until_complete(go())
+
+    assert not has_ended
+    assert read.count(b"HTTP/1.1 404 ") == 1
