@@ -142,6 +142,8 @@ NAMES = b'{"model":"chat",' + b",".join(b'"%d":%d' % (n, n) for n in range(4700)
 NANS = _turns(b"[" + b"NaN," * (MIB // 4 - 50) + b"0]")
 TURNS = b'{"model":"chat","messages":[' + b",".join([b'{"role":"user","content":"a"}'] * 30_000) + b"]}"
 OBJECTS = b'{"x":["file_id"],"messages":[' + b",".join([b'{"content":[{"file":{}}]}'] * 14_000) + b"]}"
+TURNS_ALONE = b'{"signature":1,"messages":[' + b",".join([b"{}"] * 20_000) + b"]}"
+NAMED_FORM = b'{"signature":1,"messages":[' + b",".join([b"{}"] * (MIB // 3 - 50)) + b"]}"
 PART = b"--b\r\ncontent-disposition: form-data; name=m" + b"; name=m" * 7 + b"\r\n\r\nx\r\n"
 SMALL = b'{"model":"chat","max_tokens":1,"messages":[{"role":"user","content":"hello"}]}'
 VECTORS = b'{"model":"chat","input":[' + b",".join([b"[1,2,3,4]"] * 100_000) + b"]}"
@@ -245,6 +247,8 @@ KINDS: dict[str, Hostile] = {
     "8 x 1 MiB of NaN": Hostile(8, _again(NANS)),
     "8 x 30,000 turns": Hostile(8, _again(TURNS)),
     "8 x 14,000 turns of small objects": Hostile(8, _again(OBJECTS)),
+    "8 x 20,000 turns and a signature": Hostile(8, _again(TURNS_ALONE)),
+    "8 x 1 MiB of JSON named a form": Hostile(8, _again(NAMED_FORM, start=FORM)),
     "8 forms of 950 parts": Hostile(8, _again(PART * 950 + b"--b--\r\n", start=FORM), is_renamed=True),
     "400 x chunks of one byte": Hostile(400, lambda: _chunks(8 * MIB)),
     "8 x 1 MB for /pooling": Hostile(8, _again(VECTORS, start=POOLING)),

@@ -71,7 +71,9 @@ def outline_of(text: bytes) -> dict[str, Any] | None:
     found = _decoded(text)
     if found is None:
         found = _decoded(mended(text))
-    return _outlined(found) if found is not None else None
+    if found is None:
+        return None
+    return {**_outlined(found), "delta": _value(found.delta), "choices": _choices(found.choices)}
 
 
 def event_of(data: bytes, *, is_exact: bool = False) -> dict[str, Any] | None:
@@ -100,11 +102,11 @@ def has_many_objects(text: bytes) -> bool:
 
 
 def _outlined(found: _Answer) -> dict[str, Any]:
+    """What is read alike of an answer and of an event."""
     fields = _read(found)
-    fields["type"], fields["delta"] = _value(found.type), _value(found.delta)
+    fields["type"] = _value(found.type)
     is_large_error = len(memoryview(found.error)) > SMALL
     fields["error"] = True if is_large_error else _value(found.error)
-    fields["choices"] = _choices(found.choices)
     for name, inner in (("response", found.response), ("message", found.message)):
         fields[name] = _read_inner(inner)
     return fields

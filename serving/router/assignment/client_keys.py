@@ -6,7 +6,8 @@ Rules:
    has set, so all are read, in this order.
 2. What stands there reaches no engine and no endpoint, whether it is known or not.
 3. Nor does a header or a part of the query that holds, in any other place, a key that the table knows. Of
-   what is shorter than SHORTEST_HIDDEN nothing is looked up: it may be an ordinary word.
+   what is shorter than SHORTEST_HIDDEN nothing is looked up: it may be an ordinary word. What has more words
+   than are left of WORDS_LIMIT may hold one, and is held back unread: each costs a digest.
 
 A body is not looked through: what stands in it is a part of what the client asks the model.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TypeAlias
 from urllib.parse import unquote_plus
 
@@ -28,6 +30,8 @@ from serving.targets import Target
 WEBSOCKET_PROTOCOL = b"sec-websocket-protocol"
 PROTOCOL = "openai-insecure-api-key."  # as OpenAI's libraries name it
 QUERY_NAMES = frozenset({"api-key", "api_key", "key"})  # Azure's, and what others made of it
+KEYS_LIMIT = 16  # of a request that are looked up by rule 1
+WORDS_LIMIT = 512  # of a request that are looked up by rule 3
 IsKnown: TypeAlias = Callable[[str], bool]
 
 _WORDS = re.compile(r"[\s,;]+")
@@ -35,8 +39,9 @@ _NOT_SEARCHED = NOT_FORWARDED | {b"user-agent", b"accept", b"content-type"}  # t
 
 
 def keys_of(request: Request) -> list[str]:
-    """The API keys that a client sent, by rule 1; the first that is known counts."""
-    return [key for key in map(str.strip, _sent(request.headers, request.target.query)) if key]
+    """The API keys that a client sent, by rule 1, KEYS_LIMIT at most; the first that is known counts."""
+    sent = map(str.strip, _sent(request.headers, request.target.query))
+    return list(islice((key for key in sent if key), KEYS_LIMIT))
 
 
 def _sent(headers: RawHeaders, query: str) -> Iterator[str]:
@@ -58,54 +63,64 @@ def without_keys(request: Request, is_known: IsKnown | None) -> Request:
     is_known: whether the table knows a key; None: it knows none.
     """
     target, headers = request.target, request.headers
+    words = _Words(is_known)
     if target.query:
-        target = Target(target.path, _of_query(target.query, is_known))
+        target = Target(target.path, _of_query(target.query, words))
     if is_known is not None or any(name == WEBSOCKET_PROTOCOL for name, _ in headers):
-        headers = _of_headers(headers, is_known)
+        headers = _of_headers(headers, words)
     if target.query == request.target.query and headers is request.headers:
         return request
     return structs.replace(request, target=target, headers=headers)
 
 
-def _of_query(query: str, is_known: IsKnown | None) -> str:
+class _Words:
+    """Looks up the words of one request."""
+
+    def __init__(self, is_known: IsKnown | None) -> None:
+        self._is_known = is_known
+        self._left = WORDS_LIMIT
+
+    def may_hold_key(self, text: str) -> bool:
+        """Whether one of its words is a key that the table knows, or there are too many to tell."""
+        if self._is_known is None or len(text) < SHORTEST_HIDDEN:
+            return False
+        words = [one for one in _WORDS.split(text) if len(one) >= SHORTEST_HIDDEN]
+        if len(words) > self._left:
+            return True
+        self._left -= len(words)
+        return any(map(self._is_known, words))
+
+
+def _of_query(query: str, words: _Words) -> str:
     kept = []
     for part in query.split("&"):
         name, value = _named(part)
-        is_held = is_known is not None and _holds_known(unquote_plus(value), is_known)
-        if not (_is_key(name) or is_held):
+        if not (_is_key(name) or words.may_hold_key(unquote_plus(value))):
             kept.append(part)
     return "&".join(kept)
 
 
-def _of_headers(headers: RawHeaders, is_known: IsKnown | None) -> RawHeaders:
-    held = {name for name, value in headers if _is_held(name, value, is_known)}
-    if not held:
+def _of_headers(headers: RawHeaders, words: _Words) -> RawHeaders:
+    kept = [header for header in headers if not _is_held(*header, words)]
+    if len(kept) == len(headers):
         return headers
-    kept = [header for header in headers if not _is_held(*header, is_known)]
-    if WEBSOCKET_PROTOCOL in held:
-        listed = [one.strip() for text in values_of(headers, WEBSOCKET_PROTOCOL) for one in text.split(",")]
-        left = [one for one in listed if not _is_protocol_of_key(one, is_known)]
-        if left:
-            kept.append((WEBSOCKET_PROTOCOL, ", ".join(left).encode("latin-1")))
+    listed = [one.strip() for text in values_of(headers, WEBSOCKET_PROTOCOL) for one in text.split(",")]
+    left = [one for one in listed if not _is_protocol_of_key(one, words)]
+    if left:
+        kept.append((WEBSOCKET_PROTOCOL, ", ".join(left).encode("latin-1")))
     return tuple(kept)
 
 
-def _is_held(name: bytes, value: bytes, is_known: IsKnown | None) -> bool:
+def _is_held(name: bytes, value: bytes, words: _Words) -> bool:
     if name == WEBSOCKET_PROTOCOL:
         return True  # what is left of it is put back
-    if is_known is None or len(value) < SHORTEST_HIDDEN or name in _NOT_SEARCHED:
-        return False
-    return _holds_known(value.decode("latin-1"), is_known)
+    return name not in _NOT_SEARCHED and words.may_hold_key(value.decode("latin-1"))
 
 
-def _is_protocol_of_key(protocol: str, is_known: IsKnown | None) -> bool:
-    if is_known is None or protocol.startswith(PROTOCOL):
-        return protocol.startswith(PROTOCOL)
-    return any(_holds_known(one, is_known) for one in (protocol, protocol.rpartition(".")[2]))
-
-
-def _holds_known(text: str, is_known: IsKnown) -> bool:
-    return any(is_known(one) for one in _WORDS.split(text) if len(one) >= SHORTEST_HIDDEN)
+def _is_protocol_of_key(protocol: str, words: _Words) -> bool:
+    if protocol.startswith(PROTOCOL):
+        return True
+    return any(map(words.may_hold_key, {protocol, protocol.rpartition(".")[2]}))
 
 
 def _named(part: str) -> tuple[str, str]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import msgspec
 
-from serving.router.bodies.raw_values import NOTHING, first_byte
+from serving.router.bodies.raw_values import NOTHING, READ_LIMIT, first_byte, items_with
 
 # In a text their quotes are escaped.
-_FILE_ID, _ENCRYPTED, _AUDIO = b'"file_id"', b'"encrypted_content"', b'"audio"'
-_ITEM = b'"item_reference"'
-READ_LIMIT = 1024  # turns and parts with one of these words that are read; of more it is not known
+_FILE_ID, _ITEM = b'"file_id"', b'"item_reference"'
+_WORDS = (_FILE_ID, b'"encrypted_content"', _ITEM, b'"audio"')
 
 
 class _File(msgspec.Struct, gc=False):
@@ -38,7 +37,6 @@ class _ById(msgspec.Struct, gc=False):
     id: msgspec.Raw = NOTHING
 
 
-_LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _TURN = msgspec.json.Decoder(_Turn)
 _PART = msgspec.json.Decoder(_Part)
 _FILE = msgspec.json.Decoder(_File)
@@ -48,31 +46,25 @@ _BY_ID = msgspec.json.Decoder(_ById)
 def names_kept(body: bytes, turns: msgspec.Raw) -> bool:
     """True where one of the turns (`input` or `messages` of the body) is encrypted reasoning, refers to an
     item, or names a file. What has too many turns and parts to tell counts as such."""
-    if not _has_word(body):
+    if not any(word in body for word in _WORDS):
         return False
     left = READ_LIMIT
-    try:
-        for turn in _LIST.decode(turns):
-            if not _has_word(bytes(turn)):  # decoding it would take ten times as long
-                continue
+    for turn in items_with(_WORDS, turns):
+        left -= 1
+        if left < 0:
+            return True
+        try:
             found = _TURN.decode(turn)
-            parts = [
-                one
-                for listed in (found.content, found.output)
-                if first_byte(listed) == b"["
-                for one in _LIST.decode(listed)
-                if _FILE_ID in bytes(one)
-            ]
-            left -= 1 + len(parts)
-            if left < 0 or _is_kept(found) or any(map(_names_file, parts)):
-                return True
-    except (ValueError, RecursionError):
-        return False  # no list of objects: no engine takes it
+        except (ValueError, RecursionError):
+            continue  # it hides no other turn
+        if _is_kept(found):
+            return True
+        for listed in (found.content, found.output):
+            for one in items_with((_FILE_ID,), listed):
+                left -= 1
+                if left < 0 or _names_file(one):
+                    return True
     return False
-
-
-def _has_word(text: bytes) -> bool:
-    return _FILE_ID in text or _ENCRYPTED in text or _ITEM in text or _AUDIO in text
 
 
 def _is_kept(turn: _Turn) -> bool:
@@ -88,7 +80,7 @@ def names_by_id(raw: msgspec.Raw) -> bool:
         return False
 
 
-def _names_file(raw: msgspec.Raw) -> bool:
+def _names_file(raw: bytes) -> bool:
     try:
         part = _PART.decode(raw)
         return _is_text(part.file_id) or _is_file(part.file) or _is_file(part.source)

@@ -120,7 +120,7 @@ def is_plain(body: bytes, headers: RawHeaders) -> bool:
 
 def is_form(headers: RawHeaders) -> bool:
     """Whether a request's body is named a form, of which a model's name is read."""
-    return content_type(headers).startswith(FORM)
+    return content_type(headers).partition(";")[0].strip() == FORM
 
 
 def _is_model(name: str) -> bool:

@@ -5,6 +5,9 @@ function, so that another process (`body_reader`) can prepare a large body in th
 
 A body costs by its values more than by its bytes, and a compressed one holds a thousand times its bytes: its
 plain size and the number of its values are bounded before any is decoded (413).
+
+A body is read as what its content type says, as engines do: of a form the values are not counted, so none is
+decoded as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
-from serving.router.bodies.model_name import NotRenamed, bodies_with_models, model_of_form
+from serving.router.bodies.model_name import NotRenamed, bodies_with_models, is_form, model_of_form
 from serving.router.headers import RawHeaders, content_type, value_of
 from serving.router.types import Body, Refusal
 
@@ -56,14 +59,14 @@ def prepare(
     """
     if by_service is None and not models and not is_eligible:
         return Prepared()
-    facts: BodyFacts | None = None
-    is_messages = route.endswith("/v1/messages")
     unpacked = _plain(body, headers)
     plain = unpacked or b""
     if (refusal := _too_complex(plain, headers, route)) is not None:
         return Prepared(refusal=refusal)
+    facts: BodyFacts | None = None
+    if not _is_multipart(headers) and (by_service is not None or is_eligible):
+        facts = read_facts(plain, is_messages=route.endswith("/v1/messages"))
     if by_service is not None:
-        facts = read_facts(plain, is_messages=is_messages)
         if facts is None:
             model = model_of_form(body, headers)
             facts = BodyFacts(model=model[:MODEL_LIMIT] if model is not None else None)
@@ -72,16 +75,15 @@ def prepare(
         bodies: Mapping[str, Body] = bodies_with_models(body, headers, models)
     except NotRenamed as exc:
         return Prepared(refusal=Refusal(400, "model_not_replaced", str(exc)))
-    if by_service is None:
-        if not is_eligible:
-            return Prepared(bodies=bodies)
-        facts = read_facts(plain, is_messages=is_messages)
+    if by_service is None and not is_eligible:
+        return Prepared(bodies=bodies)
     if facts is None and _must_be_json(headers):
         message = f"the body of {route} is not a JSON object; correct it"
         return Prepared(refusal=Refusal(400, "invalid_json", message))
     if facts is not None and facts.continuable and value_of(headers, b"content-encoding") is not None:
         facts = replace(facts, continuable=False)  # nothing can be read of it when that is needed
-    if unpacked is None or (facts is None and not _is_form(headers)):
+    is_as_named = _begins_as_form(plain) if _is_multipart(headers) else facts is not None
+    if unpacked is None or not is_as_named:
         facts = replace(UNREAD, model=facts.model if facts is not None else None)
     return Prepared(facts or BodyFacts(), bodies)
 
@@ -114,7 +116,7 @@ def _too_complex(plain: bytes, headers: RawHeaders, route: str) -> Refusal | Non
         text = f"the body of {route} has more than {PLAIN_LIMIT} bytes without its compression"
         return Refusal(413, "body_too_large", f"{text}; send a smaller request")
     # A value takes two bytes: a body that is so small cannot have too many.
-    if len(plain) <= VALUES_LIMIT or _is_form(headers) or not _has_too_many(plain):
+    if len(plain) <= VALUES_LIMIT or is_form(headers) or not _has_too_many(plain):
         return None
     text = f"the body of {route} has more than {VALUES_LIMIT} values (commas, brackets and braces)"
     return Refusal(413, "body_too_complex", f"{text}; send fewer in one request")
@@ -130,10 +132,16 @@ def _marks(plain: bytes) -> int:
     return plain.count(b",") + plain.count(b"[") + plain.count(b"{")
 
 
-def _is_form(headers: RawHeaders) -> bool:
+def _is_multipart(headers: RawHeaders) -> bool:
+    """Whether it is named a form, or another message of parts, of which nothing is read."""
     return content_type(headers).startswith("multipart/")
+
+
+def _begins_as_form(plain: bytes) -> bool:
+    """Whether its first line may be a boundary. Some servers read JSON whatever it is named."""
+    return plain[:64].lstrip().startswith(b"--")
 
 
 def _must_be_json(headers: RawHeaders) -> bool:
     """True unless the body is a form, or compressed: an engine of either arm would refuse other text."""
-    return not _is_form(headers) and value_of(headers, b"content-encoding") is None
+    return not _is_multipart(headers) and value_of(headers, b"content-encoding") is None

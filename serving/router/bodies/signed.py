@@ -7,12 +7,9 @@ and verify nothing. As Anthropic's API writes it, and as gateways put it into ch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
-
 import msgspec
 
-from serving.router.bodies.raw_values import NOTHING, first_byte, is_filled
+from serving.router.bodies.raw_values import NOTHING, READ_LIMIT, is_filled, items_with
 
 # In a text their quotes are escaped. The first ends the names of Gemini's and of all others.
 _WORDS = (b'signature"', b'"redacted_thinking"', b'"reasoning.encrypted"')
@@ -44,40 +41,47 @@ class _Call(msgspec.Struct, gc=False):
     extra_content: _Extra | None = None
 
 
-_Item = TypeVar("_Item")
-_TURNS = msgspec.json.Decoder(list[_Turn])
-_BLOCKS = msgspec.json.Decoder(list[_Block])
-_CALLS = msgspec.json.Decoder(list[_Call])
+_TURN = msgspec.json.Decoder(_Turn)
+_BLOCK = msgspec.json.Decoder(_Block)
+_CALL = msgspec.json.Decoder(_Call)
 
 
 def is_signed(body: bytes, turns: msgspec.Raw) -> bool:
-    """True where one of the turns (`messages` or `input` of the body) holds signed thinking."""
+    """True where one of the turns (`messages` or `input` of the body) holds signed thinking.
+
+    What has too many turns, blocks and calls to tell counts as such.
+    """
     if not any(word in body for word in _WORDS):
         return False
+    left = READ_LIMIT
+    for turn in items_with(_WORDS, turns):
+        left -= 1
+        if left < 0:
+            return True
+        try:
+            found = _TURN.decode(turn)
+        except (ValueError, RecursionError):
+            continue  # it hides no other turn
+        for listed in (found.content, found.thinking_blocks, found.reasoning_details, found.tool_calls):
+            is_this = _is_call if listed is found.tool_calls else _is_block
+            for one in items_with(_WORDS, listed):
+                left -= 1
+                if left < 0 or is_this(one):
+                    return True
+    return False
+
+
+def _is_block(raw: bytes) -> bool:
     try:
-        return any(_has_signature(turn) for turn in _TURNS.decode(turns))
+        block = _BLOCK.decode(raw)
     except (ValueError, RecursionError):
-        return False  # no list of objects: no engine takes it
-
-
-def _has_signature(turn: _Turn) -> bool:
-    lists = (turn.content, turn.thinking_blocks, turn.reasoning_details)
-    return any(_is_block(one) for raw in lists for one in _decoded(_BLOCKS, raw)) or any(
-        call.extra_content is not None
-        and call.extra_content.google is not None
-        and is_filled(call.extra_content.google.thought_signature, b'"')
-        for call in _decoded(_CALLS, turn.tool_calls)
-    )
-
-
-def _is_block(block: _Block) -> bool:
+        return False
     return is_filled(block.signature, b'"') or (bytes(block.type) in _SEALED and is_filled(block.data, b'"'))
 
 
-def _decoded(decoder: msgspec.json.Decoder[list[_Item]], raw: msgspec.Raw) -> Iterable[_Item]:
-    if first_byte(raw) != b"[":
-        return ()
+def _is_call(raw: bytes) -> bool:
     try:
-        return decoder.decode(raw)
+        extra = _CALL.decode(raw).extra_content
     except (ValueError, RecursionError):
-        return ()
+        return False
+    return extra is not None and extra.google is not None and is_filled(extra.google.thought_signature, b'"')

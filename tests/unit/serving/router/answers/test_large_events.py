@@ -145,3 +145,19 @@ def test_an_answer_with_very_many_values_is_not_compared_with_another() -> None:
     texts = [b'{"choices":[{"text":"a"}],"x":[' + b"1," * (VALUES_LIMIT + more) + b"1]}" for more in (-9, 0)]
 
     assert [said(one, is_stream=False) for one in texts] == [({"text": "a"},), None]
+
+
+@pytest.mark.parametrize("more", [{}, {"type": "x", "response": {"id": "r"}}])
+def test_the_choices_and_the_delta_of_a_large_event_are_read_once(
+    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[bytes]()
+    for name in ("_choices", "_choices_of_event", "_value", "_part"):
+        reads = getattr(outline, name)
+        monkeypatch.setattr(outline, name, lambda raw, reads=reads: (read.append(bytes(raw)), reads(raw))[1])
+    event = {**delta("a"), "delta": "b", **more, **PADDING}
+    found = event_of(json.dumps(event).encode())
+
+    assert found is not None
+    assert found["delta"] == "b"
+    assert [read.count(json.dumps(event[name]).encode()) for name in ("choices", "delta")] == [1, 1]

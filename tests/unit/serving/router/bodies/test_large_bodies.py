@@ -97,6 +97,17 @@ def test_a_form_is_large_by_its_bytes_or_its_lines_where_it_is_read(form: bytes,
     assert not is_large(parsed)
 
 
+@pytest.mark.parametrize("kind", [b"multipart/form-data-x", b"multipart/mixed; boundary=b"])
+def test_what_is_renamed_as_json_is_counted_whatever_it_is_named(kind: bytes) -> None:
+    body = b'{"messages": [' + b"{}," * (VALUES_LIMIT + 1) + b"{}]}"
+    headers = ((b"content-type", kind),)
+    refusal = prepare(body, headers, ("a",), route="POST /x", is_eligible=True).refusal
+
+    assert is_large(ParsedRequest("POST", b"/", headers, body[: LARGE_BODY // 2], True, True))
+    assert refusal is not None
+    assert refusal.code == "body_too_complex"
+
+
 def test_a_form_is_read_once_for_all_models(monkeypatch: pytest.MonkeyPatch) -> None:
     forms = list[bytes]()
 
