@@ -325,8 +325,8 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep(TRICKLE_S)
 
     def _finish_at(self, events: list[bytes]) -> int:
-        """Index of the event after which nothing of the answer is missing."""
-        marks = (b'"finish_reason":"', b'"response.completed"', b'"message_stop"')
+        """Index of the event after which nothing of the answer is missing but what the router adds."""
+        marks = (b'"finish_reason":"', b'"response.completed"', b'"stop_reason":"')
         return max(index for index, one in enumerate(events) if any(mark in one for mark in marks))
 
 

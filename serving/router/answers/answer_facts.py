@@ -46,6 +46,11 @@ class AnswerFacts:
         """True when the finish reason explains an answer without text."""
         return self.finish_reason is not None and self.finish_reason.lower() in _REASONS_FOR_NO_TEXT
 
+    @property
+    def lacks_message_stop(self) -> bool:
+        """True for a message whose stream said why it stops, but not that it has."""
+        return self._has_stopped and not self._has_last_event
+
     def _read_object(self, data: dict[str, Any]) -> None:
         """Read one JSON object: a whole answer or one event."""
         kind = data.get("type")

@@ -23,6 +23,7 @@ KEEP_ALIVE_GO = b": keep-alive\n"
 # Agents on Anthropic's API count events, of which a comment is none, and give up on a stream without any. Its
 # pings may come anywhere in a stream, and clients pass over them.
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
+MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 UNBUFFERED = (b"x-accel-buffering", b"no")
 
 
@@ -153,7 +154,9 @@ def cut_event(service: str, scan: AnswerScan | None) -> bytes:
 
 
 def rest_of(scan: AnswerScan | None, rest: bytes | None) -> bytes:
-    """What is left of an answer; a last event gets the blank line without which its reader drops it."""
-    if rest and scan is not None and scan.is_stream:
-        return rest.rstrip(b"\n") + b"\n\n"
-    return rest or b""
+    """What is left of an answer; a last event gets the blank line without which its reader drops it, and a
+    message that has stopped the event that says so."""
+    if scan is None or not scan.is_stream:
+        return rest or b""
+    stop = MESSAGE_STOP if scan.lacks_message_stop and not scan.has_error else b""
+    return (rest.rstrip(b"\n") + b"\n\n" if rest else b"") + stop

@@ -101,7 +101,9 @@ async def test_who_has_waited_long_is_not_behind_one_who_joins_during_its_turn()
 async def test_who_comes_again_when_answered_pays_for_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two such were forgiven all that they cost: a third one's backlog got 78 pieces of 4000."""
     monkeypatch.setattr(turns_of, "TURN_S", 1.0)
-    monkeypatch.setattr(turns_of.time, "perf_counter", lambda: 0.0)  # costs are what they are said to be
+    monkeypatch.setattr(
+        "serving.router.turns.time.perf_counter", lambda: 0.0
+    )  # costs are what they are said to be
     turns, spent_s, loop = Turns(), {"a": 0.0, "b": 0.0, "many": 0.0}, asyncio.get_running_loop()
 
     def piece(client: str, cost_s: float) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from serving.router.answers import answer_events, outline
@@ -152,9 +154,16 @@ def test_the_choices_and_the_delta_of_a_large_event_are_read_once(
     more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = list[bytes]()
+
+    def noted(reads: Callable[[msgspec.Raw], object]) -> Callable[[msgspec.Raw], object]:
+        def reading(raw: msgspec.Raw) -> object:
+            read.append(bytes(raw))
+            return reads(raw)
+
+        return reading
+
     for name in ("_choices", "_choices_of_event", "_value", "_part"):
-        reads = getattr(outline, name)
-        monkeypatch.setattr(outline, name, lambda raw, reads=reads: (read.append(bytes(raw)), reads(raw))[1])
+        monkeypatch.setattr(outline, name, noted(getattr(outline, name)))
     event = {**delta("a"), "delta": "b", **more, **PADDING}
     found = event_of(json.dumps(event).encode())
 

@@ -127,7 +127,12 @@ def test_what_looks_like_a_key_elsewhere_is_passed_on() -> None:
 def digests(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is digested, to look it up among the keys."""
     made = list[str]()
-    monkeypatch.setattr(clients, "digest_of", lambda key: (made.append(key), digest_of(key))[1])
+
+    def noted(key: str) -> str:
+        made.append(key)
+        return digest_of(key)
+
+    monkeypatch.setattr(clients, "digest_of", noted)
     return made
 
 

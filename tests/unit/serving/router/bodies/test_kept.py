@@ -159,7 +159,7 @@ def test_what_has_too_many_turns_with_such_words_to_tell_counts_as_kept(more: in
 
 
 TURNS_LEFT = READ_LIMIT // 2
-MAYBE_SIGNED = {
+MAYBE_SIGNED: dict[str, list[dict[str, Any]]] = {
     "turns": [{"role": "assistant", "signature": 1}],
     "blocks": [{"role": "assistant", "content": [{"signature": ""}] * (TURNS_LEFT - 1)}],
     "calls": [{"role": "assistant", "tool_calls": [{"x": "thought_signature"}] * (TURNS_LEFT - 1)}],

@@ -355,3 +355,17 @@ def test_a_held_stream_that_breaks_between_its_finish_and_its_usage_is_answered_
         *(1, 0),
     )
     assert [(one.arm, one.cause) for one in found.attempts] == [(1, "cut"), (0, None)]
+
+
+@pytest.mark.parametrize("weight_bp", [0, 9999])
+def test_a_message_that_has_stopped_gets_the_event_that_says_so(weight_bp: int) -> None:
+    """Its engine ended the body behind the reason: nothing of it is missing but the end."""
+    router, exchange = begin({}, path="/v1/messages", weight_bp=weight_bp)
+    attempt(exchange, PARSED)
+    text = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"x"}}\n\n'
+    stop = b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"}}\n\n'
+    actions = [exchange.received(text + stop, now_s=11.0), exchange.ended(now_s=12.0)]
+    data = b"".join(one.data for one in actions if isinstance(one, Deliver))
+
+    assert data == text + stop + b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+    assert record(router).error is False

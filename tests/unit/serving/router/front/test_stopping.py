@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,12 @@ def told(*sent: bytes, has_table: bool = True, is_hurried: bool = True) -> tuple
 
     async def go() -> tuple[list[bytes], int]:
         loop, asked = asyncio.get_running_loop(), list[str]()
-        made = await wire(lambda path, body: asked.append(path) or (), weight_bp=1)
+
+        def silent(path: str, body: dict[str, Any]) -> tuple[()]:
+            asked.append(path)
+            return ()
+
+        made = await wire(silent, weight_bp=1)
         if not has_table:
             made.core.table = None
         clients = []

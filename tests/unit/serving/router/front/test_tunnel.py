@@ -153,7 +153,7 @@ class _Told:
     def __init__(self, turns: Turns, joined: list[Turns]) -> None:
         self._turns, self._join, self._joined = turns, turns.join, joined
 
-    def join(self, work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
+    def join(self, work: Callable[[], object], least_s: float = 0.0, client: str = "") -> None:
         self._joined.append(self._turns)
         self._join(work, least_s, client)
 

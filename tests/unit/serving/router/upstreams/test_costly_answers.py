@@ -224,9 +224,9 @@ async def test_the_end_of_a_large_answer_waits_for_its_turn(more: bytes) -> None
         writer.close()
 
     async with asked(serve) as (told, upstream, _, _):
-        works: list[Callable[[], None]] = []
+        works: list[Callable[[], object]] = []
 
-        def join(work: Callable[[], None], least_s: float = 0.0, client: str = "") -> None:
+        def join(work: Callable[[], object], least_s: float = 0.0, client: str = "") -> None:
             works.append(work)
 
         upstream.turns.join = join  # type: ignore[method-assign]
