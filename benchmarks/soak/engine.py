@@ -246,6 +246,8 @@ class Connection(asyncio.Protocol):
             return
         random_ = self._engine.random
         last = self._finish_at(events)
+        if fault.name == "truncated" and b'"message_stop"' in events[last]:
+            last -= 1  # of a message nothing is missing before that event: the router adds it
         is_at_start = last == 0 or fault.name in ("error inside a 200", "garbage body")
         at = 0 if is_at_start else random_.randrange(last)
         self._transport.write(self._head)
@@ -325,8 +327,8 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep(TRICKLE_S)
 
     def _finish_at(self, events: list[bytes]) -> int:
-        """Index of the event after which nothing of the answer is missing but what the router adds."""
-        marks = (b'"finish_reason":"', b'"response.completed"', b'"stop_reason":"')
+        """Index of the event after which nothing of the answer is missing."""
+        marks = (b'"finish_reason":"', b'"response.completed"', b'"message_stop"')
         return max(index for index, one in enumerate(events) if any(mark in one for mark in marks))
 
 
