@@ -74,9 +74,8 @@ class Offered:
             given = stop
             self.seen += len(part)
             self.low += int(np.count_nonzero(is_low[part]))
-            for is_those, name in ((is_low[part], "low_w"), (~is_low[part], "other_w")):
-                added = np.add.accumulate(np.append(getattr(self, name), w[part][is_those]))
-                setattr(self, name, float(added[-1]))  # one by one: the same however the rows are cut
+            self.low_w = _plus(self.low_w, w[part][is_low[part]])
+            self.other_w = _plus(self.other_w, w[part][~is_low[part]])
             if self.seen == WINDOW:
                 if self.low < WINDOW:
                     self.is_offered_to_some = self.low >= MIN_SHARE * WINDOW and self.low_w < self.other_w
@@ -84,3 +83,8 @@ class Offered:
                 self.low_w = self.other_w = 0.0
         out[given:] = is_low[given:] & self.is_offered_to_some
         return out if out.any() else None
+
+
+def _plus(total: float, w: Floats) -> float:
+    """The sum, one by one: the same however the rows are cut."""
+    return float(np.add.accumulate(np.append(total, w))[-1])
