@@ -35,6 +35,7 @@ from controller.cli.evidence_outcomes import (
     count_first_attempts,
     leave_out_no_requests,
     name_requests,
+    read_failure_codes,
     read_status,
     refuse_answering_arms,
     without_cancelled,
@@ -107,6 +108,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     """
     reading = _sources_of(read_table(path), options, extra)
     leave_out_no_requests(reading)
+    read_failure_codes(reading)
     read_status(reading)
     count_first_attempts(reading)
     refuse_answering_arms(reading)

@@ -25,6 +25,10 @@ MAX_DEPTH = 6  # of nested JSON that becomes columns
 DELIMITERS = (",", ";", "\t", "|")
 DELIMITER_LINE = re.compile(r"\s*\"?sep=([,;\t|])\"?\s*", re.IGNORECASE)
 LIST_KEYS = ("data", "rows", "logs", "traces", "observations", "results")  # of a JSON object around the rows
+# Of the same object: how many rows or pages there are in all, and that there are more.
+TOTAL_KEYS = ("total", "total_count", "totalCount", "total_items", "totalItems", "total_rows")
+PAGES_KEYS = ("total_pages", "totalPages", "page_count", "pageCount")
+MORE_KEYS = ("has_more", "hasMore", "next_page", "nextPage", "next_cursor", "nextCursor", "next")
 
 Rows = Iterator[tuple[int, Mapping[str, object]]]  # a row's number in the file, and its cells by column
 
@@ -131,7 +135,9 @@ def _read_json(path: Path) -> RawTable:
         found = _parsed(text, path.name, "write an array of objects")
     if isinstance(found, dict):
         lists = [found[key] for key in LIST_KEYS if isinstance(found.get(key), list)]
-        found = lists[0] if len(lists) == 1 else found
+        if len(lists) == 1:
+            _refuse_page(path.name, found, len(lists[0]))
+            found = lists[0]
     if not isinstance(found, list):
         raise BadInput(
             f"{path.name} holds {type(found).__name__}, not an array of objects; "
@@ -140,6 +146,30 @@ def _read_json(path: Path) -> RawTable:
     places = (f"{path.name} item {number}" for number in range(1, len(found) + 1))
     rows = (_flat(_object(row, place)) for row, place in zip(found, places, strict=True))
     return _by_column(path, enumerate(rows, start=1), word="item")
+
+
+def _refuse_page(name: str, found: Mapping[str, object], rows: int) -> None:
+    """Raise BadInput where the object around the rows says that there are more than these."""
+    meta = found.get("meta")
+    said = {**found, **(meta if isinstance(meta, dict) else {})}
+
+    def count(*keys: str) -> int:
+        values = [said.get(key) for key in keys]
+        return max((value for value in values if type(value) is int), default=0)
+
+    total, pages = count(*TOTAL_KEYS), count(*PAGES_KEYS)
+    if total > rows:
+        more = f"{rows} of {total} rows"
+    elif pages > 1:
+        more = f"{rows} rows, one of {pages} pages"
+    elif any(said.get(key) not in (None, False, "") for key in MORE_KEYS):
+        more = f"{rows} rows of a list that goes on"
+    else:
+        return
+    raise BadInput(
+        f"{name} holds {more}; a part would be judged as the whole: get all pages, and write the rows of all "
+        "into one array"
+    )
 
 
 def _parsed(text: str, place: str, remedy: str) -> object:

@@ -51,11 +51,43 @@ def _shares_by_arm(reading: Reading, table: RawTable, is_one: Sequence[bool]) ->
     return ", ".join(f"{out[word] / rows[word]:.1%} of {word}" for word in sorted(rows))
 
 
-def read_status(reading: Reading) -> None:
-    """Where a column of status codes says one event, read the others of the same answers from it too.
+def read_failure_codes(reading: Reading) -> None:
+    """Where a recognised log says `failure` by a word, and its status code elsewhere, read both as one code.
 
-    A status that is no error may be a rejection, or a client that went away.
+    A failure of 4xx is a rejection, and one of 499 a client that went away: neither is an error.
     """
+    source = reading.sources.get("error")
+    codes = (
+        next((one for one in reading.log.failure_codes if one in reading.table.columns), None)
+        if reading.log
+        else None
+    )
+    if source is None or codes is None or len(source.terms) != 1 or source.terms[0].unit is not None:
+        return
+    word = source.columns[0]
+    if word not in (reading.log.sources["error"] if reading.log is not None else ()):
+        return  # somebody mapped it
+    table, used = reading.table, f"{codes} as its status_code"
+    pairs = zip(table.columns[word], table.columns[codes], strict=True)
+    read = [_code_of(status, code) for status, code in pairs]
+    if all(cells.status_code(code) in (BAD_GATEWAY, None) for code in read):
+        return  # no failure has a code
+    reading.table = replace(table, columns={**table.columns, used: [*read]})
+    reading.sources["error"] = Source(source.text, (Term(used, None),))
+    reading.notes.append(f"the failures of {word} are read by their status code in {codes}")
+
+
+def _code_of(status: object, code: object) -> object:
+    """The code of a failure, which had no answer where it has none; of all else the status as it is."""
+    return (cells.status_code(code) or BAD_GATEWAY) if cells.event("error", status) == 1.0 else status
+
+
+def read_status(reading: Reading) -> None:
+    """Where a column of statuses says one event, read the others of the same answers from it too.
+
+    A status code that is no error may be a rejection, or a client that went away; so may a word.
+    """
+    _read_cancelled_words(reading)
     sources = reading.sources
     given = [replace(sources[name], others=()) for name in OF_STATUS if name in sources]
     source = next((found for found in given if holds_status(reading, found)), None)
@@ -70,6 +102,32 @@ def read_status(reading: Reading) -> None:
             added.append(name)
     if added:
         reading.notes.append(f"{' and '.join(added)} from {source.text} too: it holds status codes")
+
+
+def _read_cancelled_words(reading: Reading) -> None:
+    """Where the column of the errors says by a word that the client went away, read that from it too.
+
+    It is no error, and no fast answer either.
+    """
+    source = reading.sources.get("error")
+    if source is None or "cancelled" in {*reading.sources, *reading.options.ignore}:
+        return
+    alone = next(
+        (one for one in (replace(source, others=()), *source.others) if _names_cancelled(reading, one)), None
+    )
+    if alone is not None:
+        reading.sources["cancelled"] = alone
+        reading.notes.append(f"cancelled from {alone.text} too: it holds the word")
+
+
+def _names_cancelled(reading: Reading, source: Source) -> bool:
+    if len(source.terms) != 1 or source.terms[0].unit is not None or source.is_opposite:
+        return False
+    words = cells.EVENT_WORDS["cancelled"]
+    return any(
+        isinstance(value, str) and value.strip().lower() in words
+        for value in reading.table.columns[source.columns[0]]
+    )
 
 
 def count_first_attempts(reading: Reading) -> None:

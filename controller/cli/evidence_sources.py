@@ -82,7 +82,8 @@ class KnownLog:
 
     units: columns that may be the randomised unit, the coarsest first. only: keep rows with this cell.
     also: by event, further columns that may say that it happened. void: by metric, values that are none.
-    no_requests: rows to leave out.
+    no_requests: rows to leave out. failure_codes: columns with the status code of a request that failed by
+    its word, of which the first that exists is read.
     """
 
     title: str
@@ -93,6 +94,7 @@ class KnownLog:
     also: Mapping[str, Sequence[str]] = field(default_factory=dict)
     void: Mapping[str, Void] = field(default_factory=dict)
     no_requests: tuple[NoRequest, ...] = ()
+    failure_codes: tuple[str, ...] = ()
 
 
 FINISH_REASONS = (
@@ -128,6 +130,9 @@ KNOWN_LOGS = (
             "fell_back": (f"{FALLBACKS}:present",),
         },
         ("end_user", "session_id", "user"),
+        failure_codes=(
+            "metadata.error_information.error_code", "error_information.error_code", "error_code",
+        ),
         void={
             "ttft_ms": FIRST_AT_THE_END,
             "cost": Void(

@@ -57,6 +57,8 @@ class _Block:
     values: Counter[str] = field(default_factory=Counter)  # requests with a value, by metric
     sessions: int = 0
     session_requests: int = 0
+    keyed: int = 0  # requests whose unit is a key
+    alone: int = 0  # requests that are units of their own
 
 
 class RequestRate:
@@ -146,6 +148,7 @@ class TrafficMeter:
                 latency_log_sd=spread,
                 scores=self._scored(),
                 unit_requests=self._unit_requests(),
+                keyed_share=self._keyed_share(),
                 values=values,
                 settled=sum(block.answered for block in self._blocks if self._is_settled(block)),
             )
@@ -189,8 +192,10 @@ class TrafficMeter:
 
     def _add_to_session(self, record: RequestRecord) -> None:
         if record.assigned_by in ("request", "heavy"):
+            self._blocks[-1].alone += 1
             self._close(1)
             return
+        self._blocks[-1].keyed += 1
         session = self._sessions.get(record.unit)
         if session is not None and record.at_s <= session[0] + SESSION_S:
             self._sessions[record.unit] = (session[0], session[1] + 1)
@@ -215,6 +220,12 @@ class TrafficMeter:
         requests = sum(block.session_requests for block in self._blocks)
         requests += sum(count for _, count in self._sessions.values())
         return requests / sessions if sessions else 1.0
+
+    def _keyed_share(self) -> float:
+        """Share of the requests whose unit is a key; 0 without requests."""
+        keyed = sum(block.keyed for block in self._blocks)
+        requests = keyed + sum(block.alone for block in self._blocks)
+        return keyed / requests if requests else 0.0
 
     def _is_settled(self, block: _Block) -> bool:
         return block.last_s < self._now_s - SCORES_TAKE_S

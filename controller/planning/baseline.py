@@ -41,6 +41,7 @@ class MeasuredBaseline:
     latency_log_sd: float | None = None
     scores: Mapping[str, ScoreStats] = field(default_factory=dict)
     unit_requests: float = 1.0  # mean requests of a unit within a session
+    keyed_share: float = 0.0  # of the requests whose unit is a key: a user, a conversation
     values: Mapping[str, int] = field(default_factory=dict)  # requests with a value, by metric: ttft_ms, ...
     settled: int = 0  # answers so old that a score would have come
 

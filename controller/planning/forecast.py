@@ -20,6 +20,7 @@ from evaluation.forecast.detectable_effect import detects_nothing
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import MAX_RUNS, StageForecast, simulate_plan
 
+KEYED_SHARE = 0.5  # of the requests, from which on units are keys in a forecast
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
 MAX_RATE = 1e6
 NOTABLE_SESSION = 0.2  # of a stage's deadline: from there on the wait for sessions to end is worth naming
@@ -90,12 +91,13 @@ def traffic_model(
         users,
         baseline=measured.baseline(gated_metrics(policy)),
         judged=measured.judged_ratios(),
+        has_keys=unit is None and policy.units != "request" and measured.keyed_share >= KEYED_SHARE,
     )
 
 
 def describe_traffic(traffic: TrafficModel) -> str:
     """The traffic as `5 requests/s, 3.2 a unit, 900 returning users`."""
-    unit = "each its own unit" if traffic.unit_requests == 1 else f"{figure(traffic.unit_requests, 3)} a unit"
+    unit = f"{figure(traffic.unit_requests, 3)} a unit" if traffic.is_sticky else "each its own unit"
     users = f", {traffic.users} returning users" if traffic.users is not None else ""
     return f"{figure(traffic.requests_per_s, 3)} requests/s, {unit}{users}"
 

@@ -65,7 +65,9 @@ def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
     elif state.phase is Phase.BAKING and not is_calm(state, now_s):
         reasons.append(f"{state.canary.title} goes on losing replicas, and {stable} does not")
     if is_stage and not is_proven and not reasons[0]:
-        reasons.append("undecided at the deadline; send more traffic, or wait")
+        reasons.append(
+            "undecided at the deadline; send more traffic, or wait (a user counts when the session is over)"
+        )
     return "; ".join(filter(None, reasons)) or "not finished at the deadline"
 
 

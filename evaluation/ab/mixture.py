@@ -11,7 +11,9 @@ averaged over 12 sizes delta. Half of alpha is spent on each side: the test ends
 The bets against "the difference is g" have x - k g in the place of x, k = (A - w)**2, and the same lam. So
 on every path the wealth of "B higher than g" falls as g grows: what is excluded is everything below a limit.
 The interval is between the two limits. It excludes 0 exactly when the test has ended, by construction, and
-it contains the true difference at all times together with probability at least 1 - alpha. In place of the
+it contains the true difference at all times together with probability at least 1 - alpha. It is that of the
+units so far, and no intersection of those before: where the difference itself changes in the course of the
+test, what was true of its beginning would exclude what is true of the whole. In place of the
 wealth at g stands a lower bound that is exact at g = 0 and needs three sums:
 log(1 + lam (x - k g)) >= log(1 + lam x) - u g - psi(u) g**2, with u = lam k / (1 + lam x), |g| <= 1 and
 psi(u) = -log(1 - u) - u.
@@ -30,7 +32,7 @@ from evaluation.betting.unit_block import Floats
 
 DELTAS: Floats = np.geomspace(0.01, 0.16, 12)
 MAX_LOSS = 0.9  # of the wealth, by one unit, against any difference
-LOOK_EVERY = 64  # units between two looks of the running intersection
+BLOCK = 4096  # units that are added at once, at 600 bytes each
 _POINTS, _ZOOMS = 33, 4  # of the search for a limit: 2 / 32**4 fine
 
 
@@ -57,18 +59,13 @@ class MeanMixture:
             0.5,
             0.5,
         )  # of y and y**2, with a prior of one unit: mean 0.5, variance 0.25
-        self._low, self._high = -1.0, 1.0
+        self._beyond = 0.0  # by how much more than 0 the end excludes, on its side
 
     def add(self, y: Floats, is_b: Floats, w: Floats) -> None:
         """Add units in order of assignment: outcomes in [0, 1], arms as 0 and 1, P(B) in (0, 1)."""
-        start = 0
-        while start < len(y):
-            stop = min(len(y), start + LOOK_EVERY - self.n % LOOK_EVERY)
-            self._add(y[start:stop], is_b[start:stop], w[start:stop])
-            start = stop
-            if self.n % LOOK_EVERY == 0:
-                bounds = self.bounds()
-                self._low, self._high = bounds.low, bounds.high
+        for start in range(0, len(y), BLOCK):
+            block = slice(start, start + BLOCK)
+            self._add(y[block], is_b[block], w[block])
 
     def _add(self, y: Floats, is_b: Floats, w: Floats) -> None:
         total = np.cumsum(np.concatenate(([self._total], y)))
@@ -109,11 +106,7 @@ class MeanMixture:
             self.ended_at, self.side = self.n + row + 1, int(np.argmax(log_e[row]))
             # What is above the limit here excludes a little more than 0: log(1 - u g) >= -10 g, as u <= 0.9.
             excess = float(log_e[row].max()) - self.limit
-            beyond = max(excess / (10.0 * self.ended_at), math.ulp(1.0))
-            if self.side == 0:
-                self._low = max(self._low, beyond)
-            else:
-                self._high = min(self._high, -beyond)
+            self._beyond = max(excess / (10.0 * self.ended_at), math.ulp(1.0))
 
     @property
     def log_e(self) -> Floats:
@@ -121,13 +114,16 @@ class MeanMixture:
         return log_mean_exp(self._sums[0])
 
     def bounds(self) -> Bounds:
-        """The interval now: the intersection of those at every look, and of this one."""
-        return Bounds(self._excluded(0, self._low), -self._excluded(1, -self._high))
+        """The interval of the units so far; after the end its side stays excluded."""
+        low, high = self._excluded(0), -self._excluded(1)
+        if self.side is not None:
+            low, high = (max(low, self._beyond), high) if self.side == 0 else (low, min(high, -self._beyond))
+        return Bounds(low, high)
 
-    def _excluded(self, side: int, floor: float) -> float:
-        """The largest difference excluded from below, at least `floor`; for side 1 with its sign turned."""
+    def _excluded(self, side: int) -> float:
+        """The largest difference excluded from below, -1 for none; for side 1 with its sign turned."""
         exact, slope, curve = self._sums[:, side]
-        low, high = floor, 1.0
+        low, high = -1.0, 1.0
         for _ in range(_ZOOMS):
             g = np.linspace(low, high, _POINTS)[:, None]
             excluded = log_mean_exp(exact - g * slope - g * g * curve) >= self.limit

@@ -38,9 +38,10 @@ Floats = NDArray[np.float64]
 class TrafficModel:
     """Traffic of a service. Raises ValueError for invalid numbers.
 
-    unit_requests: mean requests of one randomised unit's session; 1: each request is its own unit. users:
-    number of distinct units, which return; None: all units are new. judged_ratio: share of answers that get
-    a score; judged: the same by metric, where known.
+    unit_requests: mean requests of one randomised unit's session; 1: each request is its own unit, unless
+    has_keys: units are keys (users, conversations), each of which counts when its session has ended, however
+    few requests it has. users: number of distinct units, which return; None: all units are new.
+    judged_ratio: share of answers that get a score; judged: the same by metric, where known.
     """
 
     requests_per_s: float
@@ -49,6 +50,7 @@ class TrafficModel:
     judged_ratio: float = 1.0
     baseline: Baseline = field(default_factory=Baseline)
     judged: Mapping[str, float] = field(default_factory=dict)
+    has_keys: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.requests_per_s) and self.requests_per_s > 0):
@@ -68,7 +70,7 @@ class TrafficModel:
     @property
     def is_sticky(self) -> bool:
         """Whether units have, or may have, several requests."""
-        return self.unit_requests > 1 or self.users is not None
+        return self.has_keys or self.unit_requests > 1 or self.users is not None
 
     def judged_of(self, metric: str) -> float:
         """Share of requests that have a value of this metric."""

@@ -94,6 +94,63 @@ def test_a_litellm_spend_log_needs_only_the_arm_and_w(tmp_path: Path) -> None:
     assert "unit from end_user: each of its values is always on one arm" in found.notes
 
 
+def test_a_spend_logs_failures_are_read_by_their_status_code(tmp_path: Path) -> None:
+    """A client that left is a failure of code 499 there; as errors, 6 % of them rolled a canary back."""
+    codes = {3: "499", 5: "400", 6: "500", 7: None, 9: "429"}
+    rows = [litellm(n) | {"status": "failure" if n in codes else "success"} for n in range(80)]
+    for n, code in codes.items():
+        rows[n]["metadata"] = {"tags": ["a"], "error_information": {"error_code": code}}
+    found = read(jsonl(tmp_path / "spend.jsonl", rows), "arm=model", canary="llama-v2", w=0.25)
+
+    def rows_of(name: str) -> list[int]:
+        return [n for n, value in enumerate(column(found, name)) if value == 1.0]
+
+    assert (rows_of("cancelled"), rows_of("rejected"), rows_of("error")) == ([3], [5], [6, 7, 9])
+    assert any("by their status code in metadata.error_information.error_code" in one for one in found.notes)
+
+
+def test_a_word_for_a_client_that_left_is_no_fast_answer(tmp_path: Path) -> None:
+    rows = [
+        {
+            "t_s": START_S + n,
+            "arm": n % 2,
+            "w": 0.5,
+            "latency_ms": 5.0,
+            "status": "cancelled" if n == 4 else "success",
+        }
+        for n in range(20)
+    ]
+    found = read(jsonl(tmp_path / "words.jsonl", rows), "error=status")
+
+    assert column(found, "cancelled") == [float(n == 4) for n in range(20)]
+    assert math.isnan(column(found, "latency_ms")[4])
+    assert "cancelled from status too: it holds the word" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        ({"total": 3000}, "20 of 3000 rows"),
+        ({"meta": {"totalItems": 90, "page": 1}}, "20 of 90 rows"),
+        ({"total_pages": 3, "page": 1}, "20 rows, one of 3 pages"),
+        ({"object": "list", "has_more": True}, "20 rows of a list that goes on"),
+        ({"meta": {"nextCursor": "abc"}}, "20 rows of a list that goes on"),
+    ],
+)
+def test_one_page_of_many_is_refused(tmp_path: Path, around: dict[str, Any], said: str) -> None:
+    path = tmp_path / "page.json"
+    path.write_text(json.dumps({"data": [litellm(n) for n in range(20)], **around}))
+    with pytest.raises(BadInput, match=said):
+        read(path, "arm=model", canary="llama-v2", w=0.25)
+
+
+@pytest.mark.parametrize("around", [{"total": 20}, {"total_pages": 1}, {"has_more": False, "next": None}, {}])
+def test_a_whole_list_is_read(tmp_path: Path, around: dict[str, Any]) -> None:
+    path = tmp_path / "page.json"
+    path.write_text(json.dumps({"data": [litellm(n) for n in range(20)], **around}))
+    assert read(path, "arm=model", canary="llama-v2", w=0.25).rows == 20
+
+
 def test_a_unit_on_both_arms_is_not_taken_for_the_randomised_one(tmp_path: Path) -> None:
     rows = [litellm(n) | {"end_user": f"u{n % 7}"} for n in range(80)]
     found = read(jsonl(tmp_path / "spend.jsonl", rows), "arm=model", canary="llama-v2", w=0.25)

@@ -117,6 +117,14 @@ def test_a_unit_is_a_keys_requests_within_one_session() -> None:
     assert measured(*records).unit_requests == pytest.approx(4.0)
 
 
+def test_the_share_of_requests_with_a_key_is_measured() -> None:
+    keyed = [request(n, unit=f"u{n}", assigned_by="sticky") for n in range(30)]
+    alone = [request(n) for n in range(30, 40)]
+
+    assert measured(*keyed, *alone).keyed_share == pytest.approx(0.75)
+    assert (measured(*alone).keyed_share, measured().keyed_share) == (0.0, 0.0)
+
+
 def test_requests_without_a_key_are_units_of_one() -> None:
     keyed = [request(n, unit="one", at_s=0.0, assigned_by="sticky") for n in range(9)]
 

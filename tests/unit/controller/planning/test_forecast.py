@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,21 @@ def test_a_refusal_of_sticky_units_names_the_session(session: str, line: str) ->
 
     assert re.search(line, refusal)
     assert "shorten session, raise the deadline, or set units: request in the policy" in refusal
+
+
+def test_users_who_ask_once_count_when_their_session_is_over() -> None:
+    """With a session of 10 minutes and a deadline of two nothing counts in time, one request each or not."""
+    policy = parse_policy({**dump(POLICY), "session": "15m"})
+    keyed = replace(MEASURED, unit_requests=1.0, keyed_share=1.0)
+    traffic = traffic_model(policy, keyed, 5.0, TrafficOverrides())
+    [stage] = forecast(plan(), policy, traffic, reps=4)
+
+    [refusal] = refusals([stage], plan(), policy, traffic)
+    assert "a user's requests count once the session has ended" in refusal
+    alone = traffic_model(policy, replace(keyed, keyed_share=0.2), 5.0, TrafficOverrides())
+    assert not alone.is_sticky
+    by_request = parse_policy({**dump(policy), "units": "request"})
+    assert not traffic_model(by_request, keyed, 5.0, TrafficOverrides()).is_sticky
 
 
 def test_a_refusal_of_single_requests_does_not_name_the_session() -> None:
