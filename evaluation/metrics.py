@@ -52,6 +52,11 @@ CATALOGUE: dict[str, Metric] = {
         Metric("truncated", "share of answers", True, False, "stopped by max_tokens"),
         Metric("empty", "share of answers", True, False, "no text at all"),
         Metric("invalid", "share of answers", True, False, "schema or tool call does not parse"),
+        Metric("leaked", "share of answers", True, False, "special tokens appear as text"),
+        Metric("other_language", "share of answers", True, False, "not in the language of the question"),
+        Metric("unusual_length", "share of answers", True, False, "outside stable's own 99 % range"),
+        Metric("unusual_repetition", "share of answers", True, False, "outside stable's own 99 % range"),
+        Metric("unusual_compression", "share of answers", True, False, "outside stable's own 99 % range"),
         Metric("cancelled", "share of requests", True, False, "the client went away"),
     )
 }

@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from serving.access import Access, Affinity, LateCommit
+from serving.answer_signals import Signals
 from serving.credentials import DataSecret, KeyReference, UnitKey
 
 STABLE = 0
@@ -292,6 +293,8 @@ class RequestRecord:
     # For which the first attempt waited for its connection (name, TCP, TLS), about 0 on one that was open; in
     # no other time of the record. None: it was never sent, or an older router.
     connect_ms: float | None = None
+    # Of an answer that the assigned arm gave whole at the first attempt; None: there is none, or not read.
+    signals: Signals | None = None
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)

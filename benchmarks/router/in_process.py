@@ -3,7 +3,8 @@
 Real connections, exchange, draw, scan and record between transports that only keep what is written: what the
 router adds, apart from the kernel and the event loop. Two commits are compared by running this in turns.
 Prints microseconds of CPU a request (best of the rounds): a whole answer, a stream of 20 events that come one
-by one, the same in one read, and apart from these the draw of an arm and the making of a record.
+by one, the same in one read, and apart from these the draw of an arm, the making of a record, and the signals
+of an answer, which are read when its client has it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import random
 import tempfile
 import time
 import timeit
@@ -20,8 +22,10 @@ from typing import Any, cast
 
 from benchmarks.router.engine import ANSWER, CHUNKS, END, EVENT, HEAD, LAST, chunk, whole
 from serving.clock import boot_s
+from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.assignment.assignment import Salted, salt_of
+from serving.router.exchange.answer_text_signals import AnswerText
 from serving.router.exchange.attempts import Attempts
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.record import Seen, record_of
@@ -39,6 +43,8 @@ TABLE = (
     f"service: chat\nstable: {{url: 'http://{ENGINES[0]}'}}\ncanary: {{url: 'http://{ENGINES[1]}'}}\n"
     "weight_bp: 5000\nsalt: s\n"
 )
+_STEMS = ("account", "setting", "invoice", "message", "order", "switch", "team", "change", "day", "question")
+_ENDINGS = ("", "s", " is", " of the", " and a", " that we", " for", ".", ",", " in your")
 ANSWERS = {
     "whole answer": [whole(ANSWER)],
     "stream, one read an event": [HEAD, *[chunk(EVENT)] * CHUNKS, chunk(LAST) + END],
@@ -166,7 +172,24 @@ def _apart(core: RouterCore) -> dict[str, Callable[[], object]]:
         core.on_record(made, assigned_s=2.0, canary=None)
 
     salted = Salted(salt_of("chat", "s"))
-    return {"arm of a key": lambda: salted.bucket_of("user-123") < 5000, "record": record}
+    made = {"arm of a key": lambda: salted.bucket_of("user-123") < 5000, "record": record}
+    return made | {f"signals of {words} words": _signals(words) for words in (60, 3000)}
+
+
+def _signals(words: int) -> Callable[[], object]:
+    """The signals of an answer of so many words, about 4 tokens for 3 words."""
+    rng = random.Random(words)
+    text = " ".join(f"{rng.choice(_STEMS)}{rng.choice(_ENDINGS)}" for _ in range(words))
+    answer = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
+    (asked,) = requests(1, is_stream=False)
+    body = asked.partition(b"\r\n\r\n")[2]
+
+    def read() -> None:
+        excerpt = AnswerExcerpt("/v1/chat/completions")
+        excerpt.add(answer)
+        AnswerText(body, excerpt, "stop").signals()
+
+    return read
 
 
 def _one_us(work: Callable[[], object], rounds: int, number: int) -> float:

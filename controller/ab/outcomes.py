@@ -25,6 +25,7 @@ MAX_SPANS = 1000  # lost spans that are remembered, the newest; older ones were 
 #: Metrics whose value is in the request's own record; the others are scored later.
 REQUEST_METRICS = frozenset(
     {"error", "rejected", "latency_ms", "ttft_ms", "itl_ms", "tokens", "truncated", "empty", "cancelled"}
+    | {"refused", "invalid", "leaked", "other_language"}
 )
 
 
@@ -142,7 +143,8 @@ def _request_value(record: RequestRecord, metric: str) -> float | None:
     if metric not in UNANSWERED and draw.is_unanswered:
         return SETTLE_S * 1000.0 if metric.endswith("_ms") else None
     flag = flags_of(record).get(metric)
-    value = getattr(record, "completion_tokens" if metric == "tokens" else metric) if flag is None else flag
+    name = "completion_tokens" if metric == "tokens" else metric
+    value = getattr(record, name, None) if flag is None else flag
     if value is None and metric in WAITS and draw.is_cancelled:
         return SETTLE_S * 1000.0
     if metric == "rejected" and value is None and record.error is not None:

@@ -14,11 +14,13 @@ import msgspec
 from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
 from controller.evidence.records import draw_of
+from controller.evidence.typical_range import FLAGS, TypicalRanges
 from serving.messages import CANARY, STABLE, RequestRecord
 
 _SIGNATURE = frozenset({"request_id", "unit", "arm", "w", "assigned_by", "at_s", "done_at_s", "outcome"})
 _ARMS = {"stable": STABLE, "canary": CANARY}
 _FIELDS = frozenset({"service", *(one.name for one in dataclasses.fields(RequestRecord))})
+_OF_SIGNALS = ("refused", "invalid", "leaked", "other_language", *FLAGS)
 NOTE = "records of canaryctl's router: left, failed and fallen back as the controller counts them"
 
 
@@ -33,11 +35,11 @@ def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:
     """The evidence of a router's records, by its own names; what was joined to them stays. keep: fields of
     records that are used as they are. Raises BadInput for a line that is no record."""
     names = [name for name in table.columns if name in _FIELDS - {"service", "attempts"}]
-    rows = []
+    rows, ranges = list[dict[str, object]](), TypicalRanges()
     for row in range(len(table)):
         fields = {name: table.columns[name][row] for name in names}
         try:
-            rows.append(_row(msgspec.convert(_with_arms(fields), RequestRecord)))
+            rows.append(_row(msgspec.convert(_with_arms(fields), RequestRecord), ranges))
         except (msgspec.ValidationError, KeyError, TypeError) as exc:
             place = f"{table.name}: {table.place(row)}"
             raise BadInput(f"{place} is no record of a router ({exc}); remove the line") from exc
@@ -58,9 +60,9 @@ def _with_arms(fields: Mapping[str, object]) -> dict[str, object]:
     return {"seq": 0, **fields, **arms}
 
 
-def _row(record: RequestRecord) -> dict[str, object]:
-    draw = draw_of(record)
-    flags = dict.fromkeys(("rejected", "fell_back")) | {
+def _row(record: RequestRecord, ranges: TypicalRanges) -> dict[str, object]:
+    draw = draw_of(record, ranges)
+    flags = dict.fromkeys(("rejected", "fell_back", *_OF_SIGNALS)) | {
         name: int(is_set) for name, is_set in draw.flags.items() if name != "censored"
     }
     return {

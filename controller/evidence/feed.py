@@ -20,6 +20,7 @@ from controller.evidence.records import GateConfig, draw_of, score_of
 from controller.evidence.score_join import JOIN_WINDOW_S, MAX_IDS, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
 from controller.evidence.snapshot import envelope_of, stored_feed
+from controller.evidence.typical_range import TypicalRanges
 from controller.rollout.observation import (
     EvidenceStatus,
     GuardStatus,
@@ -57,6 +58,7 @@ class Feed:
         self._tripped: GuardVerdict | None = None
         self._looked_at_s = 0.0  # of the state at the last look: when it was committed
         self._shown_at_s: float | None = None  # of the state whose look showed `_tripped`
+        self._ranges = TypicalRanges()
         self._load = LiveLoad(config.policy.load_ratio)
         self._segments = RolloutSegmentAlarms(config.policy)
         # How long after its request a score still finds it, after a restart too.
@@ -88,6 +90,7 @@ class Feed:
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
         feed._mirror = mirror_of(saved.get("mirror"))
+        feed._ranges = TypicalRanges.of(saved.get("ranges"))
         feed.seq, feed._recalled = saved["seq"], saved["join_from"]
         return feed
 
@@ -113,6 +116,7 @@ class Feed:
             "through_s": self._low_watermark_s,
             "lost": self._lost,
             "mirror": mirror_to_mapping(self._mirror),
+            "ranges": self._ranges.to_mapping(),
             **self._load.to_mapping(),
             "segments": self._segments.to_mapping(),
             "seed": {} if self._evaluator else self._seed,
@@ -209,7 +213,7 @@ class Feed:
             if not self._is_lost(record.at_s):
                 self._started()
                 self._segments.remember(record)
-                self._add(draw_of(record))
+                self._add(draw_of(record, self._ranges))
                 self._load.count(record)
                 if record.error is not None:
                     self._count_in_guard(record)
@@ -272,6 +276,7 @@ class Feed:
     def _seed_with(self, record: RequestRecord) -> None:
         if record.error is not False or record.served_arm != STABLE:
             return
+        self._ranges.flags_of(record)
         for metric, values in self._seed.items():
             value = getattr(record, metric)
             if value is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from controller.evidence.typical_range import TypicalRanges
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
@@ -41,12 +42,20 @@ def flags_of(record: RequestRecord) -> dict[str, bool]:
     }
     if record.rejected is not None:
         flags["rejected"] = record.rejected
+    if (signals := record.signals) is not None:
+        flags |= {
+            "refused": signals.refused,
+            "leaked": signals.leaked,
+            "other_language": signals.other_language,
+        }
+        if signals.invalid is not None:
+            flags["invalid"] = signals.invalid
     return flags
 
 
-def draw_of(record: RequestRecord) -> Draw:
-    """The draw of a settled request."""
-    flags = flags_of(record)
+def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None) -> Draw:
+    """The draw of a settled request. ranges: tell the unusual answers, and learn of it; None: not asked."""
+    flags = flags_of(record) | (ranges.flags_of(record) if ranges is not None else {})
     if record.outcome == "open":
         flags["censored"] = True
     # A client that left before any answer might still have been served by the canary. A rejection is a rate

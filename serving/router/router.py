@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 from serving.messages import STABLE, RecordBatch, RequestRecord, RouteTable, UnitCounts
 from serving.router.assignment.assigner import Assigner, canary_of
 from serving.router.assignment.assignment import is_eligible
 from serving.router.bodies.continuable import PATHS as CONTINUABLE_PATHS
 from serving.router.bodies.prepared import Prepared, prepare
+from serving.router.exchange.answer_text_signals import AnswerText, UnreadTexts
 from serving.router.exchange.context import Start
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.held import HeldBytes
@@ -75,6 +77,7 @@ class RouterCore:
         self.unreachable: Mapping[str, Unreachable] = {}  # of its front
         self.held = HeldBytes()  # of its front
         self.trials = Trials()
+        self.unread = UnreadTexts()
         self.health: UpstreamHealth | None = None  # of the upstreams of a file; None: of a fleet
         self._clock = MonotonicWallClock()
         # Eligible requests by id, in order of assignment.
@@ -202,11 +205,22 @@ class RouterCore:
         """This request has ended; its record waits for a trial."""
         self._unrecorded[request_id] = pending  # in its place
 
-    def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
-        """Accept the one record of a request."""
+    def on_record(
+        self,
+        record: RequestRecord,
+        *,
+        assigned_s: float,
+        canary: Canary | None,
+        text: AnswerText | None = None,
+    ) -> None:
+        """Accept the one record of a request. text: from which its signals are read, in a later turn."""
         self._unrecorded.pop(record.request_id, None)
         self.counters.on_record(record)
-        self.outbox.add(record, assigned_s=assigned_s, canary=canary)
+        add = partial(self.outbox.add, record, assigned_s=assigned_s, canary=canary)
+        if text is None:
+            add()
+        else:
+            self.unread.add(text, record, add)
 
     def report(self, *, now_s: float, wall_s: float, last: bool = False) -> RecordBatch:
         """The next batch for the log; call `outbox.acknowledge` when the log has accepted it.
@@ -218,5 +232,7 @@ class RouterCore:
             if exchange.settle_deadline_s > now_s:
                 break
             exchange.record_open()
+        if last:
+            self.unread.read_all()
         self.outbox.expire(now_s - self.limits.settle_s)
         return self.outbox.next_batch(now_s=self._clock.at_s(now_s, wall_s), last=last)

@@ -81,6 +81,7 @@ class Routed:
     def record(self) -> RequestRecord:
         """The one record since the last call."""
         self.core.on_table(None, sent_s=1e9)
+        self.core.unread.read_all()
         (one,) = self.core.outbox.next_batch(now_s=1e12).records
         self.core.outbox.acknowledge()
         return one

@@ -44,6 +44,7 @@ from serving.router.answers.answer_events import (
     token_ids_of,
     word_of,
 )
+from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_facts import AnswerFacts
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import event_of, outline_of
@@ -82,6 +83,7 @@ class AnswerScan(AnswerFacts):
     error_tail: bytes = b""  # the event of an error and what came with it, when `takes_ids`; not passed on
     is_stream: bool = field(init=False)  # server-sent events; until its first bytes by its content type
     rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
+    excerpt: AnswerExcerpt | None = None  # takes the answer's text; None: nobody asks for it
     _has_ended: bool = False
     _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
     _has_cr: bool = False  # in the buffer
@@ -152,7 +154,7 @@ class AnswerScan(AnswerFacts):
             self._is_first = self.streams = False
             data = data.removeprefix(BOM) if self.is_stream else data
         if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
-            return self._read_events(data)
+            return self._take_events(data)
         known = len(self._buffer)
         self._buffer += data
         if self.is_stream:
@@ -177,7 +179,7 @@ class AnswerScan(AnswerFacts):
             del self._buffer[:end]
             self._has_cr = self._has_cr and b"\r" in self._buffer
         rest = self._give_up() if len(self._buffer) > PARSE_LIMIT else b""
-        return self._read_events(block) + rest if block else rest
+        return self._take_events(block) + rest if block else rest
 
     def _give_up(self) -> bytes:
         """Scan no more; the bytes that are not read."""
@@ -218,7 +220,7 @@ class AnswerScan(AnswerFacts):
             self.rest = None
             return
         self.rest, self.takes_ids = b"\n".join(kept), False
-        self._read_events(self.rest + b"\n\n")
+        self._take_events(self.rest + b"\n\n")
         if self.is_finished:
             for line in named:
                 self._note_ids(line[len(TOKEN_COMMENT) :])
@@ -237,6 +239,12 @@ class AnswerScan(AnswerFacts):
         if self.has_error:
             return "error in the answer"
         return "empty" if self.is_empty and not self.says_why_empty else None
+
+    def _take_events(self, block: bytes) -> bytes:
+        """Read a block of whole events that has come; the block as it is passed on."""
+        if self.excerpt is not None:
+            self.excerpt.add(block)
+        return self._read_events(block)
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
@@ -360,6 +368,8 @@ class AnswerScan(AnswerFacts):
             self._read_object(answer)
         else:
             return False
+        if self.excerpt is not None:
+            self.excerpt.add(text)
         if self.path in TEXT_PATHS:  # elsewhere nobody asks
             self.has_content = CONTENT.search(text) is not None or answer_says_something(text)
         return True

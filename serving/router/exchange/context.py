@@ -15,6 +15,7 @@ from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.reachability import Unreachable
 
 if TYPE_CHECKING:
+    from serving.router.exchange.answer_text_signals import AnswerText
     from serving.router.exchange.trial import PendingRecord, Trials
 
 # A second of these is another file or batch, which somebody pays for.
@@ -108,8 +109,15 @@ class RouterContext(Protocol):
     def on_pending(self, request_id: str, pending: PendingRecord) -> None:
         """This request has ended; its record waits for a trial."""
 
-    def on_record(self, record: RequestRecord, *, assigned_s: float, canary: Canary | None) -> None:
-        """Accept the one record of a request."""
+    def on_record(
+        self,
+        record: RequestRecord,
+        *,
+        assigned_s: float,
+        canary: Canary | None,
+        text: AnswerText | None = None,
+    ) -> None:
+        """Accept the one record of a request. text: from which its signals are read; None: it has none."""
 
 
 def current_stable(context: RouterContext, table: RouteTable) -> Arm | None:

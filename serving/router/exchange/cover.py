@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from serving.engine_headers import NO_TOKENS
 from serving.messages import FULL_BP, Arm
+from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.bodies.continuable import BODY_LIMIT, PATHS
 from serving.router.exchange.context import RouterContext, Start, current_stable
 from serving.router.exchange.continuation import Continuation, tokens_header
 from serving.router.exchange.takeover import wanted_usage
 from serving.router.headers import RawHeaders, content_type
+from serving.router.types import TEXT_PATHS
 
 
 class Cover:
@@ -38,6 +40,8 @@ class Cover:
         is_ours = arm is not None and arm.has_fence
         start = self._start
         scan = AnswerScan(start.request.path, kind, start.choices, is_ours, start.streams)
+        if start.is_eligible and start.request.path in TEXT_PATHS:
+            scan.excerpt = AnswerExcerpt(start.request.path)
         return scan, *self.of(scan)
 
     def of(self, scan: AnswerScan) -> tuple[bool, bool | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from serving.messages import Outcome
+from serving.messages import Outcome, RequestRecord
+from serving.router.exchange.answer_text_signals import AnswerText
 from serving.router.exchange.attempts import Attempts
 from serving.router.exchange.context import RouterContext, Start
 from serving.router.exchange.record import Seen, end_at_deadline, record_of
@@ -39,4 +40,13 @@ class Recording:
             return
         record = record_of(*parts, now_s=now_s)
         canary = self._start.assignment.canary
-        self._context.on_record(record, assigned_s=self._start.now_s, canary=canary)
+        text = self._text(record)
+        self._context.on_record(record, assigned_s=self._start.now_s, canary=canary, text=text)
+
+    def _text(self, record: RequestRecord) -> AnswerText | None:
+        """The text of the assigned arm's answer, if that was whole at the first attempt."""
+        scan = (self._seen.own or self._seen).scan
+        is_own = record.outcome == "answered" and record.error is False and record.served_arm == record.arm
+        if scan is None or scan.excerpt is None or not is_own:
+            return None
+        return AnswerText(bytes(self._start.request.body), scan.excerpt, scan.finish_reason)

@@ -104,6 +104,7 @@ class WireFront:
         upstream.reachability.is_logged = any(core.health is None for core in self.cores.values())
         for core in self.cores.values():
             core.unreachable = upstream.reachability.reasons
+            core.unread.later = upstream.turns.join
 
     def serve_own_routes(self, answer: OwnRoutes, prefixes: tuple[bytes, ...] = (b"/-/",)) -> None:
         """Answer paths that begin so by this function: status and body, or None for the usual 404."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serving.access import Access, Affinity
+from serving.answer_signals import Signals
 from serving.fleet.types import VersionStatus
 from serving.messages import (
     Arm,
@@ -30,6 +31,7 @@ RECORD = RequestRecord(
     taken_over_by=0,
     covered=True,
     connect_ms=2.0,
+    signals=Signals(5, None, None, leaked=False, refused=False, other_language=False, invalid=None),
 )
 TABLE = RouteTable(
     *("chat", 1, 1, 1, "r", "s", 100, None, None),
@@ -53,10 +55,10 @@ def of_older_release(message: Any, names: set[str]) -> Any:
 
 
 def test_a_message_without_the_newest_fields_gets_their_defaults() -> None:
-    names = {"attempts", "takeover_at", "taken_over_by", "covered", "connect_ms"}
+    names = {"attempts", "takeover_at", "taken_over_by", "covered", "connect_ms", "signals"}
     record = of_older_release(RECORD, names)
 
-    older: dict[str, Any] = dict.fromkeys(("takeover_at", "taken_over_by", "covered", "connect_ms"))
+    older: dict[str, Any] = dict.fromkeys(names - {"attempts"})
     assert record == replace(RECORD, attempts=(), **older)
     copies: dict[str, Any] = {"mirror": None, "mirror_bp": 0}
     assert of_older_release(TABLE, set(copies)) == replace(TABLE, **copies)

@@ -1,0 +1,182 @@
+"""Signals of one answer, from its own text and from what its request asked for. Pure; no model is asked.
+
+Rules:
+1. Whether a signal applies depends on the request alone, so that it is missing on both arms alike.
+2. A request that cannot be read, or is larger than REQUEST_LIMIT, asked for nothing that is known.
+3. No text leaves this module: the signals are numbers and flags.
+
+Source: the layer L1 of the design of judging; `text_signals.py` names those of each signal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from serving.answer_signals import Signals
+from serving.judging.schema_check import conforms
+from serving.judging.text_signals import compression_ratio, language, refuses, repeated_share, special_token
+
+REQUEST_LIMIT = 256 << 10  # bytes
+VALUES_LIMIT = 20_000  # commas, brackets and braces of a request whose forms are read
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool that an answer calls. arguments: the JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a request asked for. None: nothing that is known."""
+
+    text: str = ""  # of the user's last turn, for its language
+    is_json: bool = False  # the answer must be a JSON value
+    schema: Any = None  # of that value
+    tools: Mapping[str, Any] | None = None  # schema of each tool's arguments, by its name
+    body: bytes = field(default=b"", repr=False)
+
+
+class _Body(msgspec.Struct, gc=False):
+    messages: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    response_format: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+
+
+class _Turn(msgspec.Struct, gc=False):
+    role: msgspec.Raw = msgspec.Raw()
+    content: msgspec.Raw = msgspec.Raw()
+
+
+_BODY = msgspec.json.Decoder(_Body)
+_TURN = msgspec.json.Decoder(_Turn)
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_TURNS_SEARCHED = 64  # from the end, for the user's last one
+
+
+def asked_of(body: bytes) -> Asked:
+    """What the body of a request to chat or text completions asks for."""
+    if len(body) > REQUEST_LIMIT or len(body) - len(body.translate(None, b",[{")) > VALUES_LIMIT:
+        return Asked(body=body)
+    try:
+        fields = _BODY.decode(body)
+    except (ValueError, RecursionError):
+        return Asked(body=body)
+    form = _value(fields.response_format)
+    form = form if isinstance(form, dict) else {}
+    named = form.get("json_schema")
+    return Asked(
+        text=_last_text(fields),
+        is_json=form.get("type") in ("json_object", "json_schema"),
+        schema=named.get("schema") if isinstance(named, dict) else None,
+        tools=_tools(_value(fields.tools)),
+        body=body,
+    )
+
+
+def signals_of(
+    asked: Asked,
+    text: str,
+    *,
+    refusal: bool = False,
+    calls: Sequence[Call] | None = (),
+    characters: int | None = None,
+) -> Signals:
+    """The signals of an answer.
+
+    refusal: the answer itself says that it is one, by a field or its finish reason. characters: of its whole
+    text, where `text` is only its beginning. calls: None where they are too many to be kept.
+    """
+    own = language(text)
+    users = language(asked.text) if own is not None else None
+    return Signals(
+        characters=len(text) if characters is None else characters,
+        repeated=repeated_share(text),
+        compression=compression_ratio(text),
+        leaked=special_token(text, asked.body) is not None,
+        refused=refusal or refuses(text),
+        other_language=own is not None and users is not None and own != users,
+        invalid=_is_invalid(asked, text, calls, is_whole=characters in (None, len(text))),
+    )
+
+
+def _is_invalid(asked: Asked, text: str, calls: Sequence[Call] | None, *, is_whole: bool) -> bool | None:
+    if calls is None:
+        return None
+    if calls and asked.tools is not None:
+        found = [_call_conforms(asked.tools, call) for call in calls]
+        return None if None in found and False not in found else False in found
+    if not asked.is_json:
+        return None if asked.tools is None else False
+    if not is_whole:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return True
+    if asked.schema is None:
+        return not isinstance(value, dict)
+    fits = conforms(asked.schema, value)
+    return None if fits is None else not fits
+
+
+def _call_conforms(tools: Mapping[str, Any], call: Call) -> bool | None:
+    if call.name not in tools:
+        return False
+    try:
+        arguments = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        return False
+    schema = tools[call.name]
+    return isinstance(arguments, dict) if schema is None else conforms(schema, arguments)
+
+
+def _tools(listed: Any) -> Mapping[str, Any] | None:
+    """The tools that the client runs itself; None: there are none."""
+    found = {}
+    for one in listed if isinstance(listed, list) else ():
+        function = one.get("function") if isinstance(one, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            found[function["name"]] = function.get("parameters")
+    return found or None
+
+
+def _last_text(fields: _Body) -> str:
+    """The text of the user's last turn, or of the prompt."""
+    if bytes(fields.messages)[:1] != b"[":
+        prompt = _value(fields.prompt)
+        return prompt if isinstance(prompt, str) else ""
+    try:
+        turns = _LIST.decode(fields.messages)[-_TURNS_SEARCHED:]
+        for turn in reversed(turns):
+            found = _TURN.decode(turn)
+            if bytes(found.role) == b'"user"':
+                return _text_of(_value(found.content))
+    except (ValueError, RecursionError):
+        pass
+    return ""
+
+
+def _text_of(content: Any) -> str:
+    """The text of a turn's content: a text, or parts of which some are texts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    return " ".join(
+        one["text"] for one in parts if isinstance(one, dict) and isinstance(one.get("text"), str)
+    )
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return json.loads(bytes(raw)) if raw else None
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,82 @@
+"""Signals of answers that have ended: read in turns of their own, so that no client waits for them.
+
+Rules:
+1. A record waits for its signals; its request counts as open until then, so that the log's watermark holds.
+2. What waits is bounded. Beyond TEXTS_LIMIT answers a record goes without signals, on either arm.
+3. A text that cannot be read is logged without its text, and its record goes without signals.
+
+Invariant: a text leaves memory with its signals. No record, log or error holds it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from serving.answer_signals import Signals
+from serving.judging.signals import REQUEST_LIMIT, Asked, asked_of, signals_of
+from serving.messages import RequestRecord
+from serving.router.answers.answer_excerpt import AnswerExcerpt
+
+TEXTS_LIMIT = 1024
+_REFUSALS = frozenset({"content_filter", "refusal", "safety", "guardrail_intervened"})
+
+log = logging.getLogger("canaryctl.router")
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerText:
+    """An answer with the body of its request."""
+
+    body: bytes
+    excerpt: AnswerExcerpt
+    finish_reason: str | None
+
+    def signals(self) -> Signals:
+        """Its signals: some 0.1 ms for a short answer, 1 ms for one of 4000 tokens."""
+        text, characters = self.excerpt.text()
+        asked = asked_of(self.body) if len(self.body) <= REQUEST_LIMIT else Asked()
+        return signals_of(
+            asked,
+            text,
+            refusal=self.excerpt.refuses or (self.finish_reason or "").lower() in _REFUSALS,
+            calls=self.excerpt.calls(),
+            characters=characters,
+        )
+
+
+class UnreadTexts:
+    """Those of one router. `later` is set by its front: it calls a function in a later turn of the loop."""
+
+    def __init__(self) -> None:
+        self.later: Callable[[Callable[[], object]], object] = lambda work: work()
+        self._waiting: dict[str, Callable[[], None]] = {}  # by request id
+
+    def add(self, text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) -> None:
+        """Read the signals of this record's answer in a later turn, then call on_read, once."""
+        if len(self._waiting) >= TEXTS_LIMIT:
+            on_read()
+            return
+        self._waiting[record.request_id] = partial(_read, text, record, on_read)
+        self.later(partial(self._take, record.request_id))
+
+    def read_all(self) -> None:
+        """Read what still waits: the router ends."""
+        for request_id in list(self._waiting):
+            self._take(request_id)
+
+    def _take(self, request_id: str) -> None:
+        work = self._waiting.pop(request_id, None)
+        if work is not None:
+            work()
+
+
+def _read(text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) -> None:
+    try:
+        object.__setattr__(record, "signals", text.signals())  # nobody has seen the record yet
+    except Exception as exc:  # noqa: BLE001 - logged by its kind alone: its message may quote the text
+        extra = {"request": record.request_id, "kind": type(exc).__name__}
+        log.error("the signals of an answer were not read", extra=extra)
+    on_read()

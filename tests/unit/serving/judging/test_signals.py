@@ -1,0 +1,105 @@
+"""Signals of an answer from what its request asked for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.judging.signals import REQUEST_LIMIT, Asked, Call, asked_of, signals_of
+
+ENGLISH = "Please tell me how the settings of my account can be changed by an administrator."
+GERMAN = "Öffnen Sie die Einstellungen Ihres Kontos und wählen Sie dort die Benachrichtigungen aus."
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+def _asked(**fields: Any) -> Asked:
+    turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": ENGLISH}]
+    return asked_of(json.dumps({"model": "m", "messages": turns, **fields}).encode())
+
+
+def _json_schema() -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
+
+
+def _tool(name: str = "weather") -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
+
+
+def test_an_answer_in_another_language_than_the_users_is_seen() -> None:
+    assert signals_of(_asked(), GERMAN).other_language
+    assert not signals_of(_asked(), ENGLISH).other_language
+    assert not signals_of(_asked(), "42").other_language
+
+
+def test_the_users_last_turn_tells_the_language() -> None:
+    turns = [{"role": "user", "content": ENGLISH}, {"role": "assistant", "content": "Yes."}]
+    parts = [{"type": "image_url", "image_url": {"url": "data:"}}, {"type": "text", "text": GERMAN}]
+    asked = asked_of(json.dumps({"messages": [*turns, {"role": "user", "content": parts}]}).encode())
+    assert asked.text == GERMAN
+    assert asked_of(json.dumps({"prompt": GERMAN}).encode()).text == GERMAN
+
+
+def test_where_no_form_was_asked_none_is_missed() -> None:
+    assert signals_of(_asked(), "Paris").invalid is None
+
+
+def test_json_that_was_asked_for_must_parse_and_conform() -> None:
+    anything, place = _asked(response_format={"type": "json_object"}), _asked(response_format=_json_schema())
+    assert signals_of(anything, '{"a": 1}').invalid is False
+    assert signals_of(anything, "Sure! {}").invalid is True
+    assert signals_of(anything, "[1]").invalid is True
+    assert signals_of(place, '{"city": "Paris"}').invalid is False
+    assert signals_of(place, '{"town": "Paris"}').invalid is True
+    assert signals_of(place, '{"city": "Par').invalid is True
+
+
+def test_json_that_was_not_kept_whole_is_not_checked() -> None:
+    place = _asked(response_format=_json_schema())
+    assert signals_of(place, '{"city": "Par', characters=100_000).invalid is None
+
+
+def test_a_call_must_name_a_tool_and_fit_it() -> None:
+    asked = _asked(tools=[_tool()])
+    assert signals_of(asked, "It is warm.").invalid is False
+    assert signals_of(asked, "", calls=[Call("weather", '{"city": "Paris"}')]).invalid is False
+    assert signals_of(asked, "", calls=[Call("wether", '{"city": "Paris"}')]).invalid is True
+    assert signals_of(asked, "", calls=[Call("weather", '{"city": 3}')]).invalid is True
+    assert signals_of(asked, "", calls=[Call("weather", '{"city": ')]).invalid is True
+
+
+def test_one_wrong_call_of_several_is_enough() -> None:
+    calls = [Call("weather", '{"city": "Paris"}'), Call("weather", "{}")]
+    assert signals_of(_asked(tools=[_tool()]), "", calls=calls).invalid is True
+
+
+def test_a_tool_without_arguments_takes_any() -> None:
+    asked = _asked(tools=[{"type": "function", "function": {"name": "now"}}])
+    assert signals_of(asked, "", calls=[Call("now", "")]).invalid is False
+    assert signals_of(asked, "", calls=[Call("now", "[]")]).invalid is True
+
+
+def test_a_refusal_is_told_by_its_field_or_its_words() -> None:
+    assert signals_of(_asked(), "", refusal=True).refused
+    assert signals_of(_asked(), "I'm sorry, but I can't help with that.").refused
+    assert not signals_of(_asked(), ENGLISH).refused
+
+
+def test_an_echoed_token_of_the_request_is_no_leak() -> None:
+    asked = asked_of(json.dumps({"prompt": "What does <|im_end|> mean?"}).encode())
+    assert not signals_of(asked, "<|im_end|> ends a turn.").leaked
+    assert signals_of(asked, "It ends a turn.<|eot_id|>").leaked
+
+
+def test_what_cannot_be_read_asked_for_nothing() -> None:
+    for body in (b"", b"not json", b"[" * 100_000, b'"' + b"a" * REQUEST_LIMIT + b'"', b'{"tools":[3,{}]}'):
+        asked = asked_of(body)
+        assert (asked.text, asked.is_json, asked.schema, asked.tools) == ("", False, None, None)
+        assert signals_of(asked, ENGLISH).invalid is None
+
+
+@given(st.binary(max_size=300), st.text(max_size=300))
+def test_no_request_breaks_the_signals(body: bytes, text: str) -> None:
+    assert signals_of(asked_of(body), text).characters == len(text)

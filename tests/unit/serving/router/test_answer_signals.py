@@ -1,0 +1,129 @@
+"""Signals in the record of a request: of which answers, alike on both arms, and never the text."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from serving.answer_signals import Signals
+from serving.judging import signals as judged
+from serving.messages import RequestRecord
+from serving.router.exchange import answer_text_signals
+from serving.router.exchange.answer_text_signals import TEXTS_LIMIT, UnreadTexts
+from tests.fakes.feed_maker import a_record
+from tests.fakes.virtual_wire import LAST_CHUNK, Habit, Seen, ask, chunked, head, virtual_time
+
+CHAT = "/v1/chat/completions"
+MARKED = "The account of Zebulon Quarterstaff was closed yesterday.<|im_end|>"
+
+
+def _whole(text: str) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    body = json.dumps({"id": "a", "choices": [choice]}).encode()
+    return head(kind="application/json", length=len(body)) + body
+
+
+def _stream(text: str) -> bytes:
+    deltas = [{"content": word + " "} for word in text.split(" ")]
+    choices = [[{"index": 0, "delta": one, "finish_reason": None}] for one in deltas]
+    choices.append([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    events = [b"data: " + json.dumps({"id": "a", "choices": one}).encode() + b"\n\n" for one in choices]
+    return head() + chunked(b"".join(events) + b"data: [DONE]\n\n") + LAST_CHUNK
+
+
+def _answered(answer: bytes, *, arm: int = 1, **body: Any) -> Seen:
+    with virtual_time() as loop:
+        turns = [{"role": "user", "content": "What became of the account of my colleague, please?"}]
+        asked = ask(
+            lambda _path, _body: [(0.1, answer)],
+            Habit(),
+            arm=arm,
+            path=CHAT,
+            body={"messages": turns, **body},
+            external=True,
+        )
+        return loop.run_until_complete(asked)
+
+
+def _signals(seen: Seen) -> Signals:
+    (record,) = seen.records
+    assert record.signals is not None
+    return record.signals
+
+
+@pytest.mark.parametrize("arm", [0, 1])
+def test_both_arms_have_the_same_signals_whole_or_streamed(arm: int) -> None:
+    whole = _signals(_answered(_whole(MARKED), arm=arm))
+    streamed = _signals(_answered(_stream(MARKED), arm=arm, stream=True))
+    assert (whole.leaked, whole.refused, whole.other_language, whole.invalid) == (True, False, False, None)
+    assert (streamed.leaked, streamed.characters) == (True, whole.characters + 1)
+
+
+def test_a_refusal_and_a_broken_form_are_in_the_record() -> None:
+    form = {"type": "json_object"}
+    assert _signals(_answered(_whole("I'm sorry, but I can't help with that."))).refused
+    assert _signals(_answered(_whole('{"a": 1'), response_format=form)).invalid is True
+    assert _signals(_answered(_whole('{"a": 1}'), response_format=form)).invalid is False
+
+
+def test_what_another_arm_answered_has_no_signals() -> None:
+    broken = head(status=500, kind="application/json", length=2) + b"{}"
+    with virtual_time() as loop:
+        answers = iter([broken, _whole(MARKED)])
+        asked = ask(
+            lambda path, _body: [(0.1, next(answers) if path else b"")],
+            Habit(),
+            arm=1,
+            path=CHAT,
+            body={"messages": []},
+            external=True,
+        )
+        (record,) = loop.run_until_complete(asked).records
+    assert (record.error, record.signals) == (True, None)
+
+
+def test_no_text_is_in_the_record_or_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        (record,) = _answered(_whole(MARKED)).records
+    for text in (repr(record), caplog.text):
+        assert "Zebulon" not in text
+        assert "colleague" not in text
+
+
+def test_a_text_that_cannot_be_read_is_logged_without_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_args: Any, **_values: Any) -> Signals:
+        raise ValueError(f"cannot read {MARKED}")
+
+    monkeypatch.setattr(answer_text_signals, "signals_of", fail)
+    (record,) = _answered(_whole(MARKED)).records
+    assert record.signals is None
+    assert "the signals of an answer were not read" in caplog.text
+    assert "Zebulon" not in caplog.text
+    assert judged.signals_of is not fail
+
+
+class _Text:
+    body = b""
+
+    def signals(self) -> Signals:
+        return Signals(1, None, None, leaked=False, refused=False, other_language=False, invalid=None)
+
+
+def test_what_waits_is_bounded_and_each_record_comes_once() -> None:
+    unread, made, works = UnreadTexts(), list[RequestRecord](), list[Any]()
+    unread.later = works.append
+    records = [a_record(n) for n in range(TEXTS_LIMIT + 2)]
+    for record in records:
+        unread.add(_Text(), record, lambda record=record: made.append(record))  # type: ignore[arg-type,misc]
+    assert made == records[TEXTS_LIMIT:]
+    assert all(record.signals is None for record in made)
+    unread.read_all()
+    for work in works:
+        work()
+    assert sorted(one.request_id for one in made) == sorted(one.request_id for one in records)
+    assert records[0].signals is not None
