@@ -34,6 +34,8 @@ ANSWERS = {
 }
 
 CONTRADICTIONS = "contradict their own bucket"  # in the reasons of evaluation/split_reports.py
+BOTH_BAD = "both arms are bad"  # in the reasons of evaluation/offline/backtest.py
+NO_ROWS = "no rows of stage"
 OPEN = "not proven yet"
 TWICE = re.compile(r"\b(\w+): (\1\b)")  # `error: error < 5x`
 
@@ -245,6 +247,10 @@ def next_step(shown: Shown) -> str:
             )
         case "undecided" if any(UNPROVABLE in reason for reason in shown.result.reasons):
             return "next: record latency in milliseconds, or a margin wider than its steps (docs/policy.md)"
+        case "undecided" if any(BOTH_BAD in reason for reason in shown.result.reasons):
+            return "next: find what fails on stable, too; a rollout beside it says nothing until it is mended"
+        case "undecided" if all(NO_ROWS in reason for reason in shown.result.reasons):
+            return "next: add the rows of these stages, or judge by a policy without them (--policy FILE)"
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
         case "invalid" if any(CONTRADICTIONS in reason for reason in shown.result.reasons):
@@ -281,7 +287,7 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
             percent(round(stage.weight * FULL_BP)),
             str(stage.canary_requests),
             stage.verdict.value,
-            "; ".join(stage.missing) or "-",
+            "; ".join(TWICE.sub(r"\2", reason) for reason in stage.missing) or "-",
         )
     return grid
 
