@@ -162,8 +162,8 @@ def _arm(table: RouteTable | None, arm: int) -> Arm | None:
 
 
 def _instead(arm: int, one: Failing) -> str:
-    """Who answers for it. A canary's failure is not always replaced: what it may have created is not asked for
-    twice, nor can what a client has begun to read always be continued."""
+    """Who answers for it. Not every failure of a canary is replaced: what it may have created is not asked
+    for twice, and what a client has begun to read cannot always be continued."""
     if arm == STABLE:
         return "; nobody stands behind it"
     return "; stable is asked instead" if one.to_stable else "; no request of it went to stable"
