@@ -130,9 +130,9 @@ def stop(
 
 def _print(view: AbView, output: Output) -> None:
     """Print the test; for people also the next step, on stderr."""
-    from controller.cli.ab_show import next_step, view_table
+    from controller.cli.ab_show import headline, next_step, view_table
 
-    emit(view, output, lambda _: view_table(view))
+    emit(view, output, lambda _: view_table(view), decision=headline(view).plain)
     if output.is_text:
         note(next_step(view))
 
@@ -166,7 +166,8 @@ def judge(
 
     options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
     report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
-    emit(report, output, lambda _: file_table(report.rows, report.notes))
+    whole = f"{report.rows[0]['category']}: {report.rows[0]['verdict']}"
+    emit(report, output, lambda _: file_table(report.rows, report.notes), decision=whole)
     named = (AbVerdict.A_BETTER.value, AbVerdict.B_BETTER.value)
     return 0 if report.rows[0]["verdict"] in named else TimedOut.exit_code
 

@@ -22,7 +22,7 @@ from controller.cli.evidence_options import (
     read_options,
 )
 from controller.cli.options import EvidenceArgument, WindowOption
-from controller.cli.output import console, note
+from controller.cli.output import console, note, print_decided
 from controller.errors import BadInput, RolledBack, TimedOut
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ def backtest(
     request needs t_s, arm and w (see --columns). Recognises logs of LiteLLM, Langfuse, nginx and OpenAI.
     Exit 0 when they promote, 5 when they roll back, 6 when undecided or invalid.
     """
-    from controller.cli.backtest_show import as_json, as_table, next_step
+    from rich.console import Group
+
+    from controller.cli.backtest_show import as_json, as_table, headline, next_step
     from controller.cli.evidence_files import read_evidence
     from controller.cli.observed_range import range_of_backtest
     from controller.cli.request_bodies import read_policy
@@ -119,9 +121,8 @@ def backtest(
     for line in shown.result.notes:
         if not any(line in reason for reason in shown.result.reasons):
             note(line)
-    console().print(as_table(shown))
-    for line in observed.lines() if observed is not None else ():
-        console().print(line)
+    table = as_table(shown, columns=console().width)
+    print_decided(Group(table, *(observed.lines() if observed is not None else ())), headline(shown))
     note(next_step(shown))
     return EXIT_CODES[shown.result.decision]
 

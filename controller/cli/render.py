@@ -127,6 +127,18 @@ def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> 
     return Group(*parts)
 
 
+def service_decision(view: ServiceView) -> str:
+    """What serves and how its rollout stands, in one line; empty: there is no rollout."""
+    serves = f"{view.service} serving {title(view.stable, view.stable_name)}"
+    return f"{serves}; {rollout_decision(view.rollout)}" if view.rollout is not None else ""
+
+
+def rollout_decision(view: RolloutView) -> str:
+    """How a rollout stands, in one line: its phase, and why it ended or what it waits for."""
+    waits = f"waiting for {'; '.join(view.waiting_for)}" if view.waiting_for else ""
+    return ": ".join(filter(None, [f"{view.rollout} {phase_text(view).plain}", view.reason or waits]))
+
+
 def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:
     """The canary's part of the requests, which is all of them while an undo or a promotion is watched."""
     rollout = view.rollout

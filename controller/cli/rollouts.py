@@ -16,6 +16,7 @@ from controller.cli.output import (
     emit_data,
     note,
     print_error,
+    print_line,
     told_on_interrupt,
 )
 from controller.errors import (
@@ -79,7 +80,8 @@ def plan(
         body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     view = client.plan(client.resolve_service(service or service_), body)
-    emit(view, output, lambda is_wide: render_plan.plan_detail(view, is_wide=is_wide))
+    decision = render_plan.decision(view)
+    emit(view, output, lambda is_wide: render_plan.plan_detail(view, is_wide=is_wide), decision=decision)
 
 
 def deploy(
@@ -132,7 +134,12 @@ def deploy(
         body["allow_unproven"] = allow_unproven
     if dry_run:
         planned = client.plan(serves, body)
-        emit(planned, output, lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide))
+        emit(
+            planned,
+            output,
+            lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide),
+            decision=render_plan.decision(planned),
+        )
         return
     with told_on_interrupt(
         f"the controller may still start the rollout: canaryctl status {serves}; end it: canaryctl rollback "
@@ -144,7 +151,7 @@ def deploy(
     if wait:
         view = live.watch(client, serves, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
     elif output.is_text:
-        console().print(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk", soft_wrap=True)
+        print_line(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk")
         note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
         services.warn_of_keys(client.service(serves))
     if not output.is_text:
@@ -181,6 +188,7 @@ def watch(
             view,
             output,
             lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
+            decision=render.service_decision(view),
         )
         if output.is_text:
             note(f"{name} has no running rollout")
@@ -356,6 +364,7 @@ def history(
                 view,
                 output,
                 lambda is_wide: render.rollout_detail(view, is_wide=is_wide, columns=console().width),
+                decision=render.rollout_decision(view),
             )
             return
         views = client.history(service, limit=limit)
@@ -364,7 +373,8 @@ def history(
     except Unreachable:
         _note_stored(settings, name, limit=limit, rollout=rollout, output=output)
         raise
-    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))
+    newest = f"newest: {render.rollout_decision(views[0])}" if views else ""
+    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide), decision=newest)
 
 
 def _note_stored(

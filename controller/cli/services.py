@@ -22,6 +22,7 @@ from controller.cli.output import (
     emit_data,
     note,
     print_error,
+    print_line,
     progress,
     told_on_interrupt,
 )
@@ -113,7 +114,7 @@ def up(
         emit_data(views if body is None else views[0], output)
         return
     for view in views:
-        console().print(render.served_line(view), soft_wrap=True)
+        print_line(render.served_line(view))
         warn_of_keys(view)
         if view.problem is not None:
             note(f"warning: {render.CANNOT_DECIDE}: {view.problem}")
@@ -148,7 +149,12 @@ def status(
         _note(known, output)
         print_error(exc, output, known=known)
         raise typer.Exit(exc.exit_code) from exc
-    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width))
+    emit(
+        view,
+        output,
+        lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
+        decision=render.service_decision(view),
+    )
 
 
 def note_last_known(settings: Settings, service: str | None, output: Output) -> None:

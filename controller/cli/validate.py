@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from controller.cli.options import ModelOption, PolicyOption
-from controller.cli.output import Output, OutputOption, console, emit_data
+from controller.cli.output import Output, OutputOption, emit_data, print_line
 from controller.errors import BadInput
 from controller.quantities import gib
 
@@ -45,4 +45,4 @@ def validate(
         emit_data({"valid": valid}, output)
         return
     for name, text in valid.items():
-        console().print(f"{name} is valid: {text}", soft_wrap=True)
+        print_line(f"{name} is valid: {text}")
