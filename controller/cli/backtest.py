@@ -50,7 +50,9 @@ def _print_columns(is_asked: bool) -> None:
 
 def backtest(
     file: EvidenceArgument,
-    policy: Annotated[str, typer.Option(help="Policy file or preset.")] = "default",
+    policy: Annotated[
+        str, typer.Option(metavar="FILE|PRESET", help="Policy file (YAML), or default, strict.")
+    ] = "default",
     columns: Annotated[
         bool,
         typer.Option(
@@ -64,25 +66,42 @@ def backtest(
     ignore: IgnoreOption = None,
     allow_unjudged: Annotated[
         str | None,
-        typer.Option(metavar="REASON", help="Promote although a preset's gate has no column to judge by."),
+        typer.Option(
+            metavar="REASON",
+            help="Promote although a preset's gate has no column to judge by. [default: it blocks]",
+        ),
     ] = None,
     output: Annotated[
         Literal["table", "json"], typer.Option("-o", "--output", help="Output format.")
     ] = "table",
     plot: Annotated[
-        Path | None, typer.Option(help="Plot the evidence over time to this .png or .svg file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Plot the evidence over time to this .png or .svg file. [default: none]"
+        ),
     ] = None,
     range_metric: Annotated[
         str | None,
         typer.Option(
             "--range",
             metavar="METRIC",
-            help="Also check the canary's p50/p90/p95 of METRIC against stable's observed range.",
+            help="Also check the canary's p50/p90/p95 of METRIC against stable's observed range. "
+            "[default: none]",
         ),
     ] = None,
-    since: Annotated[str, typer.Option(help="Start of the observed range: a date or seconds.")] = "0",
+    since: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Start of the observed range: 2026-05-01, 2026-05-01T12:00Z, or seconds since 1970.",
+        ),
+    ] = "0",
     until: Annotated[
-        str | None, typer.Option(help="End of the observed range. [default: the canary's first request]")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="End of the observed range, as --since. [default: the canary's first request]",
+        ),
     ] = None,
     window: WindowOption = "1h",
 ) -> int:

@@ -19,14 +19,7 @@ from controller.cli.output import (
     print_line,
     told_on_interrupt,
 )
-from controller.errors import (
-    BadInput,
-    CanaryctlError,
-    Conflict,
-    LostDatabase,
-    OlderDatabase,
-    Unreachable,
-)
+from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, OlderDatabase, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -100,7 +93,8 @@ def deploy(
         str | None,
         typer.Option(
             metavar="REASON",
-            help="Run stages that cannot prove anything at this traffic; the reason is logged.",
+            help="Run stages that cannot prove anything at this traffic; the reason is logged. "
+            "[default: they are refused]",
         ),
     ] = None,
     allow_unjudged: options.UnjudgedOption = None,
@@ -341,10 +335,12 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
 def history(
     service: options.ServiceArgument = None,
     service_: options.ServiceOption = None,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of rollouts.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=500, help="Maximum number of rollouts.")] = 20,
     rollout: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Show this rollout alone: stages, proofs, evidence, whole log."),
+        typer.Option(
+            metavar="ID", help="Show this rollout alone: stages, proofs, evidence, whole log. [default: all]"
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

@@ -46,18 +46,30 @@ PROBLEM_S = 30.0  # for which `up` waits on while the controller can decide noth
 
 
 def up(
-    service: Annotated[str | None, typer.Option(help="Service name.")] = None,
+    service: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Service name. [default: the file's]")
+    ] = None,
     model: options.ModelOption = None,
     url: options.UrlOption = None,
-    file: Annotated[Path | None, typer.Option(help="Service file (YAML) instead of options.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Service file (YAML) instead of options. [default: none]"),
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the endpoint. [default: 8000]")
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="Port of the endpoint. [default: 8000]"),
     ] = None,
     api_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the controller. [default: 7878]")
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="Port of the controller. [default: 7878]"),
     ] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Number of replicas. [default: 1]")] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs per replica; may be a fraction.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of replicas. [default: 1]")
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="GPUs per replica; may be a fraction. [default: all it needs]"),
+    ] = None,
     engine: options.EngineOption = None,
     policy: options.PolicyOption = None,
     name: options.NameOption = None,

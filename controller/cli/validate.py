@@ -16,7 +16,9 @@ from controller.quantities import gib
 def validate(
     model: ModelOption = None,
     policy: PolicyOption = None,
-    file: Annotated[Path | None, typer.Option(help="Service file (YAML).")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Service file (YAML). [default: none]")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Check a checkpoint, policy or service file offline."""
