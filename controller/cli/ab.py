@@ -225,7 +225,7 @@ def size(
 
     try:
         if (effect is None) == (baseline is None):
-            raise ValueError("needs exactly one of --effect (absolute) and --baseline (for the table)")
+            raise ValueError("needs exactly one of --effect (absolute) and --baseline (a table); give one")
         share = weight_bp(split) / FULL_BP
         if effect is not None:
             sizes = [required_sample_size(effect, sd=sd, alpha=alpha, power=power, split=share)]
