@@ -123,20 +123,18 @@ def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> 
     ]
     if view.rollout is not None:
         detail = Detail(bar_width=bar_width(columns))
-        parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide, detail=detail)]
+        rollout = as_it_stands(view.rollout, view.problem)
+        parts += [Text(), *rollout_parts(rollout, is_wide=is_wide, detail=detail)]
     return Group(*parts)
 
 
-def service_decision(view: ServiceView) -> str:
-    """What serves and how its rollout stands, in one line; empty: there is no rollout."""
-    serves = f"{view.service} serving {title(view.stable, view.stable_name)}"
-    return f"{serves}; {rollout_decision(view.rollout)}" if view.rollout is not None else ""
-
-
-def rollout_decision(view: RolloutView) -> str:
-    """How a rollout stands, in one line: its phase, and why it ended or what it waits for."""
-    waits = f"waiting for {'; '.join(view.waiting_for)}" if view.waiting_for else ""
-    return ": ".join(filter(None, [f"{view.rollout} {phase_text(view).plain}", view.reason or waits]))
+def as_it_stands(rollout: RolloutView, problem: str | None) -> RolloutView:
+    """The rollout, whose controller has this problem; None: none. While it can decide nothing, a running one
+    waits for that alone: neither its time nor its deadline ends anything."""
+    if problem is None or rollout.is_final:
+        return rollout
+    waits = ("the controller, which can decide nothing",)
+    return rollout.model_copy(update={"waiting_for": waits, "deadline_at_s": None})
 
 
 def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:

@@ -165,7 +165,7 @@ def watch(
     The exit code reports the outcome, as with `deploy --wait`, also of a rollout that has ended already. -o
     json prints the service once, at the end.
     """
-    from controller.cli import live, render, services
+    from controller.cli import live, render, render_decision, services
 
     settings, given = load_settings(), service or service_
     client = Client(settings)
@@ -182,7 +182,7 @@ def watch(
             view,
             output,
             lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
-            decision=render.service_decision(view),
+            decision=render_decision.service_decision(view),
         )
         if output.is_text:
             note(f"{name} has no running rollout")
@@ -348,7 +348,7 @@ def history(
 
     With what each stage of them proved. Without a controller: those that the database knows, and exit 4.
     """
-    from controller.cli import render
+    from controller.cli import render, render_decision
 
     settings = load_settings()
     client, name = Client(settings), service or service_
@@ -360,7 +360,7 @@ def history(
                 view,
                 output,
                 lambda is_wide: render.rollout_detail(view, is_wide=is_wide, columns=console().width),
-                decision=render.rollout_decision(view),
+                decision=render_decision.rollout_decision(view),
             )
             return
         views = client.history(service, limit=limit)
@@ -369,7 +369,7 @@ def history(
     except Unreachable:
         _note_stored(settings, name, limit=limit, rollout=rollout, output=output)
         raise
-    newest = f"newest: {render.rollout_decision(views[0])}" if views else ""
+    newest = f"newest: {render_decision.rollout_decision(views[0])}" if views else ""
     emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide), decision=newest)
 
 

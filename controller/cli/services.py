@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controller.cli import options, render
+from controller.cli import options, render, render_decision
 from controller.cli.client import CONNECTION_LOST_S, Client, poll
 from controller.cli.http import NoAnswer, send
 from controller.cli.output import (
@@ -165,7 +165,7 @@ def status(
         view,
         output,
         lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
-        decision=render.service_decision(view),
+        decision=render_decision.service_decision(view),
     )
 
 

@@ -16,7 +16,7 @@ from rich.console import Group
 from rich.text import Text
 
 from controller.ab.results import AbView
-from controller.cli import ab_show, output, render, render_plan
+from controller.cli import ab_show, output, render, render_decision, render_plan
 from controller.cli.main import run
 from controller.cli.plain_console import PlainConsole
 from controller.errors import BadInput
@@ -80,7 +80,7 @@ def service() -> ServiceView:
 def test_a_long_status_ends_with_how_the_rollout_stands(screen: io.StringIO) -> None:
     view = service()
     output.print_decided(
-        render.service_detail(view, is_wide=False, columns=WIDTH), render.service_decision(view)
+        render.service_detail(view, is_wide=False, columns=WIDTH), render_decision.service_decision(view)
     )
 
     assert "chat serving v-old; r-1 rolled back" in last_lines(screen)
@@ -92,7 +92,8 @@ def test_a_long_history_ends_with_the_newest_rollout(
     rollout = service().rollout
     assert rollout is not None
     output.print_decided(
-        render.history_list([rollout] * 9, is_wide=False), f"newest: {render.rollout_decision(rollout)}"
+        render.history_list([rollout] * 9, is_wide=False),
+        f"newest: {render_decision.rollout_decision(rollout)}",
     )
 
     assert "newest: r-1 rolled back" in last_lines(screen)
@@ -219,3 +220,22 @@ def test_a_note_in_a_pipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     output.note("word " * 60)
 
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_rollout_waits_for_nothing_else_while_the_controller_can_decide_nothing(
+    screen: io.StringIO,
+) -> None:
+    """On a full disk `waiting for 59 min at 10 %` and a deadline stood under `can decide nothing`."""
+    running = rollout_view(in_stage(deadline_at_s=500.0), None)
+    view = service().model_copy(update={"rollout": running, "problem": "database is full; free disk space"})
+    output.print_decided(render.service_detail(view, is_wide=False, columns=WIDTH), "")
+    text = screen.getvalue()
+
+    assert "the controller can decide nothing: database is full; free disk space" in text
+    assert [line.rstrip() for line in text.splitlines() if "waiting for" in line] == [
+        "waiting for the controller, which can decide nothing"
+    ]
+    assert "deadline of the stage" not in text
+    healthy = view.model_copy(update={"problem": None})
+    output.print_decided(render.service_detail(healthy, is_wide=False, columns=WIDTH), "")
+    assert "deadline of the stage" in screen.getvalue()
