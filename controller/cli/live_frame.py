@@ -13,7 +13,6 @@ from rich.text import Text
 from controller.cli.render import (
     CANNOT_DECIDE,
     Detail,
-    as_it_stands,
     rollout_parts,
     unanswered,
     versions_table,
@@ -83,7 +82,7 @@ def _panel(
         if shown.versions is None or shown.versions:
             versions = [versions_table(shown, is_wide=False), *([Text()] if detail.has_ornaments else [])]
     is_wide = console.width >= WIDE_COLUMNS
-    standing = as_it_stands(rollout, service.problem if service is not None else None)
+    standing = rollout.as_it_stands(service.problem) if service is not None else rollout
     body = Group(*top, *versions, *rollout_parts(standing, is_wide=is_wide, detail=detail))
     title = Text.assemble((rollout.service, "bold"), f"  {service.url}" if service is not None else "")
     return Panel(body, title=title, title_align="left", border_style="dim")

@@ -123,18 +123,8 @@ def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> 
     ]
     if view.rollout is not None:
         detail = Detail(bar_width=bar_width(columns))
-        rollout = as_it_stands(view.rollout, view.problem)
-        parts += [Text(), *rollout_parts(rollout, is_wide=is_wide, detail=detail)]
+        parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide, detail=detail)]
     return Group(*parts)
-
-
-def as_it_stands(rollout: RolloutView, problem: str | None) -> RolloutView:
-    """The rollout, whose controller has this problem; None: none. While it can decide nothing, a running one
-    waits for that alone: neither its time nor its deadline ends anything."""
-    if problem is None or rollout.is_final:
-        return rollout
-    waits = ("the controller, which can decide nothing",)
-    return rollout.model_copy(update={"waiting_for": waits, "deadline_at_s": None})
 
 
 def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:

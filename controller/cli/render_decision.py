@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.cli.render import as_it_stands, phase_text
+from controller.cli.render import phase_text
 from controller.spec.label import title
 from controller.views.models import RolloutView, ServiceView
 
@@ -11,8 +11,8 @@ def service_decision(view: ServiceView) -> str:
     """What serves and how its rollout stands; empty: there is no rollout."""
     if view.rollout is None:
         return ""
-    rollout = rollout_decision(as_it_stands(view.rollout, view.problem))
-    return f"{view.service} serving {title(view.stable, view.stable_name)}; {rollout}"
+    serves = f"{view.service} serving {title(view.stable, view.stable_name)}"
+    return f"{serves}; {rollout_decision(view.rollout)}"
 
 
 def rollout_decision(view: RolloutView) -> str:

@@ -226,8 +226,7 @@ def test_a_rollout_waits_for_nothing_else_while_the_controller_can_decide_nothin
     screen: io.StringIO,
 ) -> None:
     """On a full disk `waiting for 59 min at 10 %` and a deadline stood under `can decide nothing`."""
-    running = rollout_view(in_stage(deadline_at_s=500.0), None)
-    view = service().model_copy(update={"rollout": running, "problem": "database is full; free disk space"})
+    view = stuck("database is full; free disk space")
     output.print_decided(render.service_detail(view, is_wide=False, columns=WIDTH), "")
     text = screen.getvalue()
 
@@ -236,6 +235,23 @@ def test_a_rollout_waits_for_nothing_else_while_the_controller_can_decide_nothin
         "waiting for the controller, which can decide nothing"
     ]
     assert "deadline of the stage" not in text
-    healthy = view.model_copy(update={"problem": None})
-    output.print_decided(render.service_detail(healthy, is_wide=False, columns=WIDTH), "")
+    output.print_decided(render.service_detail(stuck(None), is_wide=False, columns=WIDTH), "")
     assert "deadline of the stage" in screen.getvalue()
+
+
+def test_programs_are_told_the_same() -> None:
+    rollout = stuck("database is full").rollout
+
+    assert rollout is not None
+    assert (rollout.waiting_for, rollout.deadline_at_s) == (
+        ("the controller, which can decide nothing",),
+        None,
+    )
+
+
+def stuck(problem: str | None) -> ServiceView:
+    """A service in its first stage, whose controller has this problem."""
+    running = rollout_view(in_stage(deadline_at_s=500.0), None)
+    return service_view(
+        "chat", url="http://x", stable="v-old", split=None, versions=(), rollout=running, problem=problem
+    )
