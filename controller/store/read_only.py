@@ -1,4 +1,4 @@
-"""A SQLite file that this process may only read: on a disk that is mounted so, or in another's folder.
+"""A SQLite file that this process may only read: of a disk that is mounted so, or full, or of another user.
 
 SQLite as the store opens it would write beside it: the shared index of the log, and the log.
 """
@@ -13,11 +13,20 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from controller.store.sqlite_files import log_of
 
+READER_BYTES = 1 << 16  # that SQLite takes on the disk to read: the index of the log
+
 
 def may_only_read(path: Path) -> bool:
     """Whether the file is there, and it or its folder cannot be written."""
     path = path.resolve()
-    return path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+    if not path.exists():
+        return False
+    return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)) or _is_full(path.parent)
+
+
+def _is_full(folder: Path) -> bool:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize < READER_BYTES
 
 
 def mode_of(path: Path) -> str:

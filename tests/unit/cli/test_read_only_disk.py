@@ -87,3 +87,24 @@ def test_a_backup_is_made_of_it(home: Path, tmp_path: Path) -> None:
     assert run(["backup", str(tmp_path / "b.db")]) == 0
     with closing(SqlStore(sqlite_url(tmp_path / "b.db"))) as store:
         assert [row.name for row in store.services()] == ["chat"]
+
+
+def test_a_full_disk_is_read_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`disk I/O error; free disk space, as a reader needs some too`."""
+    with closing(SqlStore(sqlite_url(tmp_path / "canaryctl.db"))) as store:
+        put(store, "chat")
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+    monkeypatch.setenv("CANARYCTL_API_PORT", "1")
+    (tmp_path / "admin.token").write_text("t" * 43)
+    before = files(tmp_path)
+    of = os.statvfs(tmp_path)
+    full = os.statvfs_result((of[0], of[1], of[2], 0, 0, *of[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+
+    assert run(["status"]) == 4
+    text = capsys.readouterr().err
+    assert "is read only here: its disk or folder takes no writes" in text
+    assert "chat, as last stored: stable v-1" in text
+    assert files(tmp_path) == before
