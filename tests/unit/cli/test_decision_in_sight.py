@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def test_the_verdict_of_a_test_stands_in_a_line() -> None:
 
 
 def ab_view() -> AbView:
-    fields: dict[str, object] = dict.fromkeys(AbView.model_fields, True)
+    fields: dict[str, Any] = dict.fromkeys(AbView.model_fields, True)
     return AbView.model_construct(
         **fields
         | {
