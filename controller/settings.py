@@ -108,15 +108,17 @@ def save_config(settings: Settings, config: Config) -> Settings:
 
 def _read_config(path: Path) -> Config:
     try:
-        text = path.read_text()
+        return Config.model_validate(json.loads(path.read_text()))
     except FileNotFoundError:
         return Config()
-    try:
-        return Config.model_validate(json.loads(text))
-    except (ValueError, ValidationError) as exc:
-        raise BadInput(
-            f"{path}: not a canaryctl config ({str(exc).splitlines()[0]}); fix the file or remove it"
-        ) from exc
+    except ValidationError as exc:
+        found = exc.errors(include_url=False)[0]
+        why = ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"]]))
+    except UnicodeDecodeError:
+        why = "it is no text"
+    except ValueError as exc:
+        why = str(exc).splitlines()[0]
+    raise BadInput(f"{path}: not a canaryctl config ({why}); fix the file or remove it")
 
 
 def _own_database(home: Path) -> str:
@@ -130,7 +132,8 @@ def _own_database(home: Path) -> str:
 
 def _remembered_database(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        # What is no text is no URL either: whoever opens the database says so, and nobody else needs it.
+        return path.read_text(errors="replace").strip()
     except FileNotFoundError:
         return ""
 

@@ -32,8 +32,13 @@ ab = typer.Typer(
     rich_markup_mode=None,
 )
 
-AlphaOption = Annotated[float, typer.Option(help="Probability of naming a winner when there is none.")]
-MetricOption = Annotated[str, typer.Option(help="Metric to compare: quality, latency_ms, error, ...")]
+AlphaOption = Annotated[
+    float,
+    typer.Option(metavar="P", help="Probability of naming a winner when there is none, between 0 and 0.5."),
+]
+MetricOption = Annotated[
+    str, typer.Option(metavar="METRIC", help="Metric to compare: quality, latency_ms, error, ...")
+]
 
 
 @ab.command()
@@ -44,20 +49,29 @@ def create(
     url: options.UrlOption = None,
     engine: options.EngineOption = None,
     metric: MetricOption = "quality",
-    split: Annotated[str, typer.Option(help="B's share of the traffic.")] = "50%",
+    split: Annotated[str, typer.Option(metavar="PERCENT", help="B's share of the traffic, as 50%.")] = "50%",
     fixed: Annotated[
         int | None,
         typer.Option(
             "--fixed",
             metavar="N",
-            help="Evaluate once, at N units per side (see ab size), instead of continuously.",
+            help="Evaluate once, at N units per side (see ab size). [default: continuously]",
         ),
     ] = None,
     alpha: AlphaOption = 0.05,
     score_wait: Annotated[
-        str, typer.Option(help="Maximum wait for a score before the answer counts as unscored.")
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="Maximum wait for a score before the answer counts as unscored: 30s, 10m, or seconds.",
+        ),
     ] = "10m",
-    duration: Annotated[str, typer.Option("--for", help="Maximum duration; B is then removed.")] = "7d",
+    duration: Annotated[
+        str,
+        typer.Option(
+            "--for", metavar="DURATION", help="Maximum duration; B is then removed: 12h, 7d, or seconds."
+        ),
+    ] = "7d",
     retry: options.RetryOption = False,
     allow_unjudged: options.UnjudgedOption = None,
     name: options.NameOption = None,
@@ -66,8 +80,9 @@ def create(
     policy: Annotated[
         str | None,
         typer.Option(
+            metavar="FILE|PRESET",
             help="Policy file or preset with the gates that watch B; stages do not apply. "
-            "[default: the service's]"
+            "[default: the service's]",
         ),
     ] = None,
     output: OutputOption = Output.TABLE,
@@ -130,9 +145,9 @@ def stop(
 
 def _print(view: AbView, output: Output) -> None:
     """Print the test; for people also the next step, on stderr."""
-    from controller.cli.ab_show import next_step, view_table
+    from controller.cli.ab_show import headline, next_step, view_table
 
-    emit(view, output, lambda _: view_table(view))
+    emit(view, output, lambda _: view_table(view), decision=headline(view).plain)
     if output.is_text:
         note(next_step(view))
 
@@ -143,7 +158,10 @@ def judge(
         Path, typer.Argument(metavar="FILE", help="Requests in the format of `backtest`; arm 1 is B.")
     ],
     metric: MetricOption = "quality",
-    by: Annotated[str | None, typer.Option(help="Column of categories, each judged as well.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column of categories, each judged as well. [default: none]"),
+    ] = None,
     fixed: Annotated[bool, typer.Option("--fixed", help="Use one test of all units, at the end.")] = False,
     alpha: AlphaOption = 0.05,
     maps: MapOption = None,
@@ -166,24 +184,39 @@ def judge(
 
     options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
     report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
-    emit(report, output, lambda _: file_table(report.rows, report.notes))
+    whole = f"{report.rows[0]['category']}: {report.rows[0]['verdict']}"
+    emit(report, output, lambda _: file_table(report.rows, report.notes), decision=whole)
     named = (AbVerdict.A_BETTER.value, AbVerdict.B_BETTER.value)
     return 0 if report.rows[0]["verdict"] in named else TimedOut.exit_code
 
 
 @ab.command()
 def size(
-    effect: Annotated[float | None, typer.Option(help="Minimum detectable difference.")] = None,
+    effect: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Minimum detectable difference, in the metric's unit. [default: give it or --baseline]",
+        ),
+    ] = None,
     baseline: Annotated[
-        float | None, typer.Option(help="A's mean; prints a table of differences from 1 to 20 %.")
+        float | None,
+        typer.Option(
+            metavar="X", help="A's mean; prints a table of differences from 1 to 20 %. [default: none]"
+        ),
     ] = None,
     sd: Annotated[
         float,
-        typer.Option(help="Assumed standard deviation of one unit's outcome; of a rate p: sqrt(p (1 - p))."),
+        typer.Option(
+            metavar="X",
+            help="Assumed standard deviation of one unit's outcome; of a rate p: sqrt(p (1 - p)).",
+        ),
     ] = 0.2,
     alpha: AlphaOption = 0.05,
-    power: Annotated[float, typer.Option(help="Probability of detecting the difference.")] = 0.8,
-    split: Annotated[str, typer.Option(help="B's share of the units.")] = "50%",
+    power: Annotated[
+        float, typer.Option(metavar="P", help="Probability of detecting the difference, between 0 and 1.")
+    ] = 0.8,
+    split: Annotated[str, typer.Option(metavar="PERCENT", help="B's share of the units, as 50%.")] = "50%",
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show the sample size of a fixed test and its assumptions."""
@@ -192,7 +225,7 @@ def size(
 
     try:
         if (effect is None) == (baseline is None):
-            raise ValueError("needs exactly one of --effect (absolute) and --baseline (for the table)")
+            raise ValueError("needs exactly one of --effect (absolute) and --baseline (a table); give one")
         share = weight_bp(split) / FULL_BP
         if effect is not None:
             sizes = [required_sample_size(effect, sd=sd, alpha=alpha, power=power, split=share)]

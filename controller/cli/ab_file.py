@@ -62,7 +62,10 @@ def judge_file(
     if metric in evidence.empty:
         raise BadInput(f"{metric}: {NOTHING}")
     if metric not in evidence.columns:
-        raise BadInput(f"the file has no column {metric}; it has {', '.join(sorted(evidence.columns))}")
+        raise BadInput(
+            f"the file has no column {metric}; it has {', '.join(sorted(evidence.columns))}: name one by "
+            f"--metric, or give --map {metric}=COLUMN"
+        )
     _refuse_copies(path, evidence)
     unanswered = 0 if metric in UNANSWERED else int(_lacking(evidence, metric).sum())
     causes = "error, rejected, cancelled" if evidence.waits_ended(metric).any() else "error, rejected"

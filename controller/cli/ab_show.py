@@ -60,16 +60,20 @@ def p_text(value: float | None) -> str:
     return f"< {LEAST_P:g}" if value < LEAST_P else figure(value, 3)
 
 
-def view_table(view: AbView) -> RenderableType:
-    """The verdict in one line, then both sides, then the figures."""
+def headline(view: AbView) -> Text:
+    """The verdict, of what."""
     verdict, style = VERDICT_TEXT.get(view.verdict, (view.verdict, "bold"))
     direction = "higher" if view.higher_is_better else "lower"
-    head = Text.assemble(
+    return Text.assemble(
         (verdict, style), f"  {view.metric} ({direction} is better), {view.service}, {view.id}"
     )
+
+
+def view_table(view: AbView) -> RenderableType:
+    """The verdict in one line, then both sides, then the figures."""
     size = f", once, at {view.sample_size} units per side" if view.sample_size else ", continuously"
     share = f"B has {view.split_percent:g} % of the traffic"
-    lines = [head, Text(f"{view.phase}: {view.why or share}")]
+    lines = [headline(view), Text(f"{view.phase}: {view.why or share}")]
     if view.note is not None:
         lines.append(Text(f"note: {view.note}", style="magenta"))
     if view.left_out:

@@ -22,7 +22,7 @@ from controller.cli.evidence_options import (
     read_options,
 )
 from controller.cli.options import EvidenceArgument, WindowOption
-from controller.cli.output import console, note
+from controller.cli.output import console, note, print_decided
 from controller.errors import BadInput, RolledBack, TimedOut
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def _print_columns(is_asked: bool) -> None:
 
 def backtest(
     file: EvidenceArgument,
-    policy: Annotated[str, typer.Option(help="Policy file or preset.")] = "default",
+    policy: Annotated[
+        str, typer.Option(metavar="FILE|PRESET", help="Policy file (YAML), or default, strict.")
+    ] = "default",
     columns: Annotated[
         bool,
         typer.Option(
@@ -64,25 +66,42 @@ def backtest(
     ignore: IgnoreOption = None,
     allow_unjudged: Annotated[
         str | None,
-        typer.Option(metavar="REASON", help="Promote although a preset's gate has no column to judge by."),
+        typer.Option(
+            metavar="REASON",
+            help="Promote although a preset's gate has no column to judge by. [default: it blocks]",
+        ),
     ] = None,
     output: Annotated[
         Literal["table", "json"], typer.Option("-o", "--output", help="Output format.")
     ] = "table",
     plot: Annotated[
-        Path | None, typer.Option(help="Plot the evidence over time to this .png or .svg file.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Plot the evidence over time to this .png or .svg file. [default: none]"
+        ),
     ] = None,
     range_metric: Annotated[
         str | None,
         typer.Option(
             "--range",
             metavar="METRIC",
-            help="Also check the canary's p50/p90/p95 of METRIC against stable's observed range.",
+            help="Also check the canary's p50/p90/p95 of METRIC against stable's observed range. "
+            "[default: none]",
         ),
     ] = None,
-    since: Annotated[str, typer.Option(help="Start of the observed range: a date or seconds.")] = "0",
+    since: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Start of the observed range: 2026-05-01, 2026-05-01T12:00Z, or seconds since 1970.",
+        ),
+    ] = "0",
     until: Annotated[
-        str | None, typer.Option(help="End of the observed range. [default: the canary's first request]")
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="End of the observed range, as --since. [default: the canary's first request]",
+        ),
     ] = None,
     window: WindowOption = "1h",
 ) -> int:
@@ -92,7 +111,9 @@ def backtest(
     request needs t_s, arm and w (see --columns). Recognises logs of LiteLLM, Langfuse, nginx and OpenAI.
     Exit 0 when they promote, 5 when they roll back, 6 when undecided or invalid.
     """
-    from controller.cli.backtest_show import as_json, as_table, next_step
+    from rich.console import Group
+
+    from controller.cli.backtest_show import as_json, as_table, headline, next_step
     from controller.cli.evidence_files import read_evidence
     from controller.cli.observed_range import range_of_backtest
     from controller.cli.request_bodies import read_policy
@@ -119,9 +140,8 @@ def backtest(
     for line in shown.result.notes:
         if not any(line in reason for reason in shown.result.reasons):
             note(line)
-    console().print(as_table(shown))
-    for line in observed.lines() if observed is not None else ():
-        console().print(line)
+    table = as_table(shown, columns=console().width)
+    print_decided(Group(table, *(observed.lines() if observed is not None else ())), headline(shown))
     note(next_step(shown))
     return EXIT_CODES[shown.result.decision]
 

@@ -34,6 +34,9 @@ ANSWERS = {
 }
 
 CONTRADICTIONS = "contradict their own bucket"  # in the reasons of evaluation/split_reports.py
+WIDE = 120  # columns, from which on each row of the gates has its reason
+BOTH_BAD = "both arms are bad"  # in the reasons of evaluation/offline/backtest.py
+NO_ROWS = "no rows of stage"
 OPEN = "not proven yet"
 TWICE = re.compile(r"\b(\w+): (\1\b)")  # `error: error < 5x`
 
@@ -130,8 +133,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def as_table(shown: Shown) -> RenderableType:
-    """The decision in one line, what was not judged, the stages, then a row for each gate and side."""
+def as_table(shown: Shown, *, columns: int = WIDE) -> RenderableType:
+    """The decision in one line, what was not judged, the stages, then a row for each gate and side.
+
+    columns: of the terminal; where they are few, the reasons stand beneath the rows.
+    """
     ranges = {gate.name for gate in shown.policy.observed_ranges}
     lines = [Text(headline(shown))]
     if shown.result.doubts:
@@ -148,7 +154,10 @@ def as_table(shown: Shown) -> RenderableType:
         parts += [_stage_grid(shown.result), ""]
     shares = {report.gate: report.unanswered for report in shown.result.gates}
     notes = [Text(line, style="dim") for line in (LEGEND, slowest_line(shares)) if line is not None]
-    return Group(*parts, _gate_grid(shown.result.gates, ranges, shown.evidence), *notes)
+    is_narrow = columns < WIDE
+    grid = _gate_grid(shown.result.gates, ranges, shown.evidence, has_reasons=not is_narrow)
+    whys = _why_lines(shown.result.gates, shown.evidence) if is_narrow else []
+    return Group(*parts, grid, *whys, *notes)
 
 
 def headline(shown: Shown) -> str:
@@ -245,6 +254,10 @@ def next_step(shown: Shown) -> str:
             )
         case "undecided" if any(UNPROVABLE in reason for reason in shown.result.reasons):
             return "next: record latency in milliseconds, or a margin wider than its steps (docs/policy.md)"
+        case "undecided" if any(BOTH_BAD in reason for reason in shown.result.reasons):
+            return "next: find what fails on stable, too; a rollout beside it says nothing until it is mended"
+        case "undecided" if all(NO_ROWS in reason for reason in shown.result.reasons):
+            return "next: add the rows of these stages, or judge by a policy without them (--policy FILE)"
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
         case "invalid" if any(CONTRADICTIONS in reason for reason in shown.result.reasons):
@@ -281,15 +294,18 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
             percent(round(stage.weight * FULL_BP)),
             str(stage.canary_requests),
             stage.verdict.value,
-            "; ".join(stage.missing) or "-",
+            "; ".join(TWICE.sub(r"\2", reason) for reason in stage.missing) or "-",
         )
     return grid
 
 
-def _gate_grid(reports: Sequence[GateReport], ranges: Set[str], evidence: EvidenceFile) -> RenderableType:
+def _gate_grid(
+    reports: Sequence[GateReport], ranges: Set[str], evidence: EvidenceFile, *, has_reasons: bool
+) -> RenderableType:
     """One line for each question of each gate: the answer, the evidence of its limit, after how many."""
+    more = ("why",) if has_reasons else ()
     grid = table(
-        "gate", "question", "answer", "evidence", "stable", "canary", "after", "why", drop=("why", "after")
+        *("gate", "question", "answer", "evidence", "stable", "canary", "after", *more), drop=(*more, "after")
     )
     for report in reports:
         question = "alarm: worse?" if report.is_alarm else QUESTIONS[report.side]
@@ -303,9 +319,15 @@ def _gate_grid(reports: Sequence[GateReport], ranges: Set[str], evidence: Eviden
             number(report.stable),
             number(report.canary),
             "-" if count is None else str(count),
-            f"{_why(report)}; {shares(evidence)}" if report.gate == "served_share" else _why(report),
+            *((_why(report, evidence),) if has_reasons else ()),
         )
     return grid
+
+
+def _why_lines(reports: Sequence[GateReport], evidence: EvidenceFile) -> list[Text]:
+    """The reasons of the gates, each once, where the table is too narrow for them."""
+    lines = [f"{report.gate}: {why}" for report in reports if (why := _why(report, evidence))]
+    return [Text(line) for line in dict.fromkeys(lines)]
 
 
 def _question(question: str, limits: str) -> str:
@@ -313,13 +335,14 @@ def _question(question: str, limits: str) -> str:
     return f"{question.removesuffix('?')}: {limits}?" if limits else question
 
 
-def _why(report: GateReport) -> str:
-    """The reason without what the other cells say already."""
+def _why(report: GateReport, evidence: EvidenceFile) -> str:
+    """The reason without what the other cells say already; of the split, with both shares."""
     if report.side == "rollback" and report.verdict is Verdict.UNDECIDED and report.decided_canary is None:
         return ""
     reason = report.reason.removeprefix(report.gate).removeprefix(":").strip()
     reason = reason.removeprefix(report.limits).strip() if report.limits else reason
-    return reason.removesuffix("not proven yet").removesuffix("proven").strip()
+    reason = reason.removesuffix("not proven yet").removesuffix("proven").strip()
+    return f"{reason}; {shares(evidence)}" if report.gate == "served_share" else reason
 
 
 def columns_table() -> RenderableType:

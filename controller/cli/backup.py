@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli.output import NO_SERVICE, Output, OutputOption, console, emit_data
+from controller.cli.output import NO_SERVICE, Output, OutputOption, emit_data, print_line
 from controller.errors import BadInput, CanaryctlError, UnknownService
 from controller.settings import Settings, load_settings
 
@@ -44,7 +44,7 @@ def backup(
     at = (
         f", last event {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(last))}" if last is not None else ""
     )
-    console().print(f"{file}: {count}{at}", soft_wrap=True)
+    print_line(f"{file}: {count}{at}")
 
 
 def _content(settings: Settings) -> tuple[list[str], float | None]:

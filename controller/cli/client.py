@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel
 
 from controller import errors
-from controller.auth import admin_token
+from controller.auth import admin_token, make_token
 from controller.cli.http import Answer, NoAnswer, send
 from controller.cli.listener import require_own_listener
 from controller.cli.output import NO_SERVICE
@@ -36,7 +38,7 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.api_url
-        self._token = admin_token(settings.home)
+        self._token = _token_in(settings.home)
         self._home = settings.home
         self._settings = settings
         self._is_own = False  # its user was looked at too
@@ -200,6 +202,17 @@ def _health_in(answer: Answer) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return health if isinstance(health, dict) and "leading" in health else None
+
+
+def _token_in(home: Path) -> str:
+    """The folder's token. A folder without one that cannot be written has no controller, yet what is stored
+    in it can be read: then one that nobody knows."""
+    try:
+        return admin_token(home)
+    except OSError as exc:
+        if exc.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        return make_token()
 
 
 def _path(service: str, *more: str) -> str:

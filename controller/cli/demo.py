@@ -41,11 +41,15 @@ MAX_FAILURES_SHOWN = 10
 
 
 def demo(
-    policy: Annotated[Path, typer.Option(help="Policy of both rollouts.")] = Path(
+    policy: Annotated[Path, typer.Option(metavar="FILE", help="Policy of both rollouts.")] = Path(
         "examples/demo-policy.yaml"
     ),
     folder: Annotated[
-        Path | None, typer.Option(help="State folder; a short path; its contents are deleted first.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="State folder; a short path; its contents are deleted first. [default: a temporary one]",
+        ),
     ] = None,
 ) -> int:
     """Demonstrate a promotion and a rollback on real engines.

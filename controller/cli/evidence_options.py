@@ -22,23 +22,33 @@ MapOption = Annotated[
 ]
 IgnoreOption = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="COLUMN", help="A column, or a name of ours, that is not to be read."),
+    typer.Option(
+        "--ignore", metavar="COLUMN", help="A column, or a name of ours, that is not to be read; repeatable."
+    ),
 ]
 WOption = Annotated[
     str | None,
     typer.Option(
-        "--w", metavar="SHARE", help="P(canary) at the draw of every row, where no column has it: 5%."
+        "--w",
+        metavar="SHARE",
+        help="P(canary) at the draw of every row, as 5% or 0.05. [default: the column w]",
     ),
 ]
 CanaryOption = Annotated[
     str | None,
     typer.Option(
-        "--canary", metavar="VALUE", help="Value of the arm's column that is the canary (A,B: either)."
+        "--canary",
+        metavar="VALUE",
+        help="Value of the arm's column that is the canary (A,B: either). [default: 1]",
     ),
 ]
 StableOption = Annotated[
     str | None,
-    typer.Option("--stable", metavar="VALUE", help="Value that is stable; other rows are left out."),
+    typer.Option(
+        "--stable",
+        metavar="VALUE",
+        help="Value that is stable; other rows are left out. [default: any other]",
+    ),
 ]
 
 

@@ -21,15 +21,21 @@ def controller() -> None:
 
 
 def router(
-    table: Annotated[Path, typer.Option(help="Table file (YAML): see docs/router.md.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    table: Annotated[Path, typer.Option(metavar="FILE", help="Table file (YAML): see docs/router.md.")],
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 8000,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1",
     metrics_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of Prometheus metrics; without it, none.")
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="Port of Prometheus metrics; without it, none."),
     ] = None,
-    metrics_host: Annotated[str, typer.Option(help="Address of the metrics.")] = "127.0.0.1",
+    metrics_host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address of the metrics.")
+    ] = "127.0.0.1",
     records: Annotated[
-        Path | None, typer.Option(help="File that gets one JSON line a request: see docs/router.md.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File that gets one JSON line a request: see docs/router.md. [default: none]"
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the file, and do not serve.")] = False,
 ) -> int:

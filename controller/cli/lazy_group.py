@@ -6,7 +6,7 @@ Invariant: listing the commands imports none of them, so `--help` loads no libra
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
@@ -59,8 +59,8 @@ class LazyCommands(Mapping[str, Any]):
         return len(self._lazy)
 
 
-def lazy_group(commands: Mapping[str, LazyCommand]) -> type[TyperGroup]:
-    """The class of a group of these commands, for `typer.Typer(cls=...)`.
+def lazy_group(commands: Mapping[str, LazyCommand], groups: Mapping[str, Sequence[str]]) -> type[TyperGroup]:
+    """The class of a group of these commands, for `typer.Typer(cls=...)`. groups: of `--help`, by title.
 
     Each command is built once in a process, however often it is run.
     """
@@ -75,7 +75,9 @@ def lazy_group(commands: Mapping[str, LazyCommand]) -> type[TyperGroup]:
             return list(commands)
 
         def format_commands(self, ctx: Any, formatter: Any) -> None:
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, command.help) for name, command in commands.items()])
+            wide = max(map(len, commands))
+            for title, names in groups.items():
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(wide), commands[name].help) for name in names])
 
     return LazyGroup

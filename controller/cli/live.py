@@ -83,7 +83,10 @@ def raise_for_outcome(view: RolloutView) -> None:
     for kind in (RolledBack, TimedOut):
         if kind.exit_code == view.exit_code:
             raise kind(f"{view.rollout}: {view.reason}")
-    raise CanaryctlError(f"{view.rollout} failed: {view.reason}")
+    raise CanaryctlError(
+        f"{view.rollout} failed: {view.reason}; its log: canaryctl history {view.service} --rollout "
+        f"{view.rollout}"
+    )
 
 
 class _Silent:

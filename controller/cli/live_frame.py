@@ -10,7 +10,13 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from controller.cli.render import CANNOT_DECIDE, Detail, rollout_parts, unanswered, versions_table
+from controller.cli.render import (
+    CANNOT_DECIDE,
+    Detail,
+    rollout_parts,
+    unanswered,
+    versions_table,
+)
 from controller.cli.render_gates import Fold, bar_width
 from controller.views.models import RolloutView, ServiceView
 
@@ -76,7 +82,8 @@ def _panel(
         if shown.versions is None or shown.versions:
             versions = [versions_table(shown, is_wide=False), *([Text()] if detail.has_ornaments else [])]
     is_wide = console.width >= WIDE_COLUMNS
-    body = Group(*top, *versions, *rollout_parts(rollout, is_wide=is_wide, detail=detail))
+    standing = rollout.as_it_stands(service.problem) if service is not None else rollout
+    body = Group(*top, *versions, *rollout_parts(standing, is_wide=is_wide, detail=detail))
     title = Text.assemble((rollout.service, "bold"), f"  {service.url}" if service is not None else "")
     return Panel(body, title=title, title_align="left", border_style="dim")
 

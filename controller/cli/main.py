@@ -25,7 +25,7 @@ INTERRUPTED = 130
 # Typer vendors click or uses the installed one; either way this is the base class of its usage errors.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
-# In the order of `canaryctl --help`: module, function, and the first line of its docstring.
+# Module, function, and the first line of its docstring.
 COMMANDS: Mapping[str, LazyCommand] = {
     name: LazyCommand(f"controller.cli.{module}", function, line)
     for name, module, function, line in (
@@ -50,13 +50,21 @@ COMMANDS: Mapping[str, LazyCommand] = {
         ("ab", "ab", "ab", "A/B tests: is B better than A?"),
     )
 }
+# Of `canaryctl --help`, in the order in which they are needed.
+GROUPS: Mapping[str, Sequence[str]] = {
+    "Serve": ("up", "down", "list", "status"),
+    "Roll out": ("plan", "deploy", "watch", "rollback", "undo", "history"),
+    "Judge recorded traffic, and compare": ("backtest", "observed", "ab"),
+    "Operate": ("controller", "router", "backup", "validate"),
+    "Learn": ("demo", "version"),
+}
 app = typer.Typer(
     name="canaryctl",
     help="Canary controller for LLM fleets: statistically proven promotions, immediate rollbacks.",
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    cls=lazy_group(COMMANDS),
+    cls=lazy_group(COMMANDS, GROUPS),
     callback=lambda: None,  # Typer refuses an application without commands of its own
 )
 

@@ -22,20 +22,31 @@ from evaluation.policy.observed_ranges import ALPHA_SHARE
 
 def observed(
     file: EvidenceArgument,
-    metric: Annotated[str, typer.Option(help="Metric: latency_ms, ttft_ms, ...")] = "latency_ms",
+    metric: Annotated[
+        str, typer.Option(metavar="METRIC", help="Metric: latency_ms, ttft_ms, itl_ms, tokens or cost.")
+    ] = "latency_ms",
     since: Annotated[
         str | None,
-        typer.Option(help="Start of the observed range: a date or seconds. [default: the file's start]"),
+        typer.Option(
+            metavar="TIME",
+            help="Start of the observed range: 2026-05-01, 2026-05-01T12:00Z, or seconds since 1970. "
+            "[default: the file's start]",
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="End of the observed range. [default: the file's end]")
+        str | None,
+        typer.Option(metavar="TIME", help="End of the observed range, as --since. [default: the file's end]"),
     ] = None,
     window: WindowOption = "1h",
-    name: Annotated[str | None, typer.Option(help="Name of the gate. [default: METRIC_range]")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the gate. [default: METRIC_range]")
+    ] = None,
     on_outside: Annotated[
-        str, typer.Option(help="Action when the canary is outside: hold or rollback.")
+        str, typer.Option(metavar="hold|rollback", help="Action when the canary is outside.")
     ] = "hold",
-    alpha_share: Annotated[float, typer.Option(help="Share of the policy's alpha.")] = ALPHA_SHARE,
+    alpha_share: Annotated[
+        float, typer.Option(metavar="SHARE", help="Share of the policy's alpha, above 0, at most 1.")
+    ] = ALPHA_SHARE,
     maps: MapOption = None,
     canary: CanaryOption = None,
     stable: StableOption = None,

@@ -116,11 +116,14 @@ def range_gate(
     since_s = parse_time("--since", since) if since is not None else first_s
     until_s = parse_time("--until", until) if until is not None else math.nextafter(last_s, math.inf)
     if not since_s < until_s:
-        raise BadInput(f"--since {format_time(since_s)} is not before --until {format_time(until_s)}")
+        raise BadInput(
+            f"--since {format_time(since_s)} is not before --until {format_time(until_s)}; give an earlier "
+            "--since or a later --until"
+        )
     if not (stable & (t_s >= since_s) & (t_s < until_s)).any():
         raise BadInput(
             f"stable has no {metric} from {format_time(since_s)} to {format_time(until_s)}; "
-            f"the file has it from {format_time(first_s)} to {format_time(last_s)}"
+            f"the file has it from {format_time(first_s)} to {format_time(last_s)}: give times within"
         )
     begin_s = max(since_s, first_s)  # or the first window would be half empty
     try:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # imported where used: each takes longer to import than `--he
 
 JSON_INDENT = 2
 PIPE_WIDTH = 200
+LINES_AFTER = 4  # the next step and the shell's prompt, beneath what is printed
 # Control characters but tab and line feed, lone surrogates, and marks that change the direction of writing.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t]+$", re.MULTILINE)
@@ -102,13 +104,37 @@ def progress(text: str) -> Iterator[Callable[[str], None]]:
 
 
 def emit(
-    data: BaseModel | Sequence[BaseModel], output: Output, render: Callable[[bool], RenderableType]
+    data: BaseModel | Sequence[BaseModel],
+    output: Output,
+    render: Callable[[bool], RenderableType],
+    *,
+    decision: str = "",
 ) -> None:
-    """Print `render(is_wide)` for people, or `data` for programs."""
+    """Print `render(is_wide)` for people, or `data` for programs. decision: see `print_decided`."""
     if output.is_text:
-        console().print(render(output is Output.WIDE))
+        print_decided(render(output is Output.WIDE), decision)
     else:
         emit_data(data, output)
+
+
+def print_line(line: RenderableType) -> None:
+    """Print one line: on a terminal no word is cut, in a pipe it stays one line."""
+    out = console()
+    out.print(line, soft_wrap=not out.is_terminal)
+
+
+def print_decided(shown: RenderableType, decision: str) -> None:
+    """Print it; where it is higher than the terminal, then its decision once more, which has scrolled away.
+
+    decision: one line, which stands at the top of what is shown; empty: there is none.
+    """
+    from rich.text import Text
+
+    out = console()
+    lines = out.render_lines(shown, pad=False) if decision and out.is_terminal else []
+    out.print(shown)
+    if len(lines) > out.height - LINES_AFTER:
+        out.print(Text(decision, style="bold"))
 
 
 def emit_data(data: BaseModel | Sequence[BaseModel] | Mapping[str, object], output: Output) -> None:
@@ -164,8 +190,33 @@ def gate_title(gate: str, statistic: str, metric: str = "") -> str:
 
 
 def note(text: str) -> None:
-    """Print one line for people on stderr; stdout carries only results."""
-    typer.echo(visible(text), err=True)
+    """Print one line for people on stderr; stdout carries only results. On a terminal no word is cut."""
+    typer.echo(_wrapped(visible(text)), err=True)
+
+
+def _wrapped(text: str, taken: int = 0) -> str:
+    """The text in lines of the terminal's width; unchanged where stderr is none. taken: columns before it."""
+    width = _stderr_width()
+    if width is None:
+        return text
+    wrapper = textwrap.TextWrapper(
+        width, initial_indent=" " * taken, break_long_words=False, break_on_hyphens=False,
+        replace_whitespace=False, expand_tabs=False,
+    )  # fmt: skip
+    lines = [wrapper.fill(line) if len(line) + taken > width else line for line in text.split("\n")]
+    return "\n".join([lines[0].removeprefix(" " * taken), *lines[1:]])
+
+
+def _stderr_width() -> int | None:
+    """Columns of the terminal behind stderr; None: there is none, or it does not say."""
+    if not sys.stderr.isatty():
+        return None
+    if (given := os.environ.get("COLUMNS", "")).isdecimal() and int(given) > 0:
+        return int(given)
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
 
 
 class _Told(KeyboardInterrupt):
@@ -218,11 +269,11 @@ def print_error(
     if not output.is_text:
         more = {"known": list(known), "traceback": list(traceback)}
         document = document_of(error) | {name: lines for name, lines in more.items() if lines}
-        note(_json(document) if output is Output.JSON else _yaml(document).rstrip())
+        typer.echo(visible(_json(document) if output is Output.JSON else _yaml(document).rstrip()), err=True)
         return
     for line in error.details:
         typer.secho("error:", fg="red", bold=True, err=True, nl=False, color=_color())
-        note(f" {line}")
+        typer.echo(f" {_wrapped(visible(line), len('error: '))}", err=True)
 
 
 def _json(plain: object, *, indent: int | None = None) -> str:

@@ -59,13 +59,27 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
     if points:
         text = f"if unproven at the deadline, promoted on point estimates: stage {', '.join(points)}"
         parts.append(Text(text, style="yellow"))
-    parts.append(Text(f"minimum duration {duration(round(view.shortest_s))}, if every proof arrives in time"))
+    parts.append(Text(f"minimum duration {_shortest(view)}, if every proof arrives in time"))
     parts += [Text(one.text, style="bold yellow") for one in view.not_judged]
     parts += _forecast(view)
     if is_wide:
         parts += [Text(), Text(f"gates (alpha {view.alpha:g} for the whole rollout)")]
         parts += [Text(f"  {line}") for line in view.gates]
     return Group(*parts)
+
+
+def decision(view: PlanView) -> str:
+    """What a reader decides by, in one line: the risk, how long it takes, what is against it."""
+    median_s, _ = view.decision_s
+    expected = f", expected {duration(round(median_s))} before the bake" if median_s is not None else ""
+    against = [f"{len(view.warnings)} warnings above"] if view.warnings else []
+    against += [one.text for one in view.not_judged]
+    text = f"{view.service}: risk {view.risk}, {len(view.stages)} stages, minimum {_shortest(view)}{expected}"
+    return "; ".join([text, *against])
+
+
+def _shortest(view: PlanView) -> str:
+    return duration(round(view.shortest_s))
 
 
 def _attempt(one: AttemptView) -> str:

@@ -16,16 +16,10 @@ from controller.cli.output import (
     emit_data,
     note,
     print_error,
+    print_line,
     told_on_interrupt,
 )
-from controller.errors import (
-    BadInput,
-    CanaryctlError,
-    Conflict,
-    LostDatabase,
-    OlderDatabase,
-    Unreachable,
-)
+from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, OlderDatabase, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -79,7 +73,8 @@ def plan(
         body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
     view = client.plan(client.resolve_service(service or service_), body)
-    emit(view, output, lambda is_wide: render_plan.plan_detail(view, is_wide=is_wide))
+    decision = render_plan.decision(view)
+    emit(view, output, lambda is_wide: render_plan.plan_detail(view, is_wide=is_wide), decision=decision)
 
 
 def deploy(
@@ -98,7 +93,8 @@ def deploy(
         str | None,
         typer.Option(
             metavar="REASON",
-            help="Run stages that cannot prove anything at this traffic; the reason is logged.",
+            help="Run stages that cannot prove anything at this traffic; the reason is logged. "
+            "[default: they are refused]",
         ),
     ] = None,
     allow_unjudged: options.UnjudgedOption = None,
@@ -132,7 +128,12 @@ def deploy(
         body["allow_unproven"] = allow_unproven
     if dry_run:
         planned = client.plan(serves, body)
-        emit(planned, output, lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide))
+        emit(
+            planned,
+            output,
+            lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide),
+            decision=render_plan.decision(planned),
+        )
         return
     with told_on_interrupt(
         f"the controller may still start the rollout: canaryctl status {serves}; end it: canaryctl rollback "
@@ -144,7 +145,7 @@ def deploy(
     if wait:
         view = live.watch(client, serves, view.rollout, timeout_s=timeout, is_silent=not output.is_text)
     elif output.is_text:
-        console().print(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk", soft_wrap=True)
+        print_line(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk")
         note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
         services.warn_of_keys(client.service(serves))
     if not output.is_text:
@@ -164,7 +165,7 @@ def watch(
     The exit code reports the outcome, as with `deploy --wait`, also of a rollout that has ended already. -o
     json prints the service once, at the end.
     """
-    from controller.cli import live, render, services
+    from controller.cli import live, render, render_decision, services
 
     settings, given = load_settings(), service or service_
     client = Client(settings)
@@ -181,6 +182,7 @@ def watch(
             view,
             output,
             lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
+            decision=render_decision.service_decision(view),
         )
         if output.is_text:
             note(f"{name} has no running rollout")
@@ -333,10 +335,12 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
 def history(
     service: options.ServiceArgument = None,
     service_: options.ServiceOption = None,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="Maximum number of rollouts.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=500, help="Maximum number of rollouts.")] = 20,
     rollout: Annotated[
         str | None,
-        typer.Option(metavar="ID", help="Show this rollout alone: stages, proofs, evidence, whole log."),
+        typer.Option(
+            metavar="ID", help="Show this rollout alone: stages, proofs, evidence, whole log. [default: all]"
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -344,7 +348,7 @@ def history(
 
     With what each stage of them proved. Without a controller: those that the database knows, and exit 4.
     """
-    from controller.cli import render
+    from controller.cli import render, render_decision
 
     settings = load_settings()
     client, name = Client(settings), service or service_
@@ -356,6 +360,7 @@ def history(
                 view,
                 output,
                 lambda is_wide: render.rollout_detail(view, is_wide=is_wide, columns=console().width),
+                decision=render_decision.rollout_decision(view),
             )
             return
         views = client.history(service, limit=limit)
@@ -364,7 +369,8 @@ def history(
     except Unreachable:
         _note_stored(settings, name, limit=limit, rollout=rollout, output=output)
         raise
-    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide))
+    newest = f"newest: {render_decision.rollout_decision(views[0])}" if views else ""
+    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide), decision=newest)
 
 
 def _note_stored(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from controller.cli import options, render
+from controller.cli import options, render, render_decision
 from controller.cli.client import CONNECTION_LOST_S, Client, poll
 from controller.cli.http import NoAnswer, send
 from controller.cli.output import (
@@ -22,6 +22,7 @@ from controller.cli.output import (
     emit_data,
     note,
     print_error,
+    print_line,
     progress,
     told_on_interrupt,
 )
@@ -45,18 +46,30 @@ PROBLEM_S = 30.0  # for which `up` waits on while the controller can decide noth
 
 
 def up(
-    service: Annotated[str | None, typer.Option(help="Service name.")] = None,
+    service: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Service name. [default: the file's]")
+    ] = None,
     model: options.ModelOption = None,
     url: options.UrlOption = None,
-    file: Annotated[Path | None, typer.Option(help="Service file (YAML) instead of options.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Service file (YAML) instead of options. [default: none]"),
+    ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the endpoint. [default: 8000]")
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="Port of the endpoint. [default: 8000]"),
     ] = None,
     api_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port of the controller. [default: 7878]")
+        int | None,
+        typer.Option(metavar="PORT", min=1, max=65535, help="Port of the controller. [default: 7878]"),
     ] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Number of replicas. [default: 1]")] = None,
-    gpus: Annotated[float | None, typer.Option(help="GPUs per replica; may be a fraction.")] = None,
+    replicas: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of replicas. [default: 1]")
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="GPUs per replica; may be a fraction. [default: all it needs]"),
+    ] = None,
     engine: options.EngineOption = None,
     policy: options.PolicyOption = None,
     name: options.NameOption = None,
@@ -113,7 +126,7 @@ def up(
         emit_data(views if body is None else views[0], output)
         return
     for view in views:
-        console().print(render.served_line(view), soft_wrap=True)
+        print_line(render.served_line(view))
         warn_of_keys(view)
         if view.problem is not None:
             note(f"warning: {render.CANNOT_DECIDE}: {view.problem}")
@@ -148,7 +161,12 @@ def status(
         _note(known, output)
         print_error(exc, output, known=known)
         raise typer.Exit(exc.exit_code) from exc
-    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width))
+    emit(
+        view,
+        output,
+        lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
+        decision=render_decision.service_decision(view),
+    )
 
 
 def note_last_known(settings: Settings, service: str | None, output: Output) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from controller.cli.options import ModelOption, PolicyOption
-from controller.cli.output import Output, OutputOption, console, emit_data
+from controller.cli.output import Output, OutputOption, emit_data, print_line
 from controller.errors import BadInput
 from controller.quantities import gib
 
@@ -16,7 +16,9 @@ from controller.quantities import gib
 def validate(
     model: ModelOption = None,
     policy: PolicyOption = None,
-    file: Annotated[Path | None, typer.Option(help="Service file (YAML).")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Service file (YAML). [default: none]")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Check a checkpoint, policy or service file offline."""
@@ -45,4 +47,4 @@ def validate(
         emit_data({"valid": valid}, output)
         return
     for name, text in valid.items():
-        console().print(f"{name} is valid: {text}", soft_wrap=True)
+        print_line(f"{name} is valid: {text}")

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from controller.quantities import FULL_BP, duration, percent, shown
+from controller.spec.contradictions import contradictions, gate_contradictions
 from controller.spec.fields import Duration, FieldError, Strict, Weight, is_stored, refuse
 from controller.spec.policy_parts import (
     GateSpec,
@@ -129,7 +130,8 @@ class PolicySpec(Strict):
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:
-        refuse(chain(() if is_stored(info) else self._newer_errors(), self._errors()))
+        is_new = not is_stored(info)
+        refuse(chain(self._newer_errors() if is_new else (), self._errors(is_new=is_new)))
         return self
 
     @classmethod
@@ -169,8 +171,9 @@ class PolicySpec(Strict):
         if self.ladder == "full" and (self.preset == "vendor" or self.stages is not None):
             other = "stages" if self.stages is not None else "preset vendor"
             yield FieldError("ladder", f"full has no effect: {other} gives the weights; leave one out")
+        yield from contradictions(self)
 
-    def _errors(self) -> Iterator[FieldError]:
+    def _errors(self, *, is_new: bool) -> Iterator[FieldError]:
         """Each broken rule on several keys."""
         if self.holdback > FULL_BP // 2:
             yield FieldError(
@@ -183,9 +186,9 @@ class PolicySpec(Strict):
                 "promote_if_point_ok", "cannot be combined with twin, which times the proofs; leave one out"
             )
         by_name = [*self._margin_errors(), *self._gate_name_errors()]
-        yield from by_name or self._gate_errors()
+        yield from by_name or self._gate_errors(is_new=is_new)
 
-    def _gate_errors(self) -> Iterator[FieldError]:
+    def _gate_errors(self, *, is_new: bool) -> Iterator[FieldError]:
         """What the evaluation refuses of the gates and of the stages' margins."""
         try:
             gates = self.gate_policy()
@@ -198,6 +201,8 @@ class PolicySpec(Strict):
             except PolicyError as exc:
                 yield _as_field_error(exc)
         yield from gate_errors(gates)
+        if is_new:
+            yield from gate_contradictions(self, gates)
 
     def _gate_name_errors(self) -> Iterator[FieldError]:
         """A gate that no preset has and that says not what it is: most likely a typo."""

@@ -135,7 +135,7 @@ class StageSpec(Strict):
         None, description="margins that must be proven, by gate; default: those of the rung for min_canary"
     )
     floor: float | None = Field(
-        default=None, ge=0, le=1, description="a rate below stable's plus this passes, too; default: by rung"
+        default=None, ge=0, lt=1, description="a rate below stable's plus this passes, too; default: by rung"
     )
     promote_if_point_ok: bool | None = Field(
         default=None,
@@ -178,7 +178,7 @@ class RungSpec(Strict):
     margins: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         description="by gate: a ratio for rates and latency, a loss for scores"
     )
-    floor: float = Field(default=0.005, ge=0, le=1, description="a rate below stable's plus this passes, too")
+    floor: float = Field(default=0.005, ge=0, lt=1, description="a rate below stable's plus this passes, too")
     own: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=dict,
         description="wider margins that the stage's own units prove, where `margins` is of the whole rollout",

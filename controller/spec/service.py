@@ -89,7 +89,7 @@ class VersionSpec(Strict):
     def _errors(self, *, is_stored: bool) -> Iterator[ValueError]:
         """Each broken rule on several keys; of a stored version, only those that it was accepted under."""
         if self.model is None and self.url is None:
-            yield ValueError("needs model (a checkpoint directory) or url (an endpoint)")
+            yield ValueError("needs model (a checkpoint directory) or url (an endpoint); give one")
         yield from self._endpoint_errors()
         own = []
         for name, value in self.engine.items():
@@ -110,7 +110,8 @@ class VersionSpec(Strict):
         if self.is_external:
             ignored = (name for name in (*ENGINE_KEYS, "replicas", "gpus", "engine") if self._is_set(name))
             for name in ignored:
-                yield FieldError(name, "is for engines that canaryctl runs; an endpoint (url) has none of it")
+                text = "is for engines that canaryctl runs; an endpoint (url) has none of it: leave it out"
+                yield FieldError(name, text)
             return
         for name, value in self.engine.items():
             if name not in known and (error := argument_error(name, value)):
@@ -151,7 +152,8 @@ class VersionSpec(Strict):
         except ValueError as exc:
             yield FieldError("url", str(exc))
         if self.model is not None and self.model.startswith(("/", "./", "../", "~")):
-            yield FieldError("model", f"{self.model} is a directory; with url it is the model's name there")
+            text = f"{self.model} is a directory; with url it is the model's name there: give that one"
+            yield FieldError("model", text)
         if self.api_key_env is not None and self.api_key_file is not None:
             yield FieldError("api_key_file", "and api_key_env are both given; keep one")
         # The value is not shown: someone may have written the key itself.

@@ -9,6 +9,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from controller.errors import BadInput, Unreachable
+from controller.store.foreign_database import require_own_file
+from controller.store.read_only import may_only_read, mode_of
 from controller.store.same_database import require_content
 from controller.store.sqlite_files import all_files
 from controller.store.write_ahead_log import keep_logs_apart
@@ -24,6 +26,7 @@ def copy_database(source: Path, target: Path) -> None:
     """
     require_content(source)
     keep_logs_apart(source)
+    require_own_file(source)
     if target.exists():
         raise BadInput(f"{target} exists; give another path, or remove it first")
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -48,8 +51,9 @@ def copy_database(source: Path, target: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Raises sqlite3.Error."""
+    mode = mode_of(source) if may_only_read(source) else "ro"
     with (
-        closing(sqlite3.connect(f"file:{quote(str(source))}?mode=ro", uri=True)) as read,
+        closing(sqlite3.connect(f"file:{quote(str(source))}?mode={mode}", uri=True)) as read,
         closing(sqlite3.connect(target)) as written,
     ):
         # Without a transaction the copying would start again with each commit of another connection, and in a

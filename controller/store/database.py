@@ -20,7 +20,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from controller.errors import BadInput, CanaryctlError, Unreachable
 from controller.store.database_url import parsed_url
+from controller.store.foreign_database import require_free_names, require_own_file
 from controller.store.migrations import is_current, migrate, stored_schema
+from controller.store.read_only import configure_reader, may_only_read, mode_of
 from controller.store.same_database import (
     Loss,
     SameFile,
@@ -85,6 +87,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ("disk I/O", "free disk space, as a reader needs some too; if there is some, check the disk"),
     ("readonly", "make the file and its folder writable"),
     ("read-only", "it is a standby, or set to read only: lead the address to the primary"),
+    ("unable to open", "check that it exists, and that it and its folder may be read and written"),
     ("no such", "restore the database"),
     ("does not exist", "restore the database"),
     ("malformed", "restore the database"),
@@ -112,15 +115,19 @@ class Database:
         none, or one without any of our tables.
         """
         path = sqlite_file(url)
+        self.is_read_only = path is not None and not may_migrate and may_only_read(path)
         if path is not None:
             if not may_create:
                 require_content(path)
             keep_logs_apart(path)
+            require_own_file(path)
         connection = {**POSTGRESQL_CONNECTION, **(WRITER_CONNECTION if may_migrate else {})}
-        self._engine = _engine(url, mounts, connection)
+        self._engine = _engine(url, mounts, connection, reads=self.is_read_only)
         self._writes = self._engine.execution_options(canaryctl_writes=True)
         # Leadership never waits for a connection: every other one may be in use, waiting for a lock.
-        leads = _engine(url, mounts, {**connection, **LEASE_CONNECTION}, {"pool_size": 2})
+        leads = _engine(
+            url, mounts, {**connection, **LEASE_CONNECTION}, {"pool_size": 2}, reads=self.is_read_only
+        )
         if leads.dialect.name == "sqlite":
             sa.event.listen(leads, "connect", _leave_checkpoints)
         self._leads = leads.execution_options(canaryctl_writes=True)
@@ -140,8 +147,10 @@ class Database:
         try:
             with self.read() as db:
                 is_newest = is_current(db)
-                if not is_newest and not may_create and stored_schema(db) == 0:
-                    raise gone_or_empty(self._place)
+                if not is_newest and stored_schema(db) == 0:
+                    require_free_names(db, self._place)
+                    if not may_create:
+                        raise gone_or_empty(self._place)
             if not is_newest and not may_migrate:
                 raise Unreachable(
                     f"database {shown_url(self._engine.url)} has an older schema; a controller migrates it: "
@@ -151,7 +160,8 @@ class Database:
                 self._migrate()
             if path is not None:
                 self._same = SameFile(path)
-                note_log(path)
+                if not self.is_read_only:
+                    note_log(path)
         except BaseException:
             self.close()
             raise
@@ -270,13 +280,18 @@ def _engine(
     mounts: Path,
     connection: Mapping[str, str],
     pool: Mapping[str, int] | None = None,
+    *,
+    reads: bool = False,
 ) -> sa.Engine:
-    """connection: PostgreSQL's options, where the URL names none. pool: options of SQLAlchemy's pool."""
+    """connection: PostgreSQL's options, where the URL names none. pool: options of SQLAlchemy's pool.
+
+    reads: of a SQLite file that may only be read.
+    """
     parsed = parsed_url(url)
     dialect = parsed.get_backend_name()
     if dialect not in ("sqlite", "postgresql"):
         raise BadInput(f"database {dialect} is not supported; use sqlite:///FILE or postgresql+psycopg://...")
-    if dialect == "sqlite":
+    if dialect == "sqlite" and not reads:
         _prepare_file(parsed.database, mounts)
     try:
         if dialect == "sqlite":
@@ -296,8 +311,9 @@ def _engine(
 
         bound_answers(engine)
     if dialect == "sqlite":
-        never_create(engine, Path(parsed.database or "").resolve())  # as a link stands now
-        sa.event.listen(engine, "connect", _configure_sqlite)
+        file = Path(parsed.database or "").resolve()  # as a link stands now
+        never_create(engine, file, mode_of(file) if reads else "rw")
+        sa.event.listen(engine, "connect", configure_reader if reads else _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 

@@ -23,7 +23,8 @@ def parsed_url(url: str) -> sa.URL:
     except (sa.exc.ArgumentError, ValueError):
         # Nor as the error's cause: the rest of a password with @ and : is taken for the port, and quoted.
         raise BadInput(
-            "the database URL cannot be parsed; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME, "
+            "the database URL (CANARYCTL_DATABASE_URL, else database.url in the state folder) cannot be "
+            "parsed; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME, "
             "with @ : / ? # % in a password as %40 %3A %2F %3F %23 %25"
         ) from None
 

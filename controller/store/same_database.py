@@ -93,12 +93,15 @@ def gone_or_empty(place: str) -> LostDatabase:
     )
 
 
-def never_create(engine: sa.Engine, path: Path) -> None:
-    """Let the engine open the SQLite file only where it exists: by itself, SQLite makes an empty one."""
+def never_create(engine: sa.Engine, path: Path, mode: str) -> None:
+    """Let the engine open the SQLite file only where it exists: by itself, SQLite makes an empty one.
+
+    mode: of SQLite's URI, such as rw.
+    """
 
     @sa.event.listens_for(engine, "do_connect")
     def connect(_dialect: object, _record: object, args: list[Any], given: dict[str, Any]) -> None:
-        args[0] = f"file:{quote(str(path))}?mode=rw"
+        args[0] = f"file:{quote(str(path))}?mode={mode}"
         given["uri"] = True
 
 

@@ -177,7 +177,7 @@ def service_view(
         weight_bp=split.weight_bp if split is not None else None,
         routed=split.stable if split is not None and split.stable != stable else None,
         versions=loaded,
-        rollout=rollout,
+        rollout=rollout.as_it_stands(problem) if rollout is not None else None,
         missing_keys=tuple(map(MissingKeyView.model_validate, missing_keys)),
         problem=problem,
     )

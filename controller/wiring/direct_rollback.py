@@ -161,7 +161,7 @@ def _unanswered(service: str, serves: str | None, is_ready: bool | None) -> str 
 def _without_store(service: str, table: _Table) -> str:
     """The problem when the store told nothing and the table had nothing to tombstone."""
     if table.reach is not Reach.APPLIED:
-        return "neither the route table nor the store could be reached; is Ray running on this host?"
+        return "neither the route table nor the store could be reached; start Ray on this host: canaryctl up"
     why = f"{OLDER}: restore the newest" if table.is_newer else "the store could not be read: mend it"
     return (
         f"traffic has not moved: no canary gets any, and {why}; to return to an earlier version then: "

@@ -16,6 +16,7 @@ from controller.settings import Settings
 from controller.spec.label import title
 from controller.store.database import shown_url
 from controller.store.database_url import parsed_url
+from controller.store.read_only import read_only_line
 from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
@@ -106,9 +107,10 @@ def _read(settings: Settings, lines: Callable[[SqlStore], Sequence[str]]) -> tup
         return ()
     try:
         with closing(_opened(settings)) as store:
+            how = (read_only_line(_place(settings)),) if store.database.is_read_only else ()
             if may_serve and not store.services():
-                return (f"{_empty(settings)}; restore it before canaryctl up",)
-            return tuple(lines(store))
+                return (*how, f"{_empty(settings)}; restore it before canaryctl up")
+            return (*how, *lines(store))
     except CanaryctlError as exc:
         if may_serve and isinstance(exc, LostDatabase):
             return (f"{_gone(settings)}; restore it before canaryctl up",)

@@ -38,7 +38,10 @@ BOTH_BAD = 0.5  # share of each arm's requests without an answer
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """One stage at its own last row. `missing`: what it still had to prove, or why it failed."""
+    """One stage at its own last row, as the decision has it: whether the rollout would have left it.
+
+    `missing`: what it still had to prove, or why it failed or was not reached.
+    """
 
     stage: int
     weight: float
@@ -53,7 +56,7 @@ class BacktestResult:
 
     `log_e`: maximum log wealth of rollback, by metric. `proofs`: canary requests when a gate's margin was
     proven, by gate. `reasons`: why it is invalid or undecided. `not_judged`: gates of the policy whose metric
-    has no column: nothing is known of them, whatever the decision. `stages`: those that the rows reached.
+    has no column: nothing is known of them, whatever the decision. `stages`: every one of the plan.
     `doubts`: what is wrong with the split of a recording that is rolled back, which may be why. `notes`: how
     values are recorded, where that makes a proof harder.
     """
@@ -162,7 +165,7 @@ def closing_result(
         lane.close_through(float("inf"))
     report = evaluation_report(pipeline, plan, stage, through_s=float("inf"))
     found = (*passed, _stage_result(plan, report))
-    result = _result(pipeline, report, found, len(plan), not_judged, required)
+    result = _result(pipeline, report, found, plan, not_judged, required)
     return replace(result, notes=tuple(step_notes(pipeline, plan[stage])))
 
 
@@ -177,7 +180,7 @@ def _result(
     pipeline: Pipeline,
     report: EvaluationReport,
     stages: tuple[StageResult, ...],
-    planned: int,
+    plan: Sequence[StagePlan],
     not_judged: tuple[str, ...],
     required: Collection[str],
 ) -> BacktestResult:
@@ -186,7 +189,8 @@ def _result(
     log_e = {m: max((r.log_e for r in rollbacks if r.metric == m), default=0.0) for m in pipeline.metrics}
     intervals = {r.metric: r.interval for r in rollbacks if r.interval is not None}
     proofs = {r.gate: r.decided_canary or 0 for r in promotions if r.verdict is Verdict.PASS}
-    unproven = (*_unproven(stages, planned, not_judged, required), *_both_bad(pipeline))
+    blocked, both_bad = [gate for gate in not_judged if gate in required], _both_bad(pipeline)
+    unproven = (*_unproven(stages, len(plan), blocked), *both_bad)
     decision: Literal["rollback", "promote", "undecided", "invalid"] = "undecided"
     decided: GateReport | None = None
     if report.rollback is not None:
@@ -208,7 +212,7 @@ def _result(
         reasons=unproven if decided is None else (),
         policy=pipeline.policy.name,
         not_judged=not_judged,
-        stages=stages,
+        stages=_as_decided(stages, plan, blocked, both_bad),
         doubts=tuple(split_reasons(pipeline)) if decision == "rollback" else (),
     )
 
@@ -228,14 +232,30 @@ def _both_bad(pipeline: Pipeline) -> list[str]:
     return reasons
 
 
-def _unproven(
-    stages: Sequence[StageResult],
-    planned: int,
-    not_judged: Sequence[str],
-    required: Collection[str],
-) -> tuple[str, ...]:
+def _as_decided(
+    stages: Sequence[StageResult], plan: Sequence[StagePlan], blocked: Sequence[str], both_bad: Sequence[str]
+) -> tuple[StageResult, ...]:
+    """Every stage of the plan, so that none says other than the decision: a rollback ends the rollout,
+    whatever was recorded later, and what stands against the promotion stands against leaving the stage."""
+    found = {stage.stage: stage for stage in stages}
+    last, failed = max(found, default=0), next((s.stage for s in stages if s.verdict is Verdict.FAIL), None)
+    out = []
+    for index, planned in enumerate(plan):
+        one = found.get(index) or StageResult(index, planned.weight, 0, Verdict.UNDECIDED, ("no rows",))
+        against = [f"{gate}: NOT JUDGED, it has no column" for gate in blocked]
+        against += both_bad if index == last else ()
+        if failed is not None and index > failed:
+            missing = (f"not reached: rolled back in stage {failed}",)
+            one = replace(one, verdict=Verdict.UNDECIDED, missing=missing)
+        elif one.verdict is Verdict.PASS and against:
+            one = replace(one, verdict=Verdict.UNDECIDED, missing=tuple(against))
+        out.append(one)
+    return tuple(out)
+
+
+def _unproven(stages: Sequence[StageResult], planned: int, blocked: Sequence[str]) -> tuple[str, ...]:
     """What stands against a promotion, stage by stage. Empty: nothing does."""
-    out = [f"{gate}: NOT JUDGED, it has no column" for gate in not_judged if gate in required]
+    out = [f"{gate}: NOT JUDGED, it has no column" for gate in blocked]
     many = planned > 1
     for stage in stages:
         if stage.verdict is not Verdict.PASS:

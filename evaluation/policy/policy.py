@@ -216,7 +216,9 @@ def _check_gates(policy: GatePolicy) -> None:
     every: tuple[Gate | RangeGate, ...] = (*policy.gates, *policy.observed_ranges)
     names = [gate.name for gate in every]
     if len(set(names)) != len(names):
-        raise PolicyError(f"gates {names} repeat a name; give each gate its own")
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        key = "observed_ranges" if twice in {gate.name for gate in policy.observed_ranges} else "gates"
+        raise PolicyError(f"{key}.{twice} is the name of another gate; give each gate its own")
     covariates: dict[str, Gate] = {}
     for gate in policy.gates:
         check_gate(gate)

@@ -75,6 +75,7 @@ class Attempts:
         self.tried: list[Tried] = []
         self.replica: Replica | None = None  # of the current attempt
         self.first_cause: str | None = None  # why the first attempt failed; None: it did not, or was fenced
+        self._left_url = ""  # of a canary that failed or is set aside, which stable is to be asked instead of
         self._unanswered = ""  # URL of a canary that gave no answer, which health is not told yet
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
         self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
@@ -143,6 +144,10 @@ class Attempts:
         self.tried.append(Tried(self.arm, replica.url))
         self.replica = replica
         self._tried_urls.append(replica.url)
+        if self._left_url and self.arm == STABLE:
+            if self._context.health is not None:
+                self._context.health.went_to_stable(self._left_url)
+            self._left_url = ""
         self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
 
     def release(self, *, is_cut: bool = False) -> None:
@@ -227,9 +232,7 @@ class Attempts:
     def leave_aside(self, url: str) -> None:
         """Stable is asked at once; the attempt at this canary is a trial, which ends by itself."""
         self.tried.append(Tried(CANARY, url))
-        self.arm, self.is_tried = STABLE, True
-        if self._context.health is not None:
-            self._context.health.went_to_stable(url)
+        self.arm, self.is_tried, self._left_url = STABLE, True, url
 
     def tried_aside(self, cause: str | None, status: int | None) -> None:
         """The trial, the first attempt, has ended: failed by this cause, or rejected with this status."""
@@ -347,10 +350,10 @@ class Attempts:
         if self.arm == CANARY:
             self._tell_unanswered()
             self.arm = STABLE
-            health, canary = self._context.health, self._table.canary
+            canary = self._table.canary
             has_failed = self.first_cause is not None or self.first_4xx is not None
-            if health is not None and canary is not None and has_failed:
-                health.went_to_stable((self.replica or canary.replicas[0]).url)
+            if canary is not None and has_failed:
+                self._left_url = (self.replica or canary.replicas[0]).url
             self._tried_urls.clear()
             self._may_repeat = True
 

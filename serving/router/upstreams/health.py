@@ -132,7 +132,7 @@ class UpstreamHealth:
             elif one.told_s is None:
                 one.told_s = now_s
                 reason = _reason(one, url, _arm(table, arm), unreachable)
-                yield True, f"upstream fails: {name}: {reason}{_instead(arm)}"
+                yield True, f"upstream fails: {name}: {reason}{_instead(arm, one)}"
             elif one.is_aside and not one.is_aside_told:
                 one.is_aside_told, one.told_s = True, now_s
                 yield (
@@ -161,5 +161,9 @@ def _arm(table: RouteTable | None, arm: int) -> Arm | None:
     return None if table is None else table.canary if arm == CANARY else table.stable
 
 
-def _instead(arm: int) -> str:
-    return "; stable is asked instead" if arm == CANARY else "; nobody stands behind it"
+def _instead(arm: int, one: Failing) -> str:
+    """Who answers for it. Not every failure of a canary is replaced: what it may have created is not asked
+    for twice, and what a client has begun to read cannot always be continued."""
+    if arm == STABLE:
+        return "; nobody stands behind it"
+    return "; stable is asked instead" if one.to_stable else "; no request of it went to stable"

@@ -8,6 +8,7 @@ import pytest
 
 from controller.errors import BadInput
 from controller.settings import Config, load_settings, save_config
+from controller.store.database_url import parsed_url
 from controller.store.sql import SqlStore
 
 
@@ -67,3 +68,23 @@ def test_the_database_lies_in_the_state_folder(tmp_path: Path, name: str) -> Non
     SqlStore(settings.database_url).close()
 
     assert (home / "canaryctl.db").is_file()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"\xff\xfe\x00", "it is no text"), (b'{"name": "x"}', "name: Extra inputs are not permitted")],
+)
+def test_another_programs_config_is_refused_in_one_line(tmp_path: Path, content: bytes, why: str) -> None:
+    """Of a file that is no text, the user got a traceback."""
+    (tmp_path / "config.json").write_bytes(content)
+
+    with pytest.raises(BadInput, match=rf"not a canaryctl config \({why}\); fix the file or remove it"):
+        load_settings({"CANARYCTL_HOME": str(tmp_path)})
+
+
+def test_a_database_url_that_is_no_text_keeps_nothing_else_from_being_done(tmp_path: Path) -> None:
+    (tmp_path / "database.url").write_bytes(b"\xff\xfe\x00")
+    settings = load_settings({"CANARYCTL_HOME": str(tmp_path)})
+
+    with pytest.raises(BadInput, match=r"database\.url in the state folder\) cannot be parsed"):
+        parsed_url(settings.database_url)

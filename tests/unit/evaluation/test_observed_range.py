@@ -335,5 +335,5 @@ def test_an_invalid_range_is_refused_by_its_key(entry: dict[str, object], messag
 
 
 def test_a_range_with_the_name_of_a_gate_is_refused() -> None:
-    with pytest.raises(PolicyError, match="repeat a name"):
+    with pytest.raises(PolicyError, match="is the name of another gate"):
         replace(policy_of(), observed_ranges=(replace(RANGE, name="error"),))

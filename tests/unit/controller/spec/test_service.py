@@ -250,7 +250,7 @@ def test_a_bad_policy_is_refused_by_path_value_limit_and_remedy(data: object, li
 @pytest.mark.parametrize(
     ("data", "line"),
     [
-        ({}, "version: needs model (a checkpoint directory) or url (an endpoint)"),
+        ({}, "version: needs model (a checkpoint directory) or url (an endpoint); give one"),
         ({"model": "/m", "url": "http://x"}, "version.model /m is a directory; with url it is"),
         (
             {"url": "http://me:pw@x"},
@@ -344,7 +344,8 @@ def test_a_bad_policy_is_refused_by_path_value_limit_and_remedy(data: object, li
         ({"model": "m", "gpus": 2.5}, "version.gpus 2.5 is no whole number; shares of a GPU end at 1"),
         (
             {"url": "http://x/v1", "replicas": 3},
-            "version.replicas is for engines that canaryctl runs; an endpoint (url) has none of it",
+            "version.replicas is for engines that canaryctl runs; an endpoint (url) has none of it: leave it "
+            "out",
         ),
         ({"url": "http://x/v1", "engine": {"seed": 1}}, "version.engine is for engines that canaryctl runs"),
         (

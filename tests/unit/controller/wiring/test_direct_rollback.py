@@ -181,7 +181,7 @@ def full(path: Path) -> None:
         (newer, "schema 99"),
         (other_tables, "no such table: rollouts; restore the database"),
         (no_database, "file is not a database; restore the database"),
-        (a_folder, "unable to open database file"),
+        (a_folder, "is a folder"),
         (full, "disk is full; free disk space"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from serving.messages import CANARY, STABLE, RequestRecord
 from serving.router.exchange.exchange import Exchange
 from serving.router.router import RouterCore
-from serving.router.types import Attempt, Failure, Step
+from serving.router.types import Attempt, Failure, Refusal, Step
 from serving.router.upstreams.health import QUIET_S, TELL_S, UpstreamHealth
 from serving.router.upstreams.reachability import Reachability
 from tests.unit.serving.router.exchange.test_exchange import SSE, attempt, begin, core, request, table
@@ -266,3 +266,22 @@ def test_a_stream_that_stable_does_not_begin_either_sets_nobody_aside() -> None:
             exchange.broken("timeout", now_s=11.0)
 
     assert not health.is_aside(URL)
+
+
+def test_the_log_names_stable_only_where_stable_was_asked() -> None:
+    """What a canary may have created is not asked for again, nor can each broken stream be continued."""
+    router, health = routed()
+    creating = begin(router, request({"background": True}, path="/v1/responses"))
+    attempt(creating)
+    assert creating.broken("reset", now_s=11.0) is Step.AGAIN
+    assert isinstance(creating.next_attempt(11.0), Refusal)
+    created = [text for _, text in health.tick(101.0, router.table)]
+    router, health = routed()
+    fail_after(router, WORD, "cut")
+    cut = [text for _, text in health.tick(101.0, router.table)]
+
+    assert created == [
+        f"upstream fails: chat canary {URL}: the connection broke before an answer; "
+        "no request of it went to stable"
+    ]
+    assert cut == [f"upstream fails: chat canary {URL}: an answer broke off; no request of it went to stable"]
