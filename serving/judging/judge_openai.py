@@ -48,6 +48,10 @@ class JudgeOpenAI:
     _paused_until_s: float = -math.inf
     _has_logprobs: bool = True  # the endpoint gives them
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a URL that is none."""
+        Endpoint.parsed(self.url)
+
     async def __aenter__(self) -> JudgeOpenAI:
         self._client = httpx.AsyncClient(timeout=self.timeout_s)
         self._places = asyncio.Semaphore(self.at_once)

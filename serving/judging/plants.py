@@ -1,8 +1,8 @@
 """Plants: questions with good answers, and the same answers made wrong in known ways. Pure.
 
 A judge is admitted by these before it votes (`evaluation/judging/admission.py`). Each bad one is made of a
-good one: the fact swapped for another, another question's answer, the answer cut off before the fact, looped, or
-left out, or with an instruction to the judge in place of the fact.
+good one: the fact swapped for another, another question's answer, the answer cut off before the fact, looped,
+or left out, or with an instruction to the judge in place of the fact.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FACTS = (
     ("What is the capital of France?", "The capital of France is {}.", "Paris", "Lyon"),
     ("How many days does a leap year have?", "A leap year has {} days.", "366", "362"),
     ("Who wrote Romeo and Juliet?", "It was written by {}.", "William Shakespeare", "Charles Dickens"),
-    ("At how many degrees Celsius does water boil?", "At sea level it boils at {}.", "100 degrees", "60 degrees"),
+    ("At how many degrees Celsius does water boil?", "It boils at {}.", "100 degrees", "60 degrees"),
     ("Which planet is the largest of our solar system?", "The largest planet is {}.", "Jupiter", "Mars"),
     ("What is 12 times 11?", "12 times 11 is {}.", "132", "121"),
     ("In which year did the first people land on the Moon?", "They landed there in {}.", "1969", "1984"),
