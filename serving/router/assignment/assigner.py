@@ -86,6 +86,11 @@ class Assigner:
             self._counter.clear()
             self._rollout = table.rollout
 
+    @property
+    def has_clients(self) -> bool:
+        """Whether clients are told apart, by keys or headers that the table names."""
+        return self._clients is not None
+
     def identify(self, request: Request) -> Client | Refusal:
         """Who sent the request; a Refusal when the service requires a key and this is none."""
         return ANYONE if self._clients is None else self._clients.identify(request)
