@@ -22,8 +22,9 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import dataclass, field
+from functools import partial
 
-from serving.router.answers.answer_content import CONTENT, answer_says_something, event_says_something
+from serving.router.answers.answer_content import answer_says_something, event_says_something, holds_content
 from serving.router.answers.answer_events import (
     BOM,
     METADATA,
@@ -75,7 +76,7 @@ class AnswerScan(AnswerFacts):
     has_content: bool = False
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
-    token_ids: array[int] = field(default_factory=lambda: array("I"))  # of the events so far
+    token_ids: array[int] = field(default_factory=partial(array, "I"))  # of the events so far
     has_bad_ids: bool = False  # what its engine named is no list of ids
     created: int | None = None  # of the first event
     model: str | None = None
@@ -340,7 +341,7 @@ class AnswerScan(AnswerFacts):
             self.is_done = True
             return
         self.events += 1
-        self.has_content = self.has_content or CONTENT.search(data) is not None
+        self.has_content = self.has_content or holds_content(data)
         if self.events == 1 or not self.has_content or METADATA.search(data):
             event = event_of(data)
             self.has_content = self.has_content or event_says_something(event or {})
@@ -361,5 +362,5 @@ class AnswerScan(AnswerFacts):
         else:
             return False
         if self.path in TEXT_PATHS:  # elsewhere nobody asks
-            self.has_content = CONTENT.search(text) is not None or answer_says_something(text)
+            self.has_content = holds_content(text) or answer_says_something(text)
         return True
