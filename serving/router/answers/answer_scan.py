@@ -152,7 +152,7 @@ class AnswerScan(AnswerFacts):
             self.is_stream = self.is_stream if are_events is None else are_events
             self._is_first = self.streams = False
             data = data.removeprefix(BOM) if self.is_stream else data
-        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
+        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and data.find(b"\r") < 0:
             return self._read_events(data)
         known = len(self._buffer)
         self._buffer += data
@@ -354,7 +354,7 @@ class AnswerScan(AnswerFacts):
 
     def _read_json_answer(self, text: bytes) -> bool:
         """Read a whole answer; False: it is no JSON object."""
-        if b'"choices"' in text and (usual := usual_answer(text)) is not None:
+        if text.find(b'"choices"') >= 0 and (usual := usual_answer(text)) is not None:
             self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
             self.finish_reason, self._finished, self.has_usage_event = usual[3:]
         elif (answer := outline_of(text)) is not None:

@@ -124,7 +124,7 @@ class Assigner:
     ) -> Assignment | Refusal:
         """The arm of an eligible request. table: the one that was given to `use` last. is_aside: its canary
         is not asked for this request, because it does not answer."""
-        session = session_of(request.headers, is_messages=request.path == "/v1/messages")
+        session = session_of(request.headers, is_messages=request.target.path == "/v1/messages")
         key = find_key(session, facts, request_id=request_id)
         is_named = facts.key is not None or session is not None
         unit = self._units.of(key.text)

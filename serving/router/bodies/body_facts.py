@@ -14,7 +14,7 @@ import msgspec
 
 from serving.router.bodies.continuable import is_continuable
 from serving.router.bodies.kept import names_by_id, names_kept
-from serving.router.bodies.raw_values import NOTHING, first_byte
+from serving.router.bodies.raw_values import NOTHING, first_byte, holds_one
 from serving.router.bodies.signed import is_signed
 from serving.router.bodies.tools import names_container, read_tools
 
@@ -25,6 +25,7 @@ OPENING_TURNS = 4096  # in which the first assistant turn is looked for
 BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")  # then, of /v1/messages, metadata.user_id
 _ASSISTANT = b'"assistant"'
 _REASONING, _CALL = b'"reasoning"', b'_call"'  # types of items of /v1/responses that a model made; no role
+_OF_MODEL = (_ASSISTANT, _CALL, _REASONING)
 
 
 class BodyFacts(msgspec.Struct, frozen=True, gc=False):
@@ -165,7 +166,7 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         _choices(n, fields.prompt),
         _bounded(key or (_user_of(fields.metadata) if is_messages else None)),
         # What holds none of these has no such turn: most bodies are not read a second time.
-        _opening(fields) if _ASSISTANT in body or _CALL in body or _REASONING in body else None,
+        _opening(fields) if holds_one(_OF_MODEL, body) else None,
         streams and is_continuable(body),
         _names_state(fields.previous_response_id) or _names_state(fields.conversation),
         names_more or names_kept(body, turns),

@@ -172,7 +172,7 @@ def record_of(
         completion_tokens=scan.completion_tokens if scan else None,
         finish_reason=scan.finish_reason if scan else None,
         empty=is_empty,
-        path=start.request.path,
+        path=start.request.target.path,
         router=context.router,
         epoch=table.epoch,
         revision=table.revision,
