@@ -178,7 +178,7 @@ def record_of(
         revision=table.revision,
         body_bytes=start.body_bytes,
         rejected=True if is_rejected else (None if error is None else False),
-        retries=max(0, attempts.count - 1),
+        retries=len(attempts.tried) - 1 if attempts.tried else 0,
         attempts=attempts.records,
         takeover_at=seen.takeover_at,
         taken_over_by=seen.taken_over_by,

@@ -196,7 +196,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._is_half_closed and self._request is None and not parser.requests and not self._blocked_s:
             self.close_after_flush()  # the rest is no whole request
         self._pace()
-        if self._share.size or parser.buffered or parser.requests or size > COUNTED_BODY:
+        if self._share.size or parser.buffered or len(parser.requests) > 1 or size > COUNTED_BODY:
             self._count_body()
 
     def _wait_for_turn(self) -> None:

@@ -302,7 +302,8 @@ class Upstream:
         """The connection is free."""
         if is_external:
             self._external.add(connection.origin)
-        idle = self._idle.setdefault(connection.origin, deque())
+        if (idle := self._idle.get(connection.origin)) is None:
+            idle = self._idle[connection.origin] = deque()
         now_s = boot_s()
         is_old = now_s - connection.made_s > self.limits.connection_age_s
         if is_old or self._is_closed or len(idle) >= IDLE_LIMIT or connection.is_closed:
