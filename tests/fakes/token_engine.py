@@ -155,9 +155,9 @@ class Answer:
 
     def __post_init__(self) -> None:
         assert self.data.endswith(b"\n\n"), self.data[-80:]
-        lines = self.data[:-2].split(b"\n")
-        events = b"\n".join(line for line in lines if not line.startswith(b":")).split(b"\n\n")
-        events = [one for one in events if one]  # of comments alone
+        parts = (part.split(b"\n") for part in self.data[:-2].split(b"\n\n"))
+        events = [b"\n".join(line for line in part if not line.startswith(b":")) for part in parts]
+        events = [one for one in events if one]  # others are comments alone
         assert events[-1] == b"data: [DONE]", events[-1]
         shapes = set()
         for index, raw in enumerate(events[:-1]):
