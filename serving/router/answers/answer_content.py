@@ -17,6 +17,7 @@ CONTENT = re.compile(
     rb'|transcript)"\s*:\s*"[^"]'
     rb'|"(?:tool_calls|function_call)"\s*:\s*[\[{]\s*["{]'
 )
+_USUAL = b'"content":'  # of a chat; most often its text follows, after a blank or none
 # Texts that each answer has, whatever it says.
 _LABELS = frozenset(
     {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
@@ -25,6 +26,15 @@ READ_LIMIT = 64 << 10  # bytes
 _ANSWER_PARTS = ("choices", "content", "output")
 _EVENT_PARTS = ("choices", "delta", "content_block", "item", "part")
 _CHOICE_PARTS = ("message", "delta", "text")
+
+
+def holds_content(text: bytes) -> bool:
+    """`CONTENT` is found in it; of most answers that is known without the search."""
+    at = text.find(_USUAL) + len(_USUAL)
+    value = text[at : at + 3].lstrip(b" ")
+    if at >= len(_USUAL) and value[:1] == b'"' and value[1:2] not in (b'"', b""):
+        return True
+    return CONTENT.search(text) is not None
 
 
 def answer_says_something(text: bytes) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from serving.router.bodies.raw_values import holds_one
+
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 INDEX_LIMIT = 1 << 16  # of a choice; numbers can be made to collide, and a set of such takes seconds
@@ -27,6 +29,7 @@ METADATA = re.compile(
 LAST_TYPES = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "message_stop"}
 )
+_NAMES_OF_METADATA = (b'"usage"', b'"error"', b'"message', b'"type"', b"stop_reason", b"[DONE]")
 _FAILED = re.compile(rb'"(?:error|abort|cancelled)"')
 _PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
 # Names of events that only keep a connection alive, whatever their data.
@@ -229,14 +232,7 @@ def mended(text: bytes) -> bytes:
 
 def may_hold_metadata(block: bytes) -> bool:
     """False only when `METADATA` finds nothing; of most events that is known without the search."""
-    if (
-        b'"usage"' in block
-        or b'"error"' in block
-        or b'"message' in block
-        or b'"type"' in block
-        or b"stop_reason" in block
-        or b"[DONE]" in block
-    ):
+    if holds_one(_NAMES_OF_METADATA, block):
         return METADATA.search(block) is not None
     reasons = block.count(b'"finish_reason"')
     return (

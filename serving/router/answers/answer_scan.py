@@ -22,8 +22,9 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import dataclass, field
+from functools import partial
 
-from serving.router.answers.answer_content import CONTENT, answer_says_something, event_says_something
+from serving.router.answers.answer_content import answer_says_something, event_says_something, holds_content
 from serving.router.answers.answer_events import (
     BOM,
     METADATA,
@@ -76,7 +77,7 @@ class AnswerScan(AnswerFacts):
     has_content: bool = False
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
-    token_ids: array[int] = field(default_factory=lambda: array("I"))  # of the events so far
+    token_ids: array[int] = field(default_factory=partial(array, "I"))  # of the events so far
     has_bad_ids: bool = False  # what its engine named is no list of ids
     created: int | None = None  # of the first event
     model: str | None = None
@@ -153,7 +154,7 @@ class AnswerScan(AnswerFacts):
             self.is_stream = self.is_stream if are_events is None else are_events
             self._is_first = self.streams = False
             data = data.removeprefix(BOM) if self.is_stream else data
-        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
+        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and data.find(b"\r") < 0:
             return self._take_events(data)
         known = len(self._buffer)
         self._buffer += data
@@ -348,7 +349,7 @@ class AnswerScan(AnswerFacts):
             self.is_done = True
             return
         self.events += 1
-        self.has_content = self.has_content or CONTENT.search(data) is not None
+        self.has_content = self.has_content or holds_content(data)
         if self.events == 1 or not self.has_content or METADATA.search(data):
             event = event_of(data)
             self.has_content = self.has_content or event_says_something(event or {})
@@ -361,7 +362,7 @@ class AnswerScan(AnswerFacts):
 
     def _read_json_answer(self, text: bytes) -> bool:
         """Read a whole answer; False: it is no JSON object."""
-        if b'"choices"' in text and (usual := usual_answer(text)) is not None:
+        if text.find(b'"choices"') >= 0 and (usual := usual_answer(text)) is not None:
             self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
             self.finish_reason, self._finished, self.has_usage_event = usual[3:]
         elif (answer := outline_of(text)) is not None:
@@ -371,5 +372,5 @@ class AnswerScan(AnswerFacts):
         if self.excerpt is not None:
             self.excerpt.add(text)
         if self.path in TEXT_PATHS:  # elsewhere nobody asks
-            self.has_content = CONTENT.search(text) is not None or answer_says_something(text)
+            self.has_content = holds_content(text) or answer_says_something(text)
         return True

@@ -55,9 +55,10 @@ def usual_answer(data: bytes) -> Read | None:
         found = _DECODER.decode(data)
     except (ValueError, RecursionError):
         return None
-    for other in (found.error, found.type, found.response, found.message, found.delta, found.stop_reason):
-        if other is not _ABSENT:
-            return None
+    if found.error is not _ABSENT or found.type is not _ABSENT or found.response is not _ABSENT:
+        return None
+    if found.message is not _ABSENT or found.delta is not _ABSENT or found.stop_reason is not _ABSENT:
+        return None
     usage, prompt, completion = found.usage, None, None
     if usage is not None:
         prompt = usage.prompt_tokens if 0 <= usage.prompt_tokens <= MAX_TOKENS else None

@@ -46,7 +46,7 @@ class Start(Struct, frozen=True, gc=False):
     def creates(self) -> bool:
         """Whether it makes something that lasts, of which a repetition would make two."""
         is_job = self.is_background and self.request.path == "/v1/responses"
-        return is_job or (self.request.method == "POST" and self.request.path in CREATING_PATHS)
+        return is_job or (self.request.method == "POST" and self.request.target.path in CREATING_PATHS)
 
     @property
     def body_bytes(self) -> int:
@@ -61,7 +61,7 @@ class Start(Struct, frozen=True, gc=False):
     @property
     def asked(self) -> str | None:
         """Its path, if it asks a model for an answer, which is read; None: it does not."""
-        return self.request.path if self.is_eligible else None
+        return self.request.target.path if self.is_eligible else None
 
 
 class RouterContext(Protocol):

@@ -39,9 +39,9 @@ class Cover:
         self._is_unfit, self._is_canary = self._read(arm, headers), is_canary
         is_ours = arm is not None and arm.has_fence
         start = self._start
-        scan = AnswerScan(start.request.path, kind, start.choices, is_ours, start.streams)
-        if start.is_eligible and start.request.path in TEXT_PATHS:
-            scan.excerpt = AnswerExcerpt(start.request.path)
+        scan = AnswerScan(start.request.target.path, kind, start.choices, is_ours, start.streams)
+        if start.is_eligible and scan.path in TEXT_PATHS:
+            scan.excerpt = AnswerExcerpt(scan.path)
         return scan, *self.of(scan)
 
     def of(self, scan: AnswerScan) -> tuple[bool, bool | None]:

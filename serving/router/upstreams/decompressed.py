@@ -6,7 +6,7 @@ What is compressed could not be scanned for its finish and usage, on either arm.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 READ_LIMIT: Final = 8 << 20  # bytes that one read may become
@@ -61,7 +61,7 @@ def cut(data: bytes) -> Iterator[bytes]:
 
 
 def decompressor_of(
-    status: int, headers: Sequence[tuple[bytes, bytes]]
+    status: int, headers: list[tuple[bytes, bytes]]
 ) -> tuple[Decompressor | None, list[tuple[bytes, bytes]]]:
     """What decompresses an answer with this head, and its headers then; None: it comes as it is.
 
@@ -74,4 +74,4 @@ def decompressor_of(
             and value.decode("latin-1").strip().lower() in _CODINGS
         ):
             return Decompressor(), [one for one in headers if one[0] not in _OF_CODING]
-    return None, list(headers)
+    return None, headers

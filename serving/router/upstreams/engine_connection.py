@@ -91,7 +91,7 @@ class EngineConnection(asyncio.Protocol):
         if self.call is call and self._pieces is None:
             if self._is_complete and self._is_large:
                 self._wait_to_end()
-            else:
+            elif self._is_complete or self._is_broken or self._lost is not None:
                 self._finish(call)
 
     def pace(self) -> None:
@@ -167,7 +167,7 @@ class EngineConnection(asyncio.Protocol):
         """Pass on bytes of the body, now or in turns."""
         if self._pieces is not None:
             self._pieces = chain(self._pieces, call.pieces(data))
-        elif len(data) <= PIECE and not call.is_compressed:
+        elif len(data) <= PIECE and call.decompressor is None:
             call.data(data)
         else:
             self._pieces = call.pieces(data)
