@@ -64,6 +64,7 @@ bench-router: $(STAMP)
 
 bench-gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate
+	CANARYCTL_TEST_RUNS=all $(BIN)/python -m pytest --timeout=7200 tests/calibration
 
 soak: $(STAMP)
 	$(BIN)/python -m benchmarks.soak

@@ -17,6 +17,7 @@ from tests.ray_rig import (
     token,
     two_versions,
 )
+from tests.samples import leave_to_make_test
 
 __all__ = [
     "bare_url",
@@ -36,8 +37,10 @@ settings.register_profile("canaryctl", deadline=None, derandomize=True)
 settings.load_profile("canaryctl")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run tests that start their own cluster first, so that four engines never share two cores."""
+    leave_to_make_test(items)
     items.sort(key=lambda item: item.path.name not in ("test_whole_product.py", "test_ab_on_ray.py"))
 
 
