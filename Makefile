@@ -9,7 +9,8 @@ export OMP_NUM_THREADS ?= 1
 # Folders with a run of their own in `make check`; `unit-rest` runs all others.
 SHARDS := controller evaluation cli
 # Folders whose tests wait for no clock: `make test` runs them beside the others, with what these leave of the CPU.
-SIMULATED := tests/calibration tests/properties tests/unit/evaluation
+SIMULATED := tests/calibration tests/properties tests/unit/evaluation \
+    $(addprefix tests/unit/controller/,evidence planning rollout views)
 QUICK := $(BIN)/python -m pytest -q -m "not integration and not calibration and not slow"
 
 .PHONY: demo test tests-real tests-simulated check bench bench-gate bench-router soak lint types unit $(SHARDS:%=unit-%) unit-rest clean install reference
