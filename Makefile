@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := 2.13.0
 export OMP_NUM_THREADS ?= 1
+# Images set it; each run, each command that a test starts and each engine would compile all of our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Folders with a run of their own in `make check`; `unit-rest` runs all others.
 SHARDS := controller evaluation cli
