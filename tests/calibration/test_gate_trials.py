@@ -11,8 +11,8 @@ from benchmarks.gate.trial_cases import TRIALS
 
 pytestmark = pytest.mark.calibration
 
-#: Of each kind of traffic one, with its number of runs: those that a mistake breaks in most runs. Where it breaks
-#: half of them, 12 runs miss it in 3 of 1000 cases (1 % may go wrong) or in 2 of 100 (5 % may).
+#: Of each kind of traffic one, with its number of runs: those that a mistake breaks in most runs. Where it
+#: breaks half of them, 12 runs miss it in 3 of 1000 cases (1 % may go wrong) or in 2 of 100 (5 % may).
 SAMPLE = {
     "half never stream, sticky": 12,
     "3 % of units always fail, sticky": 12,

@@ -337,6 +337,7 @@ async def test_stables_own_error_passes_through_unchanged(rig: Rig) -> None:
     assert (one.outcome, one.error, one.cause) == ("failed", True, "status 429")
 
 
+@pytest.mark.slow
 async def test_a_hundred_concurrent_requests_all_end_and_none_stays_in_flight(rig: Rig) -> None:
     rig.publish(weight_bp=5000, change=2)
     requests = [rig.ask(user=f"u{index}", stream=index % 2 == 0) for index in range(100)]

@@ -81,6 +81,7 @@ async def test_the_prefix_wins_and_else_the_bodys_model(
     assert text_of(await port.client.post(path, json={"model": model, "messages": []})) == service
 
 
+@pytest.mark.slow
 async def test_a_large_body_is_sent_to_the_service_of_its_model(port: Port) -> None:
     body = {"messages": [{"role": "user", "content": "x" * (2 << 20)}], "model": "code"}
 
