@@ -198,6 +198,7 @@ def test_a_probe_uses_the_model_name_that_routers_send(engine: type[Engine]) -> 
     assert {body["model"] for _, _, body in engine.requests} == {"large"}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", [ProbeKind.WARM, ProbeKind.SMOKE])
 @pytest.mark.parametrize(
     ("status", "hint"),

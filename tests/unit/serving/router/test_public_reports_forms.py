@@ -198,6 +198,7 @@ async def test_an_ipv6_endpoint_is_reached(rig: Rig) -> None:
     assert (answer.json()["id"], engine.seen[0].headers["host"]) == ("id-six", f"[::1]:{engine.port}")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("coding", ["zstd", "br"])
 async def test_a_body_in_an_unknown_coding_goes_on_untouched(rig: Rig, coding: str) -> None:
     async def fixed(_request: web.Request) -> web.StreamResponse:
