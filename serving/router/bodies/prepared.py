@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
 from serving.router.bodies.model_name import NotRenamed, bodies_with_models, is_form, model_of_form
-from serving.router.headers import RawHeaders, content_type, value_of
+from serving.router.headers import RawHeaders, coding_of, content_type, value_of
 from serving.router.types import Body, Refusal
 
 PLAIN_LIMIT = 64 << 20  # bytes of a body without its compression
@@ -91,9 +91,9 @@ def prepare(
 def _plain(body: bytes, headers: RawHeaders) -> bytes | None:
     """The body without its compression, for reading alone; an engine gets it as it came. None: how it is
     compressed is not known, or it is damaged."""
-    encoding = (value_of(headers, b"content-encoding") or "").strip().lower()
+    encoding = coding_of(value_of(headers, b"content-encoding") or "")
     bits = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-    if encoding in ("", "identity"):
+    if not encoding:
         return body
     plain, rest = b"", body
     for _ in range(_MEMBERS_LIMIT if encoding in bits else 0):
