@@ -43,6 +43,11 @@ def event_says_something(event: Mapping[str, Any]) -> bool:
     return any(_holds(_said(event, part)) for part in _EVENT_PARTS)
 
 
+def choice_says_something(choice: Mapping[str, Any]) -> bool:
+    """Whether one choice of an event, or of a whole answer, holds content."""
+    return any(_holds(choice.get(name)) for name in _CHOICE_PARTS)
+
+
 def _said(data: Mapping[str, Any], part: str) -> Any:
     value = data.get(part)
     if part != "choices" or not isinstance(value, list):

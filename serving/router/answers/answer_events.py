@@ -16,6 +16,7 @@ _INDEX_DIGITS = len(str(INDEX_LIMIT))
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 # Finish reasons of a choice that its engine gave up, as vLLM's after a fault: the text before it is a part.
 _FAILED_REASONS = ("abort", "cancelled", "error")
+_NO_REASONS = ("", "null", "none")
 BOM = b"\xef\xbb\xbf"
 WHOLE = 64 << 10  # bytes; of a larger event no objects are made, for they cost by their number
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
@@ -70,6 +71,12 @@ def may_say_nothing(block: bytes) -> bool:
 def has_data(part: bytes | bytearray) -> bool:
     """Whether so much of an event has come that its data has begun, near its beginning."""
     return _DATA.search(part, 0, _SEARCHED) is not None
+
+
+def reason_of(value: object) -> object:
+    """A finish reason as it was written; None: it says none. Some servers write '' or 'null' for null."""
+    is_absent = not value or (isinstance(value, str) and value.strip().lower() in _NO_REASONS)
+    return None if is_absent else value
 
 
 def has_failed(reason: object) -> bool:

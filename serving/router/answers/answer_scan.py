@@ -106,7 +106,9 @@ class AnswerScan(AnswerFacts):
             return True
         if self.choices is None:
             return self._has_last_event or (bool(self._finished) and (self.is_done or self._has_ended))
-        count = self._finishes if self.is_done else len(self._finished)
+        if self._goes_on and not (self.is_done or self._has_ended):
+            return self._has_last_event
+        count = self._finishes if self.is_done and not self._is_other_open else len(self._finished)
         return self._has_last_event or count >= max(self.choices, 1)
 
     @property
@@ -273,10 +275,11 @@ class AnswerScan(AnswerFacts):
         elif not are_sound and not all(is_event(one) for one in events_of(block)):
             self.is_malformed = True
         is_plain = are_sound and not may_say_nothing(block)
-        if self.has_content and is_plain and not may_hold_metadata(block):
+        if self.has_content and is_plain and not (self._may_speak_on or may_hold_metadata(block)):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             self._shape = shape_of(block)
             return block
+        self._shape = None  # after a finish each event is read
         lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
         name, parts = b"", list[bytes]()
         for line in lines:
@@ -290,6 +293,11 @@ class AnswerScan(AnswerFacts):
                     self._read_event(data)
                 name, parts = b"", []
         return block
+
+    @property
+    def _may_speak_on(self) -> bool:
+        """True while an event after a finish would say that it was none, or whose it was."""
+        return bool(self._finished) and not (self._goes_on and self.choices == 1)
 
     def _without_ids(self, block: bytes) -> bytes:
         if block.startswith(TOKEN_COMMENT) and block.find(TOKEN_COMMENT, 1) < 0:  # most often
@@ -341,7 +349,7 @@ class AnswerScan(AnswerFacts):
             return
         self.events += 1
         self.has_content = self.has_content or CONTENT.search(data) is not None
-        if self.events == 1 or not self.has_content or METADATA.search(data):
+        if self.events == 1 or not self.has_content or self._may_speak_on or METADATA.search(data):
             event = event_of(data)
             self.has_content = self.has_content or event_says_something(event or {})
             if event is not None:
