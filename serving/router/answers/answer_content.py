@@ -18,7 +18,7 @@ CONTENT = re.compile(
     rb'|"(?:tool_calls|function_call)"\s*:\s*[\[{]\s*["{]'
 )
 # Texts that each answer has, whatever it says.
-_LABELS = frozenset(
+LABELS = frozenset(
     {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
 )
 READ_LIMIT = 64 << 10  # bytes
@@ -61,7 +61,7 @@ def _holds(value: Any) -> bool:
     while rest:
         one = rest.pop()
         if isinstance(one, dict):
-            rest += [inner for name, inner in one.items() if name not in _LABELS]
+            rest += [inner for name, inner in one.items() if name not in LABELS]
         elif isinstance(one, list):
             rest += one
         elif isinstance(one, str) and one:

@@ -23,7 +23,7 @@ _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
 
 METADATA = re.compile(
     rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
-    rb'|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|error|ping)"'
+    rb'|"object"\s*:\s*"error"|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|error|ping)"'
 )
 LAST_TYPES = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "message_stop"}
@@ -198,14 +198,26 @@ def word_of(value: object) -> str | None:
 
 def json_object(data: bytes | bytearray) -> dict[str, Any] | None:
     """The JSON object in `data`; None when it is malformed, too deep or not an object."""
+    value = json_value(data)
+    return value if isinstance(value, dict) else None
+
+
+def json_value(data: bytes | bytearray) -> Any:
+    """The JSON value in `data`; None when it is malformed, too deep or null."""
     try:
-        value = msgspec.json.decode(data)
+        return msgspec.json.decode(data)
     except (ValueError, RecursionError):
         try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, numbers of any size
-            value = json.loads(data)
+            return json.loads(data)
         except (ValueError, RecursionError):
             return None
-    return value if isinstance(value, dict) else None
+
+
+def is_value(data: bytes) -> bool:
+    """Whether it is one whole JSON value but null; of a large one no objects are made."""
+    if len(data) <= WHOLE:
+        return json_value(data) is not None
+    return _is_json(data) or _is_json(mended(data))
 
 
 def is_object(data: bytes) -> bool:

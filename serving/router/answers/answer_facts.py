@@ -68,7 +68,7 @@ class AnswerFacts:
     def _read_object(self, data: dict[str, Any]) -> None:
         """Read one JSON object: a whole answer or one event."""
         kind = data.get("type")
-        if data.get("error") or kind in ("error", "response.failed"):
+        if data.get("error") or kind in ("error", "response.failed") or data.get("object") == "error":
             self.has_error = True
         if isinstance(kind, str) and kind in LAST_TYPES:
             self._has_last_event = True

@@ -37,6 +37,7 @@ from serving.router.answers.answer_events import (
     is_event,
     is_object,
     is_sound,
+    is_value,
     may_have_failed,
     may_hold_metadata,
     may_say_nothing,
@@ -45,10 +46,11 @@ from serving.router.answers.answer_events import (
     word_of,
 )
 from serving.router.answers.answer_facts import AnswerFacts
+from serving.router.answers.answer_values import lacks_values
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import event_of, outline_of
 from serving.router.answers.usual_answer import usual_answer
-from serving.router.types import TEXT_PATHS
+from serving.router.types import TEXT_PATHS, VALUE_PATHS
 
 BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
@@ -63,6 +65,7 @@ class AnswerScan(AnswerFacts):
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     choices: how many the request asked for; None: not known.
     takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream.
+    has_input: it gives something that an answer with values has some of.
     """
 
     path: str
@@ -70,6 +73,7 @@ class AnswerScan(AnswerFacts):
     choices: int | None = 1
     takes_ids: bool = False
     streams: bool = False
+    has_input: bool = False
     events: int = 0  # of a stream, without [DONE]
     is_blank: bool = True  # nothing has come, or white space, which is no answer
     has_content: bool = False
@@ -83,6 +87,7 @@ class AnswerScan(AnswerFacts):
     is_stream: bool = field(init=False)  # server-sent events; until its first bytes by its content type
     rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
     _has_ended: bool = False
+    _lacks_values: bool = False  # it is whole, and should have some
     _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
     _has_cr: bool = False  # in the buffer
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
@@ -130,8 +135,10 @@ class AnswerScan(AnswerFacts):
 
     @property
     def is_empty(self) -> bool:
-        """True when an answer that should hold text has none."""
-        return self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
+        """True when an answer that should hold text, or values, has none."""
+        return self._lacks_values or (
+            self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
+        )
 
     @property
     def is_void(self) -> bool:
@@ -201,11 +208,14 @@ class AnswerScan(AnswerFacts):
         return self.fault
 
     def _read_whole(self) -> None:
-        """Read an answer that is no stream. On paths without text it may be of any form."""
+        """Read an answer that is no stream. Off the paths with text it may be of any form, or any JSON."""
         text, is_named = bytes(self._buffer), self.content_type.startswith("application/json")
         is_object = self._is_object if self._is_too_large else begins_object(text)
         if is_object or is_named:
-            is_read = self._is_too_large or self._read_json_answer(text)
+            may_be_value = is_named and self.path not in TEXT_PATHS
+            is_read = self._is_too_large or self._read_json_answer(text) or (may_be_value and is_value(text))
+            if is_read and not (self._is_too_large or self.has_error) and self.path in VALUE_PATHS:
+                self._lacks_values = self.has_input and lacks_values(text)
         else:
             is_read = False  # such as a page that asks to log in
         is_page = self.content_type.startswith("text/html")
@@ -366,6 +376,7 @@ class AnswerScan(AnswerFacts):
             self.finish_reason, self._finished, self.has_usage_event = usual[3:]
         elif (answer := outline_of(text)) is not None:
             self._read_object(answer)
+            self.has_error = self.has_error or (len(answer) == 1 and bool(answer.get("detail")))
         else:
             return False
         if self.path in TEXT_PATHS:  # elsewhere nobody asks

@@ -9,8 +9,10 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from serving.messages import Arm, RequestRecord, RouteTable
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.bodies.inputs import gives_input
 from serving.router.exchange.held import HeldBytes
-from serving.router.types import Assignment, Body, Canary, Limits, Request
+from serving.router.types import VALUE_PATHS, Assignment, Body, Canary, Limits, Request
 from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.reachability import Unreachable
 
@@ -51,6 +53,12 @@ class Start(Struct, frozen=True, gc=False):
     def body_bytes(self) -> int:
         """Bytes of the request's body."""
         return len(self.request.body) if self.sent_bytes is None else self.sent_bytes
+
+    def scan(self, content_type: str, *, is_ours: bool) -> AnswerScan:
+        """The scan of an answer to it. is_ours: of an engine that canaryctl runs."""
+        path = self.request.path
+        has_input = path in VALUE_PATHS and gives_input(self.request)
+        return AnswerScan(path, content_type, self.choices, is_ours, self.streams, has_input)
 
     def without_body(self) -> Start:
         """This, for a record that is made later."""

@@ -36,8 +36,7 @@ class Cover:
         kind = content_type(headers)
         self._is_unfit, self._is_canary = self._read(arm, headers), is_canary
         is_ours = arm is not None and arm.has_fence
-        start = self._start
-        scan = AnswerScan(start.request.path, kind, start.choices, is_ours, start.streams)
+        scan = self._start.scan(kind, is_ours=is_ours)
         return scan, *self.of(scan)
 
     def of(self, scan: AnswerScan) -> tuple[bool, bool | None]:

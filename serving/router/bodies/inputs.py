@@ -1,0 +1,21 @@
+"""Whether a request for embeddings, ranks, scores or classes gives something to make them of. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from serving.router.headers import coding_of, value_of
+from serving.router.types import Request
+
+_EMPTY_LIST = re.compile(rb"\[\s*\]")
+_EMPTY_TEXT = b'""'
+_LIMIT = b'threshold"'  # below it some servers leave ranks out, perhaps all
+
+
+def gives_input(request: Request) -> bool:
+    """False where that is not known: of a compressed or very large body, and of one in which any list or text
+    is empty, or that names a threshold. Such may be answered with nothing."""
+    body = request.body
+    if not isinstance(body, bytes) or coding_of(value_of(request.headers, b"content-encoding") or ""):
+        return False
+    return not (_EMPTY_TEXT in body or _LIMIT in body or _EMPTY_LIST.search(body))
