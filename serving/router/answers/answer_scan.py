@@ -12,7 +12,8 @@ Rules:
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
 4. Whether it is a stream is said by its first bytes, as its readers take it, not by its content type: `{`
-   begins a whole answer by any name, and `data:` a stream that was asked for.
+   begins a whole answer by any name, and `data:` a stream that was asked for. Events in place of a whole
+   answer are malformed: clients give them out as one text.
 
 Invariant: no text of an answer is kept, only whether there was any.
 """
@@ -65,6 +66,7 @@ class AnswerScan(AnswerFacts):
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     choices: how many the request asked for; None: not known.
     takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream.
+    asks_whole: it is known to ask for none, so that events are malformed.
     has_input: it gives something that an answer with values has some of.
     """
 
@@ -74,6 +76,7 @@ class AnswerScan(AnswerFacts):
     takes_ids: bool = False
     streams: bool = False
     has_input: bool = False
+    asks_whole: bool = False
     events: int = 0  # of a stream, without [DONE]
     is_blank: bool = True  # nothing has come, or white space, which is no answer
     has_content: bool = False
@@ -159,6 +162,8 @@ class AnswerScan(AnswerFacts):
                 return b""
             self.is_stream = self.is_stream if are_events is None else are_events
             self._is_first = self.streams = False
+            if self.is_stream and self.asks_whole:
+                self.has_error = self.is_malformed = True
             data = data.removeprefix(BOM) if self.is_stream else data
         if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
             return self._read_events(data)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
+from serving.messages import RequestRecord
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.types import Deliver, Step
+from tests.fakes.router_rig import router_rig
 from tests.unit.serving.router.exchange.test_exchange import SSE as EVENTS
 from tests.unit.serving.router.exchange.test_exchange import begin, core, record, request, table
 from tests.unit.serving.router.test_public_reports_content import (
@@ -13,7 +16,10 @@ from tests.unit.serving.router.test_public_reports_content import (
     DONE,
     JSON,
     MESSAGES,
+    RESPONSES,
     SSE,
+    WHOLE,
+    answers,
     chunk,
     event,
     scanned,
@@ -157,3 +163,90 @@ ONE = {"index": 1}
 )
 def test_a_finish_that_is_said_twice_is_none_of_the_other_choice(body: bytes, fault: str | None) -> None:
     assert scanned(chunk("x") + body + DONE, SSE, choices=2).fault == fault
+
+
+# ---- events where a whole answer was asked for
+
+
+EVENTS_OF = {
+    CHAT: chunk("hi") + chunk("", "stop") + DONE,
+    "/v1/completions": text("stop") + DONE,
+    MESSAGES: event({"type": "message_start", "message": {"id": "m"}})
+    + event({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}})
+    + event({"type": "message_stop"}),
+    RESPONSES: event({"type": "response.output_text.delta", "delta": "x"})
+    + event({"type": "response.completed", "response": {"id": "r"}}),
+}
+FIRST = [b"", b": PROCESSING\n\n", b"\n"]
+
+
+async def posted(
+    path: str, body: bytes, asked: bytes, *, is_canary: bool, **headers: str
+) -> tuple[httpx.Response, RequestRecord, int]:
+    """The client's answer, the record, and how often both engines were asked; stable's is the usual whole one
+    where the canary's is tried."""
+    async with router_rig() as rig:
+        rig.canary.behave = answers(body, SSE)
+        rig.stable.behave = answers(WHOLE, JSON) if is_canary else answers(body, SSE)
+        if not is_canary:
+            rig.publish(change=2, canary=False)
+        named = {"content-type": JSON, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        answer = await rig.client.post(f"/chat{path}", content=asked, headers=named)
+        return answer, await rig.record(), len(rig.stable.seen) + len(rig.canary.seen)
+
+
+@pytest.mark.parametrize("asked", [b"{}", b'{"stream": false}', b'{"stream": null}'])
+@pytest.mark.parametrize("path", list(EVENTS_OF))
+async def test_who_asked_for_a_whole_answer_gets_stables_where_the_canary_sends_events(
+    path: str, asked: bytes
+) -> None:
+    """openai's client gives such an answer out as a text, on which `.choices` fails."""
+    answer, one, _ = await posted(path, EVENTS_OF[path], asked, is_canary=True)
+
+    assert answer.content == WHOLE
+    assert (one.error, one.cause, one.outcome) == (True, "malformed", "fallback")
+
+
+@pytest.mark.parametrize("first", FIRST)
+async def test_a_comment_before_the_events_changes_nothing(first: bytes) -> None:
+    answer, one, _ = await posted(CHAT, first + EVENTS_OF[CHAT], b"{}", is_canary=True)
+
+    assert (answer.content, one.cause) == (WHOLE, "malformed")
+
+
+@pytest.mark.parametrize("path", list(EVENTS_OF))
+async def test_stables_events_are_passed_on_as_they_came_and_an_error(path: str) -> None:
+    answer, one, count = await posted(path, EVENTS_OF[path], b"{}", is_canary=False)
+
+    assert (answer.content, count) == (EVENTS_OF[path], 1)
+    assert (one.error, one.cause, one.outcome) == (True, "malformed", "answered")
+
+
+@pytest.mark.parametrize("is_canary", [False, True])
+@pytest.mark.parametrize(
+    ("path", "asked", "headers"),
+    [
+        (CHAT, b'{"stream": "true"}', {}),
+        (CHAT, b'{"stream": 1}', {}),
+        (CHAT, b"{}", {"accept": "application/json, text/event-stream"}),
+        (f"{CHAT}?stream=true", b"{}", {}),
+        (RESPONSES, b'{"background": true}', {}),
+        ("/v1/audio/transcriptions", b"{}", {}),
+    ],
+)
+async def test_events_are_right_where_they_may_have_been_asked_for(
+    path: str, asked: bytes, headers: dict[str, str], is_canary: bool
+) -> None:
+    events = EVENTS_OF.get(path.partition("?")[0], EVENTS_OF[CHAT])
+    answer, one, count = await posted(path, events, asked, is_canary=is_canary, **headers)
+
+    assert (answer.content, count) == (events, 1)
+    assert (one.error, one.outcome, one.served_arm) == (False, "answered", int(is_canary))
+
+
+async def test_events_in_a_form_may_have_been_asked_for() -> None:
+    form = b'--B\r\ncontent-disposition: form-data; name="stream"\r\n\r\ntrue\r\n--B--\r\n'
+    kind = {"content_type": "multipart/form-data; boundary=B"}
+    answer, one, _ = await posted(CHAT, EVENTS_OF[CHAT], form, is_canary=True, **kind)
+
+    assert (answer.content, one.error) == (EVENTS_OF[CHAT], False)
