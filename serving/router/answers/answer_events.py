@@ -16,7 +16,7 @@ _INDEX_DIGITS = len(str(INDEX_LIMIT))
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 # Finish reasons of a choice that its engine gave up, as vLLM's after a fault: the text before it is a part.
 _FAILED_REASONS = ("abort", "cancelled", "error")
-_NO_REASONS = ("", "null", "none")
+_NO_REASONS = frozenset({"null", "Null", "NULL", "none", "None", "NONE"})
 BOM = b"\xef\xbb\xbf"
 WHOLE = 64 << 10  # bytes; of a larger event no objects are made, for they cost by their number
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
@@ -75,7 +75,7 @@ def has_data(part: bytes | bytearray) -> bool:
 
 def reason_of(value: object) -> object:
     """A finish reason as it was written; None: it says none. Some servers write '' or 'null' for null."""
-    is_absent = not value or (isinstance(value, str) and value.strip().lower() in _NO_REASONS)
+    is_absent = not value or (type(value) is str and value in _NO_REASONS)
     return None if is_absent else value
 
 

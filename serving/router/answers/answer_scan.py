@@ -290,7 +290,8 @@ class AnswerScan(AnswerFacts):
         elif not are_sound and not all(is_event(one) for one in events_of(block)):
             self.is_malformed = True
         is_plain = are_sound and not may_say_nothing(block)
-        if self.has_content and is_plain and not (self._may_speak_on or may_hold_metadata(block)):
+        is_read_whole = self._finished and self._may_speak_on
+        if self.has_content and is_plain and not (is_read_whole or may_hold_metadata(block)):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             self._shape = shape_of(block)
             return block

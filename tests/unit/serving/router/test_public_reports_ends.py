@@ -40,7 +40,7 @@ MESSAGE = event({"type": "content_block_delta", "delta": {"type": "text_delta", 
     ("path", "body"),
     [
         (CHAT, chunk("a", "null") + chunk("b", "null")),
-        (CHAT, chunk("a", "None") + chunk("b", " NULL ") + DONE),
+        (CHAT, chunk("a", "None") + chunk("b", "NULL") + DONE),
         ("/v1/completions", text("null") + DONE),
         (MESSAGES, MESSAGE),
     ],
@@ -148,16 +148,15 @@ def test_a_held_stream_of_the_canary_that_broke_so_is_replaced() -> None:
 
 USAGE = {"usage": {"prompt_tokens": 3, "completion_tokens": 2}}
 REPEATED = event({"id": "c", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **USAGE})
-ONE = {"index": 1}
 
 
 @pytest.mark.parametrize(
     ("body", "fault"),
     [
-        (chunk("", "stop") * 2 + chunk("y", **ONE), "cut"),  # said twice, and the other goes on
-        (chunk("", "stop") + chunk("y", **ONE) + REPEATED, "cut"),  # the second brings the usage
-        (chunk("", "stop") + chunk("y", "stop", **ONE) + REPEATED, None),
-        (chunk("", "stop") + chunk("y", **ONE) + chunk("", "stop"), None),  # every choice finishes as 0
+        (chunk("", "stop") * 2 + chunk("y", index=1), "cut"),  # said twice, and the other goes on
+        (chunk("", "stop") + chunk("y", index=1) + REPEATED, "cut"),  # the second brings the usage
+        (chunk("", "stop") + chunk("y", "stop", index=1) + REPEATED, None),
+        (chunk("", "stop") + chunk("y", index=1) + chunk("", "stop"), None),  # every choice finishes as 0
         (chunk("a", "stop") + chunk("b") + REPEATED, None),  # every choice is 0
     ],
 )
