@@ -117,6 +117,12 @@ def values_of(headers: RawHeaders, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in headers if key == name]
 
 
+def coding_of(value: str) -> str:
+    """What a content-encoding says is done to a body; empty: nothing. Check: 'GZIP, identity' is 'gzip'."""
+    named = (one.strip() for one in value.lower().split(","))
+    return ", ".join(one for one in named if one not in ("", "identity"))
+
+
 def content_type(headers: RawHeaders) -> str:
     """The content type in lower case, with its parameters; empty: there is none."""
     return (value_of(headers, b"content-type") or "").lower()

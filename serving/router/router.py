@@ -187,6 +187,7 @@ class RouterCore:
             *(request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may),
             is_background=facts.is_background,
             is_once=is_once,
+            asks_whole=facts.asks_whole,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange

@@ -19,7 +19,7 @@ CONTENT = re.compile(
 )
 _USUAL = b'"content":'  # of a chat; most often its text follows, after a blank or none
 # Texts that each answer has, whatever it says.
-_LABELS = frozenset(
+LABELS = frozenset(
     {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
 )
 READ_LIMIT = 64 << 10  # bytes
@@ -53,6 +53,11 @@ def event_says_something(event: Mapping[str, Any]) -> bool:
     return any(_holds(_said(event, part)) for part in _EVENT_PARTS)
 
 
+def choice_says_something(choice: Mapping[str, Any]) -> bool:
+    """Whether one choice of an event, or of a whole answer, holds content."""
+    return any(_holds(choice.get(name)) for name in _CHOICE_PARTS)
+
+
 def _said(data: Mapping[str, Any], part: str) -> Any:
     value = data.get(part)
     if part != "choices" or not isinstance(value, list):
@@ -66,7 +71,7 @@ def _holds(value: Any) -> bool:
     while rest:
         one = rest.pop()
         if isinstance(one, dict):
-            rest += [inner for name, inner in one.items() if name not in _LABELS]
+            rest += [inner for name, inner in one.items() if name not in LABELS]
         elif isinstance(one, list):
             rest += one
         elif isinstance(one, str) and one:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from serving.router.answers.answer_events import MAX_TOKENS, has_failed, index_of, word_of
+from serving.router.answers.answer_events import MAX_TOKENS, has_failed, index_of, reason_of, word_of
 from serving.router.answers.outline import has_many_objects
 
 _ABSENT = msgspec.Raw(b"")
@@ -68,7 +68,7 @@ def usual_answer(data: bytes) -> Read | None:
     for choice in found.choices:
         if has_failed(choice.finish_reason):
             return None
-        if choice.finish_reason:  # some servers write '' where others write null
+        if reason_of(choice.finish_reason) is not None:
             if (index := index_of(choice.index)) is not None:
                 finished.add(index)
             reason = word_of(choice.finish_reason) or reason

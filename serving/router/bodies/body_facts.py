@@ -45,6 +45,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     stores: bool = False  # it asks for the answer to be stored; a response that says nothing of it does not
     is_signed: bool = False  # it holds thinking that only who signed it can verify (`signed.py`)
     is_unread: bool = False  # it could not be read, so that it may be anything
+    asks_whole: bool = False  # it is read and asks for no stream, nor for a response that is made later
 
     @property
     def is_once(self) -> bool:
@@ -174,6 +175,7 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         runs_tools,
         bool(fields.store),
         is_signed(body, turns),
+        asks_whole=not (streams or fields.background),
     )
 
 

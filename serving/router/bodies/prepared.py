@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
 from serving.router.bodies.model_name import NotRenamed, bodies_with_models, is_form, model_of_form
-from serving.router.headers import RawHeaders, content_type, value_of
+from serving.router.headers import RawHeaders, coding_of, content_type, value_of
 from serving.router.types import Body, Refusal
 
 PLAIN_LIMIT = 64 << 20  # bytes of a body without its compression
@@ -60,7 +60,7 @@ def prepare(
     if by_service is None and not models and not is_eligible:
         return Prepared()
     is_multipart, coding = _is_multipart(headers), value_of(headers, b"content-encoding")
-    unpacked = body if coding is None else _plain(body, coding.strip().lower())
+    unpacked = body if coding is None else _plain(body, coding_of(coding))
     plain = unpacked or b""
     if (refusal := _too_complex(plain, headers, route)) is not None:
         return Prepared(refusal=refusal)
@@ -94,7 +94,7 @@ def _plain(body: bytes, encoding: str) -> bytes | None:
     """The body without its compression, for reading alone; an engine gets it as it came. None: how it is
     compressed is not known, or it is damaged."""
     bits = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-    if encoding in ("", "identity"):
+    if not encoding:
         return body
     plain, rest = b"", body
     for _ in range(_MEMBERS_LIMIT if encoding in bits else 0):

@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
+from serving.router.headers import coding_of
+
 READ_LIMIT: Final = 8 << 20  # bytes that one read may become
 PIECE: Final = 16 << 10  # bytes that are read of an answer at once
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
@@ -68,10 +70,7 @@ def decompressor_of(
     A part of a file (206) stays compressed: its bytes are counted.
     """
     for name, value in headers:
-        if (
-            name == b"content-encoding"
-            and status != 206
-            and value.decode("latin-1").strip().lower() in _CODINGS
-        ):
+        is_named = name == b"content-encoding" and status != 206
+        if is_named and coding_of(value.decode("latin-1")) in _CODINGS:
             return Decompressor(), [one for one in headers if one[0] not in _OF_CODING]
     return None, headers

@@ -173,7 +173,7 @@ async def test_a_body_that_takes_too_long_is_refused_and_the_next_one_read(
 
     assert refused.refusal is not None
     assert (refused.refusal.status, refused.refusal.code) == (413, "body_too_complex")
-    assert read.facts == BodyFacts(key="u")
+    assert read.facts == BodyFacts(key="u", asks_whole=True)
 
 
 @pytest.mark.slow
@@ -269,7 +269,7 @@ async def test_a_body_that_needs_too_much_memory_is_413_and_the_next_one_read(
     assert refusal is not None
     assert (refusal.status, refusal.code) == (413, "body_too_complex")
     assert str(160 << 20) in refusal.message
-    assert read.facts == BodyFacts(key="u")
+    assert read.facts == BodyFacts(key="u", asks_whole=True)
     assert reader._child is child
 
 
