@@ -5,25 +5,30 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := 2.13.0
 export OMP_NUM_THREADS ?= 1
+# Images set it; each run, each command that a test starts and each engine would compile all of our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Folders with a run of their own in `make check`; `unit-rest` runs all others.
 SHARDS := controller evaluation cli
 # Folders whose tests wait for no clock: `make test` runs them beside the others, with what these leave of the CPU.
-SIMULATED := tests/calibration tests/properties tests/unit/evaluation
+SIMULATED := tests/calibration tests/properties tests/unit/evaluation \
+    $(addprefix tests/unit/controller/,evidence planning rollout views)
 QUICK := $(BIN)/python -m pytest -q -m "not integration and not calibration and not slow"
 
-.PHONY: demo test tests-real tests-simulated check bench bench-gate bench-router soak lint types unit $(SHARDS:%=unit-%) unit-rest clean install reference
+.PHONY: demo test tests-real tests-simulated trained check bench bench-gate bench-router soak lint types unit $(SHARDS:%=unit-%) unit-rest clean install reference
 
 demo: $(STAMP)
 	$(BIN)/canaryctl demo
 
-# Two runs side by side: simulations (nice) take what real engines leave of two cores, and never make one late.
-# The simulations' output comes whole, at their end.
+# Side by side: simulations (nice) take what real engines leave of two cores, and never make one late. The
+# simulations' output comes whole, at their end. The checkpoints are trained while tests run that need none.
 test: $(STAMP)
-	@$(MAKE) --no-print-directory -j2 tests-real tests-simulated
+	@$(MAKE) --no-print-directory -j3 tests-real tests-simulated trained
+
+trained: $(STAMP)
+	nice -n 5 $(BIN)/python -m serving.checkpoints
 
 tests-real: $(STAMP)
-	$(BIN)/python -m serving.checkpoints
 	$(BIN)/python -m pytest --durations=60 --durations-min=4 $(SIMULATED:%=--ignore=%)
 
 tests-simulated: $(STAMP)
@@ -64,6 +69,7 @@ bench-router: $(STAMP)
 
 bench-gate: $(STAMP)
 	$(BIN)/python -m benchmarks.gate
+	CANARYCTL_TEST_RUNS=all $(BIN)/python -m pytest --timeout=7200 tests/calibration
 
 soak: $(STAMP)
 	$(BIN)/python -m benchmarks.soak

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -17,6 +18,7 @@ from tests.ray_rig import (
     token,
     two_versions,
 )
+from tests.samples import leave_to_make_test
 
 __all__ = [
     "bare_url",
@@ -36,9 +38,20 @@ settings.register_profile("canaryctl", deadline=None, derandomize=True)
 settings.load_profile("canaryctl")
 
 
+def _needs(item: pytest.Item) -> int:
+    """0: no engine; 1: a cluster of its own; 2: the session's cluster."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder not in ("contracts", "integration"):
+        return 0
+    return 1 if item.path.name in ("test_whole_product.py", "test_ab_on_ray.py") else 2
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that start their own cluster first, so that four engines never share two cores."""
-    items.sort(key=lambda item: item.path.name not in ("test_whole_product.py", "test_ab_on_ray.py"))
+    """Run those without engines first, while the checkpoints are trained; then those that start their own
+    cluster, before the session's has engines: four engines never share two cores."""
+    leave_to_make_test(items)
+    items.sort(key=_needs)
 
 
 # Imports and the collection of tests make 200,000 objects and no garbage: looking for some takes 1 s of CPU.

@@ -213,9 +213,11 @@ async def _complete(
 
 def _read(path: str, answer: _Answer) -> _Completion:
     """The answer as routers read it, by its content. Raises ProbeFailed."""
-    scan = AnswerScan(path, answer.content_type)
+    scan = AnswerScan(path, answer.content_type, asks_whole=True)
     scan.feed(answer.content)
     fault, text = scan.end(), plain_text(answer.text, limit=100)
+    if fault == "malformed" and scan.is_stream:
+        raise ProbeFailed(f"the answer is a stream, though none was asked for: {text!r}; turn it off there")
     if fault == "malformed":
         raise ProbeFailed(f"the answer is no JSON object: {text!r}; is it an OpenAI endpoint?")
     if fault is not None and fault != "empty":

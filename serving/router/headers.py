@@ -101,17 +101,26 @@ def session_of(headers: RawHeaders, *, is_messages: bool) -> str | None:
 
     is_messages: the request is of Anthropic's API; only there does Claude Code's count.
     """
-    found = {key: value.decode("latin-1").strip() for key, value in reversed(headers) if key in _SESSIONS}
-    if not found:
-        return None
-    if not is_messages:
-        found.pop(CLAUDE_SESSION_HEADER, None)
-    return next((found[name] for name in SESSION_HEADERS if found.get(name)), None)
+    found: dict[bytes, str] = {}
+    for key, value in headers:
+        if key in _SESSIONS and key not in found and (is_messages or key != CLAUDE_SESSION_HEADER):
+            found[key] = value.decode("latin-1").strip()
+    if found:
+        for name in SESSION_HEADERS:
+            if session := found.get(name):
+                return session
+    return None
 
 
 def values_of(headers: RawHeaders, name: bytes) -> list[str]:
     """Every value of a header by its lower-case name, in order."""
     return [value.decode("latin-1") for key, value in headers if key == name]
+
+
+def coding_of(value: str) -> str:
+    """What a content-encoding says is done to a body; empty: nothing. Check: 'GZIP, identity' is 'gzip'."""
+    named = (one.strip() for one in value.lower().split(","))
+    return ", ".join(one for one in named if one not in ("", "identity"))
 
 
 def content_type(headers: RawHeaders) -> str:

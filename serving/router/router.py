@@ -145,9 +145,10 @@ class RouterCore:
         if isinstance(client, Refusal):
             return client
         request = self.assigner.without_consumed(request)
-        eligible = is_eligible(request.method, request.path)
+        path = request.path
+        eligible = is_eligible(request.method, path)
         if prepared is None:
-            route = f"{request.method} {request.path}"
+            route = f"{request.method} {path}"
             body = bytes(request.body)  # no copy: it is not large
             prepared = prepare(body, request.headers, self.models, route=route, is_eligible=eligible)
         if prepared.refusal is not None:
@@ -155,19 +156,24 @@ class RouterCore:
         facts, bodies = prepared.facts, prepared.bodies
         wall_s = self._clock.at_s(now_s, wall_s)
         if not eligible:
-            if is_stateful(request.path):
+            if is_stateful(path):
                 assignment = self.assigner.lookup(self.table, request_id)
             else:
                 assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
             start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
             return Exchange(self, start)
+        is_once = facts.is_once
+        aside = self._aside() if is_once else None
         drawn = self.assigner.assign(
-            *(self.table, request, client, facts),
+            self.table,
+            request,
+            client,
+            facts,
             request_id=request_id,
             now_s=now_s,
             wall_s=wall_s,
             has_lease=self.has_lease(now_s),
-            is_aside=(aside := self._aside() if facts.is_once else None) is not None,
+            is_aside=aside is not None,
         )
         if isinstance(drawn, Refusal):
             return drawn
@@ -176,11 +182,12 @@ class RouterCore:
             self.health.went_to_stable(aside)
         self.outbox.opened(request_id, wall_s)
         n = facts.choices if facts.streams else 1
-        may = facts.continuable and request.path in CONTINUABLE_PATHS
+        may = facts.continuable and path in CONTINUABLE_PATHS
         start = Start(
             *(request_id, request, self.table, drawn, True, facts.streams, wall_s, now_s, bodies, n, may),
             is_background=facts.is_background,
-            is_once=facts.is_once,
+            is_once=is_once,
+            asks_whole=facts.asks_whole,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange

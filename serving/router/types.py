@@ -25,6 +25,13 @@ Canary: TypeAlias = tuple[str, str]  # (rollout, version)
 # Paths whose answers hold text, in one JSON object or in a stream that must finish. On others the end of the
 # body is enough.
 TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+# Paths whose answers hold embeddings, ranks, scores or classes, or several chats: a whole one has some.
+VALUE_PATHS = frozenset(
+    {
+        *("/v1/embeddings", "/v2/embed", "/v1/score", "/score", "/generative_scoring", "/pooling"),
+        *("/classify", "/v1/rerank", "/v2/rerank", "/rerank", "/v1/chat/completions/batch"),
+    }
+)
 # What is replaced or scaled down inside Serve (a router, HAProxy's configuration) waits so long for streams.
 LONGEST_STREAM_S = 3600
 

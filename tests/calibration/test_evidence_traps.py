@@ -16,9 +16,10 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from tests.fakes.evidence_maker import Columns, requests, settings_of, sticky
+from tests.samples import runs
 
 pytestmark = pytest.mark.calibration
-RUNS = 24
+RUNS = runs(12, whole=24)  # 12 fail in 99 of 100 cases where half of the runs go wrong
 ERRORS = replace(GatePolicy.default().only("error"), restart_share=0.0)
 LATENCY = replace(GatePolicy.default().only("latency_ms"), restart_share=0.0)
 FIVE_TIMES = (StagePlan(0.1, 0, margins={"error": 5.0}, floor=0.001),)
@@ -123,7 +124,7 @@ def test_counting_requests_instead_of_units_reports_a_sample_ratio_mismatch() ->
         return sticky(10_000, people=120, seed=seed, w=0.2)
 
     assert share_of_runs(lambda seed: is_frozen(users(seed))) == 0.0
-    assert share_of_runs(lambda seed: is_frozen(without(users(seed), **each_its_own(10_000)))) >= 0.5
+    assert share_of_runs(lambda seed: is_frozen(without(users(seed), **each_its_own(10_000)))) >= 0.25
 
 
 def users_with_habits(seed: int, *, by_unit: bool) -> Columns:

@@ -144,6 +144,7 @@ def test_who_has_not_the_secret_is_refused_by_name(client: Client) -> None:
     assert answer.headers["x-canaryctl-refused"] == "secret"
 
 
+@pytest.mark.slow
 def test_a_request_without_a_prompt_is_a_4xx_in_openais_shape(client: Client) -> None:
     answer = client.post(CHAT_PATH)
 

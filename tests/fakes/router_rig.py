@@ -112,7 +112,8 @@ class Rig:
 
     def __init__(self, core: RouterCore, stable: Engine, canary: Engine, base: str, front: WireFront) -> None:
         self.core, self.stable, self.canary, self.base, self.front = core, stable, canary, base, front
-        self.client = httpx.AsyncClient(base_url=base, timeout=30)
+        # Without TLS: a client that could speak it reads all trusted certificates, in 20 ms of CPU.
+        self.client = httpx.AsyncClient(base_url=base, timeout=30, verify=False)
 
     def publish(self, *, weight_bp: int = 10_000, change: int = 1, canary: bool = True) -> None:
         arm = Arm("v-2", (Replica(self.canary.url),)) if canary else None

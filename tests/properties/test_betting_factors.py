@@ -71,6 +71,7 @@ def test_first_requests_gain_when_the_rate_is_worse(w: float, stable: float, rat
     assert worst_mean(EventLoss(tolerance=0.0), w, *binary(stable), *binary(canary)) > 1.0
 
 
+@pytest.mark.slow
 @quick
 @given(weights, shares, shares, st.floats(0.0, 1.0), shares)
 def test_shares_of_sessions_gain_nothing_while_their_mean_is_tolerated(
@@ -112,6 +113,7 @@ def test_scores_gain_nothing_while_the_loss_is_tolerated(
     assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(weights, shares, shares, st.floats(0.01, 0.9), shares)
 def test_a_score_is_not_proven_while_the_loss_reaches_the_margin(
@@ -148,6 +150,7 @@ def test_a_rate_is_not_proven_while_it_reaches_both_margins(
     assert worst_mean(bettor, w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(
     weights,
@@ -167,6 +170,7 @@ def test_shape_gains_nothing_from_values_within_the_tolerance(
     assert worst_mean(bettor, w, stable, p, canary, p) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(
     weights,
@@ -231,6 +235,7 @@ def test_pairs_of_a_rate_gain_nothing_while_its_ratio_is_tolerated(
     assert (np.exp(log_factors) @ np.array(list(cells.values()))).max() <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(
     weights,

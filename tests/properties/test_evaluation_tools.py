@@ -41,6 +41,7 @@ def test_the_ratio_bets_mean_is_at_most_one_under_its_null(
     assert (1 - p_canary) * wealth[0] + p_canary * wealth[1] <= 1 + 1e-9
 
 
+@pytest.mark.slow
 @given(w=weights, canary=st.integers(0, 60), stable=st.integers(0, 60), alpha=st.floats(0.001, 0.3))
 def test_the_ratio_interval_contains_the_observed_ratio(
     w: float, canary: int, stable: int, alpha: float
@@ -77,6 +78,7 @@ def test_the_sequential_tests_next_factor_has_mean_one_without_a_difference(
         assert math.isclose(mean, now[side], rel_tol=1e-9)
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(outcomes, st.booleans(), weights), max_size=60))
 def test_the_mean_difference_is_always_an_interval_within_its_range(
     rows: list[tuple[float, bool, float]],
@@ -108,6 +110,7 @@ def test_swapping_the_sides_reverses_u(a: list[float], b: list[float]) -> None:
     assert math.isclose(forth[1], back[1])
 
 
+@pytest.mark.slow
 @given(
     requests=st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 20)), max_size=80),
     cut=st.integers(0, 80),

@@ -386,6 +386,7 @@ def differing_cells(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -431,6 +432,7 @@ def test_a_shorter_limit_of_the_canary_is_an_error_on_either_arm(
 
 
 # A stop 2 s after the request; the time to drain is 25 s. Seconds that the whole answer takes.
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("seconds", [10, 18, 24, 40, 1000])
 @pytest.mark.parametrize("kind", ["unary", "chat", "tools", "messages"])
 def test_a_router_that_stops_is_the_same_to_both_arms(kind: str, seconds: int) -> None:

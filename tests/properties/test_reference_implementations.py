@@ -112,6 +112,7 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
     return {key: played(channel) for key, channel in got.items()}, twins
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: "-".join(map(str, key)))
 @pytest.mark.parametrize("case", [*(pytest.param(case, marks=pytest.mark.slow) for case in STICKY), SINGLE])
 def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
@@ -151,6 +152,7 @@ def test_a_channel_with_covariates_equals_its_twin(key: Key) -> None:
     assert abs(got[key].last) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_twins_covariates_change_the_bets() -> None:
     columns = traffic(WITH_COVARIATES)
     policy = replace(policy_of(WITH_COVARIATES), session_requests=10, session_s=600.0)
@@ -260,6 +262,7 @@ def test_the_decision_uses_the_part_of_alpha_that_its_channel_has() -> None:
     assert run(before, gates).log_e["error"] < limit <= result.log_e["error"]
 
 
+@pytest.mark.slow
 def test_the_test_of_everyone_equals_its_twin_over_several_rounds() -> None:
     """Half of the users come back in an hour; at two weights, of which the second begins in the fourth."""
     rng = np.random.default_rng(5)

@@ -104,6 +104,7 @@ def streams(draw: st.DrawFn) -> bytes:
 MARKS = st.sampled_from([b"", b"\xef\xbb\xbf", b"\xef\xbb"])  # of byte order; the last is half of one
 
 
+@pytest.mark.slow
 @given(data=st.builds(bytes.__add__, MARKS, streams() | st.binary(max_size=120)), sizes=pieces)
 def test_a_stream_is_passed_on_byte_for_byte_and_read_alike_in_any_pieces(
     data: bytes, sizes: list[int]

@@ -35,6 +35,7 @@ def resolved(records: list[RequestRecord]) -> tuple[Drawn, Assignments]:
     return Units(session_requests=10, session_s=600.0).resolve(rows, np.arange(len(draws))), rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_named", [True, False])
 def test_raising_the_weight_under_tokens_leaves_every_draw_at_its_own_probability(is_named: bool) -> None:
     routed = Routed().use(affinity=Affinity(b"k" * 32), weight_bp=500)

@@ -240,6 +240,7 @@ class Watched(FakeFleet):
         super().stop(service, version, token=token)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("plan", PLANS)
 @seeds(10, quick=4)
 def test_no_fault_leaves_users_without_an_answer_that_exists(plan: str, seed: int) -> None:

@@ -113,6 +113,7 @@ def in_stage(state: RolloutState) -> bool:
 # --- clocks
 
 
+@pytest.mark.slow
 def test_a_rollback_finds_the_running_rollout_after_the_clock_was_an_hour_ahead(rig: Rig) -> None:
     rig.clock.advance(HOUR_S)
     rig.deploy("r-00000001")
@@ -197,6 +198,7 @@ def test_a_rollback_in_the_last_tick_of_unloading_takes_effect(
     assert (rig.store.service("chat").stable, rig.traffic.tables["chat"].stable) == (STABLE, STABLE)
 
 
+@pytest.mark.slow
 def test_a_rollback_that_comes_after_the_end_is_an_undo(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rollout ends between the API's reading and its writing."""
     url = "http://127.0.0.1:1"
@@ -508,6 +510,7 @@ def test_a_controller_that_dies_is_followed_once(pair: Pair) -> None:
     assert (pair.changes(), pair.stores[0].lease().token) == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_controller_that_was_suspended_does_not_lead_when_it_wakes(pair: Pair) -> None:
     pair.run(10)
     pair.run(300, alive=(1,))

@@ -17,14 +17,24 @@ CONTENT = re.compile(
     rb'|transcript)"\s*:\s*"[^"]'
     rb'|"(?:tool_calls|function_call)"\s*:\s*[\[{]\s*["{]'
 )
+_USUAL = b'"content":'  # of a chat; most often its text follows, after a blank or none
 # Texts that each answer has, whatever it says.
-_LABELS = frozenset(
+LABELS = frozenset(
     {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
 )
 READ_LIMIT = 64 << 10  # bytes
 _ANSWER_PARTS = ("choices", "content", "output")
 _EVENT_PARTS = ("choices", "delta", "content_block", "item", "part")
 _CHOICE_PARTS = ("message", "delta", "text")
+
+
+def holds_content(text: bytes) -> bool:
+    """`CONTENT` is found in it; of most answers that is known without the search."""
+    at = text.find(_USUAL) + len(_USUAL)
+    value = text[at : at + 3].lstrip(b" ")
+    if at >= len(_USUAL) and value[:1] == b'"' and value[1:2] not in (b'"', b""):
+        return True
+    return CONTENT.search(text) is not None
 
 
 def answer_says_something(text: bytes) -> bool:
@@ -43,6 +53,11 @@ def event_says_something(event: Mapping[str, Any]) -> bool:
     return any(_holds(_said(event, part)) for part in _EVENT_PARTS)
 
 
+def choice_says_something(choice: Mapping[str, Any]) -> bool:
+    """Whether one choice of an event, or of a whole answer, holds content."""
+    return any(_holds(choice.get(name)) for name in _CHOICE_PARTS)
+
+
 def _said(data: Mapping[str, Any], part: str) -> Any:
     value = data.get(part)
     if part != "choices" or not isinstance(value, list):
@@ -56,7 +71,7 @@ def _holds(value: Any) -> bool:
     while rest:
         one = rest.pop()
         if isinstance(one, dict):
-            rest += [inner for name, inner in one.items() if name not in _LABELS]
+            rest += [inner for name, inner in one.items() if name not in LABELS]
         elif isinstance(one, list):
             rest += one
         elif isinstance(one, str) and one:

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from serving.router.bodies.raw_values import holds_one
+
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 INDEX_LIMIT = 1 << 16  # of a choice; numbers can be made to collide, and a set of such takes seconds
@@ -16,17 +18,19 @@ _INDEX_DIGITS = len(str(INDEX_LIMIT))
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 # Finish reasons of a choice that its engine gave up, as vLLM's after a fault: the text before it is a part.
 _FAILED_REASONS = ("abort", "cancelled", "error")
+_NO_REASONS = frozenset({"null", "Null", "NULL", "none", "None", "NONE"})
 BOM = b"\xef\xbb\xbf"
 WHOLE = 64 << 10  # bytes; of a larger event no objects are made, for they cost by their number
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
 
 METADATA = re.compile(
     rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
-    rb'|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|error|ping)"'
+    rb'|"object"\s*:\s*"error"|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|error|ping)"'
 )
 LAST_TYPES = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "message_stop"}
 )
+_NAMES_OF_METADATA = (b'"usage"', b'"error"', b'"message', b'"type"', b"stop_reason", b"[DONE]")
 _FAILED = re.compile(rb'"(?:error|abort|cancelled)"')
 _PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
 # Names of events that only keep a connection alive, whatever their data.
@@ -70,6 +74,12 @@ def may_say_nothing(block: bytes) -> bool:
 def has_data(part: bytes | bytearray) -> bool:
     """Whether so much of an event has come that its data has begun, near its beginning."""
     return _DATA.search(part, 0, _SEARCHED) is not None
+
+
+def reason_of(value: object) -> object:
+    """A finish reason as it was written; None: it says none. Some servers write '' or 'null' for null."""
+    is_absent = not value or (type(value) is str and value in _NO_REASONS)
+    return None if is_absent else value
 
 
 def has_failed(reason: object) -> bool:
@@ -191,14 +201,26 @@ def word_of(value: object) -> str | None:
 
 def json_object(data: bytes | bytearray) -> dict[str, Any] | None:
     """The JSON object in `data`; None when it is malformed, too deep or not an object."""
+    value = json_value(data)
+    return value if isinstance(value, dict) else None
+
+
+def json_value(data: bytes | bytearray) -> Any:
+    """The JSON value in `data`; None when it is malformed, too deep or null."""
     try:
-        value = msgspec.json.decode(data)
+        return msgspec.json.decode(data)
     except (ValueError, RecursionError):
         try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, numbers of any size
-            value = json.loads(data)
+            return json.loads(data)
         except (ValueError, RecursionError):
             return None
-    return value if isinstance(value, dict) else None
+
+
+def is_value(data: bytes) -> bool:
+    """Whether it is one whole JSON value but null; of a large one no objects are made."""
+    if len(data) <= WHOLE:
+        return json_value(data) is not None
+    return _is_json(data) or _is_json(mended(data))
 
 
 def is_object(data: bytes) -> bool:
@@ -229,14 +251,7 @@ def mended(text: bytes) -> bytes:
 
 def may_hold_metadata(block: bytes) -> bool:
     """False only when `METADATA` finds nothing; of most events that is known without the search."""
-    if (
-        b'"usage"' in block
-        or b'"error"' in block
-        or b'"message' in block
-        or b'"type"' in block
-        or b"stop_reason" in block
-        or b"[DONE]" in block
-    ):
+    if holds_one(_NAMES_OF_METADATA, block):
         return METADATA.search(block) is not None
     reasons = block.count(b'"finish_reason"')
     return (

@@ -5,6 +5,10 @@ Read of JSON objects: a whole answer, or the events of a stream, of any of the s
 Rules:
 1. A field that is null is one that is absent, and its second name counts where the first says nothing.
 2. A choice whose index is no number is the first: some servers write null or a text, and mean 0.
+3. A choice that says something after its finish had not finished: some servers write "stop" on each event.
+   From then on a finish of that stream is believed with [DONE], or when its body has ended.
+4. Some engines call each choice 0 where it finishes, so two finishes of one index are two. One that is said
+   again while another choice still speaks is none, if that one goes on, or if it only brings the usage.
 """
 
 from __future__ import annotations
@@ -13,7 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.messages import LIMIT_REASONS
-from serving.router.answers.answer_events import LAST_TYPES, count_of, has_failed, index_of, word_of
+from serving.router.answers.answer_content import choice_says_something
+from serving.router.answers.answer_events import (
+    LAST_TYPES,
+    count_of,
+    has_failed,
+    index_of,
+    reason_of,
+    word_of,
+)
 
 # Finish reasons that say why an answer holds no text: its limit (which hidden reasoning may have used up), a
 # safety filter, a refusal. Not `tool_calls`: it names a call, and an answer without one lacks what it names.
@@ -38,6 +50,8 @@ class AnswerFacts:
     has_usage_event: bool = field(default=False, init=False)  # an event of a stream said only the usage
     _finished: set[int] = field(default_factory=set, init=False)  # indices of choices
     _finishes: int = field(default=0, init=False)  # of choices, whose indices some engines all call 0
+    _goes_on: bool = field(default=False, init=False)  # a choice has spoken after its finish
+    _is_other_open: bool = field(default=False, init=False)  # one without a finish has, since the last one
     _has_last_event: bool = field(default=False, init=False)
     _has_stopped: bool = field(default=False, init=False)  # an event of Anthropic's API said why it stops
 
@@ -54,38 +68,45 @@ class AnswerFacts:
     def _read_object(self, data: dict[str, Any]) -> None:
         """Read one JSON object: a whole answer or one event."""
         kind = data.get("type")
-        if data.get("error") or kind in ("error", "response.failed"):
+        if data.get("error") or kind in ("error", "response.failed") or data.get("object") == "error":
             self.has_error = True
         if isinstance(kind, str) and kind in LAST_TYPES:
             self._has_last_event = True
         inner = data.get("response") or data.get("message")
+        had_usage = self.completion_tokens is not None
         for fields in (data, inner) if isinstance(inner, dict) else (data,):
             self._read_id_and_usage(fields)
         choices = data.get("choices")
         if isinstance(choices, list):
             self.has_usage_event = self.has_usage_event or (not choices and bool(data.get("usage")))
+            brings_usage = bool(data.get("usage")) and not had_usage
             for choice in choices:
                 if isinstance(choice, dict):
-                    self._read_choice(choice)
+                    self._read_choice(choice, brings_usage=brings_usage)
         delta = data.get("delta")
-        if isinstance(delta, dict) and (reason := word_of(delta.get("stop_reason"))):
+        if isinstance(delta, dict) and (reason := word_of(reason_of(delta.get("stop_reason")))):
             self.finish_reason, self._has_stopped = reason, True
 
-    def _read_choice(self, choice: dict[str, Any]) -> None:
-        reason = choice.get("finish_reason")
-        if not reason:  # some servers write '' where others write null
+    def _read_choice(self, choice: dict[str, Any], *, brings_usage: bool) -> None:
+        index, reason = index_of(choice.get("index")), reason_of(choice.get("finish_reason"))
+        has_finished = index in self._finished
+        if self._finished and choice_says_something(choice):
+            self._goes_on = self._goes_on or has_finished
+            self._is_other_open = self._is_other_open or not has_finished
+        if reason is None:
             return
         self.has_error = self.has_error or has_failed(reason)
-        index = index_of(choice.get("index"))
         if index is not None:
             self._finished.add(index)
-        self._finishes += 1
+        if not (has_finished and brings_usage and self._is_other_open):
+            self._finishes += 1
+            self._is_other_open = False
         self.finish_reason = word_of(reason) or self.finish_reason
 
     def _read_id_and_usage(self, fields: dict[str, Any]) -> None:
         if self.answer_id is None:
             self.answer_id = word_of(fields.get("id"))
-        self.finish_reason = word_of(fields.get("stop_reason")) or self.finish_reason
+        self.finish_reason = word_of(reason_of(fields.get("stop_reason"))) or self.finish_reason
         details = fields.get("incomplete_details")
         if isinstance(details, dict):
             self.finish_reason = word_of(details.get("reason")) or self.finish_reason

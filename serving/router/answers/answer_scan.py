@@ -12,9 +12,10 @@ Rules:
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
 4. Whether it is a stream is said by its first bytes, as its readers take it, not by its content type: `{`
-   begins a whole answer by any name, and `data:` a stream that was asked for.
+   begins a whole answer by any name, and `data:` a stream that was asked for. Events in place of a whole
+   answer are malformed: clients give them out as one text.
 
-Invariant: no text of an answer is kept, only whether there was any.
+Invariant: no text of an answer is kept but in its excerpt, and in no record.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from __future__ import annotations
 import re
 from array import array
 from dataclasses import dataclass, field
+from functools import partial
 
-from serving.router.answers.answer_content import CONTENT, answer_says_something, event_says_something
+from serving.router.answers.answer_content import answer_says_something, event_says_something, holds_content
 from serving.router.answers.answer_events import (
     BOM,
     METADATA,
@@ -37,6 +39,7 @@ from serving.router.answers.answer_events import (
     is_event,
     is_object,
     is_sound,
+    is_value,
     may_have_failed,
     may_hold_metadata,
     may_say_nothing,
@@ -46,10 +49,11 @@ from serving.router.answers.answer_events import (
 )
 from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_facts import AnswerFacts
+from serving.router.answers.answer_values import lacks_values
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import event_of, outline_of
 from serving.router.answers.usual_answer import usual_answer
-from serving.router.types import TEXT_PATHS
+from serving.router.types import TEXT_PATHS, VALUE_PATHS
 
 BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
@@ -64,6 +68,7 @@ class AnswerScan(AnswerFacts):
     path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
     choices: how many the request asked for; None: not known.
     takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream.
+    asks_whole: it is known to ask for none.   has_input: it gives what an answer with values has some of.
     """
 
     path: str
@@ -71,12 +76,14 @@ class AnswerScan(AnswerFacts):
     choices: int | None = 1
     takes_ids: bool = False
     streams: bool = False
+    has_input: bool = False
+    asks_whole: bool = False
     events: int = 0  # of a stream, without [DONE]
     is_blank: bool = True  # nothing has come, or white space, which is no answer
     has_content: bool = False
     is_malformed: bool = False
     is_done: bool = False  # a stream said [DONE]
-    token_ids: array[int] = field(default_factory=lambda: array("I"))  # of the events so far
+    token_ids: array[int] = field(default_factory=partial(array, "I"))  # of the events so far
     has_bad_ids: bool = False  # what its engine named is no list of ids
     created: int | None = None  # of the first event
     model: str | None = None
@@ -85,6 +92,7 @@ class AnswerScan(AnswerFacts):
     rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
     excerpt: AnswerExcerpt | None = None  # takes the answer's text; None: nobody asks for it
     _has_ended: bool = False
+    _lacks_values: bool = False  # it is whole, and should have some
     _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
     _has_cr: bool = False  # in the buffer
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
@@ -108,7 +116,9 @@ class AnswerScan(AnswerFacts):
             return True
         if self.choices is None:
             return self._has_last_event or (bool(self._finished) and (self.is_done or self._has_ended))
-        count = self._finishes if self.is_done else len(self._finished)
+        if self._goes_on and not (self.is_done or self._has_ended):
+            return self._has_last_event
+        count = self._finishes if self.is_done and not self._is_other_open else len(self._finished)
         return self._has_last_event or count >= max(self.choices, 1)
 
     @property
@@ -130,8 +140,10 @@ class AnswerScan(AnswerFacts):
 
     @property
     def is_empty(self) -> bool:
-        """True when an answer that should hold text has none."""
-        return self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
+        """True when an answer that should hold text, or values, has none."""
+        return self._lacks_values or (
+            self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
+        )
 
     @property
     def is_void(self) -> bool:
@@ -152,8 +164,10 @@ class AnswerScan(AnswerFacts):
                 return b""
             self.is_stream = self.is_stream if are_events is None else are_events
             self._is_first = self.streams = False
+            if self.is_stream and self.asks_whole:
+                self.has_error = self.is_malformed = True
             data = data.removeprefix(BOM) if self.is_stream else data
-        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and b"\r" not in data:
+        if self.is_stream and not self._buffer and data.endswith(b"\n\n") and data.find(b"\r") < 0:
             return self._take_events(data)
         known = len(self._buffer)
         self._buffer += data
@@ -201,11 +215,14 @@ class AnswerScan(AnswerFacts):
         return self.fault
 
     def _read_whole(self) -> None:
-        """Read an answer that is no stream. On paths without text it may be of any form."""
+        """Read an answer that is no stream. Off the paths with text it may be of any form, or any JSON."""
         text, is_named = bytes(self._buffer), self.content_type.startswith("application/json")
         is_object = self._is_object if self._is_too_large else begins_object(text)
         if is_object or is_named:
-            is_read = self._is_too_large or self._read_json_answer(text)
+            may_be_value = is_named and self.path not in TEXT_PATHS
+            is_read = self._is_too_large or self._read_json_answer(text) or (may_be_value and is_value(text))
+            if is_read and not (self._is_too_large or self.has_error) and self.path in VALUE_PATHS:
+                self._lacks_values = self.has_input and lacks_values(text)
         else:
             is_read = False  # such as a page that asks to log in
         is_page = self.content_type.startswith("text/html")
@@ -281,10 +298,12 @@ class AnswerScan(AnswerFacts):
         elif not are_sound and not all(is_event(one) for one in events_of(block)):
             self.is_malformed = True
         is_plain = are_sound and not may_say_nothing(block)
-        if self.has_content and is_plain and not may_hold_metadata(block):
+        is_read_whole = self._finished and self._may_speak_on
+        if self.has_content and is_plain and not (is_read_whole or may_hold_metadata(block)):
             self.events += block.count(b"\ndata:") + block.startswith(b"data:")
             self._shape = shape_of(block)
             return block
+        self._shape = None  # after a finish each event is read
         lines = block.split(b"\n") if b"\r" not in block else re.split(rb"\r\n|\r|\n", block)
         name, parts = b"", list[bytes]()
         for line in lines:
@@ -298,6 +317,11 @@ class AnswerScan(AnswerFacts):
                     self._read_event(data)
                 name, parts = b"", []
         return block
+
+    @property
+    def _may_speak_on(self) -> bool:
+        """True while an event after a finish would say that it was none, or whose it was."""
+        return bool(self._finished) and not (self._goes_on and self.choices == 1)
 
     def _without_ids(self, block: bytes) -> bytes:
         if block.startswith(TOKEN_COMMENT) and block.find(TOKEN_COMMENT, 1) < 0:  # most often
@@ -348,8 +372,8 @@ class AnswerScan(AnswerFacts):
             self.is_done = True
             return
         self.events += 1
-        self.has_content = self.has_content or CONTENT.search(data) is not None
-        if self.events == 1 or not self.has_content or METADATA.search(data):
+        self.has_content = self.has_content or holds_content(data)
+        if self.events == 1 or not self.has_content or self._may_speak_on or METADATA.search(data):
             event = event_of(data)
             self.has_content = self.has_content or event_says_something(event or {})
             if event is not None:
@@ -361,15 +385,16 @@ class AnswerScan(AnswerFacts):
 
     def _read_json_answer(self, text: bytes) -> bool:
         """Read a whole answer; False: it is no JSON object."""
-        if b'"choices"' in text and (usual := usual_answer(text)) is not None:
+        if text.find(b'"choices"') >= 0 and (usual := usual_answer(text)) is not None:
             self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
             self.finish_reason, self._finished, self.has_usage_event = usual[3:]
         elif (answer := outline_of(text)) is not None:
             self._read_object(answer)
+            self.has_error = self.has_error or (len(answer) == 1 and bool(answer.get("detail")))
         else:
             return False
         if self.excerpt is not None:
             self.excerpt.add(text)
         if self.path in TEXT_PATHS:  # elsewhere nobody asks
-            self.has_content = CONTENT.search(text) is not None or answer_says_something(text)
+            self.has_content = holds_content(text) or answer_says_something(text)
         return True

@@ -29,15 +29,15 @@ class EventShape:
         start, last = self._start, self._end
         if not block.startswith(start, at):
             return 0, at
-        end = block.rfind(last, at + len(start))
+        at_text = at + len(start)
+        if block.endswith(last, at_text) and _is_text(block[at_text : -len(last)]):
+            return 1, len(block)  # an engine that writes event by event
+        end = block.rfind(last, at_text)
         if end < 0:
             return 0, at
-        texts = block[at + len(start) : end].split(self._between)
+        texts = block[at_text:end].split(self._between)
         # Blanks between the texts: a half of an escape or of a character stays one.
-        text = texts[0] if len(texts) == 1 else b" ".join(texts)
-        if _TEXT.fullmatch(text) is None or not (text.isascii() or _is_utf8(text)):
-            return 0, at
-        return len(texts), end + len(last)
+        return (len(texts), end + len(last)) if _is_text(b" ".join(texts)) else (0, at)
 
 
 def shape_of(event: bytes) -> EventShape | None:
@@ -50,6 +50,11 @@ def shape_of(event: bytes) -> EventShape | None:
     text = _TEXT.match(event, found.end())
     end = text.end() if text is not None else 0
     return EventShape(event, found.end(), end) if event[end : end + 1] == b'"' else None
+
+
+def _is_text(text: bytes) -> bool:
+    """Whether it is the inside of a JSON text."""
+    return _TEXT.fullmatch(text) is not None and (text.isascii() or _is_utf8(text))
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from serving.router.answers.answer_events import MAX_TOKENS, has_failed, index_of, word_of
+from serving.router.answers.answer_events import MAX_TOKENS, has_failed, index_of, reason_of, word_of
 from serving.router.answers.outline import has_many_objects
 
 _ABSENT = msgspec.Raw(b"")
@@ -55,9 +55,10 @@ def usual_answer(data: bytes) -> Read | None:
         found = _DECODER.decode(data)
     except (ValueError, RecursionError):
         return None
-    for other in (found.error, found.type, found.response, found.message, found.delta, found.stop_reason):
-        if other is not _ABSENT:
-            return None
+    if found.error is not _ABSENT or found.type is not _ABSENT or found.response is not _ABSENT:
+        return None
+    if found.message is not _ABSENT or found.delta is not _ABSENT or found.stop_reason is not _ABSENT:
+        return None
     usage, prompt, completion = found.usage, None, None
     if usage is not None:
         prompt = usage.prompt_tokens if 0 <= usage.prompt_tokens <= MAX_TOKENS else None
@@ -67,7 +68,7 @@ def usual_answer(data: bytes) -> Read | None:
     for choice in found.choices:
         if has_failed(choice.finish_reason):
             return None
-        if choice.finish_reason:  # some servers write '' where others write null
+        if reason_of(choice.finish_reason) is not None:
             if (index := index_of(choice.index)) is not None:
                 finished.add(index)
             reason = word_of(choice.finish_reason) or reason

@@ -86,6 +86,11 @@ class Assigner:
             self._counter.clear()
             self._rollout = table.rollout
 
+    @property
+    def has_clients(self) -> bool:
+        """Whether clients are told apart, by keys or headers that the table names."""
+        return self._clients is not None
+
     def identify(self, request: Request) -> Client | Refusal:
         """Who sent the request; a Refusal when the service requires a key and this is none."""
         return ANYONE if self._clients is None else self._clients.identify(request)
@@ -119,7 +124,7 @@ class Assigner:
     ) -> Assignment | Refusal:
         """The arm of an eligible request. table: the one that was given to `use` last. is_aside: its canary
         is not asked for this request, because it does not answer."""
-        session = session_of(request.headers, is_messages=request.path == "/v1/messages")
+        session = session_of(request.headers, is_messages=request.target.path == "/v1/messages")
         key = find_key(session, facts, request_id=request_id)
         is_named = facts.key is not None or session is not None
         unit = self._units.of(key.text)

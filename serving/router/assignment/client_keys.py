@@ -63,14 +63,24 @@ def without_keys(request: Request, is_known: IsKnown | None) -> Request:
     is_known: whether the table knows a key; None: it knows none.
     """
     target, headers = request.target, request.headers
+    is_searched = is_known is not None or _has_protocol(headers)
+    if not (is_searched or target.query):
+        return request
     words = _Words(is_known)
     if target.query:
         target = Target(target.path, _of_query(target.query, words))
-    if is_known is not None or any(name == WEBSOCKET_PROTOCOL for name, _ in headers):
+    if is_searched:
         headers = _of_headers(headers, words)
     if target.query == request.target.query and headers is request.headers:
         return request
     return structs.replace(request, target=target, headers=headers)
+
+
+def _has_protocol(headers: RawHeaders) -> bool:
+    for name, _ in headers:  # noqa: SIM110 - a generator costs more than the search
+        if name == WEBSOCKET_PROTOCOL:
+            return True
+    return False
 
 
 class _Words:

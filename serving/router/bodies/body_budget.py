@@ -101,12 +101,12 @@ class BodyBudget:
 class BodyShare:
     """What one connection holds of a budget."""
 
-    __slots__ = ("_budget", "_is_growing", "_size", "client", "counted_for", "refuse")
+    __slots__ = ("_budget", "_is_growing", "client", "counted_for", "refuse", "size")
 
     def __init__(self, budget: BodyBudget, refuse: Callable[[], None]) -> None:
         """refuse: called to answer 429 to the body that grows, and to drop what has come of it."""
         self._budget = budget
-        self._size = 0
+        self.size = 0  # bytes that are counted
         self._is_growing = False
         self.client = ""  # who sends the body that grows, as far as is known
         self.counted_for = ""  # the same when it began to grow
@@ -114,12 +114,12 @@ class BodyShare:
 
     def __bool__(self) -> bool:
         """True while anything is counted."""
-        return self._size > 0
+        return self.size > 0
 
     def hold(self, whole: int, growing: int) -> None:
         """The connection holds so many bytes of whole bodies, and of one that grows."""
-        self._budget.total += whole + growing - self._size
-        self._size = whole + growing
+        self._budget.total += whole + growing - self.size
+        self.size = whole + growing
         if growing or self._is_growing:
             if not self._is_growing:
                 self.counted_for = self.client

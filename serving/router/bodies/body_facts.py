@@ -14,7 +14,7 @@ import msgspec
 
 from serving.router.bodies.continuable import is_continuable
 from serving.router.bodies.kept import names_by_id, names_kept
-from serving.router.bodies.raw_values import NOTHING, first_byte
+from serving.router.bodies.raw_values import NOTHING, first_byte, holds_one
 from serving.router.bodies.signed import is_signed
 from serving.router.bodies.tools import names_container, read_tools
 
@@ -25,6 +25,7 @@ OPENING_TURNS = 4096  # in which the first assistant turn is looked for
 BODY_KEYS = ("prompt_cache_key", "safety_identifier", "user")  # then, of /v1/messages, metadata.user_id
 _ASSISTANT = b'"assistant"'
 _REASONING, _CALL = b'"reasoning"', b'_call"'  # types of items of /v1/responses that a model made; no role
+_OF_MODEL = (_ASSISTANT, _CALL, _REASONING)
 
 
 class BodyFacts(msgspec.Struct, frozen=True, gc=False):
@@ -44,6 +45,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     stores: bool = False  # it asks for the answer to be stored; a response that says nothing of it does not
     is_signed: bool = False  # it holds thinking that only who signed it can verify (`signed.py`)
     is_unread: bool = False  # it could not be read, so that it may be anything
+    asks_whole: bool = False  # it is read and asks for no stream, nor for a response that is made later
 
     @property
     def is_once(self) -> bool:
@@ -149,9 +151,15 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
     """The facts that these fields of the body are. n: the value of `n`; 1: it is absent."""
     streams = bool(fields.stream)
     key = fields.prompt_cache_key or fields.safety_identifier or fields.user
-    runs_tools, names_more = read_tools(fields.tools)
-    has_stored_prompt = names_by_id(fields.prompt)  # which has tools of its own
-    names_more = names_more or names_container(fields.container) or has_stored_prompt
+    runs_tools, names_more = (False, False) if fields.tools is NOTHING else read_tools(fields.tools)
+    if fields.prompt is not NOTHING and names_by_id(
+        fields.prompt
+    ):  # a stored one, which has tools of its own
+        runs_tools = names_more = True
+    if fields.container is not NOTHING:
+        names_more = names_more or names_container(fields.container)
+    if fields.mcp_servers is not NOTHING:
+        runs_tools = runs_tools or first_byte(fields.mcp_servers) == b"["
     turns = fields.messages if fields.messages is not NOTHING else fields.input
     return BodyFacts(
         fields.model[:MODEL_LIMIT] if fields.model is not None else None,
@@ -159,14 +167,15 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         _choices(n, fields.prompt),
         _bounded(key or (_user_of(fields.metadata) if is_messages else None)),
         # What holds none of these has no such turn: most bodies are not read a second time.
-        _opening(fields) if _ASSISTANT in body or _CALL in body or _REASONING in body else None,
+        _opening(fields) if holds_one(_OF_MODEL, body) else None,
         streams and is_continuable(body),
         _names_state(fields.previous_response_id) or _names_state(fields.conversation),
         names_more or names_kept(body, turns),
         bool(fields.background),
-        runs_tools or has_stored_prompt or first_byte(fields.mcp_servers) == b"[",
+        runs_tools,
         bool(fields.store),
         is_signed(body, turns),
+        asks_whole=not (streams or fields.background),
     )
 
 
@@ -208,7 +217,7 @@ def _is_given(raw: msgspec.Raw) -> bool:
 
 def _names_state(raw: msgspec.Raw) -> bool:
     """Whether it is an id or an object with one. Some clients send the field always, empty."""
-    return bool(_text(raw)) or names_by_id(raw)
+    return raw is not NOTHING and (bool(_text(raw)) or names_by_id(raw))
 
 
 def _text(raw: msgspec.Raw) -> str | None:

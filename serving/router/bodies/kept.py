@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from serving.router.bodies.raw_values import NOTHING, READ_LIMIT, first_byte, items_with
+from serving.router.bodies.raw_values import NOTHING, READ_LIMIT, first_byte, holds_one, items_with
 
 # In a text their quotes are escaped.
 _FILE_ID, _ITEM = b'"file_id"', b'"item_reference"'
@@ -46,7 +46,7 @@ _BY_ID = msgspec.json.Decoder(_ById)
 def names_kept(body: bytes, turns: msgspec.Raw) -> bool:
     """True where one of the turns (`input` or `messages` of the body) is encrypted reasoning, refers to an
     item, or names a file. What has too many turns and parts to tell counts as such."""
-    if not any(word in body for word in _WORDS):
+    if not holds_one(_WORDS, body):
         return False
     left = READ_LIMIT
     for turn in items_with(_WORDS, turns):

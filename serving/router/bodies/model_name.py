@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from serving.router.bodies.form import BadForm, Part, boundary_of, read_form, written_form
-from serving.router.headers import RawHeaders, content_type, values_of
+from serving.router.headers import RawHeaders, coding_of, content_type, values_of
 
 FORM = "multipart/form-data"
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -40,7 +40,7 @@ def bodies_with_models(body: bytes, headers: RawHeaders, models: Iterable[str]) 
     encodings = values_of(headers, b"content-encoding")
     if len(kinds) > 1:
         raise NotRenamed("the request has several content types; send one")
-    if any(value.strip().lower() not in ("", "identity") for value in encodings):
+    if any(map(coding_of, encodings)):
         raise NotRenamed("the body is compressed; send it as it is, without content-encoding")
     written = _renamer(body, kinds[0] if kinds else "")
     return {model: written(model) for model in listed}

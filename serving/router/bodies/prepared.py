@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
 from serving.router.bodies.model_name import NotRenamed, bodies_with_models, is_form, model_of_form
-from serving.router.headers import RawHeaders, content_type, value_of
+from serving.router.headers import RawHeaders, coding_of, content_type, value_of
 from serving.router.types import Body, Refusal
 
 PLAIN_LIMIT = 64 << 20  # bytes of a body without its compression
@@ -59,12 +59,13 @@ def prepare(
     """
     if by_service is None and not models and not is_eligible:
         return Prepared()
-    unpacked = _plain(body, headers)
+    is_multipart, coding = _is_multipart(headers), value_of(headers, b"content-encoding")
+    unpacked = body if coding is None else _plain(body, coding_of(coding))
     plain = unpacked or b""
     if (refusal := _too_complex(plain, headers, route)) is not None:
         return Prepared(refusal=refusal)
     facts: BodyFacts | None = None
-    if not _is_multipart(headers) and (by_service is not None or is_eligible):
+    if not is_multipart and (by_service is not None or is_eligible):
         facts = read_facts(plain, is_messages=route.endswith("/v1/messages"))
     if by_service is not None:
         if facts is None:
@@ -72,28 +73,28 @@ def prepare(
             facts = BodyFacts(model=model[:MODEL_LIMIT] if model is not None else None)
         models = by_service.get(facts.model or "", ())
     try:
-        bodies: Mapping[str, Body] = bodies_with_models(body, headers, models)
+        bodies: Mapping[str, Body] = bodies_with_models(body, headers, models) if models else {}
     except NotRenamed as exc:
         return Prepared(refusal=Refusal(400, "model_not_replaced", str(exc)))
     if by_service is None and not is_eligible:
         return Prepared(bodies=bodies)
-    if facts is None and _must_be_json(headers):
+    # Unless it is a form, or compressed: an engine of either arm would refuse other text.
+    if facts is None and not is_multipart and coding is None:
         message = f"the body of {route} is not a JSON object; correct it"
         return Prepared(refusal=Refusal(400, "invalid_json", message))
-    if facts is not None and facts.continuable and value_of(headers, b"content-encoding") is not None:
+    if facts is not None and facts.continuable and coding is not None:
         facts = replace(facts, continuable=False)  # nothing can be read of it when that is needed
-    is_as_named = _begins_as_form(plain) if _is_multipart(headers) else facts is not None
+    is_as_named = _begins_as_form(plain) if is_multipart else facts is not None
     if unpacked is None or not is_as_named:
         facts = replace(UNREAD, model=facts.model if facts is not None else None)
     return Prepared(facts or BodyFacts(), bodies)
 
 
-def _plain(body: bytes, headers: RawHeaders) -> bytes | None:
+def _plain(body: bytes, encoding: str) -> bytes | None:
     """The body without its compression, for reading alone; an engine gets it as it came. None: how it is
     compressed is not known, or it is damaged."""
-    encoding = (value_of(headers, b"content-encoding") or "").strip().lower()
     bits = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
-    if encoding in ("", "identity"):
+    if not encoding:
         return body
     plain, rest = b"", body
     for _ in range(_MEMBERS_LIMIT if encoding in bits else 0):
@@ -140,8 +141,3 @@ def _is_multipart(headers: RawHeaders) -> bool:
 def _begins_as_form(plain: bytes) -> bool:
     """Whether its first line may be a boundary. Some servers read JSON whatever it is named."""
     return plain[:64].lstrip().startswith(b"--")
-
-
-def _must_be_json(headers: RawHeaders) -> bool:
-    """True unless the body is a form, or compressed: an engine of either arm would refuse other text."""
-    return not _is_multipart(headers) and value_of(headers, b"content-encoding") is None

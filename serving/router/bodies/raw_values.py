@@ -22,6 +22,18 @@ def is_filled(raw: msgspec.Raw, opening: bytes) -> bool:
     return first_byte(raw) == opening and bool(bytes(memoryview(raw)[1:-1]).strip())
 
 
+def holds_one(words: tuple[bytes, ...], text: bytes) -> bool:
+    """Whether one of these words is in the text.
+
+    By `find`: of bytes `in` first takes the word for a number, which costs as much as the search of most
+    bodies. No generator for the same reason.
+    """
+    for word in words:  # noqa: SIM110
+        if text.find(word) >= 0:
+            return True
+    return False
+
+
 def items_with(words: tuple[bytes, ...], raw: msgspec.Raw) -> Iterator[bytes]:
     """Those of a list's values that hold one of these words; none where it is no list.
 
@@ -40,7 +52,7 @@ def items_with(words: tuple[bytes, ...], raw: msgspec.Raw) -> Iterator[bytes]:
 
 def _holding(words: tuple[bytes, ...], values: list[msgspec.Raw]) -> Iterator[bytes]:
     text = b",".join(values)
-    if not any(word in text for word in words):
+    if not holds_one(words, text):
         return
     if len(values) == 1:
         yield text

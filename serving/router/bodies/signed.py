@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from serving.router.bodies.raw_values import NOTHING, READ_LIMIT, is_filled, items_with
+from serving.router.bodies.raw_values import NOTHING, READ_LIMIT, holds_one, is_filled, items_with
 
 # In a text their quotes are escaped. The first ends the names of Gemini's and of all others.
 _WORDS = (b'signature"', b'"redacted_thinking"', b'"reasoning.encrypted"')
@@ -51,7 +51,7 @@ def is_signed(body: bytes, turns: msgspec.Raw) -> bool:
 
     What has too many turns, blocks and calls to tell counts as such.
     """
-    if not any(word in body for word in _WORDS):
+    if not holds_one(_WORDS, body):
         return False
     left = READ_LIMIT
     for turn in items_with(_WORDS, turns):

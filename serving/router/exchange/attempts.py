@@ -21,7 +21,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -63,7 +63,7 @@ class Attempts:
         self, context: RouterContext, table: RouteTable, assignment: Assignment, *, creates: bool = False
     ) -> None:
         """creates: the request makes something that lasts, so it is repeated only if it was never sent."""
-        self._creates = creates
+        self.creates = creates
         self._context = context
         self._table = table
         self._assignment = assignment
@@ -119,7 +119,7 @@ class Attempts:
         while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
             arm = self.current_arm
             may_ask = not self.tried or has_time is None or has_time()
-            replica = self._choose_replica() if arm and may_ask else None
+            replica = self._choose_replica(arm) if arm is not None and may_ask else None
             if arm is not None and replica is not None:
                 self._use(replica)
                 return arm, replica
@@ -132,8 +132,8 @@ class Attempts:
     def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
         for arm in (STABLE, CANARY) if may_ask and self.count < MAX_LOOKUPS else ():
             self.arm = arm
-            current, untried = self.current_arm, self._untried()
-            if current is not None and untried:
+            current = self.current_arm
+            if current is not None and (untried := self._untried(current)):
                 self._use(preferred(untried, self._assignment.key)[0])
                 assert self.replica is not None
                 return current, self.replica
@@ -179,19 +179,19 @@ class Attempts:
             return
         self._note_failure(why)
         self._tell(why)
-        if self._creates and why not in _NOTHING_MADE:
+        if self.creates and why not in _NOTHING_MADE:
             self._is_exhausted = self.may_be_made = True  # no other may make a second
             return
         is_stable = self.arm == STABLE
         is_repeated = why in _REPEATED or (why == "timeout" and is_stable)
-        can_repeat = self._may_repeat and is_repeated and not self._creates
+        can_repeat = self._may_repeat and is_repeated and not self.creates
         if why == "refused" and is_stable:
             can_repeat = True  # nothing was sent
         else:
             self._may_repeat = False
-        if can_repeat and why in ("reset", "cut") and not self._untried():
+        if can_repeat and why in ("reset", "cut") and not self._untried(self.current_arm):
             self._tried_urls.clear()
-        if not (can_repeat and self._untried()):
+        if not (can_repeat and self._untried(self.current_arm)):
             self._is_exhausted = is_stable
             self._fall_back()
 
@@ -223,10 +223,10 @@ class Attempts:
     def aside(self) -> tuple[Arm, Replica] | None:
         """What a first attempt would ask, if that is a canary that is set aside; None: it is not."""
         arm, health = self.current_arm, self._context.health
-        is_free = self.arm == CANARY and not (self.tried or self._assignment.is_lookup or self._creates)
+        is_free = self.arm == CANARY and not (self.tried or self._assignment.is_lookup or self.creates)
         if not is_free or arm is None or health is None or not health.failing:
             return None
-        replica = self._choose_replica()
+        replica = self._choose_replica(arm)
         return (arm, replica) if replica is not None and health.is_aside(replica.url) else None
 
     def leave_aside(self, url: str) -> None:
@@ -246,7 +246,7 @@ class Attempts:
             return False
         arms = self._context.table.arms if self._context.table is not None else ()
         is_listed = any(self.replica.url == one.url for arm in arms for one in arm.replicas)
-        return not (withdrawn and (is_listed or self._creates))
+        return not (withdrawn and (is_listed or self.creates))
 
     def stalled(self) -> None:
         """The current attempt has sent nothing for too long, whatever becomes of it."""
@@ -257,7 +257,7 @@ class Attempts:
         if len(self.tried) >= MAX_ATTEMPTS:
             return False
         if self.arm == STABLE:
-            return bool(self._untried())
+            return bool(self._untried(self.current_arm))
         stable = current_stable(self._context, self._table)
         return stable is not None and bool(stable.replicas)
 
@@ -281,12 +281,12 @@ class Attempts:
             is_replaced = status >= 400 and self.arm == CANARY
         else:
             self._note_failure(cause)
-            is_repeated = status in REPEATED_STATUSES and (status in (429, 503) or not self._creates)
-            can_repeat = self._may_repeat and is_repeated and bool(self._untried())
+            is_repeated = status in REPEATED_STATUSES and (status in (429, 503) or not self.creates)
+            can_repeat = self._may_repeat and is_repeated and bool(self._untried(self.current_arm))
             self._may_repeat = False
             if can_repeat and self.count < MAX_ATTEMPTS:
                 return False
-            is_replaced = self.arm == CANARY and not (self._creates and status in (502, 504))
+            is_replaced = self.arm == CANARY and not (self.creates and status in (502, 504))
         if is_replaced:
             self._fall_back()
         return not is_replaced
@@ -357,9 +357,12 @@ class Attempts:
             self._tried_urls.clear()
             self._may_repeat = True
 
-    def _choose_replica(self) -> Replica | None:
-        """By rule 5; None: none is left. What is set aside is not asked again, but a draw for it stands."""
-        untried = self._untried()
+    def _choose_replica(self, arm: Arm) -> Replica | None:
+        """By rule 5; None: none is left. What is set aside is not asked again, but a draw for it stands.
+
+        arm: the current one.
+        """
+        untried = self._untried(arm)
         health = self._context.health
         if health is not None and health.failing and self.arm == CANARY:
             asked = [one for one in untried if not health.is_aside(one.url)]
@@ -374,6 +377,8 @@ class Attempts:
         # Other routers' load is as of the last publication, this router's is current.
         return max(replica.in_flight, self._context.in_flight.get(replica.url, 0))
 
-    def _untried(self) -> list[Replica]:
-        arm = self.current_arm
-        return [one for one in arm.replicas if one.url not in self._tried_urls] if arm else []
+    def _untried(self, arm: Arm | None) -> Sequence[Replica]:
+        """Replicas of this version, the current one, that have not been asked."""
+        if arm is None or not self._tried_urls:
+            return arm.replicas if arm is not None else ()
+        return [one for one in arm.replicas if one.url not in self._tried_urls]

@@ -111,9 +111,7 @@ class Beside:
         """The head arrived."""
         self.status, self.headers = status, headers
         if is_read(status, asked=self._start.asked):
-            start, kind = self._start, content_type(headers)
-            path = start.request.path
-            self._scan = AnswerScan(path, kind, start.choices, self._is_ours, start.streams)
+            self._scan = self._start.scan(content_type(headers), is_ours=self._is_ours)
         elif not 400 <= status < 500 or status in _NOT_THE_CLIENTS:
             self._fail()
 

@@ -9,8 +9,10 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from serving.messages import Arm, RequestRecord, RouteTable
+from serving.router.answers.answer_scan import AnswerScan
+from serving.router.bodies.inputs import gives_input, takes_events
 from serving.router.exchange.held import HeldBytes
-from serving.router.types import Assignment, Body, Canary, Limits, Request
+from serving.router.types import TEXT_PATHS, VALUE_PATHS, Assignment, Body, Canary, Limits, Request
 from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.reachability import Unreachable
 
@@ -40,18 +42,28 @@ class Start(Struct, frozen=True, gc=False):
     # A second one would make, do or store something twice: it is sent again only where the first has failed,
     # or was ended with its canary's rollout.
     is_once: bool = False
+    asks_whole: bool = False  # its body is known to ask for an answer that is no stream
     sent_bytes: int | None = None  # of the body of a request that has ended, without it; None: it is here
 
     @property
     def creates(self) -> bool:
         """Whether it makes something that lasts, of which a repetition would make two."""
         is_job = self.is_background and self.request.path == "/v1/responses"
-        return is_job or (self.request.method == "POST" and self.request.path in CREATING_PATHS)
+        return is_job or (self.request.method == "POST" and self.request.target.path in CREATING_PATHS)
 
     @property
     def body_bytes(self) -> int:
         """Bytes of the request's body."""
         return len(self.request.body) if self.sent_bytes is None else self.sent_bytes
+
+    def scan(self, content_type: str, *, is_ours: bool) -> AnswerScan:
+        """The scan of an answer to it. is_ours: of an engine that canaryctl runs."""
+        path = self.request.path
+        has_input = path in VALUE_PATHS and gives_input(self.request)
+        may_be_wrong = self.asks_whole and path in TEXT_PATHS and content_type.startswith("text/event-stream")
+        is_whole = may_be_wrong and not takes_events(self.request)
+        parts = path, content_type, self.choices, is_ours, self.streams
+        return AnswerScan(*parts, has_input=has_input, asks_whole=is_whole)
 
     def without_body(self) -> Start:
         """This, for a record that is made later."""
@@ -61,7 +73,7 @@ class Start(Struct, frozen=True, gc=False):
     @property
     def asked(self) -> str | None:
         """Its path, if it asks a model for an answer, which is read; None: it does not."""
-        return self.request.path if self.is_eligible else None
+        return self.request.target.path if self.is_eligible else None
 
 
 class RouterContext(Protocol):

@@ -38,10 +38,9 @@ class Cover:
         kind = content_type(headers)
         self._is_unfit, self._is_canary = self._read(arm, headers), is_canary
         is_ours = arm is not None and arm.has_fence
-        start = self._start
-        scan = AnswerScan(start.request.path, kind, start.choices, is_ours, start.streams)
-        if start.is_eligible and start.request.path in TEXT_PATHS:
-            scan.excerpt = AnswerExcerpt(start.request.path)
+        scan = self._start.scan(kind, is_ours=is_ours)
+        if self._start.is_eligible and scan.path in TEXT_PATHS:
+            scan.excerpt = AnswerExcerpt(scan.path)
         return scan, *self.of(scan)
 
     def of(self, scan: AnswerScan) -> tuple[bool, bool | None]:

@@ -47,7 +47,7 @@ from serving.router.exchange.recording import Recording
 from serving.router.exchange.sending import Sender, refused_by_front
 from serving.router.exchange.takeover import DONE
 from serving.router.exchange.trial import Trial, begin_trial
-from serving.router.exchange.usable import failure_of, has_begun, is_key_refused, is_read, unusable
+from serving.router.exchange.usable import KEY_REFUSED, failure_of, has_begun, is_read, unusable
 from serving.router.headers import REQUEST_ID, RawHeaders, returned, value_of
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, Step
 
@@ -118,6 +118,8 @@ class Exchange:
 
     def begin_trial(self, now_s: float) -> Trial | None:
         """The trial of a canary that is set aside, of which this request is; before the first attempt."""
+        if self._context.health is None or not self._context.health.failing:
+            return None
         with suppress(NotRenamed):  # the attempt says so
             parts = self.start, self._context, self._attempts, self._sender
             self._recording.trial = begin_trial(*parts, now_s=now_s)
@@ -130,27 +132,33 @@ class Exchange:
     def answered(self, status: int, headers: RawHeaders) -> Step:
         """An engine sent its head. AGAIN: this answer is of no use."""
         self._require(self._attempts.replica is not None, "answered")
-        arm = self._attempts.current_arm
+        arm, asked = self._attempts.current_arm, self.start.asked
         if (continued := self._continued) is not None:
             step = continued.answered(arm, status, headers)
             self.has_begun = continued.has_begun
             return step
         why: Failure | None = refused_by_front(arm, headers)
-        if why is None and arm is not None and is_key_refused(status, self._sender.key_for(arm)):
+        if (
+            why is None
+            and status in KEY_REFUSED
+            and arm is not None
+            and self._sender.key_for(arm) is not None
+        ):
             why = "key refused"
         if why is not None:
             return self._failed(why)
-        if not self._attempts.is_answer(status, asked=self.start.asked):
+        if not self._attempts.is_answer(status, asked=asked):
             self._release()
             return Step.AGAIN
         self._status, seen = status, self.seen
         kept = returned(headers, request_id=value_of(self.start.request.headers, REQUEST_ID))
-        if is_read(status, asked=self.start.asked):
+        if is_read(status, asked=asked):
             is_canary = self._attempts.arm == CANARY and not self.start.assignment.is_lookup
             begun = self._cover.begin(arm, headers, is_canary=is_canary)
             seen.scan, self._out.holds_all, seen.covered = begun
-        self._out.begin(Head(status, kept + self._sender.own_headers()), is_stream=seen.is_stream)
-        if seen.is_stream and value_of(kept, b"content-length") is not None:
+        is_stream = seen.is_stream
+        self._out.begin(Head(status, kept + self._sender.own_headers()), is_stream=is_stream)
+        if is_stream and value_of(kept, b"content-length") is not None:
             self._out.as_stream()
         return Step.HOLD
 
@@ -161,7 +169,8 @@ class Exchange:
         seen, scan = self.seen, self.seen.scan
         if self._continued is not None:
             return self._of_continued(self._continued.received(data, now_s))
-        self._require(self._status is not None, "received")
+        if self.is_over or self._status is None:
+            self._require(self._status is not None, "received")
         is_blank = data.isspace()
         if scan is None and is_blank and not self.has_begun:
             return Step.HOLD if self._out.hold(data) else self._deliver(b"")
@@ -177,7 +186,8 @@ class Exchange:
             self._out.holds_all, seen.covered = self._cover.of(scan)
         if scan.events != events or scan.is_done is not is_done or (scan.is_amid_event and not is_blank):
             seen.last_byte_s = now_s  # a comment is no progress, nor is white space
-        if is_begun := self.has_begun or has_begun(scan, is_canary=self._attempts.arm == CANARY):
+        is_begun = self.has_begun or has_begun(scan, is_canary=self._attempts.arm == CANARY)
+        if is_begun and seen.first_byte_s is None:
             self._begin(now_s)
         if self._out.is_committed and not scan.error_tail:
             return Deliver(None, data) if data else Step.HOLD

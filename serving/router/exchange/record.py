@@ -101,8 +101,8 @@ def record_of(
     has_fallen_back = attempts.has_fallen_back and not attempts.was_whole
     if outcome == "answered" and has_fallen_back:
         outcome = "fallback" if attempts.first_cause or attempts.first_4xx else "fenced"
-    is_late = _is_late(start, context, attempts, seen, now_s)
-    error, cause = _error_of_first_attempt(attempts, cause)
+    is_late = not has_fallen_back and _is_late(start, context, attempts, seen, now_s)
+    error, cause = _error_of_first_attempt(attempts, cause, has_fallen_back=has_fallen_back)
     if is_late and not error:
         error, cause = True, "timeout"
     is_unknown = seen.is_stopped and outcome in ("failed", "cut", "fenced")
@@ -141,11 +141,12 @@ def record_of(
         scan = latency_until_s = None
         is_empty = False
     is_stream = scan is not None and scan.is_stream
+    latency_ms = ttft_ms = None
     connect_s = seen.connect_s or 0.0
-
-    def ms_since_start(moment_s: float | None) -> float | None:
-        return None if moment_s is None else (moment_s - start.now_s - connect_s) * 1000
-
+    if latency_until_s is not None:
+        latency_ms = (latency_until_s - start.now_s - connect_s) * 1000
+    if is_stream and seen.first_byte_s is not None:
+        ttft_ms = (seen.first_byte_s - start.now_s - connect_s) * 1000
     record = _Unfrozen(
         seq=0,
         request_id=start.request_id,
@@ -164,20 +165,20 @@ def record_of(
         served_arm=served_arm,
         error=error,
         cause=cause,
-        latency_ms=ms_since_start(latency_until_s),
-        ttft_ms=ms_since_start(seen.first_byte_s) if is_stream else None,
+        latency_ms=latency_ms,
+        ttft_ms=ttft_ms,
         itl_ms=_itl_ms(seen, open_until_s) if is_stream else None,
         prompt_tokens=scan.prompt_tokens if scan else None,
         completion_tokens=scan.completion_tokens if scan else None,
         finish_reason=scan.finish_reason if scan else None,
         empty=is_empty,
-        path=start.request.path,
+        path=start.request.target.path,
         router=context.router,
         epoch=table.epoch,
         revision=table.revision,
         body_bytes=start.body_bytes,
         rejected=True if is_rejected else (None if error is None else False),
-        retries=max(0, attempts.count - 1),
+        retries=len(attempts.tried) - 1 if attempts.tried else 0,
         attempts=attempts.records,
         takeover_at=seen.takeover_at,
         taken_over_by=seen.taken_over_by,
@@ -206,8 +207,8 @@ def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:
 
 def _is_late(start: Start, context: RouterContext, attempts: Attempts, seen: Seen, now_s: float) -> bool:
     """Whether the first attempt, which has not failed, gave no content within the canary's limit."""
-    assignment, is_replaced = start.assignment, attempts.has_fallen_back and not attempts.was_whole
-    if assignment.canary is None or assignment.is_lookup or attempts.first_cause is not None or is_replaced:
+    assignment = start.assignment
+    if assignment.canary is None or assignment.is_lookup or attempts.first_cause is not None:
         return False
     limits = context.limits
     limit_s = limits.canary_stream_s if start.streams else limits.canary_whole_s
@@ -215,13 +216,15 @@ def _is_late(start: Start, context: RouterContext, attempts: Attempts, seen: See
     return first_s - start.now_s - (seen.connect_s or 0.0) > limit_s
 
 
-def _error_of_first_attempt(attempts: Attempts, cause: str | None) -> tuple[bool | None, str | None]:
+def _error_of_first_attempt(
+    attempts: Attempts, cause: str | None, *, has_fallen_back: bool
+) -> tuple[bool | None, str | None]:
     """(error, cause) of the first attempt; `cause`: of the answer that the client got."""
     if attempts.first_cause is not None:
         return True, attempts.first_cause
     if attempts.first_4xx is not None:
         return False, f"status {attempts.first_4xx}"
-    if attempts.has_fallen_back and not attempts.was_whole:  # it was fenced
+    if has_fallen_back:  # it was fenced
         return (False if cause is None else None), None
     return cause is not None, cause
 

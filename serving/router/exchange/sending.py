@@ -97,9 +97,9 @@ class Sender:
             limit_s = limits.tokenize_s if continuation.is_tokenizing else limits.stable_s
             target, body = continuation.request()
         path = endpoint.path(target)
+        key, is_fresh = self.key_for(arm), self._attempts.creates
         return Attempt(
-            *(self._attempts.arm, endpoint, path, headers, body, limit_s, self.key_for(arm), arm.external),
-            is_fresh=start.creates,
+            self._attempts.arm, endpoint, path, headers, body, limit_s, key, arm.external, is_fresh
         )
 
     def send_beside(self, arm: Arm, replica: Replica) -> Attempt:

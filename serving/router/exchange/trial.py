@@ -131,9 +131,8 @@ class Trial:
         elif status >= 300:  # a 4xx
             self._answers(status)
         elif self._start.is_eligible:
-            start, kind = self._start, content_type(headers)
             is_ours = not self.attempt.may_be_stale
-            self._scan = AnswerScan(start.request.path, kind, start.choices, is_ours, start.streams)
+            self._scan = self._start.scan(content_type(headers), is_ours=is_ours)
 
     def on_data(self, data: bytes) -> None:
         """Bytes arrived: once the answer has begun, that is all that was to be known."""

@@ -8,6 +8,7 @@ from serving.router.answers.answer_scan import AnswerScan
 from serving.router.types import TEXT_PATHS, Failure
 
 _UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
+KEY_REFUSED = frozenset({401, 403})
 _WHOLE = frozenset({200, 201, 203})
 
 
@@ -17,7 +18,7 @@ def failure_of(status: int | None, *, asked: str | None = None) -> str | None:
     asked: the path of a request that asks a model for an answer; None: another one. Where an answer holds
     text its content says whether it is one, with any 2xx; elsewhere nothing says so of a 202, 204 or 206.
     """
-    if status is None:
+    if status is None or status == 200:
         return None
     is_judged_by_content = asked is None or asked in TEXT_PATHS
     is_other = not is_judged_by_content and 200 <= status < 300 and status not in _WHOLE
@@ -56,4 +57,4 @@ def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure
 def is_key_refused(status: int, key: object | None) -> bool:
     """Whether an endpoint refuses our key (None: none was sent): the operator's fault, for the client's own
     credentials were never sent."""
-    return key is not None and status in (401, 403)
+    return key is not None and status in KEY_REFUSED

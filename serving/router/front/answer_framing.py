@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 from serving.router.headers import REASONS, TO_WEBSOCKET, date_line, lines_of
 from serving.router.types import Deliver, Head
@@ -42,6 +43,9 @@ class AnswerFraming:
 
     def bytes_of(self, action: Deliver) -> bytes:
         """What is written of this; empty: nothing."""
+        if self._is_chunked and action.head is None and action.then == "more":
+            data = action.data  # most events of a stream
+            return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
         parts: list[bytes] = []
         if action.head is not None:
             self.has_head = True
@@ -67,14 +71,19 @@ class AnswerFraming:
 
     def switched(self, head: Head) -> bytes:
         """The head after which the connection speaks WebSocket: a 101."""
-        lines = [*_start(head.status), *lines_of(head.headers), TO_WEBSOCKET]
+        lines = [
+            _status_line(head.status),
+            date_line(int(time.time())),
+            *lines_of(head.headers),
+            TO_WEBSOCKET,
+        ]
         sent, self._sent_start, self.has_head = self._sent_start, 0, True
         return b"".join(lines)[sent:]
 
     def _head_bytes(self, head: Head, whole: bytes | None) -> bytes:
         """The head; decides how the body is framed. whole: the body, when that is known."""
         status = head.status
-        lines = _start(status)
+        lines = [_status_line(status), date_line(int(time.time()))]
         length: bytes | None = None
         for name, value in head.headers:
             if name == b"content-length":
@@ -100,6 +109,6 @@ class AnswerFraming:
         return b"".join(lines)
 
 
-def _start(status: int) -> list[bytes]:
-    """Status line and date."""
-    return [VERSION, b"%d " % status, REASONS.get(status, b""), b"\r\n", date_line(int(time.time()))]
+@lru_cache(maxsize=256)
+def _status_line(status: int) -> bytes:
+    return VERSION + b"%d %b\r\n" % (status, REASONS.get(status, b""))

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, cast
 from serving.clock import boot_s
 from serving.router.bodies.body_budget import COUNTED_BODY, BodyShare
 from serving.router.bodies.prepared import Prepared
-from serving.router.exchange.relay import Client, Relay
+from serving.router.exchange.relay import Relay
 from serving.router.front import request_start
 from serving.router.front.admission import Sent, client_name, peer_of
 from serving.router.front.answer_framing import AnswerFraming
@@ -53,7 +53,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         *("_begun_s", "_blocked_s", "_framing", "_front", "_is_closing", "_is_half_closed"),
         *("_is_waiting", "_linger_until_s", "_parser", "_relay", "_request", "_share", "_task"),
-        *("core", "reading", "transport"),
+        *("address_name", "core", "reading", "transport"),
     )
 
     def __init__(self, front: WireFront) -> None:
@@ -75,7 +75,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER)
-        self.reading = Reading(self.transport, self._front.turns, client_name(peer_of(self.transport)))
+        self.address_name = client_name(peer_of(self.transport))  # of who has no key that is known
+        self.reading = Reading(self.transport, self._front.turns, self.address_name)
         self._front.joined(self)
 
     def data_received(self, data: bytes) -> None:
@@ -83,10 +84,9 @@ class ClientConnection(asyncio.Protocol):
             self.reading.came()
         if self._is_closing:
             return
-        parser = self._parser
-        if parser.is_idle and self._request is None:
+        if self._request is None and self._parser.is_idle:
             self._begun_s = boot_s()
-        parser.feed(data)
+        self._parser.feed(data)
         self._go_on(len(data))
 
     def eof_received(self) -> bool:
@@ -188,12 +188,15 @@ class ClientConnection(asyncio.Protocol):
         """Begin the next request, if none is under way. size: bytes that have come. is_turn: it may cost."""
         self._next_request(is_turn=is_turn)
         parser = self._parser
+        is_usual = size <= COUNTED_BODY and not (self._share.size or self._is_half_closed or self._blocked_s)
+        if is_usual and parser.is_empty and not self.reading.is_held:
+            return  # all that came has begun
         if parser.has_chunks:
             self._join(self._take_turn)
         elif self._is_half_closed and self._request is None and not parser.requests and not self._blocked_s:
             self.close_after_flush()  # the rest is no whole request
         self._pace()
-        if self._share or parser.buffered or parser.requests or size > COUNTED_BODY:
+        if self._share.size or parser.buffered or len(parser.requests) > 1 or size > COUNTED_BODY:
             self._count_body()
 
     def _wait_for_turn(self) -> None:
@@ -222,8 +225,8 @@ class ClientConnection(asyncio.Protocol):
     def _next_request(self, *, is_turn: bool = False) -> None:
         if self._is_closing or self._request is not None or self._blocked_s is not None:
             return
-        parser = self._parser
-        if parser.has_unread and not parser.requests and not parser.has_chunks:
+        parser, front = self._parser, self._front
+        if not parser.requests and parser.has_unread and not parser.has_chunks:
             parser.go_on()
         if not parser.requests:
             if parser.refusal is not None:
@@ -238,8 +241,7 @@ class ClientConnection(asyncio.Protocol):
                 self._name(parser.requests[0])
             self._wait_for_turn()
             return
-        parsed, front = parser.requests.popleft(), self._front
-        self._request = parsed
+        parsed = self._request = parser.requests.popleft()
         found = find_target(parsed.method, parsed.target, front.services, is_websocket=parsed.is_websocket)
         is_own = front.is_own(parsed.target, found)
         crowd = front.ending or (None if is_own else front.places.refusal(self))
@@ -258,19 +260,17 @@ class ClientConnection(asyncio.Protocol):
     def _name(self, parsed: ParsedRequest, found: Found | Refusal | None = None) -> None:
         """What this connection costs from now on is that of who sends this request."""
         found = found or find_target(parsed.method, parsed.target, self._front.services)
-        client = request_start.name_of(self._front, self.sent(parsed), found)
-        self._share.client = self.reading.client = client
+        self._share.client = self.reading.client = request_start.name_of(self._front, self, parsed, found)
 
     def _admit(self) -> None:
         """Judge a request by its head, before its body has come."""
         parser, front = self._parser, self._front
         parser.has_new_head = False
-        method, target, headers = parser.head
-        found = find_target(method, target, front.services)
-        sent = Sent(method, target, headers, peer_of(self.transport))
+        sent = Sent(*parser.head, peer_of(self.transport))
+        found = find_target(sent.method, sent.target, front.services)
         client = request_start.admit_head(front, self, sent, found)
         if isinstance(client, Refusal):
-            self._framing.begin(is_head_request=method == "HEAD", is_http_11=True, keep_alive=False)
+            self._framing.begin(is_head_request=sent.method == "HEAD", is_http_11=True, keep_alive=False)
             self.core = None if isinstance(found, Refusal) else front.cores.get(found.service or "")
             parser.refuse(client)
             return
@@ -294,11 +294,12 @@ class ClientConnection(asyncio.Protocol):
             self.refuse(chosen)
         else:
             self.core = cores[chosen.service]
-            self._begin(parsed, found, self.core, chosen.prepared)
+            self.begin_with(parsed, found, self.core, chosen.prepared)
 
-    def _begin(
+    def begin_with(
         self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
     ) -> None:
+        """Begin a request for this core."""
         front, peer = self._front, peer_of(self.transport) if core.needs_peer else ""
         exchange = request_start.begin_exchange(front, core, parsed, found, peer=peer, prepared=prepared)
         if isinstance(exchange, Refusal):
@@ -307,9 +308,8 @@ class ClientConnection(asyncio.Protocol):
         if found.target.path == REALTIME:
             self._task = front.run(request_start.tunnel_of(front, exchange, self, parsed))
             return
-        client, method = cast(Client, self), parsed.method
         relay = self._relay = request_start.relay_of(
-            front, core, exchange, client=client, method=method, on_over=self._on_over
+            front, core, exchange, client=self, method=parsed.method, on_over=self._on_over
         )
         if self._blocked_s is not None:
             relay.slow()
@@ -327,7 +327,7 @@ class ClientConnection(asyncio.Protocol):
     def _done(self) -> None:
         """The answer is whole: the next request, or the end of the connection."""
         self._request = self.core = self._task = None
-        if self._share:
+        if self._share.size:
             self._count_body()
         self._begun_s, parser = boot_s(), self._parser
         if parser.refusal is not None and not parser.requests and not self._framing.keep_alive:

@@ -85,6 +85,11 @@ class RequestParser:
         return not self._is_begun
 
     @property
+    def is_empty(self) -> bool:
+        """True when nothing waits and no request is arriving."""
+        return not (self._is_begun or self.requests or self._unread)
+
+    @property
     def buffered(self) -> int:
         """Bytes that are held: of an unfinished body, and not parsed yet."""
         return self._body_bytes + len(self._unread)
@@ -129,9 +134,10 @@ class RequestParser:
         """Parse the next bytes, or keep them, when enough requests wait."""
         if self.refusal is not None:
             return
-        if self._unread or self._is_chunked:
+        is_in_body = self._is_in_body
+        if self._unread or (is_in_body and self._is_chunked):
             self._unread += data
-        elif self._body_left >= len(data):
+        elif is_in_body and self._body_left >= len(data):
             self._parse(data)
         elif len(data) <= CHUNKED_AT_ONCE and data.count(_HEAD_END) <= self._room:
             self._parse(data)  # it holds no more requests than may wait
@@ -265,10 +271,10 @@ class RequestParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_body:
             return  # a trailer
-        name = name.lower()
-        self._headers.append((name, value))
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > HEAD_LIMIT or len(self._headers) > HEADERS_LIMIT:
+        name, headers = name.lower(), self._headers
+        headers.append((name, value))
+        self._head_size = size = self._head_size + len(name) + len(value) + 4
+        if size > HEAD_LIMIT or len(headers) > HEADERS_LIMIT:
             self._refuse_head()
             raise ValueError("head too large")
         if name not in _READ:

@@ -14,10 +14,9 @@ from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.relay import Client, Relay
 from serving.router.front import service_choice, tunnel
-from serving.router.front.admission import Sent, admit, client_name, without_names
+from serving.router.front.admission import Sent, admit, without_names
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
-from serving.router.front.service_choice import Chosen
 from serving.router.router import RouterCore
 from serving.router.types import Refusal, Request
 from serving.router.upstreams.upstream import Upstream
@@ -41,10 +40,22 @@ def admit_head(
     return front.places.refusal(connection) or front.refusal() or client
 
 
-def name_of(front: WireFront, sent: Sent, found: Found | Refusal) -> str:
+def name_of(
+    front: WireFront, connection: ClientConnection, parsed: ParsedRequest, found: Found | Refusal
+) -> str:
     """Whose work a whole request is: of who sends it; where it may not ask, of its address."""
-    client = admit(front.cores, sent, found) if isinstance(found, Found) else found
-    return client_name(sent.peer) if isinstance(client, Refusal) else client
+    if isinstance(found, Found) and _has_clients(front.cores, found.service):
+        client = admit(front.cores, connection.sent(parsed), found)
+        if not isinstance(client, Refusal):
+            return client
+    return connection.address_name
+
+
+def _has_clients(cores: Mapping[str, RouterCore], service: str | None) -> bool:
+    """Whether clients of this service (None: of any) are told apart by more than their addresses."""
+    if service is not None:
+        return cores[service].assigner.has_clients
+    return any(core.assigner.has_clients for core in cores.values())
 
 
 def begin(
@@ -59,10 +70,9 @@ def begin(
     if found.service is None:
         return _begin_unnamed(front, connection, parsed, found)
     core = connection.core = front.cores[found.service]
-    cores = {found.service: core}
-    if service_choice.must_wait(parsed, [core]):
-        return begin_later(front, connection, parsed, found, cores)
-    connection.begin_chosen(parsed, found, cores, Chosen(found.service, None))
+    if service_choice.must_wait(parsed, (core,)):
+        return begin_later(front, connection, parsed, found, {found.service: core})
+    connection.begin_with(parsed, found, core)
     return None
 
 
@@ -122,8 +132,8 @@ def relay_of(
     on_over: Callable[[], None],
 ) -> Relay:
     """What passes the answer on to this client, and notes it where the request may be mirrored."""
-    upstream = _upstream_of(front)
-    if core.table is not None and core.table.mirror is not None:
+    upstream, table = _upstream_of(front), core.table
+    if table is not None and table.mirror is not None:
         client, on_over = front.mirror.tapped(core, exchange.start, upstream, client, on_over)
     return Relay(exchange, client, upstream, method, on_over)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -31,16 +31,20 @@ WINDOW, WINDOWS = 1 << 10, 32  # bytes and number of the pieces of the sample
 MANY_LINES = 1000  # of a form: each of its headers is read by itself, in 10 us
 
 
-def must_wait(parsed: ParsedRequest, cores: Iterable[RouterCore]) -> bool:
+def must_wait(parsed: ParsedRequest, cores: Collection[RouterCore]) -> bool:
     """True when a request for one of these cannot begin now: one has no table yet, or the body is large."""
-    listed = list(cores)
-    is_renamed = _is_renamed(listed)
-    return any(core.table is None for core in listed) or is_large(parsed, is_renamed=is_renamed)
+    for core in cores:
+        if core.table is None:
+            return True
+    return is_large(parsed, is_renamed=_is_renamed(cores))
 
 
 def _is_renamed(cores: Collection[RouterCore]) -> bool:
     """Whether the model's name is looked for in a body: to replace it, or to know the service."""
-    return len(cores) > 1 or any(core.models for core in cores)
+    for core in cores:
+        if core.models:
+            return True
+    return len(cores) > 1
 
 
 def is_large(parsed: ParsedRequest, *, is_renamed: bool = False) -> bool:
@@ -52,6 +56,8 @@ def is_large(parsed: ParsedRequest, *, is_renamed: bool = False) -> bool:
     size = len(parsed.body)
     if parsed.is_encoded or size >= LARGE_BODY:
         return True
+    if size <= MANY_LINES or (size < COUNTED_FROM and not is_renamed):  # most, whose type is not looked at
+        return False
     if is_form(parsed.headers):  # read for the model's name alone
         return is_renamed and (size >= COUNTED_FROM or bytes(parsed.body).count(b"\n") > MANY_LINES)
     if size < COUNTED_FROM:

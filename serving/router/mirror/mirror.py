@@ -175,8 +175,7 @@ class Mirror:
 
     def _scanning(self, kept: Kept, content_type: str) -> Iterator[None]:
         try:
-            start, body = kept.start, kept.body
-            scan = AnswerScan(start.request.path, content_type, start.choices)
+            scan, body = kept.start.scan(content_type, is_ours=False), kept.body
             for at in range(0, len(body), SCANNED):
                 scan.feed(body[at : at + SCANNED])
                 yield

@@ -113,9 +113,7 @@ class Copy:
         if not 200 <= status < 300:
             self._end("failed", f"status {status}")
             return
-        start = self.kept.start
-        kind = content_type(headers)
-        self.scan = AnswerScan(start.request.path, kind, start.choices, self._arm.has_fence, start.streams)
+        self.scan = self.kept.start.scan(content_type(headers), is_ours=self._arm.has_fence)
 
     def on_data(self, data: bytes) -> None:
         """Bytes of the answer arrived."""

@@ -6,8 +6,10 @@ What is compressed could not be scanned for its finish and usage, on either arm.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
+
+from serving.router.headers import coding_of
 
 READ_LIMIT: Final = 8 << 20  # bytes that one read may become
 PIECE: Final = 16 << 10  # bytes that are read of an answer at once
@@ -61,17 +63,14 @@ def cut(data: bytes) -> Iterator[bytes]:
 
 
 def decompressor_of(
-    status: int, headers: Sequence[tuple[bytes, bytes]]
+    status: int, headers: list[tuple[bytes, bytes]]
 ) -> tuple[Decompressor | None, list[tuple[bytes, bytes]]]:
     """What decompresses an answer with this head, and its headers then; None: it comes as it is.
 
     A part of a file (206) stays compressed: its bytes are counted.
     """
     for name, value in headers:
-        if (
-            name == b"content-encoding"
-            and status != 206
-            and value.decode("latin-1").strip().lower() in _CODINGS
-        ):
+        is_named = name == b"content-encoding" and status != 206
+        if is_named and coding_of(value.decode("latin-1")) in _CODINGS:
             return Decompressor(), [one for one in headers if one[0] not in _OF_CODING]
-    return None, list(headers)
+    return None, headers

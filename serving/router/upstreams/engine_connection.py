@@ -28,6 +28,18 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
+def _as_framed(headers: Headers) -> Headers:
+    """The headers without a length that does not count, as there are chunks. Raises ValueError where there
+    may be none: the answer might end anywhere."""
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    others = [one for one in headers if one[0] != b"content-length"] if codings else headers
+    if len(others) == len(headers):
+        return headers
+    if codings[-1].lower().rpartition(b",")[2].strip() != b"chunked":
+        raise ValueError("a length beside what are no chunks")
+    return others
+
+
 class EngineConnection(asyncio.Protocol):
     """One connection to an engine; it serves one call at a time."""
 
@@ -43,7 +55,10 @@ class EngineConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         # Some servers pad a chunk's size with blanks, which nginx, httpd, HAProxy and Go read. What is
         # passed on is framed anew, so nobody behind us can read another size.
-        self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
+        # Others name a length beside the chunks, which count alone (RFC 9112, 6.3).
+        self._parser.set_dangerous_leniencies(
+            lenient_spaces_after_chunk_size=True, lenient_chunked_length=True
+        )
         self._headers: Headers = []
         self._status = 0
         self._head_bytes = self._answer_bytes = 0  # of the answer: with all that frames it
@@ -51,7 +66,7 @@ class EngineConnection(asyncio.Protocol):
         self._pieces: Iterator[bytes] | None = None  # of the body, which have come and are not passed on yet
         self._is_broken = False  # what came after them is no HTTP
         self._lost: tuple[Exception | None] | None = None  # the connection, after them
-        self._keeps_alive = self._is_framed = False
+        self._keeps_alive = self._is_framed = self._is_framed_twice = False
         self._is_in_body = self._is_head_told = self._is_complete = self._ends_with_connection = False
 
     # ---- asyncio
@@ -91,7 +106,7 @@ class EngineConnection(asyncio.Protocol):
         if self.call is call and self._pieces is None:
             if self._is_complete and self._is_large:
                 self._wait_to_end()
-            else:
+            elif self._is_complete or self._is_broken or self._lost is not None:
                 self._finish(call)
 
     def pace(self) -> None:
@@ -134,19 +149,22 @@ class EngineConnection(asyncio.Protocol):
         if self._is_complete:  # the parser stops here: no byte of a second answer changes the first
             raise ValueError("bytes after the answer")
         self._headers = []
-        self._is_framed = False
+        self._is_framed = self._is_framed_twice = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._is_in_body:  # else a trailer
             name = name.lower()
             self._headers.append((name, value))
             if name in _FRAMING:
+                self._is_framed_twice = self._is_framed
                 self._is_framed = True
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200 or self.call is None:  # an interim answer
             return
+        if self._is_framed_twice:
+            self._headers = _as_framed(self._headers)
         self._is_in_body, self._status = True, status
         has_no_body = status in (204, 304) or self.call.method == "HEAD"
         self._ends_with_connection = not (has_no_body or self._is_framed)
@@ -167,7 +185,7 @@ class EngineConnection(asyncio.Protocol):
         """Pass on bytes of the body, now or in turns."""
         if self._pieces is not None:
             self._pieces = chain(self._pieces, call.pieces(data))
-        elif len(data) <= PIECE and not call.is_compressed:
+        elif len(data) <= PIECE and call.decompressor is None:
             call.data(data)
         else:
             self._pieces = call.pieces(data)

@@ -57,12 +57,12 @@ class Call:
         "_again",
         "_connecting",
         "_connection",
-        "_decompressor",
         "_is_paused",
         "_key",
         "_pool",
         "attempt",
         "deadline_s",
+        "decompressor",
         "has_head",
         "is_over",
         "listener",
@@ -82,7 +82,7 @@ class Call:
         self._connection: EngineConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._key: KeyFilter | None = None
-        self._decompressor: Decompressor | None = None  # of an answer that is compressed
+        self.decompressor: Decompressor | None = None  # of an answer that is compressed
         self._again = attempt.may_be_stale
         self._is_paused = False
 
@@ -97,11 +97,6 @@ class Call:
         self._is_paused = False
         if self._connection is not None:
             self._connection.pace()
-
-    @property
-    def is_compressed(self) -> bool:
-        """True when the answer is decompressed as it comes."""
-        return self._decompressor is not None
 
     @property
     def is_paused(self) -> bool:
@@ -190,12 +185,12 @@ class Call:
             headers = [(name, self._key.whole(value)) for name, value in headers]
             self._pool.on_status(self.attempt.api_key, status)
         if self.method != "HEAD":
-            self._decompressor, headers = decompressor_of(status, headers)
+            self.decompressor, headers = decompressor_of(status, headers)
         self.listener.on_head(status, headers)
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """The next bytes of the body as they are read, a piece at a time. Raises ValueError: they are not."""
-        return cut(data) if self._decompressor is None else self._decompressor.pieces(data)
+        return cut(data) if self.decompressor is None else self.decompressor.pieces(data)
 
     def data(self, data: bytes) -> None:
         """A piece of the body."""
@@ -206,7 +201,7 @@ class Call:
 
     def end(self, connection: EngineConnection, *, is_reusable: bool) -> None:
         """The answer is whole."""
-        if self._decompressor is not None and not self._decompressor.is_whole:
+        if self.decompressor is not None and not self.decompressor.is_whole:
             connection.drop()
             self.lost(is_reused=False, has_bytes=True)
             return
@@ -307,7 +302,8 @@ class Upstream:
         """The connection is free."""
         if is_external:
             self._external.add(connection.origin)
-        idle = self._idle.setdefault(connection.origin, deque())
+        if (idle := self._idle.get(connection.origin)) is None:
+            idle = self._idle[connection.origin] = deque()
         now_s = boot_s()
         is_old = now_s - connection.made_s > self.limits.connection_age_s
         if is_old or self._is_closed or len(idle) >= IDLE_LIMIT or connection.is_closed:

@@ -76,6 +76,7 @@ def test_a_published_row_has_a_thousand_runs_and_one_with_drift_fewer() -> None:
     assert reps_of(CASES["latency x1.2, drift"], quick=True) == reps_of(CASES["latency x1.2"], quick=True)
 
 
+@pytest.mark.slow
 def test_a_proof_waits_for_every_margin() -> None:
     case = replace(CASES["proves all four"], canary_requests=1200)
     alone = replace(case, proofs={"latency_shape": 1.2})
@@ -133,6 +134,7 @@ def test_two_items_never_share_a_file() -> None:
         by_name([item_of(HARM, 1), item_of(HARM, 1)])
 
 
+@pytest.mark.slow
 def test_a_part_is_measured_and_kept_with_what_was_measured_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

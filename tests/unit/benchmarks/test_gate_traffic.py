@@ -128,6 +128,7 @@ def test_the_fixed_horizon_alarms_agree_with_scipys_test() -> None:
     assert agreed == 20
 
 
+@pytest.mark.slow
 def test_walds_test_decides_at_the_expected_time() -> None:
     case = replace(CASES["hallucination 3 -> 14 %"], metrics=("hallucinated",))
     times = [alarms(simulate(case, rep), alpha_metric=0.0025).wald for rep in range(60)]

@@ -35,6 +35,7 @@ def columns(world: World, seed: int = 0) -> dict[str, Any]:
     return {name: np.asarray(column) for name, column in columns_of(world, [7, seed]).items()}
 
 
+@pytest.mark.sample(67)
 @pytest.mark.parametrize("name", list(WORLDS))
 def test_every_world_has_complete_columns_in_order_of_time(name: str) -> None:
     got = columns(replace(WORLDS[name], canary_requests=100, stable_first=200, late=0))
@@ -147,6 +148,7 @@ def test_late_harm_begins_with_the_second_stage() -> None:
     assert (np.diff(got["stage"]) >= 0).mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_harmful_canary_is_rolled_back_and_a_twin_is_promoted(preset: str) -> None:
     twin = replace(SMALL, sticky=False, canary_requests=4000)
@@ -171,6 +173,7 @@ def test_no_stage_is_promoted_before_its_minimum() -> None:
     assert decide(Traffic(got), "default", FIRST_RUNG, canary_requests=450).word == "undecided"
 
 
+@pytest.mark.slow
 def test_an_undecided_run_goes_on_to_the_next_length(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Better, "LENGTHS", (20, 3000))
     row = Better("x", replace(SMALL, sticky=False, canary_requests=3000))(0)
@@ -178,6 +181,7 @@ def test_an_undecided_run_goes_on_to_the_next_length(monkeypatch: pytest.MonkeyP
     assert (row["strict"], row["default"]) == ("promote", "promote")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("late", "within"), [(0, (1, 80)), (300, (1, 100))])
 def test_a_time_is_counted_from_the_beginning_of_the_harm(late: int, within: tuple[int, int]) -> None:
     world = replace(SMALL, canary=Arm(error=0.9), late=late, w=0.5, metrics=("error",))

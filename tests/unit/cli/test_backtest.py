@@ -166,12 +166,14 @@ def range_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str], *argument
     return [percentile["verdict"] for percentile in answer["percentiles"]]
 
 
+@pytest.mark.slow
 def test_a_canary_inside_the_observed_range_passes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert range_verdicts(tmp_path, capsys, "--window", "60s") == ["PASS", "PASS", "PASS"]
 
 
+@pytest.mark.slow
 def test_a_range_of_too_few_windows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadInput, match="--range latency_ms: 1 windows of 36000 s hold 50 answers, needed 3"):
         range_verdicts(tmp_path, capsys, "--window", "10h")

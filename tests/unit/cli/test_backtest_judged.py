@@ -75,6 +75,7 @@ def test_a_misspelt_column_is_refused_with_the_name_it_is_close_to(
         backtest(write(tmp_path / "e.csv", columns))
 
 
+@pytest.mark.slow
 def test_harm_under_misspelt_names_is_not_promoted_even_when_they_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +89,7 @@ def test_harm_under_misspelt_names_is_not_promoted_even_when_they_are_ignored(
     assert answer["not_judged"] == ["latency_p99", "latency_shape", "hallucination"]
 
 
+@pytest.mark.slow
 def test_a_map_reads_the_column_under_its_other_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_map_reads_the_column_under_its_other_name(
     assert (answer["decision"], answer["metric"]) == ("rollback", "latency_ms")
 
 
+@pytest.mark.slow
 def test_names_may_be_in_capitals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = {name.upper().replace("_", " "): values for name, values in harmless(4000).items()}
 
@@ -164,6 +167,7 @@ def test_the_output_names_what_was_not_judged_below_the_decision(
     assert allowed[1].strip() == "NOT JUDGED: quality (no quality); allowed: no judge yet"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "policy",
     [
@@ -185,6 +189,7 @@ def test_a_gate_that_the_policy_names_blocks_whatever_is_acknowledged(
     assert "NOT JUDGED, it has no column" in answer["reasons"][0]
 
 
+@pytest.mark.slow
 def test_an_empty_column_is_no_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     columns = harmless()
     columns["quality"] = [""] * len(columns["quality"])
@@ -192,6 +197,7 @@ def test_an_empty_column_is_no_column(tmp_path: Path, capsys: pytest.CaptureFixt
     assert decided(capsys, write(tmp_path / "e.csv", columns))["not_judged"] == ["quality"]
 
 
+@pytest.mark.slow
 def test_streaming_times_are_not_asked_for_where_nothing_streams(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +229,7 @@ def rules(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_ramp_is_promoted_when_each_stage_proved_its_own_margins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str
 ) -> None:
@@ -245,6 +252,7 @@ def test_stages_are_found_by_their_weight_without_a_column(
     assert by_weight == with_column
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_left_unproven_is_not_promoted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str
 ) -> None:
@@ -258,6 +266,7 @@ def test_a_stage_that_was_left_unproven_is_not_promoted(
     assert answer["reasons"][0].startswith("stage 0 (5 %): ")
 
 
+@pytest.mark.slow
 def test_harm_that_begins_in_a_later_stage_rolls_back(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str
 ) -> None:
@@ -266,6 +275,7 @@ def test_harm_that_begins_in_a_later_stage_rolls_back(
     assert (answer["decision"], answer["metric"]) == ("rollback", "error")
 
 
+@pytest.mark.slow
 def test_a_ramp_that_ends_early_names_the_stages_without_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rules: str
 ) -> None:
@@ -299,6 +309,7 @@ def test_a_stage_that_the_policy_lacks_is_refused_with_its_line(
         backtest(write(tmp_path / "e.csv", columns), "--policy", rules)
 
 
+@pytest.mark.slow
 def test_a_stage_column_alone_makes_a_ramp(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = decided(capsys, write(tmp_path / "e.csv", ramp()), "--allow-unjudged", "errors alone")
 

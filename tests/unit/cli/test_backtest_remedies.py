@@ -63,6 +63,7 @@ def test_a_wrong_share_is_told_with_the_observed_one(plain: Path, capsys: pytest
     assert "the canary has 89." in told(capsys, *swapped, "--w", "0.1", code=6)
 
 
+@pytest.mark.slow
 def test_a_column_that_was_not_drawn_is_named_with_its_remedy(
     plain: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

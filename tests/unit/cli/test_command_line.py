@@ -132,6 +132,7 @@ def test_watch_exits_with_the_rollouts_exit_code(
     assert run(["watch", "chat"]) == 5  # also after its end
 
 
+@pytest.mark.slow
 def test_deploy_wait_exits_with_6_at_its_timeout_and_the_rollout_continues(
     chat: FakeController,
     models: Path,
@@ -242,6 +243,7 @@ def test_a_change_of_one_engine_argument_has_the_risk_of_its_class(
     assert f"{name.replace('-', '_')}: not set -> 64" in planned["reasons"][0]
 
 
+@pytest.mark.slow
 def test_deploy_wait_prints_one_json_document_only(
     chat: FakeController,
     models: Path,
@@ -421,6 +423,7 @@ def test_deploy_without_memory_for_a_second_engine_is_a_conflict(
     refused(unchanged, capsys, arguments, code=3, line=r"(GiB|MiB).*free")
 
 
+@pytest.mark.slow
 def test_a_refused_up_leaves_no_process_behind(
     home: Path, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -446,6 +449,7 @@ def test_a_refused_up_leaves_no_process_behind(
     assert re.search(r"(GiB|MiB)", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_second_deploy_during_a_rollout_is_a_conflict(
     chat: FakeController,
     models: Path,

@@ -86,6 +86,7 @@ def test_after_a_reboot_up_alone_serves_what_was_served(
     assert "chat" in capsys.readouterr().out
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["deploy", "plan"])
 def test_a_source_that_was_taken_for_the_service_is_named(
     chat: FakeController,
@@ -106,6 +107,7 @@ def test_a_source_that_was_taken_for_the_service_is_named(
     assert "was taken for" not in capsys.readouterr().err
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -47,6 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", [["status"], ["list"], ["history", "chat"], ["up"], ["undo", "chat"]])
 def test_every_command_says_that_the_file_is_gone_and_what_to_do(
     chat: FakeController, command: list[str], capsys: pytest.CaptureFixture[str]
@@ -228,6 +229,7 @@ def test_the_first_up_creates_the_database_and_a_controller_none(
         assert store.services() == ()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("table", "is_refused"),
     [

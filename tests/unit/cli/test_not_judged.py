@@ -74,6 +74,7 @@ def test_plan_prints_what_is_not_judged(
     assert "quality NOT JUDGED" not in text
 
 
+@pytest.mark.slow
 def test_deploy_asks_for_a_reason_and_records_it(
     chat: FakeController, change: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def entry(file: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> Ra
     return policy.observed_ranges[0]
 
 
+@pytest.mark.slow
 def test_the_entry_spans_stables_windows_between_the_dates(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_the_entry_spans_stables_windows_between_the_dates(
     assert gate.ranges[2].high == pytest.approx(max(p95), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_without_dates_the_range_covers_the_whole_file(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +77,7 @@ def test_without_dates_the_range_covers_the_whole_file(
     assert whole.ranges[0].high > first.ranges[0].high * 1.1
 
 
+@pytest.mark.slow
 def test_a_start_before_the_file_adds_no_partial_window(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +92,7 @@ def test_the_entry_holds_the_options(file: Path, capsys: pytest.CaptureFixture[s
     assert (gate.name, gate.on_outside, gate.alpha_share) == ("slow", "rollback", 0.1)
 
 
+@pytest.mark.slow
 def test_json_holds_the_same_entry(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = entry(file, capsys)
     canaryctl("observed", str(file), "-o", "json")
@@ -96,6 +100,7 @@ def test_json_holds_the_same_entry(file: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out)["observed_ranges"] == {gate.name: gate.to_mapping()}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -144,6 +149,7 @@ def test_bounds_are_rounded_outward(value: float, rounded: float) -> None:
     assert round_down(value) == rounded
 
 
+@pytest.mark.slow
 def test_a_file_without_an_arm_says_that_every_row_counts_as_stables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,6 +197,7 @@ def test_columns_in_the_wrong_order_are_still_refused(tmp_path: Path) -> None:
 # --- growthbook/growthbook #137
 
 
+@pytest.mark.slow
 def test_a_long_tail_of_categories_is_compared_as_one(tmp_path: Path) -> None:
     rng = random.Random(137)
     rows = [

@@ -66,6 +66,7 @@ def jmeter(yes: str, no: str) -> Rows:
     return out
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("yes", "no"), [("true", "false"), ("1", "0"), ("success", "failure")])
 def test_a_column_of_successes_is_read_by_its_opposite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], yes: str, no: str
@@ -203,6 +204,7 @@ def read_users(tmp_path: Path, change: str, *maps: str) -> EvidenceFile:
     return read(path, "arm=model_group", *maps, canary="v2", w=0.2)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -222,11 +224,13 @@ def test_a_few_rows_without_a_user_of_their_own_leave_the_unit_in_place(
     assert len(set(found.columns["unit"].tolist())) == 300 + drawn.count("request")
 
 
+@pytest.mark.slow
 def test_every_user_is_a_unit_and_draws_by_request_have_none(tmp_path: Path) -> None:
     assert "unit from end_user: each of its values is always on one arm" in read_users(tmp_path, "none").notes
     assert "unit" not in read_users(tmp_path, "request").columns
 
 
+@pytest.mark.slow
 def test_an_unclear_unit_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(
         BadInput,
@@ -239,6 +243,7 @@ def test_an_unclear_unit_has_to_be_named(tmp_path: Path) -> None:
     assert len(set(read_users(tmp_path, "many", "unit=request_id").columns["unit"].tolist())) == 3000
 
 
+@pytest.mark.slow
 def test_rows_that_count_by_themselves_are_evidence_of_both_commands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,6 +354,7 @@ def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
 # --- requests that fail fast
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("fixed", [(), ("--fixed",)])
 def test_a_version_that_fewer_clients_leave_is_not_slower_in_an_ab_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed: tuple[str, ...]
@@ -369,6 +375,7 @@ def test_a_version_that_fewer_clients_leave_is_not_slower_in_an_ab_test(
     assert any("(error, rejected, cancelled) count at 60 s" in note for note in report["notes"])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("fixed", [(), ("--fixed",)])
 def test_failing_fast_is_not_fast_in_an_ab_test(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed: tuple[str, ...]

@@ -53,6 +53,7 @@ def first_line(chat: FakeController) -> str:
     return str(json.loads(rows[0].state)["rollout"]["log"][0]["text"])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("source", [["--model", "{tmp}/v2"], ["--twin"]])
 def test_the_reasons_of_a_deploy_are_in_its_log(
     chat: FakeController, source: list[str], tmp_path: Path
@@ -77,6 +78,7 @@ def test_the_reasons_of_a_deploy_are_in_its_log(
         assert text in line
 
 
+@pytest.mark.slow
 def test_up_refuses_a_message_that_a_running_service_would_not_keep(
     chat: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +92,7 @@ def test_up_refuses_a_message_that_a_running_service_would_not_keep(
     assert "name 'blue' would not be kept" in capsys.readouterr().err
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["rollback", "undo --to base"])
 def test_a_return_with_nothing_to_do_says_that_its_reason_is_not_kept(
     chat: FakeController, command: str, capsys: pytest.CaptureFixture[str]
@@ -158,6 +161,7 @@ def test_an_order_that_cannot_be_read_for_a_moment_is_kept(
 A_MARK = DatabaseMark(7, "another", 9)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("mark", "tables", "expected"),
     [
@@ -234,6 +238,7 @@ def test_a_direct_rollback_keeps_its_order_where_the_store_takes_none(
     store.close()
 
 
+@pytest.mark.slow
 def test_plan_says_that_a_deploy_needs_a_retry(
     chat: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

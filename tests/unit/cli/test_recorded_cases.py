@@ -37,6 +37,7 @@ def score(rng: random.Random, mean: float = 0.6) -> float:
     return round(min(1.0, max(0.0, rng.gauss(mean, 0.2))), 3)
 
 
+@pytest.mark.slow
 def test_units_on_both_sides_make_a_test_invalid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng, rows = random.Random(1), []
     for user in range(600):
@@ -125,6 +126,7 @@ NIGHT_S = datetime(2026, 4, 30, 18, tzinfo=UTC).timestamp()
 RANGE = {"since": "2026-05-01", "until": "2026-05-01T06:00:00Z"}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"], indirect=True)
 @pytest.mark.parametrize(
     ("since", "until"),
@@ -145,6 +147,7 @@ def test_an_observed_range_is_the_same_in_every_time_zone(
     assert all(low >= 300 and high <= 350 for low, high in found["ranges"].values())
 
 
+@pytest.mark.slow
 def test_times_in_milliseconds_are_the_same_evidence_as_in_seconds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

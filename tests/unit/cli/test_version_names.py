@@ -90,6 +90,7 @@ def test_documents_hold_name_source_actor_and_message(
     assert (service["stable_name"], canary["name"]) == ("stable", "v2-sft")
 
 
+@pytest.mark.slow
 def test_plan_says_that_the_version_was_rolled_back_and_why(
     chat: FakeController, deploy: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

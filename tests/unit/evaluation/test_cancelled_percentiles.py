@@ -82,6 +82,7 @@ def judged(columns: Columns, policy: str | GatePolicy = "default") -> BacktestRe
     return run(columns, policy, stages=STAGE)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("knows_when", [True, False])
 def test_a_faster_first_token_is_no_slower_tail(seed: int, knows_when: bool) -> None:
@@ -93,6 +94,7 @@ def test_a_faster_first_token_is_no_slower_tail(seed: int, knows_when: bool) -> 
     assert judged(columns).decision != "rollback"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("patience_ms", [6500.0, 7000.0])
 @pytest.mark.parametrize("knows_when", [True, False])
 def test_a_tail_that_clients_do_not_wait_for_is_not_proven(patience_ms: float, knows_when: bool) -> None:
@@ -116,6 +118,7 @@ def of_two_kinds(seed: int, slower: float) -> Columns:
     return {**answered(arm, w, left), "latency_ms": np.where(left, 2600.0, latency)}
 
 
+@pytest.mark.slow
 def test_slow_answers_of_clients_that_leave_are_no_faster_because_others_wait() -> None:
     """0.5 % leave stable and 1.4 % the canary, whose p99 is 2.5 times as long, if they had waited."""
     assert "latency_p99" in judged(of_two_kinds(1, 1.0), p99_alone()).proofs
@@ -137,6 +140,7 @@ def test_a_canary_that_hangs_for_few_is_not_proven_before_its_cancels_are_many()
     assert "latency_p99" not in judged(columns, p99_alone()).proofs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knows_when", [True, False])
 def test_identical_versions_whose_clients_leave_are_promoted(knows_when: bool) -> None:
     """By the first token; or where nobody waits for more than the p95, which takes more of them to prove."""
@@ -159,6 +163,7 @@ def with_errors(columns: Columns, seed: int, share: float = 0.005, one_in: int =
     return columns | {"error": fails.astype(float), "cancelled": left.astype(float)}
 
 
+@pytest.mark.slow
 def test_a_cancelled_request_in_thousands_asks_for_no_proof_that_errors_are_no_more() -> None:
     columns = leaving(1, canary=6000, knows_when=False)
     assert judged(with_errors(columns, 1), p99_alone()).decision == "promote"
@@ -172,6 +177,7 @@ def test_errors_of_both_arms_hide_no_slow_answers_that_nobody_waits_for() -> Non
     assert "latency_p99" not in judged(with_errors(of_two_kinds(1, 3.0), 1), p99_alone()).proofs
 
 
+@pytest.mark.slow
 def test_the_text_says_whom_a_percentile_is_of() -> None:
     result = judged(leaving(1, first_ms=1100.0, canary=6000), p99_alone())
     reasons = {gate.side: gate.reason for gate in result.gates if gate.gate == "latency_p99"}
@@ -182,6 +188,7 @@ def test_the_text_says_whom_a_percentile_is_of() -> None:
     assert all("waited" not in gate.reason for gate in plain.gates)
 
 
+@pytest.mark.slow
 def test_a_request_that_its_client_left_late_is_known_to_be_slow() -> None:
     """The canary hangs for 3 %: clients wait for 20 s, four times the p99 of those who are answered."""
     columns = leaving(2, canary=1500)
@@ -206,6 +213,7 @@ def test_the_time_until_a_client_left_is_kept_and_is_no_latency() -> None:
     assert np.isnan(table.values["left_ms"][~left]).all()
 
 
+@pytest.mark.slow
 def test_a_live_rollout_knows_when_clients_left() -> None:
     columns = leaving(1, slower=1.3, whole_ms=6500.0, canary=300)
     del columns["ttft_ms"]

@@ -48,6 +48,7 @@ def judged(columns: Columns, policy: str = "default") -> BacktestResult:
     return run(columns, policy, stages=STAGE)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("policy", "slower"), [("default", 0.5), ("default", 1.0), ("strict", 0.5)])
 def test_a_canary_that_fewer_clients_leave_is_promoted(policy: str, slower: float) -> None:
     columns = impatient(0, slower=slower)
@@ -57,6 +58,7 @@ def test_a_canary_that_fewer_clients_leave_is_promoted(policy: str, slower: floa
     assert judged(columns, policy).decision == "promote"
 
 
+@pytest.mark.slow
 @seeds(2)
 def test_a_canary_that_answers_what_stable_fails_is_not_held_for_its_cancels(seed: int) -> None:
     """What fails at once cannot be cancelled. More are, but fewer lack an answer."""
@@ -72,6 +74,7 @@ def test_a_canary_that_answers_what_stable_fails_is_not_held_for_its_cancels(see
     assert (result.decision, HOLD in result.reasons) == ("promote", False)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [0.15, 1.0])
 def test_a_canary_that_hangs_until_its_clients_leave_is_rolled_back(share: float) -> None:
     result = judged(impatient(3, hangs=share, patience_ms=20_000.0, rows=4000))
@@ -87,6 +90,7 @@ def test_the_time_until_a_client_left_is_no_latency() -> None:
     assert judged(columns).decision == "rollback"
 
 
+@pytest.mark.slow
 @seeds(2)
 def test_a_canary_that_hangs_for_few_is_held_and_its_evidence_stays_valid(seed: int) -> None:
     result = judged(impatient(seed, hangs=0.04, patience_ms=20_000.0))
@@ -105,6 +109,7 @@ def of_a_small_canary(cancelled: int) -> BacktestResult:
     return run(columns, GatePolicy.default().only("error"), stages=(StagePlan(0.05, 500),))
 
 
+@pytest.mark.slow
 def test_one_client_that_leaves_takes_no_promotion_back() -> None:
     assert of_a_small_canary(0).decision == "promote"
     assert of_a_small_canary(1).decision == "promote"
@@ -182,6 +187,7 @@ def test_a_time_to_first_token_that_was_known_when_the_client_left_counts() -> N
     assert HOLD in result.reasons
 
 
+@pytest.mark.slow
 def test_cancelled_requests_are_counted_as_a_rate_of_their_own() -> None:
     columns = impatient(1, rows=2000)
     del columns["quality"]
@@ -211,6 +217,7 @@ def test_users_that_leave_are_counted_once() -> None:
     assert HOLD not in result.reasons
 
 
+@pytest.mark.slow
 def test_a_percentile_has_its_limit_from_those_who_waited() -> None:
     """Where 8 % leave, a p99 with them as slowest would be infinite. As they might hide what is slow on one
     arm, it takes longer to find a tail that is 1.6x as slow."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from evaluation.evaluator import Evaluator
 from evaluation.offline import backtest
@@ -66,6 +67,7 @@ def test_a_silent_answer_is_an_error_that_rolls_back() -> None:
     assert rollback.metric == "error"
 
 
+@pytest.mark.slow
 def test_answers_that_still_stream_are_slowest_and_roll_back() -> None:
     gate = fed(SLOW, canary=STREAMING, every=5)
 
@@ -74,6 +76,7 @@ def test_answers_that_still_stream_are_slowest_and_roll_back() -> None:
     assert rollback.metric == "latency_ms"
 
 
+@pytest.mark.slow
 def test_silent_answers_are_slowest_and_prove_nothing() -> None:
     report = fed(SLOW, canary=SILENT, every=5).report()
 
@@ -81,6 +84,7 @@ def test_silent_answers_are_slowest_and_prove_nothing() -> None:
     assert {r.verdict for r in report.gates if r.side == "promotion"} == {Verdict.UNDECIDED}
 
 
+@pytest.mark.slow
 def test_how_long_a_censored_answer_waited_does_not_matter() -> None:
     early = fed(SLOW, canary=replace(STREAMING, latency_ms=300.0), every=5)
     late = fed(SLOW, canary=replace(STREAMING, latency_ms=LONGEST_MS + 700.0), every=5)
@@ -88,6 +92,7 @@ def test_how_long_a_censored_answer_waited_does_not_matter() -> None:
     assert early.report().gates == late.report().gates
 
 
+@pytest.mark.slow
 def test_a_value_beyond_the_longest_wait_equals_a_censored_one() -> None:
     ended = fed(SLOW, canary=replace(ANSWER, latency_ms=LONGEST_MS * 3), every=5)
 
@@ -123,12 +128,14 @@ def test_censoring_does_not_make_a_tolerable_canary_worse() -> None:
     assert result.decision != "rollback"
 
 
+@pytest.mark.slow
 def test_a_slow_canary_of_a_slow_service_is_detected() -> None:
     result = backtest.run(slow_service(1.5), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 
     assert result.decision == "rollback"
 
 
+@pytest.mark.slow
 def test_censoring_does_not_prove_a_slow_canary() -> None:
     result = backtest.run(slow_service(1.5), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 

@@ -190,6 +190,7 @@ def test_mirrored_pairs_have_a_quarter_of_alpha_and_live_answers_the_rest(
     assert parts.pairs == pytest.approx(0.0005)
 
 
+@pytest.mark.slow
 def test_mirrored_pairs_leave_the_live_channels_as_they_were() -> None:
     columns = requests(600, before=100)
 

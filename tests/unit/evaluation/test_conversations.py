@@ -134,6 +134,7 @@ def test_turns_that_differ_leave_the_proof_to_first_requests() -> None:
     assert report.reason.endswith("(by first requests: conversations differ in length)")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("ratio", [1.0, 2.0])
 def test_turns_void_sessions_only_where_they_differ(ratio: float) -> None:
     columns, _ = users(turns=(4.0, 4.0 / ratio))
@@ -190,6 +191,7 @@ def one_score_each(
     return {name: values[order] for name, values in columns.items()}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("which", "after"), [("first", 3.0), ("first", 4.5), ("first", 6.0), ("last", 3.0), ("last", 4.5)]
 )

@@ -40,6 +40,7 @@ def latency_sides(report: EvaluationReport) -> dict[tuple[str, str], tuple[Verdi
     return {(g.gate, g.side): (g.verdict, g.reason) for g in report.gates if g.metric == "latency_ms"}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("ratio", "rolled_back"), [(2.0, False), (1.2, True), (1.0, True), (0.5, True)])
 def test_slowness_is_excused_only_under_a_higher_load(ratio: float, rolled_back: bool) -> None:
     report = live(slow_while_one_is_lost(), ratio).report()
@@ -47,6 +48,7 @@ def test_slowness_is_excused_only_under_a_higher_load(ratio: float, rolled_back:
     assert (report.rollback is not None and report.rollback.metric == "latency_ms") is rolled_back
 
 
+@pytest.mark.slow
 def test_harm_in_the_other_metrics_is_found_under_any_load() -> None:
     columns = slow_while_one_is_lost()
     columns["error"][(columns["arm"] == 1) & (columns["t_s"] < BACK_S)] = 1.0
@@ -57,6 +59,7 @@ def test_harm_in_the_other_metrics_is_found_under_any_load() -> None:
     assert report.rollback.metric == "error"
 
 
+@pytest.mark.slow
 def test_an_overload_excludes_exactly_its_units_of_both_arms() -> None:
     columns = slow_while_one_is_lost(errors=0.0)
     left_out = (columns["t_s"] >= LOST_S - 50.0) & (columns["t_s"] < BACK_S)
@@ -71,6 +74,7 @@ def test_an_overload_excludes_exactly_its_units_of_both_arms() -> None:
     assert reported == wanted
 
 
+@pytest.mark.slow
 def test_an_overload_excludes_the_same_units_after_a_restart() -> None:
     columns = slow_while_one_is_lost()
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})

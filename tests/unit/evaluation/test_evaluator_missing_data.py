@@ -35,6 +35,7 @@ def test_a_rollback_gate_without_canary_values_is_invalid() -> None:
     assert "ttft_shape: values are missing differently by arm" in result.reasons
 
 
+@pytest.mark.slow
 def test_a_streaming_time_that_stops_arriving_holds() -> None:
     columns = harmless()
     columns["ttft_ms"] = columns["latency_ms"] / 10.0
@@ -43,6 +44,7 @@ def test_a_streaming_time_that_stops_arriving_holds() -> None:
     assert any("ttft_shape: stopped arriving" in reason for reason in run(columns).reasons)
 
 
+@pytest.mark.slow
 def test_answers_that_are_not_streamed_need_no_time_to_the_first_token() -> None:
     columns = harmless()
     columns["ttft_ms"] = np.full(24_000, np.nan)
@@ -50,6 +52,7 @@ def test_answers_that_are_not_streamed_need_no_time_to_the_first_token() -> None
     assert run(columns).decision == "promote"
 
 
+@pytest.mark.slow
 def test_mostly_missing_latency_is_invalid() -> None:
     columns = harmless()
     columns["latency_ms"][np.arange(24_000) % 10 > 0] = np.nan
@@ -60,6 +63,7 @@ def test_mostly_missing_latency_is_invalid() -> None:
     assert any(reason.startswith("latency_shape: 9") for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_a_slowdown_of_stable_with_the_canary_blocks_promotion() -> None:
     """On shared hardware the canary can slow both arms, which the coin does not show."""
     columns = harmless()
@@ -103,6 +107,7 @@ def raised(gates: Sequence[GateReport]) -> list[str]:
     return [report.gate for report in gates if report.is_alarm and report.decided_canary is not None]
 
 
+@pytest.mark.slow
 def test_a_metric_without_a_gate_is_an_alarm_and_decides_nothing() -> None:
     columns = harmless()
     columns["flagged"] = (columns["arm"] == 1).astype(float)
@@ -115,6 +120,7 @@ def test_a_metric_without_a_gate_is_an_alarm_and_decides_nothing() -> None:
     assert result.log_e["flagged"] > 5.0
 
 
+@pytest.mark.slow
 def test_alarms_are_quiet_without_harm_and_without_values() -> None:
     columns = harmless()
     columns["flagged"] = (np.random.default_rng(1).random(24_000) < 0.02).astype(float)
@@ -165,6 +171,7 @@ def judged_in_part(
     }
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("w", "rows"), [(0.5, 6000), (0.1, 12_000)])
 @pytest.mark.parametrize("share", [0.5, 0.3, 0.2])
 def test_scores_that_the_canarys_worst_answers_lack_prove_nothing(share: float, w: float, rows: int) -> None:
@@ -183,6 +190,7 @@ def test_scores_that_one_arm_lacks_are_said_as_not_comparable() -> None:
     assert any("quality: values are missing differently by arm" in reason for reason in result.reasons)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [0.5, 0.2])
 def test_scores_of_answers_chosen_by_a_stated_coin_prove_quality(share: float) -> None:
     gate = {**settings_of(GatePolicy.default(), "quality"), "sampling": {"stable": share, "canary": share}}

@@ -169,10 +169,11 @@ def test_an_outlier_as_first_latency_hides_no_harm() -> None:
     columns = requests(3000, w=0.2, before=500, slower=1.6)
     columns["latency_ms"][0] = 2.0
     policy = GatePolicy.default().only("latency_ms")
+    begin = {name: values[:900] for name, values in columns.items()}
     results = []
-    for size in (1, 7, 3000):
+    for size in (1, 7, 900):
         pipeline = Pipeline(policy, ONE_STAGE)
-        feed(pipeline, checked_table(columns, policy), rows_at_once=size)
+        feed(pipeline, checked_table(begin, policy), rows_at_once=size)
         results.append(essence(tuple(gate_reports(pipeline, ONE_STAGE, 0))))
 
     assert results[0] == results[1] == results[2]

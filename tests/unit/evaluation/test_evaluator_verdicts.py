@@ -112,6 +112,7 @@ def test_a_rung_with_an_own_margin_proves_the_narrower_one_over_the_whole_rollou
     assert last.reason == "error < 5x or < +0 over the stage not proven yet"
 
 
+@pytest.mark.slow
 def test_the_proof_of_a_stage_does_not_count_for_the_next_before_it_has_units() -> None:
     evaluator = staged(requests(3000, before=500), [0.0], (StagePlan(0.2, 0), StagePlan(0.2, 0)))
     first = evaluator.report()
@@ -122,6 +123,7 @@ def test_the_proof_of_a_stage_does_not_count_for_the_next_before_it_has_units() 
     assert verdicts == [Verdict.PASS, Verdict.UNDECIDED]
 
 
+@pytest.mark.slow
 def test_the_floor_counts_the_requests_of_the_stage_alone() -> None:
     columns = requests(3000, before=500)
     report = staged(columns, [0.0, 2000.0], (StagePlan(0.2, 0), StagePlan(0.2, 0))).report()
@@ -173,6 +175,7 @@ def test_a_latency_that_is_missing_stays_the_reason_under_unequal_load() -> None
     assert (report.stage_verdict, report.only_load) == (Verdict.INVALID, False)
 
 
+@pytest.mark.slow
 def test_a_sample_ratio_mismatch_freezes_statistics() -> None:
     columns = requests(4000, w=0.2, error=(0.02, 0.5))
     columns["w"][:] = 0.4  # not the probability of the toss
@@ -183,6 +186,7 @@ def test_a_sample_ratio_mismatch_freezes_statistics() -> None:
     assert gate_of(report, "served_share", "guard").verdict is Verdict.INVALID
 
 
+@pytest.mark.slow
 def test_harm_shown_before_the_sample_ratio_mismatch_stays() -> None:
     columns = requests(3000, w=0.2, error=(0.02, 0.5))
     columns["w"][1500:] = 0.5
@@ -191,6 +195,7 @@ def test_harm_shown_before_the_sample_ratio_mismatch_stays() -> None:
     assert (report.frozen, rollback_of(report).gate) == (True, "error")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("served", "verdict"), [(1.0, Verdict.PASS), (0.93, Verdict.UNDECIDED), (0.7, Verdict.FAIL)]
 )
@@ -205,6 +210,7 @@ def test_a_canary_that_does_not_serve_its_requests_is_not_promoted(served: float
     assert evaluator.report().stage_verdict is verdict
 
 
+@pytest.mark.slow
 def test_scores_missing_differently_by_arm_make_the_metric_invalid() -> None:
     columns = requests(3000, before=500)
     silent = (columns["arm"] == 1) & (np.arange(3000) % 12 == 0)
@@ -219,6 +225,7 @@ def test_scores_missing_differently_by_arm_make_the_metric_invalid() -> None:
     assert report.stage_verdict is Verdict.INVALID
 
 
+@pytest.mark.slow
 def test_an_invalid_metric_never_rolls_back() -> None:
     columns = requests(3000, before=500)
     low = (columns["arm"] == 0) & (columns["quality"] < 0.6)  # stable's bad answers are never judged
@@ -228,6 +235,7 @@ def test_an_invalid_metric_never_rolls_back() -> None:
     assert gate_of(report, "quality").verdict is Verdict.INVALID
 
 
+@pytest.mark.slow
 def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
     rng = np.random.default_rng(2)
     columns = requests(30_000, w=0.1, seed=4)
@@ -258,6 +266,7 @@ def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha() -> None:
     assert evaluator.pipeline.metrics["quality"].pairs[0].rows == 400
 
 
+@pytest.mark.slow
 def test_sticky_units_never_promote_by_first_requests() -> None:
     """Harm from the second request on: the first requests alone look perfect."""
     columns = sticky(20_000, people=2000, w=0.2)
@@ -275,6 +284,7 @@ def test_sticky_units_never_promote_by_first_requests() -> None:
     assert (result.proofs, result.decision) == ({}, "rollback")
 
 
+@pytest.mark.slow
 def test_effective_units_count_each_unit_once() -> None:
     columns = sticky(3000, people=300, w=0.2)
     columns["t_s"] = columns["t_s"] / 100.0
@@ -283,6 +293,7 @@ def test_effective_units_count_each_unit_once() -> None:
     assert gate_of(report, "error").effective_units == 300
 
 
+@pytest.mark.slow
 def test_late_harm_is_found_with_restarts_and_missed_without() -> None:
     columns = requests(40_000, before=1000, w=0.3, error=(0.02, 0.02))
     late = (columns["arm"] == 1) & (np.arange(40_000) > 30_000)
@@ -293,6 +304,7 @@ def test_late_harm_is_found_with_restarts_and_missed_without() -> None:
     assert found == ["rollback", "promote"]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("warmup_s", "rolled_back"), [(0.0, True), (300.0, False)])
 def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s: float, rolled_back: bool) -> None:
     columns = requests(3000, before=500)
@@ -303,6 +315,7 @@ def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s: float, ro
     assert (report.rollback is not None) is rolled_back
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("slower", "verdict"), [(1.0, Verdict.PASS), (2.0, Verdict.UNDECIDED)])
 def test_a_canary_that_slows_both_arms_holds(slower: float, verdict: Verdict) -> None:
     columns = requests(3000, before=500)

@@ -92,6 +92,7 @@ def test_beside_as_few_of_stable_chance_may_explain_ten_of_twenty() -> None:
     assert feed(ErrorGuard(), canary="x." * 20, stable="." * 40) is GuardAction.ROLLBACK
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("weight", "length", "users"),
     [(0.01, 1000, 0), (0.01, 4000, 0), (0.02, 1000, 0), (0.05, 400, 0), (0.05, 400, 4000), (0.1, 200, 0)],
@@ -101,6 +102,7 @@ def test_the_end_of_a_shared_outage_is_no_fault_of_the_canary(weight: float, len
     assert outage(weight, length, users=users) == {GuardAction.HOLD}
 
 
+@pytest.mark.slow
 def test_a_fifth_of_both_arms_failing_for_long_never_rolls_back() -> None:
     """At 22 %, ten of twenty fail by chance after a few hundred requests: 32 of 40 identical versions."""
     rng = np.random.default_rng(8)
@@ -200,6 +202,7 @@ def test_a_stored_guard_without_weights_is_read_and_its_units_tell_nothing() -> 
     assert feed(restored, canary="x" * 20, stable="." * 200, first=200) is GuardAction.ROLLBACK
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("weight", "most"), [(0.01, 20), (0.5, 20), (0.75, 40), (0.9, 160)])
 def test_a_dead_canary_is_rolled_back_soon_at_every_weight(weight: float, most: int) -> None:
     """From the start, and after many of its requests."""

@@ -52,6 +52,7 @@ def test_what_the_judge_leaves_out_on_the_canary_alone_proves_nothing(base: floa
     assert policy.gates_for(metric)[0].name not in result.proofs
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("metric", ["quality", "hallucinated"])
 @pytest.mark.parametrize("is_declared", [True, False])
 def test_a_judge_that_samples_both_arms_alike_can_prove(metric: str, is_declared: bool) -> None:
@@ -87,6 +88,7 @@ def test_answers_to_what_stable_fails_are_no_harm_however_bad(metric: str, prese
     assert not any(rolled_back)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("before", "quality"), [(0.20, 0.75), (0.12, 0.5), (0.08, 0.3)])
 def test_a_canary_that_fixes_many_errors_is_proven(before: float, quality: float) -> None:
     rng, columns = traffic(5, 4000)

@@ -73,6 +73,7 @@ def judged(columns: Columns, policy: str | GatePolicy = "default") -> BacktestRe
     return run(columns, policy, stages=STAGE)
 
 
+@pytest.mark.slow
 @seeds(3)
 def test_harm_that_begins_with_the_eleventh_turn_is_rolled_back(seed: int) -> None:
     result = judged(conversations(seed, harm=True))
@@ -140,6 +141,7 @@ def test_a_margin_is_not_proven_by_the_first_ten_turns_alone(seed: int) -> None:
     assert LATER in report.reason
 
 
+@pytest.mark.slow
 @seeds(3)
 def test_a_margin_is_not_proven_by_the_first_twenty_turns_alone(seed: int) -> None:
     """Twice the margin from the 21st turn on, and no other harm: the first twenty prove it."""
@@ -202,6 +204,7 @@ def test_where_few_requests_are_later_ones_they_need_no_proof() -> None:
     assert not any(LATER in gate.reason for gate in result.gates)
 
 
+@pytest.mark.slow
 def test_where_only_first_answers_are_scored_the_later_ones_prove_no_score() -> None:
     columns = conversations(1, harm=False, users=800)
     turn = (columns["t_s"] - 10.0 * columns["unit"]) / 20.0
@@ -232,6 +235,7 @@ def test_later_answers_to_what_stable_fails_are_no_harm_however_bad(seed: int) -
     assert result.decision != "rollback"
 
 
+@pytest.mark.slow
 def test_units_that_come_back_more_often_on_one_arm_prove_nothing_by_it() -> None:
     """A tenth of stable's users leave after ten turns, and most of the canary's: whoever stays may differ."""
     columns = conversations(3, harm=False)
@@ -244,6 +248,7 @@ def test_units_that_come_back_more_often_on_one_arm_prove_nothing_by_it() -> Non
     assert any("units of one arm come back more often" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_units_that_go_on_for_longer_on_one_arm_prove_nothing_by_their_last_turns() -> None:
     """Both arms' conversations have twenty turns; of stable a tenth go on to forty, of the canary most."""
     columns = conversations(3, harm=False, turns=(40, 40))
@@ -348,6 +353,7 @@ def seldom(seed: int, *, failing: float, users: int = 4000, back: float = 0.08) 
     return columns
 
 
+@pytest.mark.slow
 @seeds(2, first=1)
 def test_later_harm_is_found_where_few_come_back_in_an_hour(seed: int) -> None:
     """The noise of who happens to come drowns the harm of one hour, not of all hours so far."""

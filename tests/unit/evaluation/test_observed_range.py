@@ -202,6 +202,7 @@ def test_a_range_rolls_back_with_on_outside_rollback() -> None:
     assert report.decided_canary == result.canary_requests < 150
 
 
+@pytest.mark.slow
 def test_a_canary_inside_the_range_neither_holds_nor_needs_a_proof() -> None:
     few, undecided = judged(requests(1000, before=500))
     many, inside = judged(requests(60_000, before=500))
@@ -274,6 +275,7 @@ def test_a_live_range_with_restarts_reports_the_same_as_a_backtest(case: str, on
     assert len(ranged[0]) == 1
 
 
+@pytest.mark.slow
 def test_a_snapshot_keeps_the_range_to_the_bit() -> None:
     policy = policy_of()
     before = streamed(TRAFFIC["slower"](), policy)
@@ -283,6 +285,7 @@ def test_a_snapshot_keeps_the_range_to_the_bit() -> None:
     assert after.snapshot() == before.snapshot()
 
 
+@pytest.mark.slow
 def test_a_canary_outside_the_range_makes_a_live_stage_invalid() -> None:
     report = streamed(slower_both(1.6), policy_of()).report()
 

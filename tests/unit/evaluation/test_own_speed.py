@@ -121,6 +121,7 @@ def own_speed(
     return speed
 
 
+@pytest.mark.slow
 def test_bursts_of_long_prompts_are_no_slowdown() -> None:
     """Nothing changes; runs of 50 prompts are ten times as long, 30 % of the time."""
     slow = [own_speed(np.random.default_rng(seed), is_bursty=True).slowdown() > 1.4 for seed in range(60)]

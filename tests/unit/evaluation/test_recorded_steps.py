@@ -57,6 +57,7 @@ def proven(result: BacktestResult) -> bool:
     return "latency_shape" in result.proofs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", [exact, to_buckets, to_seconds])
 @pytest.mark.parametrize("times", [1.25, pytest.param(1.3, marks=pytest.mark.slow)])
 def test_a_canary_beyond_the_margin_is_not_proven(times: float, recorded: Recorded) -> None:
@@ -94,6 +95,7 @@ def test_a_canary_beyond_the_margin_is_not_proven_at_ticks(
     assert sum(map(proven, results)) == 0
 
 
+@pytest.mark.slow
 def test_a_twin_at_ticks_below_the_margin_is_proven_and_at_wider_ones_says_why_not() -> None:
     narrow, wide = (
         run(rollout(1.0, at_ticks(every_ms, 0.1), seed=2, median=600.0, canary=800), POLICY)
@@ -123,6 +125,7 @@ def test_exact_values_among_the_steps_do_not_hide_them(share: float) -> None:
     assert all("recorded in steps" in twin.notes[0] for twin in twins)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("times", [1.2, 1.3])
 def test_a_recorder_that_changes_to_steps_hides_no_harm(times: float) -> None:
     """Exact for 1000 requests, then in steps of 500 ms on both arms: at the margin, nothing is proven."""
@@ -163,6 +166,7 @@ def test_a_twin_in_wide_buckets_cannot_be_proven_and_says_the_remedy() -> None:
     assert result.notes[0] in result.reasons[0]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("recorded", [exact, to_tenths])
 def test_a_twin_in_steps_below_the_margin_is_proven(recorded: Recorded) -> None:
     result = run(rollout(1.0, recorded, seed=2), POLICY)
@@ -189,6 +193,7 @@ def polled_when_slow(
     return {"t_s": t_s, "arm": arm, "w": w, "assigned_by": how, "latency_ms": recorded}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("share", "every_ms", "times"),
     [
@@ -225,6 +230,7 @@ def test_harm_is_found_in_buckets_as_before() -> None:
     assert run(rollout(1.7, to_buckets, seed=3), POLICY).decision == "rollback"
 
 
+@pytest.mark.slow
 def test_a_live_rollout_in_steps_has_the_bits_of_the_file() -> None:
     columns = rollout(1.1, to_tenths, seed=4, canary=200)
     stages = (StagePlan(0.1, 0),)

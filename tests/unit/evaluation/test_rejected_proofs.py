@@ -30,6 +30,7 @@ def test_every_rung_has_a_margin_for_rejections_as_for_errors(rung: Rung) -> Non
     assert rung.own.get("rejected") == rung.own.get("error")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stable", [0.002, 0.005])
 def test_a_canary_that_rejects_two_percent_more_is_not_proven(stable: float) -> None:
     results = [rejecting(stable, stable + 0.02, rows=1600, seed=s, error=0.01) for s in range(8)]

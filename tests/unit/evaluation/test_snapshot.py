@@ -30,7 +30,8 @@ def refused(data: bytes) -> str:
 @pytest.mark.integration
 def test_a_snapshot_with_any_changed_byte_is_refused(saved: bytes) -> None:
     rng = random.Random(1)
-    positions = [*rng.sample(range(len(saved)), 150), *range(len(saved) - 80, len(saved)), *range(60)]
+    size = len(saved)
+    positions = [*rng.sample(range(size), 50), *range(size - 80, size, 2), *range(0, 60, 2)]
 
     for position in positions:
         changed = bytearray(saved)

@@ -22,6 +22,7 @@ def quality_of(columns: Columns) -> tuple[str, GateReport]:
     return result.decision, report
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [1.0, 0.2, 0.03])
 def test_a_metric_that_stops_is_named_with_its_last_time(share: float) -> None:
     """However few answers were judged: a silence that is no chance blocks, within minutes."""

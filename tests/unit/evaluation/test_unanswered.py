@@ -36,6 +36,7 @@ def by_arm(columns: Columns, stable: float, canary: float) -> np.ndarray:
     return np.random.default_rng(7).random(ROWS) < chance
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_canary_that_answers_what_stable_fails_is_not_slower(preset: str) -> None:
     """Stable fails its slowest 2 %, in 5 ms; the canary answers them, as slowly as they are."""
@@ -47,6 +48,7 @@ def test_a_canary_that_answers_what_stable_fails_is_not_slower(preset: str) -> N
     assert (result.decision, result.reasons) == ("promote", ())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("errors", [0.05, 0.1])
 def test_a_canary_that_fixes_errors_is_promoted(preset: str, errors: float) -> None:
@@ -58,6 +60,7 @@ def test_a_canary_that_fixes_errors_is_promoted(preset: str, errors: float) -> N
     assert (result.decision, result.reasons) == ("promote", ())
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_additional_answers_to_hard_prompts_are_no_loss_of_quality(preset: str) -> None:
     """The canary answers the 5 % that stable fails; on those it scores 0.3 less, and hallucinates more."""
@@ -72,6 +75,7 @@ def test_additional_answers_to_hard_prompts_are_no_loss_of_quality(preset: str) 
     assert run(unanswered(columns, hard & ~canary), preset).decision in ("promote", "undecided")
 
 
+@pytest.mark.slow
 def test_a_tolerated_excess_of_failures_is_not_latencys_business() -> None:
     """Errors 5 % beside 6.2 %, which `default` tolerates: latency must not roll back for them."""
     columns = answered()
@@ -81,6 +85,7 @@ def test_a_tolerated_excess_of_failures_is_not_latencys_business() -> None:
     assert [g.gate for g in gates if g.verdict is Verdict.FAIL] == []
 
 
+@pytest.mark.slow
 def test_many_failures_are_slowness_too() -> None:
     """Far beyond what is tolerated, failing fast must not look fast."""
     columns = answered()
@@ -116,6 +121,7 @@ def test_a_fast_rejection_makes_neither_arm_look_faster() -> None:
     assert (result.decision, result.metric) == ("rollback", "latency_ms")
 
 
+@pytest.mark.slow
 def test_a_canary_that_rejects_everything_is_rolled_back_within_fifty_units() -> None:
     columns = answered()
 
@@ -133,6 +139,7 @@ def test_a_record_without_the_flag_was_not_rejected() -> None:
     assert (rejected.verdict, rejected.stable) == (Verdict.UNDECIDED, 0.0)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [0.5, 0.2])
 def test_quality_judged_on_a_stated_share_of_the_answers_is_valid(share: float) -> None:
     """At random, on both arms: fewer scores, and no reason to doubt them."""
@@ -143,6 +150,7 @@ def test_quality_judged_on_a_stated_share_of_the_answers_is_valid(share: float) 
     assert run(columns, {"gates": {"quality": gate}}).decision == "promote"
 
 
+@pytest.mark.slow
 def test_few_scores_without_a_stated_sampling_name_it() -> None:
     columns = answered()
     columns["quality"] = np.where(np.random.default_rng(5).random(ROWS) < 0.2, columns["quality"], np.nan)
@@ -153,6 +161,7 @@ def test_few_scores_without_a_stated_sampling_name_it() -> None:
     assert any("`sampling`" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_scores_missing_by_arm_name_the_sampling() -> None:
     columns = answered()
     judged = np.random.default_rng(5).random(ROWS) < np.where(columns["arm"] == 1, 0.9, 0.3)

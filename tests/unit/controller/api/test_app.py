@@ -61,6 +61,7 @@ async def test_a_missing_or_invalid_token_is_refused(api: httpx.AsyncClient, val
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("role", "method", "path", "allowed"),
     [
@@ -261,6 +262,7 @@ async def test_a_score_reaches_the_log_of_the_service(
     assert [score[:3] for score in controller.environment.scores] == [("chatcmpl-1", "quality", 0.5)]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("item", "line"),
     [
@@ -589,6 +591,7 @@ async def test_an_operator_names_no_key_that_the_service_does_not_send_there(
     assert same.status_code == (201 if by_admin else 422)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("reason", ["\x1b[2J", "two\nlines", "x" * 501, "\x00"])
 @pytest.mark.parametrize("key", ["reason", "allow_unjudged"])
 async def test_a_reason_is_one_printable_line(
@@ -604,6 +607,7 @@ async def test_a_reason_is_one_printable_line(
     assert all(f"{key} " in answer.json()["detail"] for answer in answers)
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("path", ["plan", "rollouts"])
 @pytest.mark.parametrize(
     "version",

@@ -35,6 +35,7 @@ def body(**engine: Any) -> dict[str, Any]:
     return {"version": {"engine": engine}, **waivers}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("path", ["plan", "rollouts"])
 @pytest.mark.parametrize(
     ("name", "value"),

@@ -79,6 +79,7 @@ async def send(chat: Chat, command: str) -> httpx.Response:
 COMMANDS = ["rollback", "undo", "deploy", "down", "clients", "up again", "up of another"]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_a_controller_without_a_tick_of_its_own_takes_no_command_that_would_be_lost(
     chat: Chat, command: str
@@ -108,6 +109,7 @@ async def test_a_database_that_was_accepted_takes_commands_before_the_next_tick(
     assert (await send(chat, "rollback")).status_code == 202
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("has_rollout", [False, True])
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_a_command_that_would_be_lost_with_an_older_database_is_refused(

@@ -57,6 +57,7 @@ async def test_a_rollback_does_not_wait_for_any_number_of_hashing_requests(
     assert codes[0] in (200, 201)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("reader", "path", "is_shown"), [("past", "/history", True), ("service", "", False)])
 async def test_a_rollback_does_not_wait_for_any_number_of_readers(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, reader: str, path: str, is_shown: bool

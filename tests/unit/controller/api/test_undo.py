@@ -190,6 +190,7 @@ async def test_an_undone_version_is_rejected_until_it_has_served_again(chat: Cha
     assert retried.status_code == 201
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("kind", "phase"),
     [(CauseKind.NOT_PROVEN, Phase.ROLLED_BACK), (CauseKind.PROBE, Phase.FAILED)],
@@ -206,6 +207,7 @@ async def test_a_rejection_outlives_a_retry_without_a_verdict(
     assert answer.json()["type"] == "urn:canaryctl:already-rejected"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("command", "body", "line"),
     [
@@ -276,6 +278,7 @@ async def test_a_promoted_copy_is_what_undo_returns_to(chat: Chat) -> None:
     assert (state.canary.id, state.canary.replicas) == (first, 3)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("third", ["undone", "rejected"])
 async def test_no_undone_or_rejected_version_is_recommended(chat: Chat, third: str) -> None:
     first, second = await chat.up(), await chat.promote(2)
@@ -314,6 +317,7 @@ async def _deploy_first(chat: Chat) -> httpx.Response:
     return await chat.api.post(f"{URL}/rollouts", json={"version": version})
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["undo", "rollback"])
 async def test_people_who_roll_back_at_once_get_the_same_undo(
     chat: Chat, command: str, monkeypatch: pytest.MonkeyPatch
@@ -398,6 +402,7 @@ async def test_an_endpoint_that_an_earlier_release_stored_with_its_key_is_the_sa
     assert same.status_code == 409
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("kind", "exposed", "status"),
     [

@@ -25,6 +25,7 @@ def take_back(chat: Chat, undo: str) -> None:
     chat.commit(replace(state, phase=Phase.ROLLING_BACK, departure=departure))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["rollback", "undo"])
 @pytest.mark.parametrize("is_queued", [True, False])
 async def test_no_undo_that_is_taken_back_is_called_the_way_back(

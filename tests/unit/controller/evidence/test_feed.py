@@ -246,6 +246,7 @@ def test_a_span_with_lost_records_is_dropped_for_both_arms() -> None:
     assert n_of(evidence, "error") == (5, 5)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("restart", [False, True], ids=["no restart", "restarts"])
 def test_requests_of_a_lost_span_do_not_count_whether_reported_before_or_after_it(restart: bool) -> None:
     log = FakeLog(watermark_s=START_S)
@@ -299,6 +300,7 @@ def test_one_user_whose_requests_all_fail_does_not_trip_the_guard() -> None:
     assert observe(feeds_on(log), in_stage(), START_S + 12.0).guards == ()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("stable_fails", [False, True])
 def test_a_guard_that_trips_between_two_looks_is_seen_until_one_was_committed(stable_fails: bool) -> None:
     """A burst of failures, over before the controller looks: looks each second would have seen it."""
@@ -359,6 +361,7 @@ def test_a_guard_that_trips_in_a_page_is_seen_though_the_next_page_fails(restart
     assert len(observe(feeds, state, START_S + 602.0).guards) == 1
 
 
+@pytest.mark.slow
 def test_a_guard_that_was_seen_and_committed_is_not_seen_again_after_a_restart() -> None:
     log = FakeLog()
     feeds = feeds_on(log)
@@ -371,6 +374,7 @@ def test_a_guard_that_was_seen_and_committed_is_not_seen_again_after_a_restart()
     assert observe(restarted, in_stage(), START_S + 202.0).guards == ()
 
 
+@pytest.mark.slow
 def test_a_guard_that_trips_while_another_rollout_is_observed_is_seen() -> None:
     """One read delivers to all: an A/B test and a rollout."""
     log = FakeLog()
@@ -424,12 +428,14 @@ def half_served_by_stable() -> FakeLog:
     return log
 
 
+@pytest.mark.slow
 def test_a_canary_request_served_by_stable_counts_as_stables_load() -> None:
     evidence, _ = observed_with(half_served_by_stable(), 1, 1, in_stage(1))
 
     assert latency_proof(evidence)[1] == "not comparable: canary load 0.3x stable's"
 
 
+@pytest.mark.slow
 def test_latency_of_an_external_endpoint_is_compared_without_its_replicas() -> None:
     log = FakeLog()
     traffic(log, 2000)
@@ -440,6 +446,7 @@ def test_latency_of_an_external_endpoint_is_compared_without_its_replicas() -> N
     assert latency_proof(evidence)[0] is not Verdict.INVALID
 
 
+@pytest.mark.slow
 def test_the_load_count_survives_a_restart() -> None:
     log = half_served_by_stable()
     evidence, feeds = observed_with(log, 1, 1, in_stage(1))
@@ -452,6 +459,7 @@ def test_the_load_count_survives_a_restart() -> None:
 # --- restarts
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("crash_at", [1, 40, 77, 160, 399])
 def test_a_restart_at_any_event_ends_with_the_same_evidence(crash_at: int) -> None:
     log = FakeLog()
@@ -589,6 +597,7 @@ def test_the_window_of_recent_requests_is_bounded(monkeypatch: pytest.MonkeyPatc
     assert len(feeds._feeds[ROLLOUT]._window) == 100
 
 
+@pytest.mark.slow
 def test_a_restored_feed_reads_its_recent_requests_over_several_ticks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -615,6 +624,7 @@ def test_a_restored_feed_reads_its_recent_requests_over_several_ticks(
     assert looks[-1] == whole
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_read_while_a_feed_is_restored_keeps_what_was_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -247,6 +247,7 @@ def test_after_a_restart_it_is_known_which_requests_the_log_no_longer_had() -> N
     assert after.forgotten_after_s is None
 
 
+@pytest.mark.slow
 def test_a_log_that_began_anew_with_lower_numbers_is_read_and_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

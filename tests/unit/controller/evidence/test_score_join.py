@@ -53,6 +53,7 @@ def settled(*events: Event, restart: bool = False) -> EvidenceStatus:
 both = pytest.mark.parametrize("restart", [False, True], ids=["no restart", "restarts"])
 
 
+@pytest.mark.sample(2)
 @both
 @pytest.mark.parametrize("ids", [("q7", "q7"), ("a7", "a7"), ("a7", "q7")], ids="-".join)
 @pytest.mark.parametrize("early", [False, True], ids=["request first", "scores first"])
@@ -87,6 +88,7 @@ def test_a_late_score_does_not_replace_one_on_time(restart: bool) -> None:
     assert quality(settled(record, *scores, restart=restart)).canary == 0.5
 
 
+@pytest.mark.sample(1)
 @both
 def test_a_score_of_another_rollouts_request_is_no_evidence(restart: bool) -> None:
     own = (a_record(1, arm=1), a_score("a1", 0.5, at_s=START_S + 1))
@@ -157,6 +159,7 @@ def test_a_score_cannot_override_a_metric_of_the_request_record() -> None:
     assert settled(*records, *overrides) == settled(*records)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "failure",
     [
@@ -194,6 +197,7 @@ DIFFERENTLY = (
 )
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("scored", "why"),
     [

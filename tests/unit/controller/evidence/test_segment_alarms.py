@@ -112,6 +112,7 @@ def test_a_unit_counts_once_in_the_segment_of_its_first_request() -> None:
     assert observe(feeds_on(log), in_stage(), START_S + 1000).alarms == ()
 
 
+@pytest.mark.slow
 def test_requests_assigned_during_an_overload_raise_no_latency_alarm() -> None:
     alarms = []
     for is_over in (False, True):
@@ -150,6 +151,7 @@ def test_arms_sampled_at_different_rates_raise_no_alarm_when_the_rates_are_decla
     assert bool(observe(feeds, in_stage(), START_S + 10_000).alarms) is not declared
 
 
+@pytest.mark.slow
 def test_no_alarm_is_raised_during_a_sample_ratio_mismatch() -> None:
     feeds = feeds_on(log_with_harm_to_long_requests())
     observe(feeds, in_stage(), START_S + 1000)
@@ -160,6 +162,7 @@ def test_no_alarm_is_raised_during_a_sample_ratio_mismatch() -> None:
     assert [alarm.segment for alarm in segments.raised(frozen=False)] == [LONG]
 
 
+@pytest.mark.slow
 def test_endpoints_beyond_the_limit_share_one_segment() -> None:
     log = FakeLog()
     for n in range(700):
@@ -197,6 +200,7 @@ def test_a_restart_does_not_change_the_alarms(crash_at: int) -> None:
     assert after.snapshot(ROLLOUT) == saved
 
 
+@pytest.mark.slow
 def test_a_raised_alarm_survives_a_restart_without_new_events() -> None:
     expected, saved = read_to_its_end()
     after = feeds_on(log_with_harm_to_long_requests(), saved)
@@ -310,6 +314,7 @@ def test_an_alarm_is_shown_by_status_and_in_the_view() -> None:
     assert "stable is slower" in lines
 
 
+@pytest.mark.slow
 def test_a_metric_without_a_gate_raises_one_alarm_and_decides_nothing() -> None:
     rng, log = random.Random(3), FakeLog()
     for n in range(2000):

@@ -59,6 +59,7 @@ def test_a_stage_that_can_prove_nothing_is_refused_with_the_reason() -> None:
     assert line.startswith("stage 1: at 10 % 100 returning users prove quality in 0 of 8 runs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("session", "line"),
     [

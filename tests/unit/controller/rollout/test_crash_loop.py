@@ -85,6 +85,7 @@ def test_losses_far_apart_are_no_loop() -> None:
     assert driven.state.phase is Phase.STAGE
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("order", [(OLD, NEW), (NEW, OLD)], ids=["stable first", "canary first"])
 @pytest.mark.parametrize("quiet_s", [30, 120])
 def test_an_outage_of_both_arms_that_is_seen_a_tick_apart_is_never_a_crash_loop(
@@ -103,6 +104,7 @@ def test_an_outage_of_both_arms_that_is_seen_a_tick_apart_is_never_a_crash_loop(
     assert driven.ticks(int(CRASH_WINDOW_S / 10), after_s=10.0).phase is Phase.STAGE
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("order", [(NEW, OLD), (OLD, NEW)], ids=["canary first", "stable first"])
 def test_nodes_drained_one_after_the_other_are_no_crash_loop(order: tuple[str, str]) -> None:
     """Replicas that had been ready for long: each is back after a minute."""
@@ -317,6 +319,7 @@ def test_a_bake_does_not_end_soon_after_a_lost_replica() -> None:
     assert driven.ticks(7).phase is Phase.UNLOADING
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("apart_s", [0, 1])
 def test_losses_that_both_arms_share_do_not_hold_the_end_of_the_bake(apart_s: int) -> None:
     """Both arms of ten lose one each nine minutes, in one tick or the next."""
@@ -352,6 +355,7 @@ def test_a_canary_that_alone_goes_on_losing_replicas_never_becomes_stable(every_
     assert driven.ticks(700).phase is not Phase.BAKING
 
 
+@pytest.mark.slow
 def test_replicas_that_are_too_busy_to_report_are_no_losses() -> None:
     """A long prefill: one of two is missing for a moment, again and again, and no process dies."""
     driven = in_stage(replicas=2)
@@ -376,6 +380,7 @@ def test_a_replica_that_comes_back_in_part_is_one_loss() -> None:
     assert driven.state.canary_ready.early_losses_at_s == ()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("every_s", [600, 60])
 def test_a_canary_that_never_loads_is_given_up_however_often_the_controller_restarts(every_s: int) -> None:
     """What ticks saw counts, over all restarts: twice the limit at most."""

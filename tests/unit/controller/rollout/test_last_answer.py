@@ -49,6 +49,7 @@ def test_a_slow_canary_keeps_its_weight_while_stable_has_no_replica() -> None:
     assert (driven.plane.split.stable, driven.plane.split.weight_bp) == (OLD, 0)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("phase", [Phase.STAGE, Phase.BAKING])
 def test_a_persons_rollback_waits_for_stable_too(phase: Phase) -> None:
     driven = Driven()
@@ -172,6 +173,7 @@ def test_an_undo_goes_back_no_sooner_after_its_bake_than_in_it() -> None:
     assert driven.ticks(5).phase is Phase.ROLLING_BACK
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("holdback_bp", [0, 500])
 def test_a_rollback_out_of_the_bake_ends_alike_whatever_was_held_back(holdback_bp: int) -> None:
     """All traffic on the canary is no promotion: harm ends its traffic, and it never becomes stable."""

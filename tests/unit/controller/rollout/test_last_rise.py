@@ -66,6 +66,7 @@ def test_without_evidence_the_bake_does_not_end_and_ends_with_it(kind: str) -> N
     assert driven.ticks(2).phase is Phase.UNLOADING
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("start", [promoting, baking])
 def test_a_promotion_does_not_wait_for_ever(start: Callable[[], Driven]) -> None:
     driven = start()
@@ -129,6 +130,7 @@ def log(driven: Driven) -> None:
 BLINKS = [fleet, table, replica, stable, log]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("blink", BLINKS)
 @pytest.mark.parametrize("at_s", [99, 100, 400])
 def test_a_promotion_without_evidence_outlasts_a_tick_that_reads_nothing(
@@ -146,6 +148,7 @@ def test_a_promotion_without_evidence_outlasts_a_tick_that_reads_nothing(
     assert driven.ticks(3).phase is Phase.BAKING
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("blink", BLINKS)
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.WARMING, Phase.SMOKE, Phase.STAGE, Phase.PROMOTING])
@@ -199,6 +202,7 @@ def test_paused_mirroring_outlasts_a_tick_without_evidence() -> None:
     assert driven.ticks(30).phase is Phase.MIRRORING
 
 
+@pytest.mark.slow
 def test_a_hold_at_its_limit_that_only_a_pause_keeps_outlasts_a_tick_that_reads_nothing() -> None:
     for blink in BLINKS:
         driven = Driven(replace(PLAN, hold_limit_s=2000.0))

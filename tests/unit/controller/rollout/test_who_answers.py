@@ -60,6 +60,7 @@ def test_one_of_ten_replicas_is_not_enough_beside_a_canary_that_has_ten() -> Non
     assert driven.state.weight_bp == 0  # it will not get more: the canary leaves for what there is
 
 
+@pytest.mark.slow
 def test_a_blink_of_the_canary_decides_nothing() -> None:
     driven = waiting()
     driven.ready[NEW] = 0
@@ -124,6 +125,7 @@ def test_a_crash_loop_says_nothing_against_the_answers() -> None:
     assert stopped(driven) == []
 
 
+@pytest.mark.slow
 def test_a_rollback_that_waits_keeps_who_was_last_seen_to_answer_while_the_table_works() -> None:
     driven = waiting()
     driven.fleet_readable = False
@@ -173,6 +175,7 @@ def test_after_harm_in_the_answers_the_weight_never_returns() -> None:
     assert stopped(driven) == []
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("restart_each_s", [None, 300])
 def test_restarts_do_not_renew_the_time_of_a_harmful_canary(restart_each_s: int | None) -> None:
     driven = Driven(LONG_BAKE)
@@ -226,6 +229,7 @@ def test_one_replica_of_the_old_version_is_better_than_none(phase: VersionPhase)
     assert (driven.plane.split.stable, driven.plane.split.canary) == (OLD, None)
 
 
+@pytest.mark.slow
 def test_a_rollback_never_fails_for_a_version_that_does_not_answer() -> None:
     driven = Driven(replace(PLAN, stable_replicas=3), replicas=3)
     driven.until(Phase.UNLOADING)

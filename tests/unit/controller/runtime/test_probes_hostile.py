@@ -95,6 +95,7 @@ def test_a_probe_ends_with_its_phase(engine: type[Engine]) -> None:
     assert (found.phase, found.detail.startswith("not done within 0.3 s")) == ("failed", True)
 
 
+@pytest.mark.slow
 def test_a_compressed_answer_is_not_unpacked(engine: type[Engine]) -> None:
     engine.do_POST = _post(200, gzip.compress(b" " * (64 << 20)), "gzip")  # type: ignore[assignment]
 

@@ -122,11 +122,6 @@ def answers(engine: type[Engine], body: bytes, kind: str = "application/json", s
         (WHOLE, "text/event-stream", 200),
         (WHOLE, "text/plain", 201),
         (json.dumps({"choices": [CUT]}).encode(), "application/json", 200),
-        (
-            b'data: {"choices":[{"delta":{"content":"Paris."},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',
-            "text/event-stream",
-            200,
-        ),
     ],
 )
 def test_an_answer_passes_the_smoke_test_as_it_passes_a_router(
@@ -154,6 +149,15 @@ def test_what_is_no_answer_to_a_router_fails_the_smoke_test(
     status_of = result_of(probes(engine), ProbeKind.SMOKE)
 
     assert (status_of.phase, why in status_of.detail) == ("failed", True)
+
+
+def test_events_that_nobody_asked_for_fail_the_smoke_test(engine: type[Engine]) -> None:
+    events = b'data: {"choices":[{"delta":{"content":"Paris."},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    answers(engine, events, "text/event-stream")
+
+    status = result_of(probes(engine), ProbeKind.SMOKE)
+
+    assert (status.phase, "is a stream, though none was asked for" in status.detail) == ("failed", True)
 
 
 def test_an_error_fails_the_smoke_test_with_its_status(engine: type[Engine]) -> None:
@@ -198,6 +202,7 @@ def test_a_probe_uses_the_model_name_that_routers_send(engine: type[Engine]) -> 
     assert {body["model"] for _, _, body in engine.requests} == {"large"}
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", [ProbeKind.WARM, ProbeKind.SMOKE])
 @pytest.mark.parametrize(
     ("status", "hint"),

@@ -101,6 +101,7 @@ def test_a_controller_without_the_lease_does_nothing(controller: FakeController,
     assert (controller.runner.is_leading, controller.fleet.engines) == (False, {})
 
 
+@pytest.mark.slow
 def test_a_fenced_controller_acquires_a_higher_token(controller: FakeController, tmp_path: Path) -> None:
     controller.start()
     up(controller, tmp_path)
@@ -131,6 +132,7 @@ def test_a_rollback_wakes_the_service_at_once(
     until(lambda: controller.traffic.tables["chat"].weight_bp == 0, "stable has all traffic")
 
 
+@pytest.mark.slow
 def test_the_next_controller_finishes_a_rollout(tmp_path: Path) -> None:
     first = FakeController(tmp_path)
     first.start()

@@ -258,6 +258,7 @@ def test_a_tick_that_fails_by_a_bug_says_so_and_the_next_one_is_tried(
     assert rig.loop.last.problem is None
 
 
+@pytest.mark.slow
 def test_a_service_that_is_stuck_says_so(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.deploy()
     rig.tick_until(Phase.STAGE)

@@ -146,6 +146,7 @@ def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
     fake.stop()
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "flags",
     [
@@ -160,6 +161,7 @@ def test_the_same_flags_again_are_harmless(up: Callable[..., int], flags: list[s
     assert up(*flags) == 0
 
 
+@pytest.mark.slow
 def test_up_accepts_the_name_of_a_preset_as_policy(
     up: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,6 +182,7 @@ def test_other_flags_for_a_running_service_are_refused(
     assert "with replicas 2, max_num_seqs 8; requested: replicas 3, max_num_seqs 16, but up" in printed.err
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("option", ["--replicas", "--gpus", "--engine", "--policy"])
 def test_an_option_without_a_service_to_start_is_refused(
     up: Callable[..., int], option: str, capsys: pytest.CaptureFixture[str]
@@ -191,6 +194,7 @@ def test_an_option_without_a_service_to_start_is_refused(
     assert f"{option} needs a service; give --service NAME and --model DIR" in capsys.readouterr().err
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("option", ["--service", "--model", "--replicas", "--engine"])
 def test_an_option_that_duplicates_the_service_file_is_refused(
     up: Callable[..., int], tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]

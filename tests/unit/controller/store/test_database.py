@@ -481,6 +481,7 @@ def prepare(store: SqlStore, ab: AbStore, name: str) -> None:
         CALLS[before](store, ab)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", [*WRITES, *REMOVALS])
 def test_a_crash_between_any_two_statements_leaves_all_or_nothing(store: SqlStore, name: str) -> None:
     ab = AbStore(store.database)

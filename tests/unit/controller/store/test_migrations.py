@@ -170,6 +170,7 @@ def test_the_releases_before_alembic_refuse_a_migrated_database(bare_url: str, e
     assert int(stored) > 2
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("version", ["1", "3", "ab12cd34", None])
 def test_another_programs_alembic_table_is_left_alone(
     bare_url: str, engine: sa.Engine, version: str | None

@@ -285,6 +285,7 @@ UNSURE = {
 }
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("store", ["works", "full", "gone"])
 @pytest.mark.parametrize("reach", UNSURE)
 def test_a_tombstone_that_is_not_confirmed_says_what_is_known_and_keeps_the_reason(

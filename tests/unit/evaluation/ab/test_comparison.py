@@ -86,6 +86,7 @@ def test_the_interval_of_rates_ends_where_the_score_test_rejects() -> None:
         assert p_of(edge) == pytest.approx(0.05, abs=2e-4)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("n_a", "n_b", "rate"), [(3000, 30, 0.005), (2000, 100, 0.005), (30, 30, 0.05)])
 def test_small_sides_are_rarely_told_apart_and_the_interval_agrees(n_a: int, n_b: int, rate: float) -> None:
     """By the probability of each outcome: 9 % were told apart, and in 63 to 98 % the interval disagreed."""
@@ -190,6 +191,7 @@ def test_reversing_the_question_reverses_the_verdict() -> None:
     assert sequential(y, is_b, 0.5, worse).verdict is AbVerdict.A_BETTER
 
 
+@pytest.mark.slow
 def test_a_slower_b_loses_the_sequential_test_of_values() -> None:
     rng = np.random.default_rng(11)
     is_b = rng.random(3000) < 0.5
@@ -205,6 +207,7 @@ def test_a_slower_b_loses_the_sequential_test_of_values() -> None:
     assert result.interval[0] <= result.win_rate <= result.interval[1] < 0.5
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("higher", [False, True])
 def test_equal_values_share_the_win_rate_also_where_they_are_zero(higher: bool) -> None:
     """70 % of both sides' costs are 0; the shown win rate was 0.24, beside an interval around 0.5."""
@@ -250,6 +253,7 @@ def test_drift_shared_by_both_sides_is_not_a_difference() -> None:
     assert wrong <= 4
 
 
+@pytest.mark.slow
 def test_the_sequential_verdict_stays() -> None:
     test = SequentialTest(RATE)
     rng = np.random.default_rng(12)

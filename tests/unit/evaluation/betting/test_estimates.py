@@ -105,6 +105,7 @@ def fed(block: UnitBlock, pieces: int = 1) -> MedianRatio:
     return ratio
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("drift", [False, True])
 @pytest.mark.parametrize("true", [0.8, 1.0, 1.3])
 def test_the_ratio_of_medians_lies_in_its_interval(true: float, drift: bool) -> None:

@@ -38,6 +38,7 @@ def assert_valid(law: list[tuple[float, float]]) -> None:
             assert passed <= math.exp(-surprise_) * 1.005
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.9, 0.99])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_over_all_coins_of_few_units_the_p_value_is_valid(p: float, groups: int) -> None:
@@ -72,6 +73,7 @@ def test_over_all_coins_the_p_value_of_several_rounds_is_valid(p: float) -> None
     assert_valid(law)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("p", [0.001, 0.02, 0.25, 0.9, 0.999])
 @pytest.mark.parametrize(("bad", "good"), [(3, 60), (40, 40), (200, 12), (30, 900)])
 def test_many_units_with_ties_have_a_valid_p_value(p: float, bad: int, good: int) -> None:

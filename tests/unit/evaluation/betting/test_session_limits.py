@@ -40,6 +40,7 @@ def excess(seed: int, *, keeps: bool, people: int = 300, turns: int = 60, at_onc
     return float(sums[0] / sums[1])
 
 
+@pytest.mark.slow
 def test_twins_of_users_who_differ_have_as_many_above_the_limit() -> None:
     """With the newest limit, a slow user on stable raises it for himself."""
     newest, kept = (np.mean([excess(seed, keeps=keeps) for seed in range(16)]) for keeps in (False, True))

@@ -89,12 +89,14 @@ def test_more_requests_detect_smaller_harm_in_every_gate() -> None:
     assert all(many[gate] < few[gate] for gate in few)
 
 
+@pytest.mark.slow
 def test_sticky_units_detect_less_with_as_many_requests() -> None:
     each, sticky = harms(500), harms(500, unit=10)
 
     assert all(sticky[gate] > each[gate] for gate in each)
 
 
+@pytest.mark.slow
 def test_a_canary_request_at_50_percent_is_less_informative_than_at_5_percent() -> None:
     small, half = harms(500), harms(500, w=0.5)
 

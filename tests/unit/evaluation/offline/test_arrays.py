@@ -52,6 +52,7 @@ def test_an_absent_column_is_not_gated() -> None:
     assert set(result.log_e) == {"error"}
 
 
+@pytest.mark.slow
 def test_a_rollback_is_the_same_whatever_comes_after_it() -> None:
     columns = requests(8000, before=1000, error=(0.02, 0.12))
     whole = run(columns)
@@ -61,6 +62,7 @@ def test_a_rollback_is_the_same_whatever_comes_after_it() -> None:
     assert (part.decision, part.canary_requests, part.t_s) == ("rollback", whole.canary_requests, whole.t_s)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("arm", [0, 1])
 def test_an_empty_arm_is_invalid(arm: int) -> None:
     columns = requests(4000, w=0.5)
@@ -72,6 +74,7 @@ def test_an_empty_arm_is_invalid(arm: int) -> None:
     assert "no requests" in result.reasons[0]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("metric", ["quality", "hallucinated", "error"])
 def test_a_metric_that_never_arrives_is_invalid(metric: str) -> None:
     columns = requests(4000)
@@ -100,6 +103,7 @@ def test_many_missing_values_are_invalid() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_metric_is_valid_again_after_an_outage_of_the_grader() -> None:
     columns = requests(4000)
     columns["quality"][1000:1600] = np.nan  # 15 % of all, of both arms alike

@@ -56,6 +56,12 @@ class Frame:
         return Series(self.columns[name])
 
 
+@pytest.fixture(scope="module")
+def answer() -> object:
+    return essence(run(requests(1500, before=300)))
+
+
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "change",
     [
@@ -71,12 +77,11 @@ class Frame:
         Frame,
     ],
 )
-def test_any_array_like_gives_the_same_answer(change: Any) -> None:
-    columns = requests(1500, before=300)
-
-    assert essence(run(change(columns))) == essence(run(columns))
+def test_any_array_like_gives_the_same_answer(change: Any, answer: object) -> None:
+    assert essence(run(change(requests(1500, before=300)))) == answer
 
 
+@pytest.mark.slow
 def test_none_and_masked_values_are_missing() -> None:
     columns = requests(3000, error=(0.02, 0.2))
     missing = columns["arm"] == 1
@@ -152,6 +157,7 @@ def test_a_sticky_row_without_its_unit_is_refused(missing: object) -> None:
 # --- how a row was assigned
 
 
+@pytest.mark.slow
 def test_requests_are_their_own_units_by_default() -> None:
     columns = requests(1500, before=300)
     bare = {name: column for name, column in columns.items() if name != "assigned_by"}
@@ -161,6 +167,7 @@ def test_requests_are_their_own_units_by_default() -> None:
     assert essence(run(bare)) == essence(run(columns))
 
 
+@pytest.mark.slow
 def test_repeated_units_are_sticky_by_default() -> None:
     columns = sticky(1500, people=200)
     bare = {name: column for name, column in columns.items() if name != "assigned_by"}
@@ -168,6 +175,7 @@ def test_repeated_units_are_sticky_by_default() -> None:
     assert essence(run(bare)) == essence(run(columns))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["force", "header"])
 def test_forced_rows_are_left_out_of_both_arms(word: str) -> None:
     columns = requests(3000, before=300)
@@ -263,6 +271,7 @@ def test_equal_rows_with_distinct_ids_are_not_duplicates() -> None:
 # --- policies, stages, seeds
 
 
+@pytest.mark.slow
 def test_a_mapping_is_a_policy() -> None:
     columns = requests(1500, before=300)
     raw = GatePolicy.strict().to_mapping()
@@ -318,6 +327,7 @@ def test_zero_and_one_row_have_a_result(rows: int) -> None:
     assert len(trace(columns).t_s) == rows
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("w", [1e-9, 1e-6, 0.99999])
 def test_arms_impossible_at_their_weights_are_invalid_without_inverted_intervals(w: float) -> None:
     result = run(changed(requests(3000, w=0.3), w=np.full(3000, w)))
@@ -426,6 +436,7 @@ def test_times_in_milliseconds_are_refused() -> None:
         run(changed(columns, t_s=1.78e12 + columns["t_s"]))
 
 
+@pytest.mark.slow
 def test_gates_without_a_column_are_named_and_block_where_they_are_required() -> None:
     columns = {name: values for name, values in requests(4000).items() if name != "quality"}
     free, blocked = run(columns), run(columns, required=["quality"])

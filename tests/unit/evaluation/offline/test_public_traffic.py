@@ -107,6 +107,7 @@ def one_heavy_user() -> Columns:
     return traffic() | {"arm": arms[users], "unit": users, "error": error}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("make", "decision"),
     [
@@ -139,10 +140,12 @@ def test_traffic_that_other_tools_judged_wrongly(make: Callable[[], Columns], de
     assert run(make()).decision == decision
 
 
+@pytest.mark.slow
 def test_one_heavy_user_who_always_fails_is_no_reason_to_roll_back() -> None:
     assert run(one_heavy_user()).decision != "rollback"
 
 
+@pytest.mark.slow
 def test_a_cookie_that_sticks_on_the_canary_alone_is_no_fair_split() -> None:
     """Users of stable are drawn anew with each request, so the canary collects them."""
     rng, users = np.random.default_rng(67), 1500

@@ -70,7 +70,7 @@ async def hung(tmp_path: Path) -> AsyncIterator[Hung]:
         source = source_of(path)
         front = front_of(source)
         base = await stack.enter_async_context(serving(front))
-        client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=20))
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, timeout=20, verify=False))
         yield Hung(front, source, client, stable, canary, path)
 
 

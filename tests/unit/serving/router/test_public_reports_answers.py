@@ -186,7 +186,7 @@ def test_a_stream_by_another_name_is_sent_as_one_and_at_once(weight_bp: int) -> 
 
 
 def compressed(body: bytes, coding: str) -> bytes:
-    return gzip.compress(body) if coding.endswith("gzip") else zlib.compress(body)
+    return gzip.compress(body) if "gzip" in coding else zlib.compress(body)
 
 
 def gzipped(body: bytes, kind: str, coding: str = "gzip") -> Behaviour:
@@ -202,7 +202,9 @@ def gzipped(body: bytes, kind: str, coding: str = "gzip") -> Behaviour:
 
 
 @pytest.mark.parametrize("is_canary", [False, True])
-@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "GZIP"])
+@pytest.mark.parametrize(
+    "coding", ["gzip", "x-gzip", "deflate", "GZIP", "gzip, identity", "identity,deflate"]
+)
 async def test_a_compressed_answer_is_not_malformed(coding: str, is_canary: bool) -> None:
     async with router_rig() as rig:
         rig.publish(change=2, canary=is_canary)

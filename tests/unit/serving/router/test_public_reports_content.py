@@ -169,7 +169,7 @@ def test_who_asked_for_a_whole_answer_is_sent_no_comments(weight_bp: int) -> Non
 
 def test_a_stream_that_has_begun_is_kept_alive_whatever_was_asked() -> None:
     """Of a compressed request it is not known that it asks for a stream."""
-    exchange = begin(core(table()), request({}))
+    exchange = begin(core(table()), request({}, headers=(("content-encoding", "zstd"),)))
     exchange.next_attempt()
     exchange.answered(200, [(b"content-type", SSE.encode())])
     exchange.received(b": PROCESSING\n\n", now_s=10.2)

@@ -120,6 +120,7 @@ HEADS = {
     "trailer": OK + KIND + IN_CHUNKS % (len(BODY), BODY.encode()),
     "blanks after a chunk's size": OK + KIND + PADDED % (len(BODY), b" \t  ", BODY.encode(), b"   "),
     "blanks before an extension": OK + KIND + PADDED % (len(BODY), b" ;a=b", BODY.encode(), b""),
+    "both lengths": OK + KIND + b"content-length: 5\r\n" + IN_CHUNKS % (len(BODY), BODY.encode()),
     "not ascii": OK + KIND + "x-n: é\r\n".encode() + SIZED,
     "a header of 100 kB": OK + KIND + b"x-big: " + b"a" * 100_000 + b"\r\n" + SIZED,
     "charset": OK + b"Content-Type: Application/JSON; Charset=UTF-8\r\n" + SIZED,
@@ -141,6 +142,35 @@ async def test_odd_heads(rig: Rig, name: str) -> None:
 async def test_what_is_no_size_of_a_chunk_is_no_answer(rig: Rig, size: bytes) -> None:
     head = OK + KIND + b"transfer-encoding: chunked\r\n\r\n" + size % len(BODY)
     async with raw_engine(head + b"\r\n%s\r\n0\r\n\r\n" % BODY.encode()) as (url, _):
+        publish(rig, url)
+        answer = await rig.ask()
+
+    assert answer.status_code == 503
+
+
+async def test_a_connection_with_both_lengths_is_closed_after_the_chunks(rig: Rig) -> None:
+    """RFC 9112, 6.3: the chunks are what counts; what comes after them might be of another length."""
+    rest: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n{")
+        writer.write(OK + KIND + b"content-length: 5\r\n" + IN_CHUNKS % (len(BODY), BODY.encode()))
+        rest.set_result(await reader.read())  # to the end of the connection
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        publish(rig, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        answer = await rig.ask()
+        async with asyncio.timeout(60):
+            await rest
+
+    assert (answer.text, answer.headers["content-length"]) == (BODY, str(len(BODY)))
+
+
+@pytest.mark.parametrize("coding", ["identity", "chunked, identity"])
+async def test_a_length_beside_what_are_no_chunks_is_no_answer(rig: Rig, coding: str) -> None:
+    both = b"transfer-encoding: %s\r\n" % coding.encode() + SIZED
+    async with raw_engine(OK + KIND + both) as (url, _):
         publish(rig, url)
         answer = await rig.ask()
 
@@ -198,6 +228,7 @@ async def test_an_ipv6_endpoint_is_reached(rig: Rig) -> None:
     assert (answer.json()["id"], engine.seen[0].headers["host"]) == ("id-six", f"[::1]:{engine.port}")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("coding", ["zstd", "br"])
 async def test_a_body_in_an_unknown_coding_goes_on_untouched(rig: Rig, coding: str) -> None:
     async def fixed(_request: web.Request) -> web.StreamResponse:

@@ -100,7 +100,7 @@ async def test_a_balancer_asks_for_health_without_a_key(tmp_path: Path, text: st
     path = tmp_path / "table.yaml"
     path.write_text(text)
     front = make_front(path)
-    async with serving(front) as base, httpx.AsyncClient(base_url=base) as client:
+    async with serving(front) as base, httpx.AsyncClient(base_url=base, verify=False) as client:
         found = [await client.get(one) for one in ("/health", "/healthz", "/health?x=1", "/healthy")]
         head = await client.head("/health")
         front._is_stopping = True

@@ -168,6 +168,7 @@ async def test_who_waits_for_a_message_gets_pings_as_anthropic_sends_them(is_cut
     assert record.completion_tokens == 2
 
 
+@pytest.mark.slow
 async def test_anthropics_client_reads_a_held_message() -> None:
     anthropic = pytest.importorskip("anthropic")
     async with router_rig(LIMITS) as rig:

@@ -328,7 +328,8 @@ USAGE = b'"usage":{"prompt_tokens":7,"completion_tokens":2}'
         (b'\xef\xbb\xbf{"id":"a","x":[NaN,-Infinity,"\\ud83d"],%b}' % LARGE, ("a", None, None, None, None)),
         (b'{"id":"a",%b' % LARGE, (None, None, None, None, "malformed")),
         (b'{"id":"a","x":"\xff",%b}' % LARGE, (None, None, None, None, "malformed")),
-        (b"[{%b}]" % LARGE, (None, None, None, None, "malformed")),
+        (b"[{%b}]" % LARGE, (None, None, None, None, None)),  # a value, of which nothing is recorded
+        (b"[{%b}" % LARGE, (None, None, None, None, "malformed")),
     ],
 )
 def test_of_a_large_answer_of_any_shape_what_is_recorded_is_read(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hmac
 import json
 import math
 import re
@@ -129,6 +130,13 @@ def test_a_unit_hides_its_key_and_differs_between_rollouts() -> None:
 def test_a_key_with_a_lone_surrogate_is_assigned() -> None:
     assert 0 <= bucket_of("salt", "\ud800") < 10_000
     assert unit_of("secret", "r-1", "\ud800")
+
+
+@pytest.mark.parametrize("secret", ["k", "k" * 64, "k" * 65])
+def test_a_unit_is_the_hmac_of_the_key(secret: str) -> None:
+    expected = hmac.digest(secret.encode(), b"r-1\0alice", "sha256").hex()[:32]
+
+    assert unit_of(secret, "r-1", "alice") == expected
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ async def test_no_body_is_given_to_the_reader_for_a_client_without_the_key(
     assert (refused.status_code, before, len(read)) == (401, 0, 1)
 
 
+@pytest.mark.slow
 async def test_with_several_services_the_key_comes_before_the_body_and_it_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ async def test_a_large_body_is_drawn_by_its_key_and_reaches_the_engine_untouched
     assert (one.assigned_by, one.body_bytes) == ("sticky", len(body))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 async def test_a_compressed_body_keeps_its_key(rig: Rig, encoding: str) -> None:
     import zlib
@@ -161,6 +162,7 @@ async def test_a_compressed_body_keeps_its_key(rig: Rig, encoding: str) -> None:
     assert len({one.unit for one in records}) == 1
 
 
+@pytest.mark.slow
 async def test_a_body_that_takes_too_long_is_refused_and_the_next_one_read(
     reader: BodyReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,9 +173,10 @@ async def test_a_body_that_takes_too_long_is_refused_and_the_next_one_read(
 
     assert refused.refusal is not None
     assert (refused.refusal.status, refused.refusal.code) == (413, "body_too_complex")
-    assert read.facts == BodyFacts(key="u")
+    assert read.facts == BodyFacts(key="u", asks_whole=True)
 
 
+@pytest.mark.slow
 async def test_a_child_that_dies_is_replaced(reader: BodyReader) -> None:
     await reader.prepare(b"{}", [], (), route="POST /x", is_eligible=True)
     assert reader._child is not None
@@ -185,6 +188,7 @@ async def test_a_child_that_dies_is_replaced(reader: BodyReader) -> None:
     ).facts.key == "u"
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("depth", [1000, 100_000, 1_000_000])
 async def test_a_body_nested_too_deep_is_400(rig: Rig, depth: int) -> None:
     body = b'{"messages": ' + b"[" * depth + b"]" * depth + b"}"
@@ -194,6 +198,7 @@ async def test_a_body_nested_too_deep_is_400(rig: Rig, depth: int) -> None:
     assert answer.json()["error"]["code"] == "invalid_json"
 
 
+@pytest.mark.slow
 async def test_a_large_body_is_renamed_for_an_endpoint_by_the_same_process(reader: BodyReader) -> None:
     body = json.dumps({"model": "chat", "messages": ["x" * LARGE_BODY]}).encode()
     prepared = await reader.prepare(body, [], ("gpt-x",), route="POST /", is_eligible=True)
@@ -205,6 +210,7 @@ async def test_a_large_body_is_renamed_for_an_endpoint_by_the_same_process(reade
 GZIP = [(b"content-encoding", b"gzip")]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "body",
     [
@@ -263,9 +269,10 @@ async def test_a_body_that_needs_too_much_memory_is_413_and_the_next_one_read(
     assert refusal is not None
     assert (refusal.status, refusal.code) == (413, "body_too_complex")
     assert str(160 << 20) in refusal.message
-    assert read.facts == BodyFacts(key="u")
+    assert read.facts == BodyFacts(key="u", asks_whole=True)
     assert reader._child is child
 
 
+@pytest.mark.slow
 def test_a_turn_is_a_fraction_of_what_others_wait() -> None:
     assert body_reader.READ_S * 3 < body_reader.WAIT_S

@@ -55,6 +55,7 @@ def test_what_cannot_be_read_is_sent_once_and_goes_where_its_state_is(
     ("encoding", "pack"),
     [
         ("identity", bytes),
+        ("gzip, identity", gzip.compress),
         ("gzip", gzip.compress),
         ("x-gzip", lambda plain: gzip.compress(plain[:9]) + gzip.compress(plain[9:])),
         ("deflate", zlib.compress),

@@ -56,7 +56,8 @@ def request(
     body: object = None, *, path: str = CHAT, method: str = "POST", headers: tuple[tuple[str, str], ...] = ()
 ) -> Request:
     raw = tuple((name.encode(), value.encode()) for name, value in headers)
-    return Request(method, Target(path), raw, json.dumps({} if body is None else body).encode())
+    asked = {"stream": True} if body is None else body
+    return Request(method, Target(path), raw, json.dumps(asked).encode())
 
 
 def begin(router: RouterCore, one: Request | None = None, *, now_s: float = 10.1) -> Exchange:
@@ -184,7 +185,7 @@ def test_an_ineligible_request_goes_to_stable_and_is_not_recorded() -> None:
 
 def test_the_record_has_bucket_weight_unit_and_key_source_but_not_the_key() -> None:
     router = core(table(weight_bp=10_000))
-    answer(begin(router, request({"user": "alice"})))
+    answer(begin(router, request({"user": "alice", "stream": True})))
     one = record(router)
 
     assert (one.arm, one.w, one.assigned_by, one.stage, one.rollout) == (1, 1.0, "sticky", 2, "r-1")

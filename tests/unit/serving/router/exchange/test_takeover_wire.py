@@ -41,6 +41,7 @@ def script(rig: Rig, *, cut: int | None = None, vocabulary: str = "d1") -> None:
     )
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 async def test_a_connection_that_breaks_after_any_event_is_no_event_for_the_client(path: str) -> None:
     async with router_rig() as rig:

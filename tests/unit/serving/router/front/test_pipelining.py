@@ -147,6 +147,7 @@ async def test_a_client_that_sends_on_and_reads_nothing_is_read_no_further(
     writer.transport.abort()
 
 
+@pytest.mark.slow
 async def test_a_client_that_sends_on_and_reads_gets_every_answer(rig: Rig, parsed: list[int]) -> None:
     host, port = rig.base.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))

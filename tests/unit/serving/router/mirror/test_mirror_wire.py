@@ -240,6 +240,7 @@ async def refusing(request: web.Request) -> web.StreamResponse:
     return web.Response(status=409, headers={"x-canaryctl-refused": "fence"})
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("behave", "outcome", "cause"),
     [
