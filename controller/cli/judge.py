@@ -32,14 +32,16 @@ class JudgeReport(BaseModel):
 
 
 def judge(
-    url: Annotated[str, typer.Argument(help="Base URL of an OpenAI-compatible endpoint, as written.")],
-    model: Annotated[str, typer.Option(help="Name of the judge's model there.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Base URL of an OpenAI-compatible endpoint.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Name of the judge's model there.")],
     api_key_env: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Variable with its API key. [default: none]"),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one question.")] = 30.0,
-    at_once: Annotated[int, typer.Option(help="Questions side by side, 1 to 64.")] = 4,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Maximum time for one question, 0.1 to 600.")
+    ] = 30.0,
+    at_once: Annotated[int, typer.Option(metavar="N", help="Questions side by side, 1 to 64.")] = 4,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Examine a judge: 60 answers whose truth is known, 12 pairs in both orders.

@@ -58,7 +58,8 @@ async def test_probabilities_are_asked_for_and_read() -> None:
     with judge_endpoint(says) as url:
         async with JudgeOpenAI(url + "/v1", "m") as judge:
             found = await judge.ask(ASKED)
-    assert found == {YES: pytest.approx(0.8, abs=1e-3), NO: pytest.approx(0.2, abs=1e-3)}
+    assert found is not None
+    assert found[YES] == pytest.approx(0.8, abs=1e-3)
     assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["temperature"]) == (1, True, 0.0)
     assert (judge.asked, judge.tokens, judge.trouble) == (1, 100, None)
 
