@@ -1,0 +1,123 @@
+"""`canaryctl judge URL`: examine a judge of answers before it may vote."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+
+from controller.cli.output import Output, OutputOption, emit, note
+
+REFUSED = 3  # exit code: as of a conflict
+
+
+class JudgeReport(BaseModel):
+    """What an examined judge showed. Shares from 0 to 1; null: nothing of that kind was judged."""
+
+    url: str
+    model: str
+    revision: str  # of the judge: its model and the words of its questions
+    admitted: bool
+    reasons: list[str]  # why it is refused; empty: it is admitted
+    found: float | None
+    false_alarms: float | None
+    same_in_both_orders: float | None
+    first_position: float | None
+    missing: float
+    found_by_kind: dict[str, float]
+    questions: int
+    tokens: int
+    took_s: float
+
+
+def judge(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Base URL of an OpenAI-compatible endpoint.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Name of the judge's model there.")],
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Variable with its API key. [default: none]"),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Maximum time for one question, 0.1 to 600.")
+    ] = 30.0,
+    at_once: Annotated[int, typer.Option(metavar="N", help="Questions side by side, 1 to 64.")] = 4,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Examine a judge: 60 answers whose truth is known, 12 pairs in both orders.
+
+    Sends only texts that ship with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer.
+    """
+    import asyncio
+    import time
+
+    from controller.errors import BadInput, Unreachable
+    from evaluation.judging.admission import PairVerdict, PlantVerdict, admission
+    from serving.credentials import KeyReference, NoKey
+    from serving.judging.examined import Examined, examine
+    from serving.judging.judge_openai import JudgeOpenAI
+    from serving.judging.questions import revision
+
+    if not 1 <= at_once <= 64:
+        raise BadInput(f"--at-once {at_once} is outside 1..64; 4 suits one engine")
+    if not 0.1 <= timeout <= 600:
+        raise BadInput(f"--timeout {timeout:g} is outside 0.1..600 seconds; 30 suits most")
+    try:
+        key = KeyReference("env", api_key_env).read() if api_key_env is not None else None
+        asked = JudgeOpenAI(url, model, key, timeout_s=timeout, at_once=at_once)
+    except (NoKey, ValueError) as exc:
+        raise BadInput(str(exc)) from exc
+
+    async def run() -> Examined:
+        async with asked:
+            return await examine(asked)
+
+    began_s = time.monotonic()
+    said = asyncio.run(run())
+    if all(called is None for *_, called in said.plants):
+        raise Unreachable(f"{url} gave no verdict: {asked.trouble}; check the address, --model and the key")
+    found = admission([PlantVerdict(*one) for one in said.plants], [PairVerdict(*one) for one in said.pairs])
+    kinds: dict[str, list[bool]] = {}
+    for kind, is_bad, called in said.plants:
+        if is_bad and called is not None:
+            kinds.setdefault(kind, []).append(called)
+    report = JudgeReport(
+        url=url,
+        model=model,
+        revision=revision(model),
+        admitted=found.is_admitted,
+        reasons=list(found.reasons),
+        found=found.found,
+        false_alarms=found.false_alarms,
+        same_in_both_orders=found.same,
+        first_position=found.first,
+        missing=found.missing,
+        found_by_kind={kind: sum(called) / len(called) for kind, called in kinds.items()},
+        questions=asked.asked,
+        tokens=asked.tokens,
+        took_s=round(time.monotonic() - began_s, 1),
+    )
+    emit(report, output, lambda _is_wide: _shown(report))
+    if asked.trouble is not None and found.missing:
+        note(f"the last question without a verdict: {asked.trouble}")
+    if not report.admitted:
+        raise typer.Exit(REFUSED)
+
+
+def _shown(report: JudgeReport) -> str:
+    """The report as lines."""
+
+    def share(value: float | None) -> str:
+        return "not judged" if value is None else f"{value:.0%}"
+
+    kinds = ", ".join(f"{kind} {value:.0%}" for kind, value in report.found_by_kind.items())
+    lines = [
+        f"bad answers found     {share(report.found)} (needed 80%): {kinds}",
+        f"good ones called bad  {share(report.false_alarms)} (at most 10%)",
+        f"same in both orders   {share(report.same_in_both_orders)} (needed 70%)",
+        f"first position won    {share(report.first_position)} (35% to 65%)",
+        f"no verdict            {report.missing:.0%} of {report.questions} questions, "
+        f"{report.tokens:,} tokens, {report.took_s:g} s",
+    ]
+    verdict = "ADMITTED" if report.admitted else "REFUSED: " + "; ".join(report.reasons)
+    return "\n".join([*lines, f"{verdict} ({report.model}, revision {report.revision})"])

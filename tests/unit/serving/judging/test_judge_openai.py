@@ -1,0 +1,122 @@
+"""A judge behind an endpoint: what it says, and what is no verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from evaluation.judging.admission import PairVerdict, PlantVerdict, admission
+from serving.judging.examined import Examined, examine
+from serving.judging.judge_openai import FAILURES_IN_A_ROW, JudgeOpenAI
+from serving.judging.plants import pairs, plants
+from serving.judging.questions import NO, YES, Fault, about
+from tests.fakes.judge_endpoint import Says, judge_endpoint, spoken, truthful
+
+ASKED = about(Fault.WRONG, "What is 2 + 2?", "5")
+
+
+async def _examined(says: Says) -> Examined:
+    with judge_endpoint(says) as url:
+        async with JudgeOpenAI(url, "m", at_once=8) as judge:
+            return await examine(judge)
+
+
+def _admitted(found: Examined) -> tuple[str, ...]:
+    return admission(
+        [PlantVerdict(*one) for one in found.plants], [PairVerdict(*one) for one in found.pairs]
+    ).reasons
+
+
+def test_there_are_enough_plants_of_each_kind() -> None:
+    kinds = [one.kind for one in plants()]
+    assert (len(kinds), kinds.count("good"), len(pairs())) == (60, 24, 12)
+    assert set(kinds) == {"good", "swapped", "another's", "cut off", "looped", "empty", "order"}
+    assert sum(first.is_bad for first, _ in pairs()) == 6
+
+
+async def test_a_judge_that_knows_is_admitted() -> None:
+    assert _admitted(await _examined(truthful)) == ()
+
+
+async def test_a_judge_that_always_says_the_first_word_is_refused() -> None:
+    def first(body: dict[str, Any]) -> tuple[int, Any]:
+        return spoken("A" if "ANSWER A" in body["messages"][1]["content"] else "no")
+
+    reasons = _admitted(await _examined(first))
+    assert "0% of the bad plants found, needed 80%" in reasons
+    assert any(one.startswith("the first position won 100%") for one in reasons)
+
+
+async def test_probabilities_are_asked_for_and_read() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def says(body: dict[str, Any]) -> tuple[int, Any]:
+        seen.append(body)
+        return spoken("yes", {"yes": -0.2231, "no": -1.6094})
+
+    with judge_endpoint(says) as url:
+        async with JudgeOpenAI(url + "/v1", "m") as judge:
+            found = await judge.ask(ASKED)
+    assert found is not None
+    assert found[YES] == pytest.approx(0.8, abs=1e-3)
+    assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["temperature"]) == (1, True, 0.0)
+    assert (judge.asked, judge.tokens, judge.trouble) == (1, 100, None)
+
+
+async def test_an_endpoint_without_probabilities_is_asked_for_words() -> None:
+    def says(body: dict[str, Any]) -> tuple[int, Any]:
+        return (400, {"error": "unknown field"}) if "logprobs" in body else spoken("No.")
+
+    with judge_endpoint(says) as url:
+        async with JudgeOpenAI(url, "m") as judge:
+            assert await judge.ask(ASKED) == {YES: 0.0, NO: 1.0}
+            assert await judge.ask(ASKED) is not None
+    assert judge.asked == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "trouble"),
+    [
+        ((500, {}), "status 500"),
+        ((429, {}), "status 429"),
+        ((200, "not json"), "its answer is not of the form of chat completions"),
+        ((200, {"choices": []}), "its answer is not of the form of chat completions"),
+        ((200, "[" * 100_000), "its answer is not of the form of chat completions"),
+        (spoken("I will not say."), "its answer is none of the words"),
+    ],
+)
+async def test_what_cannot_be_read_is_no_verdict(answer: tuple[int, Any], trouble: str) -> None:
+    with judge_endpoint(lambda _body: answer) as url:
+        async with JudgeOpenAI(url, "m") as judge:
+            assert await judge.ask(ASKED) is None
+    assert judge.trouble == trouble
+
+
+async def test_a_judge_that_does_not_answer_is_left_alone_for_a_while() -> None:
+    now_s, calls = 100.0, 0
+
+    def says(_body: dict[str, Any]) -> tuple[int, Any]:
+        nonlocal calls
+        calls += 1
+        return (503, {}) if calls <= FAILURES_IN_A_ROW + 1 else spoken("yes")
+
+    with judge_endpoint(says) as url:
+        async with JudgeOpenAI(url, "m", clock=lambda: now_s) as judge:
+            for _ in range(FAILURES_IN_A_ROW + 5):
+                assert await judge.ask(ASKED) is None
+            assert calls == FAILURES_IN_A_ROW
+            now_s += 6.0  # it fails once more, and the pause doubles
+            assert await judge.ask(ASKED) is None
+            now_s += 6.0
+            assert await judge.ask(ASKED) is None
+            assert calls == FAILURES_IN_A_ROW + 1
+            now_s += 6.0
+            assert await judge.ask(ASKED) is not None
+
+
+async def test_a_key_is_sent_and_never_shown() -> None:
+    with judge_endpoint(lambda _body: spoken("yes")) as url:
+        async with JudgeOpenAI(url, "m", "secret-key-1") as judge:
+            await judge.ask(ASKED)
+            assert "secret-key-1" not in repr(judge)
