@@ -210,7 +210,7 @@ def rollback(
     Ends a running rollout, in any phase; after a promotion it does what undo does. Exit 0 also when that is
     what serves already. With --wait: exit 0 when it is done, 5 when an undo was rolled back, 1 on failure.
     """
-    settings, name = load_settings(needs_ports=not direct), service or service_
+    settings, name = load_settings(needs_files=not direct), service or service_
     _note_without_effect(wait=wait and not direct, timeout=timeout)
     if direct:
         if wait:

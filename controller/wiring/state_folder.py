@@ -9,7 +9,7 @@ from pathlib import Path
 from controller import telemetry
 from controller.auth import Identity, Role, admin_token, token_digest
 from controller.errors import BadInput, CanaryctlError
-from controller.private_file import write_private
+from controller.private_file import read_private, write_private
 from controller.rollout.ports import Clock
 from controller.settings import Settings
 from controller.store.database_url import parsed_url
@@ -27,10 +27,10 @@ def remember_database(settings: Settings) -> None:
         url = url.set(database=str(Path(url.database).absolute()))
     text = url.render_as_string(hide_password=False)
     try:
-        is_known = settings.database_path.read_text().strip() == text
-    except FileNotFoundError:
-        is_known = False
-    if not is_known:
+        known = read_private(settings.database_path, remedy="remove it")
+    except BadInput:
+        known = None  # it is written anew, or that says why it cannot be
+    if known != text:
         write_private(settings.database_path, text)
 
 
@@ -98,9 +98,8 @@ class AdminToken:
 def _folder_id(home: Path) -> str:
     """A random name of this state folder, from `folder.id`, which is created if it is missing."""
     path = home / "folder.id"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
+    name = read_private(path, remedy="remove it, and the controller writes another")
+    if not name:
         name = f"folder-{secrets.token_hex(8)}"
         write_private(path, name)
-        return name
+    return name
