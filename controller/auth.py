@@ -59,12 +59,19 @@ def admin_token(home: Path) -> str:
 
     Raises BadInput for a file that cannot be read or holds no token, OSError where it cannot be made.
     """
+    token = read_admin_token(home)
+    if token is None:
+        token = make_token()
+        write_private(home / "admin.token", token)
+    return token
+
+
+def read_admin_token(home: Path) -> str | None:
+    """The same where it exists; None: it is missing. Raises BadInput."""
     path = home / "admin.token"
     token = read_private(path, remedy="remove it, and the controller writes another")
     if token is None:
-        token = make_token()
-        write_private(path, token)
-        return token
+        return None
     if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
         raise BadInput(
             f"{path} holds {len(token)} characters, a token has at least {MIN_TOKEN_CHARACTERS} on one line; "
