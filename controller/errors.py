@@ -198,6 +198,11 @@ class Unreachable(CanaryctlError):
     problem = "unreachable"
     status = 503
 
+    def __init__(self, text: str, *, retry_after_s: int | None = None) -> None:
+        """retry_after_s: when to send the request again; None: it is not known."""
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
 
 class BusyPort(Unreachable):
     """Another process listens on the port."""

@@ -36,7 +36,7 @@ from controller.api.bodies import (
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
 from controller.api.keys import FindProblem, key_problem, missing_keys
-from controller.api.slow_calls import SlowCalls, history_calls, view_calls
+from controller.api.slow_calls import SlowCalls, feedback_calls, history_calls, view_calls
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
@@ -144,7 +144,7 @@ def make_app(
     find_key: FindProblem = key_problem,
 ) -> FastAPI:
     """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
-    that may take long: they hash a checkpoint, or read rollouts (slow_calls.py).
+    that may take long or come in floods: they hash a checkpoint, read rollouts, write scores (slow_calls.py).
 
     identities: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
     """
@@ -235,6 +235,7 @@ def _add_reads(
 def _add_writes(
     app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
 ) -> None:
+    scores = feedback_calls()
     operator = Depends(requires(identities, Role.OPERATOR))
     admin = Depends(requires(identities, Role.ADMIN))
 
@@ -284,15 +285,15 @@ def _add_writes(
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
-    def feedback(
+    async def feedback(
         body: JsonBody = None, service: str | None = None, identity: Identity = operator
     ) -> FeedbackResult:
         """Scores of answers, one object or a list; an invalid one refuses the whole list.
 
         The answer says how many have a recorded request, and how many wait for one.
         """
-        items = body if isinstance(body, list) else [_mapping(body)]
-        return commands.feedback([_mapping(item) for item in items], service=service)
+        items = [_mapping(item) for item in (body if isinstance(body, list) else [_mapping(body)])]
+        return await scores.run(lambda: commands.feedback(items, service=service))
 
 
 class _StreamedViews:
