@@ -235,8 +235,8 @@ def _add_reads(
 def _add_writes(
     app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
 ) -> None:
-    scores = feedback_calls()
-    operator = Depends(requires(identities, Role.OPERATOR))
+    scores, may_operate = feedback_calls(), requires(identities, Role.OPERATOR)
+    operator = Depends(may_operate)
     admin = Depends(requires(identities, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
@@ -285,15 +285,18 @@ def _add_writes(
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
-    async def feedback(
-        body: JsonBody = None, service: str | None = None, identity: Identity = operator
-    ) -> FeedbackResult:
+    async def feedback(request: Request, body: JsonBody = None, service: str | None = None) -> FeedbackResult:
         """Scores of answers, one object or a list; an invalid one refuses the whole list.
 
         The answer says how many have a recorded request, and how many wait for one.
         """
-        items = [_mapping(item) for item in (body if isinstance(body, list) else [_mapping(body)])]
-        return await scores.run(lambda: commands.feedback(items, service=service))
+
+        def write() -> FeedbackResult:
+            may_operate(request)  # not as a dependency, which takes a thread of the others
+            items = body if isinstance(body, list) else [_mapping(body)]
+            return commands.feedback([_mapping(item) for item in items], service=service)
+
+        return await scores.run(write)
 
 
 class _StreamedViews:
