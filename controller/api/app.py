@@ -125,6 +125,14 @@ class ViewBuilder:
         label = label_of(next((row for row in attempts if row.id == rollout), None))
         return self._view(stored.state, self._runner.last_tick(service), label)
 
+    def begun(self, state: RolloutState) -> RolloutView:
+        """A rollout that was just stored; also where it cannot be read back: it has begun."""
+        try:
+            return self.rollout_by_id(state.service, state.id)
+        except CanaryctlError as exc:
+            telemetry.warning("a rollout that has begun is not read back", rollout=state.id, why=str(exc))
+            return rollout_view(state)
+
     def _view(self, state: RolloutState, tick: LastTick, label: Label) -> RolloutView:
         evidence = tick.evidence if tick.rollout == state.id else None
         if evidence is None:
@@ -260,7 +268,7 @@ def _add_writes(
     async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
         state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
-        view = await asyncio.to_thread(views.rollout_by_id, service, state.id)
+        view = await asyncio.to_thread(views.begun, state)
         delay = commands.delay(service)
         late = (f"{state.id} begins{delay}",) if delay else ()
         return view.model_copy(update={"warnings": (*(line.text for line in state.log[1:]), *late)})

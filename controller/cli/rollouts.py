@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -146,7 +147,8 @@ def deploy(
     elif output.is_text:
         console().print(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk", soft_wrap=True)
         note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
-        services.warn_of_keys(client.service(serves))
+        with suppress(CanaryctlError):  # a remark: the rollout has begun
+            services.warn_of_keys(client.service(serves))
     if not output.is_text:
         emit_data(view, output)
     if wait:
@@ -190,7 +192,10 @@ def watch(
     is_silent = not output.is_text
     ended = live.watch(client, name, view.rollout.rollout, timeout_s=timeout, is_silent=is_silent)
     if is_silent:
-        emit_data(client.service(name), output)
+        view = view.model_copy(update={"rollout": ended})
+        with suppress(CanaryctlError):  # the outcome is known, and is what the exit code reports
+            view = client.service(name)
+        emit_data(view, output)
     live.raise_for_outcome(ended)
 
 
