@@ -27,9 +27,13 @@ def mirrored(pairs: int) -> Driven:
 
 def in_smoke() -> Driven:
     driven = Driven(PLAN)
-    while driven.state.phase is not Phase.SMOKE:
-        driven.tick()
+    reach(driven, Phase.SMOKE)
     return driven
+
+
+def reach(driven: Driven, phase: Phase) -> None:
+    while driven.state.phase is not phase:
+        driven.tick()
 
 
 @pytest.mark.parametrize("lost", [OLD, NEW, "fleet"])
@@ -84,14 +88,12 @@ def test_a_second_outage_before_the_first_weight_is_logged_and_paged_as_the_firs
     """What was told of the first one kept the second one, of an hour, from being told."""
     driven = Driven(MIRROR)
     driven.seen = replace(evidence(Verdict.UNDECIDED), mirror=MirrorStatus(1, 0, 0))
-    while driven.state.phase is not Phase.SMOKE:
-        driven.tick()
+    reach(driven, Phase.SMOKE)
     driven.ready = {OLD: 0}
     driven.ticks(200)
     first = len(driven.pages)
     driven.ready = {OLD: 1, NEW: 1}
-    while driven.state.phase is not Phase.MIRRORING:
-        driven.tick()
+    reach(driven, Phase.MIRRORING)
     driven.ticks(30)
     is_forgotten = not any(key.startswith("first-wait") for key in driven.state.alarmed)
     driven.seen = replace(evidence(Verdict.UNDECIDED), mirror=MirrorStatus(300, 0, 0))
