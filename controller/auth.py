@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from controller.errors import BadInput
-from controller.private_file import write_private
+from controller.private_file import read_private, write_private
 
 TOKEN_BYTES = 32
 MIN_TOKEN_CHARACTERS = 16
@@ -59,18 +59,19 @@ def admin_token(home: Path) -> str:
 
     Raises BadInput for a file that cannot be read or holds no token, OSError where it cannot be made.
     """
-    path = home / "admin.token"
-    try:
-        token = path.read_text().strip()
-    except FileNotFoundError:
+    token = read_admin_token(home)
+    if token is None:
         token = make_token()
-        write_private(path, token)
-        return token
-    except (OSError, UnicodeDecodeError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) else "it is no text"
-        raise BadInput(
-            f"{path} cannot be read ({why}); remove it, and the controller writes another"
-        ) from exc
+        write_private(home / "admin.token", token)
+    return token
+
+
+def read_admin_token(home: Path) -> str | None:
+    """The same where it exists; None: it is missing. Raises BadInput."""
+    path = home / "admin.token"
+    token = read_private(path, remedy="remove it, and the controller writes another")
+    if token is None:
+        return None
     if len(token) < MIN_TOKEN_CHARACTERS or not token.isascii() or not token.isprintable():
         raise BadInput(
             f"{path} holds {len(token)} characters, a token has at least {MIN_TOKEN_CHARACTERS} on one line; "

@@ -49,13 +49,17 @@ class CanaryctlError(Exception):
 def problem_document(
     problem: str, *, status: int, lines: Sequence[str], exit_code: int
 ) -> dict[str, str | int | list[str]]:
-    """Problem details (RFC 9457) of an error, as the API answers and the command line prints them."""
+    """Problem details (RFC 9457) of an error, as the API answers and the command line prints them.
+
+    Total: a name of a file that is no UTF-8 is in some messages.
+    """
+    lines = [escaped(line) for line in lines]
     return {
         "type": f"urn:canaryctl:{problem}",
         "title": problem.replace("-", " "),
         "status": status,
         "detail": lines[0] if lines else problem,
-        "lines": list(lines),
+        "lines": lines,
         "exit_code": exit_code,
     }
 
@@ -65,6 +69,25 @@ def document_of(error: CanaryctlError) -> dict[str, str | int | list[str]]:
     return problem_document(
         error.problem, status=error.status, lines=error.details, exit_code=error.exit_code
     )
+
+
+def is_utf8(text: str) -> bool:
+    """False: it has bytes of a file's name, or halves of a character, that UTF-8 cannot write."""
+    return escaped(text) == text
+
+
+def escaped(text: str) -> str:
+    """The text with what UTF-8 cannot write as an escape. Check: escaped('x\\udcff') is 'x\\\\xff'."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "".join(_escape(one) if "\ud800" <= one <= "\udfff" else one for one in text)
+    return text
+
+
+def _escape(half: str) -> str:
+    byte = ord(half) - 0xDC00  # as `os.fsdecode` has it
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(half)[1:-1]
 
 
 def _shortened(line: str) -> str:
@@ -174,6 +197,11 @@ class Unreachable(CanaryctlError):
     exit_code = 4
     problem = "unreachable"
     status = 503
+
+    def __init__(self, text: str, *, retry_after_s: int | None = None) -> None:
+        """retry_after_s: when to send the request again; None: it is not known."""
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class BusyPort(Unreachable):

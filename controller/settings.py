@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from controller.errors import BadInput
-from controller.private_file import write_private
+from controller.errors import BadInput, escaped, is_utf8
+from controller.private_file import read_private, write_private
 
 DEFAULT_API_PORT = 7878
 DEFAULT_INGRESS_PORT = 8000
@@ -34,7 +34,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     home: Path
-    database_url: str = Field(repr=False)  # may hold a password
+    database_url: str = Field(repr=False)  # may hold a password; empty: see `database_fault`
+    database_fault: str = ""  # why it is not known which database it is; empty: it is
     host: str = "127.0.0.1"
     config: Config = Config()
 
@@ -83,21 +84,27 @@ def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("CANARYCTL_HOME") or Path.home() / ".canaryctl").expanduser().absolute()
 
 
-def load_settings(environ: Mapping[str, str] = os.environ, *, needs_ports: bool = True) -> Settings:
+def load_settings(environ: Mapping[str, str] = os.environ, *, needs_files: bool = True) -> Settings:
     """Settings of the state folder `CANARYCTL_HOME` (default `~/.canaryctl`).
 
     `CANARYCTL_DATABASE_URL` selects another database, `CANARYCTL_API_PORT` another port of the API. Without
     the former, the database that the folder's controller used last: a rollback at 3 a.m. comes from a shell
-    that knows no variables. needs_ports False: a malformed config file, which holds the ports alone, keeps
-    nothing from being done. Raises BadInput for a malformed config file or variable, and for a folder whose
-    path a database URL cannot hold.
+    that knows no variables. needs_files False: no malformed file keeps anything from being done, neither the
+    config, which holds the ports alone, nor what remembers the database. Raises BadInput for a malformed file
+    or variable, and for a folder whose path a database URL cannot hold.
     """
     home = state_folder(environ)
-    config = _read_config(home / "config.json") if needs_ports else Config()
+    config = _read_config(home / "config.json") if needs_files else Config()
     if port := environ.get("CANARYCTL_API_PORT"):
         config = config.model_copy(update={"api_port": _port(port, name="CANARYCTL_API_PORT")})
-    url = environ.get("CANARYCTL_DATABASE_URL") or _remembered_database(home / "database.url")
-    return Settings(home=home, database_url=url or _own_database(home), config=config)
+    url, fault = environ.get("CANARYCTL_DATABASE_URL", ""), ""
+    try:
+        url = url or _remembered_database(home / "database.url") or _own_database(home)
+    except BadInput as exc:
+        if needs_files:
+            raise
+        fault = str(exc)
+    return Settings(home=home, database_url=url, database_fault=fault, config=config)
 
 
 def save_config(settings: Settings, config: Config) -> Settings:
@@ -107,16 +114,15 @@ def save_config(settings: Settings, config: Config) -> Settings:
 
 
 def _read_config(path: Path) -> Config:
-    try:
-        return Config.model_validate(json.loads(path.read_text()))
-    except FileNotFoundError:
+    text = read_private(path, remedy="fix the file or remove it")
+    if text is None:
         return Config()
+    try:
+        return Config.model_validate(json.loads(text))
     except ValidationError as exc:
         found = exc.errors(include_url=False)[0]
         why = ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"]]))
-    except UnicodeDecodeError:
-        why = "it is no text"
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         why = str(exc).splitlines()[0]
     raise BadInput(f"{path}: not a canaryctl config ({why}); fix the file or remove it")
 
@@ -127,15 +133,17 @@ def _own_database(home: Path) -> str:
             f"the state folder {home} has ? or % in its path, which mean something else in a database URL; "
             "move it, or set CANARYCTL_HOME to another"
         )
+    if not is_utf8(str(home)):
+        raise BadInput(
+            f"the state folder {escaped(str(home))} has bytes in its path that are no UTF-8, which a "
+            "database URL cannot hold; move it, or set CANARYCTL_HOME to another"
+        )
     return f"sqlite:///{home / 'canaryctl.db'}"
 
 
 def _remembered_database(path: Path) -> str:
-    try:
-        # What is no text is no URL either: whoever opens the database says so, and nobody else needs it.
-        return path.read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return ""
+    remedy = "remove it, and set CANARYCTL_DATABASE_URL where another than the folder's own is used"
+    return read_private(path, remedy=remedy) or ""
 
 
 def _port(text: str, *, name: str) -> int:

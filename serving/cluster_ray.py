@@ -116,7 +116,7 @@ class ClusterHandle:
             listed, boot = data["processes"], data.get("boot_id", "")
             processes = tuple(ClusterProcess(**one) for one in listed) if boot else ()
             return cls(data["address"], data["http_port"], data["temp_dir"], processes, boot)
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ClusterError(f"not a record of a Ray cluster ({exc})") from exc
 
 

@@ -36,7 +36,7 @@ from controller.api.bodies import (
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
 from controller.api.keys import FindProblem, key_problem, missing_keys
-from controller.api.slow_calls import SlowCalls, history_calls, view_calls
+from controller.api.slow_calls import SlowCalls, feedback_calls, history_calls, view_calls
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
@@ -125,6 +125,14 @@ class ViewBuilder:
         label = label_of(next((row for row in attempts if row.id == rollout), None))
         return self._view(stored.state, self._runner.last_tick(service), label)
 
+    def begun(self, state: RolloutState) -> RolloutView:
+        """A rollout that was just stored; also where it cannot be read back: it has begun."""
+        try:
+            return self.rollout_by_id(state.service, state.id)
+        except CanaryctlError as exc:
+            telemetry.warning("a rollout that has begun is not read back", rollout=state.id, why=str(exc))
+            return rollout_view(state)
+
     def _view(self, state: RolloutState, tick: LastTick, label: Label) -> RolloutView:
         evidence = tick.evidence if tick.rollout == state.id else None
         if evidence is None:
@@ -144,7 +152,7 @@ def make_app(
     find_key: FindProblem = key_problem,
 ) -> FastAPI:
     """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
-    that may take long: they hash a checkpoint, or read rollouts (slow_calls.py).
+    that may take long or come in floods: they hash a checkpoint, read rollouts, write scores (slow_calls.py).
 
     identities: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
     """
@@ -235,7 +243,8 @@ def _add_reads(
 def _add_writes(
     app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
 ) -> None:
-    operator = Depends(requires(identities, Role.OPERATOR))
+    scores, may_operate = feedback_calls(), requires(identities, Role.OPERATOR)
+    operator = Depends(may_operate)
     admin = Depends(requires(identities, Role.ADMIN))
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
@@ -259,7 +268,7 @@ def _add_writes(
     async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
         state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
-        view = await asyncio.to_thread(views.rollout_by_id, service, state.id)
+        view = await asyncio.to_thread(views.begun, state)
         delay = commands.delay(service)
         late = (f"{state.id} begins{delay}",) if delay else ()
         return view.model_copy(update={"warnings": (*(line.text for line in state.log[1:]), *late)})
@@ -284,15 +293,18 @@ def _add_writes(
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
-    def feedback(
-        body: JsonBody = None, service: str | None = None, identity: Identity = operator
-    ) -> FeedbackResult:
+    async def feedback(request: Request, body: JsonBody = None, service: str | None = None) -> FeedbackResult:
         """Scores of answers, one object or a list; an invalid one refuses the whole list.
 
         The answer says how many have a recorded request, and how many wait for one.
         """
-        items = body if isinstance(body, list) else [_mapping(body)]
-        return commands.feedback([_mapping(item) for item in items], service=service)
+
+        def write() -> FeedbackResult:
+            may_operate(request)  # not as a dependency, which takes a thread of the others
+            items = body if isinstance(body, list) else [_mapping(body)]
+            return commands.feedback([_mapping(item) for item in items], service=service)
+
+        return await scores.run(write)
 
 
 class _StreamedViews:

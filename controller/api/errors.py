@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller import telemetry
-from controller.errors import BadInput, CanaryctlError, problem_document
+from controller.errors import BadInput, CanaryctlError, Unreachable, problem_document
 from controller.quantities import whole
 
 MAX_BODY_BYTES = 1 << 20
@@ -23,7 +23,10 @@ def add_error_handling(app: FastAPI) -> None:
 
     @app.exception_handler(CanaryctlError)
     async def on_canaryctl_error(_: Request, exc: CanaryctlError) -> Response:
-        return _problem(exc.status, exc.problem, exc.details, exc.exit_code)
+        answer = _problem(exc.status, exc.problem, exc.details, exc.exit_code)
+        if isinstance(exc, Unreachable) and exc.retry_after_s is not None:
+            answer.headers["retry-after"] = str(exc.retry_after_s)
+        return answer
 
     @app.exception_handler(HTTPException)
     async def on_http_error(_: Request, exc: HTTPException) -> Response:

@@ -1,4 +1,5 @@
-"""Calls of the API that take long, as hashing a checkpoint or reading a history do, in threads of their own.
+"""Calls of the API that take long, as hashing a checkpoint or reading a history do, or that come in floods,
+as scores do, in threads of their own.
 
 Invariant: the other routes, `rollback` first, never wait for a thread that such a call holds; of those that
 only read, few run at once, because all threads share one processor.
@@ -20,8 +21,10 @@ LIMIT_S = 3600.0  # a checkpoint of 140 GB on a slow disk takes half an hour
 MAX_CALLS = 40  # running and waiting; waiting ones hold no thread
 HASHING = "hash checkpoints or plan"
 SLOW_DISK = "is the checkpoint's disk slow? "
-HISTORY_THREADS, VIEW_THREADS = 1, 2
+HISTORY_THREADS, VIEW_THREADS, FEEDBACK_THREADS = 1, 2, 4
 MAX_READS = 200
+MAX_FEEDBACK = 200  # a records log that does not answer holds each for 0.25 s
+RETRY_AFTER_S = 1
 READ_LIMIT_S = 60.0  # twice as long as the command line waits
 
 T = TypeVar("T")
@@ -60,7 +63,8 @@ class SlowCalls:
         if len(self._calls) >= self._max_calls:
             raise Unreachable(
                 f"{len(self._calls)} requests {self._what} already, at most {self._max_calls} may; "
-                "try again later"
+                "try again later",
+                retry_after_s=RETRY_AFTER_S,
             )
         call = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=self._limiter))
         self._calls.add(call)
@@ -91,4 +95,11 @@ def view_calls() -> SlowCalls:
     """For what `status` and `list` show."""
     return SlowCalls(
         threads=VIEW_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="read a status", hint=""
+    )
+
+
+def feedback_calls() -> SlowCalls:
+    """For scores, which clients send by the thousand, and whose log may not answer."""
+    return SlowCalls(
+        threads=FEEDBACK_THREADS, max_calls=MAX_FEEDBACK, limit_s=READ_LIMIT_S, what="write scores", hint=""
     )

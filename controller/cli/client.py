@@ -98,7 +98,7 @@ class Client:
 
     def rollout(self, service: str, rollout: str, *, timeout_s: float = TIMEOUT_S) -> RolloutView:
         """One rollout, running or ended. Raises UnknownRollout."""
-        path = _path(service, "rollouts", quote(rollout, safe=""))
+        path = _path(service, "rollouts", _segment(rollout))
         return self._view(RolloutView, self._request("GET", path, timeout_s=timeout_s))
 
     def _command(self, path: str, body: Mapping[str, Any]) -> CommandResult:
@@ -216,7 +216,12 @@ def _token_in(home: Path) -> str:
 
 
 def _path(service: str, *more: str) -> str:
-    return "/".join(["/v1/services", quote(service, safe=""), *more])
+    return "/".join(["/v1/services", _segment(service), *more])
+
+
+def _segment(name: str) -> str:
+    """The name as a part of a path; of one that is no UTF-8 its escaped form, which nothing has."""
+    return quote(errors.escaped(name), safe="")
 
 
 CONNECTION_LOST_S = 30.0  # give up after this long without an answer of the controller

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -147,7 +148,8 @@ def deploy(
     elif output.is_text:
         print_line(f"{view.rollout} started: {render.arms(view)}, {view.risk} risk")
         note(f"follow it: canaryctl watch {serves}; end it: canaryctl rollback {serves}")
-        services.warn_of_keys(client.service(serves))
+        with suppress(CanaryctlError):  # a remark: the rollout has begun
+            services.warn_of_keys(client.service(serves))
     if not output.is_text:
         emit_data(view, output)
     if wait:
@@ -192,7 +194,10 @@ def watch(
     is_silent = not output.is_text
     ended = live.watch(client, name, view.rollout.rollout, timeout_s=timeout, is_silent=is_silent)
     if is_silent:
-        emit_data(client.service(name), output)
+        view = view.model_copy(update={"rollout": ended})
+        with suppress(CanaryctlError):  # the outcome is known, and is what the exit code reports
+            view = client.service(name)
+        emit_data(view, output)
     live.raise_for_outcome(ended)
 
 
@@ -212,7 +217,7 @@ def rollback(
     Ends a running rollout, in any phase; after a promotion it does what undo does. Exit 0 also when that is
     what serves already. With --wait: exit 0 when it is done, 5 when an undo was rolled back, 1 on failure.
     """
-    settings, name = load_settings(needs_ports=not direct), service or service_
+    settings, name = load_settings(needs_files=not direct), service or service_
     _note_without_effect(wait=wait and not direct, timeout=timeout)
     if direct:
         if wait:

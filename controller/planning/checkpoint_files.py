@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeAlias
 
-from controller.errors import BadCheckpoint
+from controller.errors import BadCheckpoint, escaped, is_utf8
 from controller.planning.tokenizer_files import is_tokenizer
 from serving.files.weights import WeightsError, require_present
 
@@ -92,6 +92,11 @@ def relevant_files(folder: Path) -> dict[str, Path]:
     for name, file in walked:
         if not has_code and _INERT_UNREAD.fullmatch(name):
             continue  # a trainer's record
+        if not is_utf8(name):
+            raise BadCheckpoint(
+                f"checkpoint {escaped(str(folder))} holds {escaped(name)}, a name that is no UTF-8, which no "
+                "plan or record can hold; rename the file"
+            )
         require_regular(file)
         found[name] = file
     return dict(sorted(found.items()))

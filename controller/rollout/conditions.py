@@ -8,8 +8,17 @@ from typing import assert_never
 from controller.rollout.desired import canary_replicas
 from controller.rollout.evidence_gap import evidence_gap, missing_evidence
 from controller.rollout.figures import with_figures
-from controller.rollout.journal import PAGE_AGAIN_S, log, notice, since, time_limit_s, told
-from controller.rollout.last_answer import could_answer, is_lost
+from controller.rollout.journal import (
+    log,
+    notice,
+    since,
+    time_limit_s,
+    told,
+    told_hourly,
+    untold,
+    untold_hourly,
+)
+from controller.rollout.last_answer import FLAP_S, could_answer, is_lost
 from controller.rollout.mirroring import all_copies_failed, is_mirrored
 from controller.rollout.observation import (
     EvidenceStatus,
@@ -84,23 +93,27 @@ def _may_begin(state: RolloutState, seen: Observation, now_s: float) -> bool:
 
 
 def note_first_wait(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Log once that the first weight waits for stable alone; page after `unready_s` and each hour, for nobody
-    is answered. It has no limit: an end of the rollout would answer nobody either."""
-    if state.phase not in BEFORE_WEIGHT or not _may_begin(state, seen, now_s):
+    """Log once an outage that the first weight waits for stable alone; page after `unready_s` and each hour,
+    for nobody is answered. It has no limit: an end of the rollout would answer nobody either."""
+    if state.phase not in BEFORE_WEIGHT or seen.versions is None:
         return state
-    is_silent = seen.versions is not None and not ready_replicas(seen, state.stable.id)
-    if not is_silent:
+    if ready_replicas(seen, state.stable.id):
+        is_told = FIRST_WAIT in state.alarmed
+        return untold_hourly(untold(state, {FIRST_WAIT}), FIRST_WAIT) if is_told else state
+    if not _may_begin(state, seen, now_s):
         return state
     text = f"{state.canary.title} waits for its first requests: {state.stable.title} has no ready replica"
     if FIRST_WAIT not in state.alarmed:
-        return log(told(state, FIRST_WAIT), now_s, text)
+        is_flap = any(line.text == text and now_s - line.at_s < FLAP_S for line in state.log)
+        state = told(state, FIRST_WAIT)
+        return state if is_flap else log(state, now_s, text)
     lost_at_s = state.answers.stable.lost_at_s
     spent_s = now_s - lost_at_s if lost_at_s is not None else 0.0
-    key = f"{FIRST_WAIT}/{spent_s // PAGE_AGAIN_S:.0f}"
-    if spent_s < state.plan.unready_s or key in state.alarmed:
+    due = told_hourly(state, FIRST_WAIT, spent_s)
+    if spent_s < state.plan.unready_s or due is None:
         return state
     text = f"{state.service}: {text} after {spent_s:.0f} s, so nobody is answered; see its engine's log"
-    state = log(told(state, key), now_s, text)
+    state = log(due, now_s, text)
     return notice(state, f"first-wait-{state.log_count}", "page", text, now_s)
 
 

@@ -132,6 +132,19 @@ def untold(state: RolloutState, keys: Collection[str]) -> RolloutState:
     return replace(state, alarmed=tuple(one for one in state.alarmed if one not in keys))
 
 
+def told_hourly(state: RolloutState, key: str, spent_s: float) -> RolloutState | None:
+    """The state that was told of `key` in this hour of what has gone on for `spent_s`; None: it
+    was told already. Whoever calls this MUST call `untold_hourly` when that is over."""
+    hourly = f"{key}/{max(0.0, spent_s) // PAGE_AGAIN_S:.0f}"
+    return None if hourly in state.alarmed else told(untold_hourly(state, key), hourly)
+
+
+def untold_hourly(state: RolloutState, key: str) -> RolloutState:
+    """The state that will be told anew of `key`, whatever the hour."""
+    known = {one for one in state.alarmed if one.startswith(f"{key}/")}
+    return untold(state, known) if known else state
+
+
 def publish_alarms(state: RolloutState, alarms: Iterable[Alarm], now_s: float) -> RolloutState:
     """Log and notify each alarm of a segment once."""
     for alarm in alarms:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 from controller.quantities import FULL_BP, duration, percent
 from controller.rollout.figures import with_figures
-from controller.rollout.journal import PAGE_AGAIN_S, log, notice, since, told, untold
+from controller.rollout.journal import log, notice, since, told_hourly, untold
 from controller.rollout.observation import (
     LOADED,
     Observation,
@@ -313,8 +313,8 @@ def page_unanswered(
             text = f"{staying} is ready again" if is_ready else f"{leaving} is kept loaded no longer"
             state = log(state, now_s, text)
         return state
-    hourly = f"{key}/{max(0.0, now_s - since_s) // PAGE_AGAIN_S:.0f}"
-    if hourly in paged or key in paged or (is_ready and seen.versions is not None):
+    due = told_hourly(state, key, now_s - since_s)
+    if due is None or key in paged or (is_ready and seen.versions is not None):
         return state
     what = f"no version answers: {staying} has no ready replica"
     if seen.versions is None:
@@ -328,5 +328,5 @@ def page_unanswered(
     else:
         rest = f"{leaving} stays loaded without traffic for {duration(round(state.plan.load_s))} at most"
     text = f"{state.service}: {what}; {rest}"
-    state = told(untold(log(state, now_s, text), paged), hourly)
+    state = log(due, now_s, text)
     return notice(state, f"unanswered-{state.log_count}", "page", text, now_s)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from controller.errors import BusyPort, CanaryctlError, Unreachable
-from controller.private_file import write_private
+from controller.errors import BadInput, BusyPort, CanaryctlError, Unreachable
+from controller.private_file import read_private, write_private
 from controller.settings import Settings
 from serving import cluster_ray
 
@@ -73,12 +73,11 @@ def has_variable(settings: Settings, name: str) -> bool:
 
 
 def _handle(settings: Settings) -> cluster_ray.ClusterHandle | None:
+    remedy = "to end what it was of, then start anew: canaryctl down, then canaryctl up"
     try:
-        return cluster_ray.ClusterHandle.from_json(settings.cluster_path.read_text())
-    except FileNotFoundError:
-        return None
+        text = read_private(settings.cluster_path, remedy=remedy)
+        return cluster_ray.ClusterHandle.from_json(text) if text is not None else None
+    except BadInput as exc:
+        raise Unreachable(str(exc)) from exc
     except cluster_ray.ClusterError as exc:
-        raise Unreachable(
-            f"{settings.cluster_path}: {exc}; to end what it was of, then start anew: canaryctl down, "
-            "then canaryctl up"
-        ) from exc
+        raise Unreachable(f"{settings.cluster_path}: {exc}; {remedy}") from exc

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -55,7 +56,7 @@ from controller.wiring.environment import HostEnvironment
 from controller.wiring.evidence_retention import EvidenceRetention
 from controller.wiring.launches import Versions
 from controller.wiring.lease_holder import lease_holder, release_orphaned_lease
-from controller.wiring.now_served import listed, serving_now
+from controller.wiring.now_served import BRIEF_S, TIMEOUT_S, listed, serving_now
 from controller.wiring.own_process import forget_own, record_own
 from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
@@ -94,10 +95,10 @@ def build(settings: Settings) -> Controller:
     cluster.connect(settings)
     # After connect: Ray reads the environment, and with it the cluster's token, when it is imported.
     from serving.fleet.fleet_ray import RayFleet
-    from serving.table.open_tables_ray import open_services
+    from serving.table.open_tables_ray import OpenTables
     from serving.table.traffic_ray import RayTraffic
 
-    clock, traffic, fleet = SystemClock(), RayTraffic(), RayFleet()
+    clock, traffic, fleet, tables = SystemClock(), RayTraffic(), RayFleet(), OpenTables()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store, fleet.observe), RecordsAdapter(traffic)
     environment = HostEnvironment(
@@ -105,11 +106,13 @@ def build(settings: Settings) -> Controller:
     )
     notifier, budget = LogNotifier(), IdBudget()
 
-    def with_table() -> Sequence[str] | None:
-        return listed(open_services)
+    def with_table(timeout_s: float = TIMEOUT_S) -> Sequence[str]:
+        return tables.services(timeout_s)
 
     def knows_all(service: str) -> bool | None:
-        return is_newest(store.database, service, traffic.observe, with_table)
+        # Briefly, as the table itself is asked: a rollback waits for this.
+        names = partial(listed, partial(with_table, BRIEF_S))
+        return is_newest(store.database, service, traffic.observe, names)
 
     def make_workers(service: str) -> ServiceWorkers:
         # Anew with every lease: what was measured under an earlier one may be hours old.
@@ -140,7 +143,7 @@ def build(settings: Settings) -> Controller:
             environment.measuring.add(service)
             tests.tick(service, reader, now_s)
 
-        newest = NewestDatabase(service, store.database, traffic, with_table)
+        newest = NewestDatabase(service, store.database, traffic, partial(listed, with_table))
         keeper = Keeper(engines, table, ingress, store, clock)
         return ServiceWorkers(Reconciler(ports), keeper, measure, newest.require)
 
@@ -163,7 +166,7 @@ def build(settings: Settings) -> Controller:
         on_removed=environment.forget,
         before_services=before_services,
     )
-    environment.serving = lambda name: serving_now(name, traffic.observe, fleet.observe, open_services)
+    environment.serving = lambda name: serving_now(name, traffic.observe, fleet.observe, with_table)
     environment.knows_all = knows_all
     environment.is_reading = lambda: runner.is_leading
     commands = Commands(store, environment, clock, runner)

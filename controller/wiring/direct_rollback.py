@@ -19,7 +19,7 @@ from controller.store.rows import RolloutRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.direct_orders import DIRECT, Order, keep_order
-from controller.wiring.last_known import lost_database, waiting_rollback
+from controller.wiring.last_known import opened_to_write, waiting_rollback
 from serving.messages import DatabaseMark, SplitStatus
 
 ACK_TIMEOUT_S = 5.0
@@ -201,10 +201,10 @@ class _Rollback:
     def only_service(self) -> str | None:
         """The one service of the store; None: it could not be read. Raises UnknownService."""
         try:
-            with closing(self._opened()) as store:
+            with closing(opened_to_write(self._settings)) as store:
                 names = [row.name for row in store.services()]
         except LostDatabase:
-            names = []  # there never was one: beside a cluster, `_opened` says that it is lost
+            names = []  # there never was one: beside a cluster it is said to be lost
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the store must not end this command
             self._failed.append(f"store: not reached ({_line(exc)}); name the service")
             return None
@@ -260,7 +260,7 @@ class _Rollback:
     def command(self, service: str) -> _Stored | None:
         """Store the command for a running rollout; None: the store failed, or is older and would lose it."""
         try:
-            with closing(self._opened()) as store:
+            with closing(opened_to_write(self._settings)) as store:
                 self.is_older = self._mark is not None and not leads_to(store.database, service, self._mark)
                 if not self.is_older:
                     return self._command(store, service)
@@ -281,12 +281,6 @@ class _Rollback:
                 self._succeeded.append("the reason is kept for the next controller's log")
             except OSError as exc:
                 self._failed.append(f"the reason is not kept ({_line(exc)})")
-
-    def _opened(self) -> SqlStore:
-        """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves."""
-        if (lost := lost_database(self._settings)) is not None:
-            raise Unreachable(f"{lost}; restore it")
-        return SqlStore(self._settings.database_url, may_create=False)
 
     def _command(self, store: SqlStore, service: str) -> _Stored:
         stable = store.service(service).stable

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from controller.api.key_reads import KeyReads
 from controller.api.keys import KeyProblem, key_problem
 from controller.errors import Unreachable
 from controller.evidence.reader import RecordsReader
@@ -44,13 +45,18 @@ class HostEnvironment:
         self.knows_all: Callable[[str], bool | None] = lambda service: None  # by the mark in its route table
         self.is_reading: Callable[[], bool] = lambda: True  # False: another controller reads the logs
         self._simulator = Simulator()
+        self._keys = KeyReads(self._key_problem)
 
     def fingerprint(self, version: VersionSpec) -> Fingerprint:
         """See `Versions.fingerprint`."""
         return self._versions.fingerprint(version)
 
     def key_problem(self, reference: KeyReference) -> KeyProblem | None:
-        """Why an endpoint's key cannot be read, here or in the Ray processes; None: it can."""
+        """Why an endpoint's key cannot be read, here or in the Ray processes; None: it can. A file that hangs
+        holds nobody."""
+        return self._keys.problem(reference)
+
+    def _key_problem(self, reference: KeyReference) -> KeyProblem | None:
         problem = key_problem(reference)
         if problem is None and reference.source == "env" and not self._has_variable(reference.name):
             name = reference.name

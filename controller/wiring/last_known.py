@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
-from controller.errors import CanaryctlError, LostDatabase
+from controller.errors import BadInput, CanaryctlError, LostDatabase, Unreachable
 from controller.evidence.snapshot import stored_status
 from controller.quantities import percent
 from controller.rollout.observation import CommandKind, ManualCommand
@@ -81,6 +81,16 @@ def has_service(settings: Settings) -> bool:
         return False
     except CanaryctlError:
         return True  # not known; who starts it is told why it cannot be read
+
+
+def opened_to_write(settings: Settings) -> SqlStore:
+    """The store. Raises Unreachable where its file is lost: a new one would know nothing that serves; and
+    BadInput where it is not known which it is."""
+    if settings.database_fault:
+        raise BadInput(settings.database_fault)
+    if (lost := lost_database(settings)) is not None:
+        raise Unreachable(f"{lost}; restore it")
+    return SqlStore(settings.database_url, may_create=False)
 
 
 def _opened(settings: Settings) -> SqlStore:

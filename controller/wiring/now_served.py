@@ -13,7 +13,8 @@ from controller.wiring import cluster
 from serving.fleet.types import VersionStatus
 from serving.messages import SplitStatus as TableStatus
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 2.0  # of one question to Ray
+BRIEF_S = 0.25  # of one that a rollback waits for
 RETRY_S = 0.1
 NOT_KNOWN = "so it is not known what users get; try again"
 
@@ -100,11 +101,11 @@ def read_tables(settings: Settings, service: str | None, *, wait_s: float = 0.0)
 def _read_once(settings: Settings, service: str | None) -> tuple[Served, ...] | None:
     try:
         cluster.connect(settings)
-        from serving.table.open_tables_ray import open_services
+        from serving.table.open_tables_ray import OpenTables
         from serving.table.traffic_ray import RayTraffic
 
         traffic = RayTraffic(timeout_s=TIMEOUT_S)
-        names = open_services() if service is None else (service,)
+        names = OpenTables().services(TIMEOUT_S) if service is None else (service,)
         splits = {name: traffic.observe(name) for name in names}
     except Exception:  # noqa: BLE001 - these lines stand beside an error that says what is wrong
         return None

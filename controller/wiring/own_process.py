@@ -7,7 +7,8 @@ from contextlib import suppress
 
 import psutil
 
-from controller.private_file import write_private
+from controller.errors import CanaryctlError
+from controller.private_file import read_private, write_private
 from controller.settings import Settings, state_folder
 from controller.wiring.lease_holder import lease_holder, process_here
 from serving.process_start import start_ticks
@@ -28,25 +29,32 @@ def record_own(settings: Settings) -> None:
 
 def forget_own(settings: Settings) -> None:
     """Take the record of this process away."""
-    with suppress(OSError):
-        if settings.process_path.read_text().strip() == lease_holder():
+    with suppress(OSError, CanaryctlError):
+        if _recorded(settings) == lease_holder():
             settings.process_path.unlink()
 
 
 def is_own(settings: Settings, pid: int) -> bool:
     """Whether process `pid` of this host, as it is seen from here, is the folder's controller. Its start
-    tells it from another that has the number now."""
+    tells it from another that has the number now.
+
+    The record is of one process: where it does not name this one, a second controller of the folder may have
+    written it, and may be gone since. The command and the folder tell then.
+    """
     try:
-        recorded = process_here(settings.process_path.read_text().strip())
-        return recorded is not None and recorded == (pid, start_ticks(pid))
-    except FileNotFoundError:
-        return _is_by_name(settings, pid)
-    except (OSError, UnicodeDecodeError, psutil.AccessDenied):
-        return False
+        recorded = process_here(_recorded(settings) or "")
+        is_recorded = recorded is not None and recorded == (pid, start_ticks(pid))
+    except (CanaryctlError, psutil.AccessDenied):
+        is_recorded = False
+    return is_recorded or _is_by_name(settings, pid)
+
+
+def _recorded(settings: Settings) -> str | None:
+    return read_private(settings.process_path, remedy="remove it")
 
 
 def _is_by_name(settings: Settings, pid: int) -> bool:
-    """The same of a controller of an earlier release, which recorded nothing: by command and folder."""
+    """The same by command and folder, for who is not recorded."""
     try:
         process = psutil.Process(pid)
         words, environment = process.cmdline(), process.environ()

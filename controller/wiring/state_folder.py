@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from controller import telemetry
-from controller.auth import Identity, Role, admin_token, token_digest
-from controller.errors import BadInput, CanaryctlError
-from controller.private_file import write_private
+from controller.auth import Identity, Role, admin_token, read_admin_token, token_digest
+from controller.errors import BadInput
+from controller.private_file import read_private, write_private
 from controller.rollout.ports import Clock
 from controller.settings import Settings
 from controller.store.database_url import parsed_url
 from controller.store.sql import SqlStore
 
 RENEW_S = 3600.0
+RETRY_S = 30.0  # after a write that failed
 EXPIRES_S = 7 * 86_400.0  # of the admin token of a controller that renews it no more
+ADMIN = Identity("admin", Role.ADMIN)
 
 
 def remember_database(settings: Settings) -> None:
@@ -27,65 +31,129 @@ def remember_database(settings: Settings) -> None:
         url = url.set(database=str(Path(url.database).absolute()))
     text = url.render_as_string(hide_password=False)
     try:
-        is_known = settings.database_path.read_text().strip() == text
-    except FileNotFoundError:
-        is_known = False
-    if not is_known:
+        known = read_private(settings.database_path, remedy="remove it")
+    except BadInput:
+        known = None  # it is written anew, or that says why it cannot be
+    if known != text:
         write_private(settings.database_path, text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What `admin.token` held when it was read last."""
+
+    file: tuple[int, int, int] | None  # inode, time, size; None: it was missing
+    digest: str | None  # None: no token
 
 
 class AdminToken:
     """The state folder's admin token: whatever `admin.token` holds now is valid, and nothing it held before.
 
     Several controllers may share a database, each with a folder and so a token of its own. A token that its
-    controller has not renewed for `EXPIRES_S` is void: that controller was replaced.
+    controller has not renewed for `EXPIRES_S` is void for the others: that controller was replaced.
     Implements `api.bearer_auth.Identities`.
+
+    Invariant: a request never waits for a write. What the file holds is known in memory; the database gets it
+    in the background, from one thread at a time, which waits after a failure.
     """
 
-    def __init__(self, home: Path, store: SqlStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        home: Path,
+        store: SqlStore,
+        clock: Clock,
+        start: Callable[[Callable[[], None]], None] | None = None,
+    ) -> None:
+        """start: runs work in the background; None: in a thread."""
         self._home = home
         self._path = home / "admin.token"
         self._store = store
         self._clock = clock
+        self._start = start or _in_thread
         # Not the host's name and the path: containers repeat them, and a new one has others.
         self._origin = _folder_id(home)
-        self._stored: tuple[int, int, int] | None = None  # inode, time, size of the file that was stored
+        self._held = _Held(None, None)
+        self._void: frozenset[str] = frozenset()  # held before, and may be stored still
+        self._stored: str | None = None  # the digest that the database has
         self._stored_at_s = 0.0
-        self._fault = ""  # what is wrong with the file, so that it is logged once
-        self._lock = threading.Lock()
+        self._failed_at_s: float | None = None  # None: the last write succeeded
+        self._fault = ""  # what is wrong, so that it is logged once
+        self._is_storing = False
+        self._lock = threading.Lock()  # never held while a file or the database is waited for
 
     def store(self) -> None:
-        """Store the token if the file changed, or to renew it; created (0600) if it is missing. Raises
-        Unreachable."""
+        """Store the token; created (0600) if it is missing. MUST come before the first `identity`. Raises
+        Unreachable, BadInput, OSError."""
+        now_s = self._clock.now_s()
+        digest = token_digest(admin_token(self._home))
+        self._read()
+        void = self._void
+        self._store.put_token(digest, ADMIN, at_s=now_s, origin=self._origin)
         with self._lock:
-            now_s = self._clock.now_s()
-            is_new = 0.0 <= now_s - self._stored_at_s < RENEW_S
-            if self._stored is not None and is_new and self._file() in (None, self._stored):
-                return
-            token = admin_token(self._home)
-            file = self._file()
-            self._store.put_token(
-                token_digest(token), Identity("admin", Role.ADMIN), at_s=now_s, origin=self._origin
-            )
-            self._stored, self._stored_at_s = file, now_s
+            self._stored, self._stored_at_s, self._failed_at_s = digest, now_s, None
+            self._void -= void  # the database has them no more
+            if self._held.digest not in (None, digest):  # the file has changed meanwhile
+                self._void |= {digest}
 
     def identity(self, digest: str) -> Identity | None:
         """Owner of the bearer token with this digest; None: unknown token.
 
         A broken `admin.token` makes none valid, and keeps no other token from being. Nor does a database that
-        cannot be written: what was stored last is valid until it expires.
+        cannot be written: what the file holds is valid here.
         """
+        self._read()
+        self._store_if_due()
+        if digest == self._held.digest:
+            return ADMIN
+        if digest in self._void:
+            return None
+        return self._store.identity(digest, since_s=self._clock.now_s() - EXPIRES_S)
+
+    def _read(self) -> None:
+        """Read the file where it is another than before. `store` makes a missing one."""
+        file = self._file()
+        if file is None or file == self._held.file:
+            return
+        digest = None
+        try:
+            token = read_admin_token(self._home)
+            digest = token_digest(token) if token is not None else None
+        except BadInput as exc:
+            self._log("the admin's token cannot be read", exc)
+        with self._lock:
+            if digest is not None:
+                before = (self._held.digest, self._stored)
+                self._void = (self._void | {one for one in before if one is not None}) - {digest}
+            self._held = _Held(file, digest)
+
+    def _store_if_due(self) -> None:
+        now_s = self._clock.now_s()
+        with self._lock:
+            is_fresh = 0.0 <= now_s - self._stored_at_s < RENEW_S
+            is_known = self._held.digest in (None, self._stored)
+            has_just_failed = self._failed_at_s is not None and 0.0 <= now_s - self._failed_at_s < RETRY_S
+            if self._is_storing or has_just_failed or (is_fresh and is_known):
+                return
+            self._is_storing = True
+        self._start(self._store_in_background)
+
+    def _store_in_background(self) -> None:
         try:
             self.store()
-        except CanaryctlError as exc:
-            if str(exc) != self._fault:
-                is_broken = isinstance(exc, BadInput)
-                what = "the admin's token cannot be read" if is_broken else "the admin's token is not renewed"
-                telemetry.error(what, exc)
-            self._fault = str(exc)
+        except Exception as exc:  # noqa: BLE001 - told, and tried again; nobody waits for it
+            with self._lock:
+                self._failed_at_s = self._clock.now_s()
+            self._log("the admin's token is not renewed", exc)
         else:
             self._fault = ""
-        return self._store.identity(digest, since_s=self._clock.now_s() - EXPIRES_S)
+        finally:
+            with self._lock:
+                self._is_storing = False
+
+    def _log(self, what: str, exc: Exception) -> None:
+        if str(exc) != self._fault:
+            self._fault = str(exc)
+            telemetry.error(what, exc)
 
     def _file(self) -> tuple[int, int, int] | None:
         try:
@@ -95,12 +163,15 @@ class AdminToken:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
 
+def _in_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="admin-token", daemon=True).start()
+
+
 def _folder_id(home: Path) -> str:
     """A random name of this state folder, from `folder.id`, which is created if it is missing."""
     path = home / "folder.id"
-    try:
-        return path.read_text().strip()
-    except FileNotFoundError:
+    name = read_private(path, remedy="remove it, and the controller writes another")
+    if not name:
         name = f"folder-{secrets.token_hex(8)}"
         write_private(path, name)
-        return name
+    return name

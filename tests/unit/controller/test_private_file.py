@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from controller.cli.main import run
-from controller.private_file import write_private
+from controller.errors import BadInput
+from controller.private_file import read_private, write_private
 
 
 def test_a_file_that_could_not_be_written_leaves_no_part(
@@ -27,6 +30,54 @@ def test_a_file_that_could_not_be_written_leaves_no_part(
         write_private(tmp_path / "admin.token", "two")
     assert failed.value.filename == str(tmp_path / "admin.token")
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("admin.token", "one\n")]
+
+
+def test_two_writers_at_once_leave_what_one_of_them_wrote(tmp_path: Path) -> None:
+    """They had the same partial file: one took it from the other, and a reader saw an empty file."""
+    path, failed = tmp_path / "digests", list[OSError]()
+    wholes = [letter * 20_000 for letter in "ab"]
+
+    def write(text: str) -> None:
+        for _ in range(50):
+            try:
+                write_private(path, text)
+            except OSError as exc:
+                failed.append(exc)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in wholes]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers):
+        seen.add(read_private(path, remedy=""))
+    for writer in writers:
+        writer.join()
+
+    assert (failed, seen <= {None, *wholes}) == ([], True)
+    assert [one.name for one in tmp_path.iterdir()] == ["digests"]
+
+
+def no_text(path: Path) -> None:
+    path.write_bytes(b"sqlite:////srv/\xff.db")
+
+
+@pytest.mark.parametrize("damage", [no_text, Path.mkdir])
+def test_a_file_that_cannot_be_read_is_named_with_the_remedy(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "database.url"
+    assert read_private(path, remedy="remove it") is None
+    damage(path)
+
+    with pytest.raises(BadInput, match=rf"{path} cannot be read \(.*\); remove it"):
+        read_private(path, remedy="remove it")
+
+
+def test_text_that_is_no_utf_8_is_refused_and_leaves_no_part(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is no UTF-8"):
+        write_private(tmp_path / "database.url", os.fsdecode(b"sqlite:////srv/\xff.db"))
+
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", [None, "/srv/x"])

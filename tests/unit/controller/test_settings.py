@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,32 @@ def test_a_malformed_config_is_named_in_the_error(tmp_path: Path, text: str) -> 
 
     with pytest.raises(BadInput, match=r"config\.json: not a canaryctl config"):
         load_settings({"CANARYCTL_HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize("name", ["config.json", "database.url"])
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"\xff{}"), Path.mkdir])
+def test_a_file_that_cannot_be_read_is_named_with_its_remedy(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    damage(tmp_path / name)
+
+    with pytest.raises(BadInput, match=rf"{name} cannot be read .*; .*remove it"):
+        load_settings({"CANARYCTL_HOME": str(tmp_path)})
+
+
+def test_a_config_of_a_hundred_thousand_brackets_is_malformed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+
+    with pytest.raises(BadInput, match="not a canaryctl config"):
+        load_settings({"CANARYCTL_HOME": str(tmp_path)})
+
+
+def test_a_state_folder_whose_name_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    """Its controller did not start, and left a part of a file."""
+    home = str(tmp_path) + os.fsdecode(b"/x\xff")
+
+    with pytest.raises(BadInput, match=r"/x\\xff has bytes in its path that are no UTF-8"):
+        load_settings({"CANARYCTL_HOME": home})
 
 
 @pytest.mark.parametrize("name", ["what?x=1", "a%41b"])

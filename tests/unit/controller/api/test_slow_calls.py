@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from controller.api.app import EVENTS_POLL_S, ViewBuilder, _StreamedViews
-from controller.api.slow_calls import MAX_CALLS, SlowCalls, view_calls
+from controller.api.slow_calls import MAX_CALLS, MAX_FEEDBACK, SlowCalls, view_calls
 from controller.errors import Unreachable
 from controller.planning.fingerprint import Fingerprint
 from tests.fakes.checkpoints import write_checkpoint
@@ -84,6 +84,37 @@ async def test_a_rollback_does_not_wait_for_any_number_of_readers(
         codes = {answer.status_code for answer in await asyncio.gather(*requests)}
 
     assert (rolled_back.status_code, alive.status_code, codes) == (202, 200, {200})
+
+
+async def test_a_rollback_does_not_wait_behind_scores_and_too_many_are_sent_away(
+    api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind 800 scores for a log that did not answer it took 7.5 s, in the one pool of threads."""
+    is_written, held = threading.Event(), threading.Semaphore(0)
+
+    def slow(self: FakeEnvironment, service: str, scores: object) -> bool:
+        held.release()
+        assert is_written.wait(60)
+        return True
+
+    monkeypatch.setattr(FakeEnvironment, "append_scores", slow)
+    score = {"id": "x", "score": 1}
+    requests = [asyncio.create_task(api.post("/v1/feedback", json=score)) for _ in range(MAX_FEEDBACK + 2)]
+    try:
+        waiting = set(requests)
+        while len(waiting) > MAX_FEEDBACK:  # two are refused at once
+            _, waiting = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.to_thread(held.acquire)
+        rolled_back = await asyncio.wait_for(api.post(f"{URL}/rollback"), timeout=60)
+        alive = await asyncio.wait_for(api.get("/healthz"), timeout=60)
+    finally:
+        is_written.set()
+        answers = await asyncio.gather(*requests)
+
+    assert (rolled_back.status_code, alive.status_code) == (202, 200)
+    sent_away = [one for one in answers if one.status_code == 503]
+    assert [one.headers["retry-after"] for one in sent_away] == ["1", "1"]
+    assert {one.status_code for one in answers} == {202, 503}
 
 
 async def test_all_streams_of_a_service_share_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,13 @@ def mirrored(pairs: int) -> Driven:
 
 def in_smoke() -> Driven:
     driven = Driven(PLAN)
-    while driven.state.phase is not Phase.SMOKE:
-        driven.tick()
+    reach(driven, Phase.SMOKE)
     return driven
+
+
+def reach(driven: Driven, phase: Phase) -> None:
+    while driven.state.phase is not phase:
+        driven.tick()
 
 
 @pytest.mark.parametrize("lost", [OLD, NEW, "fleet"])
@@ -78,6 +82,38 @@ def test_the_wait_for_stable_before_the_first_weight_pages_each_hour() -> None:
     assert first.endswith(
         "v-old has no ready replica after 30 s, so nobody is answered; see its engine's log"
     )
+
+
+def test_a_second_outage_before_the_first_weight_is_logged_and_paged_as_the_first() -> None:
+    """What was told of the first one kept the second one, of an hour, from being told."""
+    driven = Driven(MIRROR)
+    driven.seen = replace(evidence(Verdict.UNDECIDED), mirror=MirrorStatus(1, 0, 0))
+    reach(driven, Phase.SMOKE)
+    driven.ready = {OLD: 0}
+    driven.ticks(200)
+    first = len(driven.pages)
+    driven.ready = {OLD: 1, NEW: 1}
+    reach(driven, Phase.MIRRORING)
+    driven.ticks(30)
+    is_forgotten = not any(key.startswith("first-wait") for key in driven.state.alarmed)
+    driven.seen = replace(evidence(Verdict.UNDECIDED), mirror=MirrorStatus(300, 0, 0))
+    driven.ready = {OLD: 0, NEW: 1}
+    lines = len(driven.lines)
+    driven.ticks(200)
+
+    assert (first, is_forgotten, len(driven.pages)) == (1, True, 2)
+    assert "v-new waits for its first requests: v-old has no ready replica" in driven.lines[lines:]
+
+
+def test_a_stable_version_that_flaps_is_logged_once_a_minute() -> None:
+    driven = in_smoke()
+    for _ in range(20):
+        driven.ready = {OLD: 0}
+        driven.ticks(2)
+        driven.ready = {OLD: 1}
+        driven.tick()
+
+    assert sum("waits for its first requests" in line for line in driven.lines) <= 2
 
 
 def test_a_canary_that_stays_short_of_replicas_before_its_first_weight_is_rolled_back() -> None:

@@ -110,13 +110,13 @@ def test_an_interrupted_start_leaves_nothing_running(
     assert (running(settings), settings.cluster_path.exists()) == (frozenset(), False)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"address": 1}'])
+@pytest.mark.parametrize("text", [b"", b"{", b'{"address": 1}', b"\xff{}", b"[" * 100_000])
 def test_down_goes_on_past_a_record_that_cannot_be_read(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, text: str
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, text: bytes
 ) -> None:
     starts(monkeypatch, LEAVES_A_DAEMON)
     cluster.start(settings)
-    settings.cluster_path.write_text(text)
+    settings.cluster_path.write_bytes(text)
     assert running(settings)
 
     with pytest.raises(Unreachable, match="canaryctl down"):

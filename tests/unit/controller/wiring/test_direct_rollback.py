@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from controller.errors import UnknownService, Unreachable
 from controller.rollout.observation import CommandKind
 from controller.rollout.state import Departure, DepartureStep, Phase
-from controller.settings import Settings
+from controller.settings import Settings, load_settings
 from controller.store.lineage import own_mark
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
@@ -195,6 +195,21 @@ def test_a_broken_store_does_not_keep_the_traffic_from_moving(
     assert (table.calls, result.problem is None, len(result.failed)) == (["r-00000001"], True, 1)
     assert result.failed[0].startswith("store: ")
     assert words in result.failed[0]
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"sqlite:////srv/\xff.db"), Path.mkdir])
+def test_a_broken_memory_of_the_database_does_not_keep_the_traffic_from_moving(
+    table: Table, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """It ended the command before the route table was asked, with a traceback or with bad input."""
+    damage(tmp_path / "database.url")
+    settings = load_settings({"CANARYCTL_HOME": str(tmp_path)}, needs_files=False)
+
+    result = roll_back_directly(settings, "chat", reason="3 a.m.")
+
+    assert (table.calls, result.problem) == (["r-00000001"], None)
+    (line,) = result.failed
+    assert line.startswith(f"store: not reached ({tmp_path}/database.url cannot be read (")
 
 
 def test_a_locked_database_does_not_keep_the_traffic_from_moving(

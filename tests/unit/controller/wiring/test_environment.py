@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from controller.errors import Unreachable
 from controller.wiring import environment
 from controller.wiring.environment import HostEnvironment
+from serving.credentials import KeyReference
 
 
 @pytest.fixture
@@ -37,6 +40,18 @@ def test_nothing_is_kept_of_a_removed_service(host: HostEnvironment) -> None:
     host.forget("chat")
 
     assert (host.meters, host.readers, host.measuring) == ({}, {}, set())
+
+
+def test_a_key_file_that_hangs_holds_nobody(host: HostEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_mended = threading.Event()
+    monkeypatch.setattr(environment, "key_problem", lambda reference: is_mended.wait(60) and None)
+    monkeypatch.setattr(host._keys, "_wait_s", 0.01)
+
+    found = host.key_problem(KeyReference("file", "/mnt/dead/key"))
+    is_mended.set()
+
+    assert found is not None
+    assert "was not read within" in found.text
 
 
 def test_a_standby_gives_out_no_memory(host: HostEnvironment, monkeypatch: pytest.MonkeyPatch) -> None:

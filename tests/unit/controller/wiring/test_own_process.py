@@ -86,6 +86,21 @@ def test_a_controller_of_an_earlier_release_is_known_by_its_command_and_folder(s
         assert found is is_known
 
 
+def test_a_second_controller_that_was_killed_takes_nothing_from_the_first(settings: Settings) -> None:
+    """It had written its record over the first one's, which no command could end any more."""
+    argv = [sys.executable, "-S", "-c", "print(flush=True); import time; time.sleep(300)", "controller"]
+    environment = {**os.environ, "CANARYCTL_HOME": str(settings.home)}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        host, pid, _ = lease_holder().rsplit(",", 2)
+        settings.process_path.write_text(f"{host},{pid},1")
+        found = is_own(settings, process.pid)
+        process.kill()
+
+    assert found
+
+
 def test_another_users_controller_is_told_in_one_line(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import stat
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,7 @@ from controller.errors import BadInput, Unreachable
 from controller.private_file import write_private
 from controller.settings import Settings, load_settings
 from controller.store.sql import SqlStore
-from controller.wiring.state_folder import EXPIRES_S, RENEW_S, AdminToken, remember_database
+from controller.wiring.state_folder import EXPIRES_S, RENEW_S, RETRY_S, AdminToken, remember_database
 from tests.database_rig import sqlite_url
 from tests.fakes.plane import FakeClock
 
@@ -31,7 +34,12 @@ def store(tmp_path: Path) -> Iterator[SqlStore]:
 
 @pytest.fixture
 def token(tmp_path: Path, store: SqlStore) -> AdminToken:
-    token = AdminToken(tmp_path, store, CLOCK)
+    return started(tmp_path, store)
+
+
+def started(home: Path, store: SqlStore, clock: Any = CLOCK) -> AdminToken:
+    """As a controller that has just started; what is due is done at once."""
+    token = AdminToken(home, store, clock, start=lambda work: work())
     token.store()
     return token
 
@@ -49,7 +57,7 @@ def test_a_rotated_file_makes_the_old_token_invalid(
     new = token_digest(admin_token(tmp_path))
 
     if is_restarted:
-        token = AdminToken(tmp_path, store, CLOCK)
+        token = started(tmp_path, store)
 
     assert (token.identity(old), token.identity(new)) == (None, ADMIN)
 
@@ -110,8 +118,7 @@ def test_the_token_of_a_controller_that_was_replaced_expires(tmp_path: Path, sto
     clock = FakeClock()
     for name in ("gone", "here"):
         (tmp_path / name).mkdir()
-    gone, here = (AdminToken(tmp_path / name, store, clock) for name in ("gone", "here"))
-    gone.store()
+    gone, here = (started(tmp_path / name, store, clock) for name in ("gone", "here"))
     of_gone, of_here = (token_digest(admin_token(tmp_path / name)) for name in ("gone", "here"))
 
     clock.advance(6 * 86_400.0)
@@ -153,8 +160,7 @@ def test_a_database_that_cannot_be_written_keeps_the_stored_token_valid(
 ) -> None:
     """An hour after the disk was full the API refused reads too."""
     clock = FakeClock()
-    token = AdminToken(tmp_path, store, clock)
-    token.store()
+    token = started(tmp_path, store, clock)
 
     def refuses(*_: object, **__: object) -> None:
         raise Unreachable("database or disk is full")
@@ -164,7 +170,76 @@ def test_a_database_that_cannot_be_written_keeps_the_stored_token_valid(
 
     assert token.identity(token_digest(admin_token(tmp_path))) == ADMIN
     clock.advance(EXPIRES_S)
-    assert token.identity(token_digest(admin_token(tmp_path))) is None
+    assert token.identity(token_digest(admin_token(tmp_path))) == ADMIN  # its own controller is not replaced
+
+
+def test_no_request_waits_for_a_renewal_that_hangs(
+    tmp_path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 40 requests waited for the lock of the one before, 10 s a write, `/healthz` behind them."""
+    clock, is_free, writes = FakeClock(), threading.Event(), list[str]()
+    token = AdminToken(tmp_path, store, clock)
+    token.store()
+    real = store.put_token
+
+    def hangs(digest: str, *given: Any, **more: Any) -> None:
+        writes.append(digest)
+        assert is_free.wait(60)
+        real(digest, *given, **more)
+
+    monkeypatch.setattr(store, "put_token", hangs)
+    clock.advance(RENEW_S + 1)
+    old = token_digest(admin_token(tmp_path))
+    try:
+        before = [token.identity(old) for _ in range(5)]
+        write_private(tmp_path / "admin.token", "chosen-by-a-person")
+        new = token_digest("chosen-by-a-person")
+        after = (token.identity("nobody's"), token.identity(old), token.identity(new))
+    finally:
+        is_free.set()
+
+    assert (before, after, len(writes)) == ([ADMIN] * 5, (None, None, ADMIN), 1)
+    ends_at_s = time.monotonic() + 60
+    while store.identity(new) is None and time.monotonic() < ends_at_s:
+        assert token.identity(old) is None
+        time.sleep(0.01)
+    assert (store.identity(old), store.identity(new)) == (None, ADMIN)
+
+
+def test_a_renewal_that_failed_is_tried_again_later_alone(
+    tmp_path: Path, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, writes = FakeClock(), list[str]()
+    token = started(tmp_path, store, clock)
+
+    def refuses(digest: str, *_: object, **__: object) -> None:
+        writes.append(digest)
+        raise Unreachable("database is locked")
+
+    monkeypatch.setattr(store, "put_token", refuses)
+    clock.advance(RENEW_S + 1)
+    for _ in range(3):
+        token.identity("nobody's")
+    clock.advance(RETRY_S + 1)
+    token.identity("nobody's")
+
+    assert len(writes) == 2
+
+
+def test_a_token_is_void_also_when_the_file_was_broken_in_between(
+    tmp_path: Path, store: SqlStore, token: AdminToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = token_digest(admin_token(tmp_path))
+    no_text(tmp_path / "admin.token")
+    token.identity("nobody's")
+
+    def refuses(*_: object, **__: object) -> None:
+        raise Unreachable("database is locked")
+
+    monkeypatch.setattr(store, "put_token", refuses)
+    write_private(tmp_path / "admin.token", "chosen-by-a-person")
+
+    assert (token.identity(token_digest("chosen-by-a-person")), token.identity(old)) == (ADMIN, None)
 
 
 def one_character(path: Path) -> None:
