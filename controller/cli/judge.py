@@ -44,9 +44,10 @@ def judge(
     at_once: Annotated[int, typer.Option(metavar="N", help="Questions side by side, 1 to 64.")] = 4,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Examine a judge: 60 answers whose truth is known, 12 pairs in both orders.
+    """Examine a judge of answers before it may vote.
 
-    Sends only texts that ship with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer.
+    Asks it of 60 answers whose truth is known, and of 12 pairs in both orders. Sends only texts that ship
+    with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer.
     """
     import asyncio
     import time

@@ -100,19 +100,23 @@ def test_the_database_lies_in_the_state_folder(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize(
     ("content", "why"),
-    [(b"\xff\xfe\x00", "it is no text"), (b'{"name": "x"}', "name: Extra inputs are not permitted")],
+    [
+        (b"\xff\xfe\x00", r"cannot be read \(it is no text\)"),
+        (b'{"name": "x"}', r"not a canaryctl config \(name: Extra inputs are not permitted\)"),
+    ],
 )
 def test_another_programs_config_is_refused_in_one_line(tmp_path: Path, content: bytes, why: str) -> None:
     """Of a file that is no text, the user got a traceback."""
     (tmp_path / "config.json").write_bytes(content)
 
-    with pytest.raises(BadInput, match=rf"not a canaryctl config \({why}\); fix the file or remove it"):
+    with pytest.raises(BadInput, match=rf"{why}; fix the file or remove it"):
         load_settings({"CANARYCTL_HOME": str(tmp_path)})
 
 
 def test_a_database_url_that_is_no_text_keeps_nothing_else_from_being_done(tmp_path: Path) -> None:
     (tmp_path / "database.url").write_bytes(b"\xff\xfe\x00")
-    settings = load_settings({"CANARYCTL_HOME": str(tmp_path)})
+    environ = {"CANARYCTL_HOME": str(tmp_path)}
 
-    with pytest.raises(BadInput, match=r"database\.url in the state folder\) cannot be parsed"):
-        parsed_url(settings.database_url)
+    with pytest.raises(BadInput, match=r"database\.url cannot be read \(it is no text\); remove it"):
+        load_settings(environ)
+    assert "it is no text" in load_settings(environ, needs_files=False).database_fault
