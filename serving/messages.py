@@ -292,6 +292,7 @@ class RequestRecord:
     # For which the first attempt waited for its connection (name, TCP, TLS), about 0 on one that was open; in
     # no other time of the record. None: it was never sent, or an older router.
     connect_ms: float | None = None
+    version: str | None = None  # of the assigned arm; None: none was in the table, or an older router
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)

@@ -13,6 +13,7 @@ from controller.cli.evidence_options import (
     CanaryOption,
     IgnoreOption,
     MapOption,
+    RolloutOption,
     StableOption,
     WOption,
     read_options,
@@ -151,6 +152,7 @@ def judge(
     canary: CanaryOption = None,
     stable: StableOption = None,
     ignore: IgnoreOption = None,
+    rollout: RolloutOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Judge a recorded test.
@@ -164,7 +166,7 @@ def judge(
     from controller.cli.ab_show import file_table
     from evaluation.ab.comparison import AbVerdict
 
-    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout)
     report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
     emit(report, output, lambda _: file_table(report.rows, report.notes))
     named = (AbVerdict.A_BETTER.value, AbVerdict.B_BETTER.value)

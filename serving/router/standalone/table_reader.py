@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from serving.router.standalone.table_schema import (
 )
 
 SHORTEST_TOKEN_KEY = 16  # bytes
+ROLLOUT_LETTERS = 10
 _NO_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
 
@@ -162,7 +164,7 @@ def _table(spec: TableSpec, folder: Path, change: int, problems: list[str]) -> R
         epoch=1,
         revision=change,
         change=change,
-        rollout=f"file-{spec.salt}" if canary else "",
+        rollout=_rollout(spec, stable, canary) if canary else "",
         salt=spec.salt,
         weight_bp=spec.weight_bp,
         stable=stable,
@@ -175,6 +177,16 @@ def _table(spec: TableSpec, folder: Path, change: int, problems: list[str]) -> R
         burst_cap=spec.burst_cap,
         late_commit=spec.late_commit,
     )
+
+
+def _rollout(spec: TableSpec, stable: Arm, canary: Arm) -> str:
+    """Names what is compared: this canary beside this stable, for as long as affinity tokens hold.
+
+    One name for two canaries would have the second one judged by what the first one did. No weight, key or
+    audience is in it: a ramp is one rollout.
+    """
+    parts = [spec.service, spec.salt, _generation(spec), stable.version, canary.version]
+    return f"file-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:ROLLOUT_LETTERS]}"
 
 
 def _generation(spec: TableSpec) -> str:
