@@ -13,7 +13,6 @@ from controller import errors
 from controller.auth import admin_token
 from controller.cli.http import Answer, NoAnswer, send
 from controller.cli.listener import require_own_listener
-from controller.cli.output import NO_SERVICE
 from controller.errors import CanaryctlError, Unreachable
 from controller.settings import Settings
 from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView
@@ -140,7 +139,9 @@ class Client:
         if len(names) == 1:
             return names[0]
         if not names:
-            raise errors.UnknownService(NO_SERVICE)
+            from controller.wiring.elsewhere import no_service
+
+            raise errors.UnknownService(no_service(self._settings))
         raise errors.BadInput(f"there are {len(names)} services; name one of {', '.join(names)}")
 
     def _request(
@@ -158,9 +159,11 @@ class Client:
             raise _not_canaryctl(answer, self._url) from exc
 
     def _remedy(self) -> str:
+        from controller.wiring.elsewhere import no_service
         from controller.wiring.last_known import has_service
 
-        return "start it: canaryctl up" if has_service(self._settings) else NO_SERVICE
+        has_one = has_service(self._settings)
+        return "start it: canaryctl up" if has_one else no_service(self._settings)
 
     def _view(self, shape: type[V], answer: object) -> V:
         """The answer as this view. Raises Unreachable if this release cannot read it."""

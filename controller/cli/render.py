@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from controller.cli.output import NO_SERVICE, table
+from controller.cli.output import table
 from controller.cli.render_gates import (
     BAR_WIDTH,
     Fold,
@@ -74,7 +74,7 @@ def _is_test_ended(view: RolloutView) -> bool:
     return view.ab_test and view.phase == "rolled_back" and is_by_user
 
 
-def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> RenderableType:
+def services_table(views: Sequence[ServiceView], *, is_wide: bool, empty: str = "") -> RenderableType:
     """Table of services."""
     grid = table(
         "service",
@@ -102,7 +102,7 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
         for view in views
         if view.problem is not None
     ]
-    return Group(grid, *problems) if views else Text(NO_SERVICE)
+    return Group(grid, *problems) if views else Text(empty)
 
 
 def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> RenderableType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -224,6 +225,10 @@ def rollback(
     except OlderDatabase:  # says so itself
         raise
     except Unreachable as exc:
+        from controller.wiring.last_known import has_service
+
+        if not has_service(settings):  # there is nothing to bypass
+            raise
         direct_one = "canaryctl rollback --direct"  # of the only service
         if name is not None:
             direct_one = f"canaryctl rollback {name} --direct"
@@ -317,7 +322,9 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     """
     from controller.wiring import direct_rollback
 
-    result = direct_rollback.roll_back_directly(settings, service, reason=reason or "direct rollback")
+    result = direct_rollback.roll_back_directly(
+        settings, service, reason=reason or "direct rollback", is_led=_is_led
+    )
     lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
         for line in lines:
@@ -328,6 +335,15 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
         error = Unreachable(result.problem)
         print_error(error, output, known=lines)
         raise typer.Exit(error.exit_code)
+
+
+def _is_led() -> bool:
+    """Whether a controller of this state folder runs and can act, as where `--direct` was typed first."""
+    with suppress(CanaryctlError):
+        client = Client(load_settings())
+        health = client.health() or {}
+        return bool(health.get("leading")) and not health.get("lost_database") and client.accepts_token()
+    return False
 
 
 def history(
