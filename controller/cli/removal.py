@@ -139,7 +139,7 @@ def _remove_without_controller(settings: Settings, service: str | None) -> str:
 
 
 def _refuse_unknown(settings: Settings, service: str) -> None:
-    """Raises UnknownService where the database knows that there is no such service, and Unreachable where this
+    """Raises UnknownService where the database knows that there is no such service, and Unreachable where the
     state folder has none at all."""
     from controller.wiring.elsewhere import no_service
     from controller.wiring.last_known import has_service, stored_names
