@@ -154,7 +154,9 @@ def status(
         _note(known, output)
         print_error(exc, output, known=known)
         raise typer.Exit(exc.exit_code) from exc
-    emit(view, output, lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width))
+    from controller.cli.live_frame import fitted
+
+    emit(view, output, lambda is_wide: fitted(view, console=console(), is_wide=is_wide))
 
 
 def note_last_known(settings: Settings, service: str | None, output: Output) -> None:
@@ -356,5 +358,5 @@ def _answers(url: str) -> bool:
         answer = send("GET", f"{url}/models", timeout_s=5.0)
     except NoAnswer:
         return False
-    # Some endpoints list no models and say so in JSON; Serve's own 404 is plain text.
-    return answer.status == 200 or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")
+    # Some endpoints list no models and say so in JSON, or know no GET (501); Serve's own 404 is plain text.
+    return answer.status in (200, 501) or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")
