@@ -10,9 +10,9 @@ import pytest
 from serving.messages import RequestRecord
 from serving.router.exchange.exchange import Exchange
 from serving.router.records.records_file import line_of
-from serving.router.standalone.table_file import make_front
+from serving.router.standalone.table_file import make_front, source_of
 from serving.router.standalone.table_reader import read_tables
-from serving.router.types import Request
+from serving.router.types import Attempt, Request
 from serving.targets import Target
 
 TABLE = """
@@ -77,3 +77,30 @@ def test_a_record_names_the_version_of_its_arm(path: Path, weight: str, version:
     [record] = core.report(now_s=2.0, wall_s=2.0).records
     assert isinstance(record, RequestRecord)
     assert json.loads(line_of(record, "chat"))["version"] == version
+
+
+def test_the_file_from_before_a_promotion_with_its_canary_off_undoes_it(path: Path) -> None:
+    """docs/router.md, step 5."""
+    path.write_text('service: chat\nstable: {url: "http://127.0.0.1:8002", version: v1, model: m1}\n')
+    source = source_of(path)
+    path.write_text(TABLE.replace('since: "1"', 'since: "1", enabled: false'))
+    assert source.reload() is None
+
+    table = source.cores["chat"].table
+    assert table is not None
+    assert table.canary is None
+    assert table.stable is not None
+    assert table.stable.replicas[0].url == "http://127.0.0.1:8001"
+
+
+def test_a_dead_stable_is_left_by_a_weight_of_all(path: Path) -> None:
+    """docs/router.md, when an upstream fails."""
+    path.write_text(TABLE)
+    core = make_front(path).core
+    for number in range(20):
+        request = Request("POST", Target("/v1/completions"), (), b'{"user": "%d"}' % number)
+        exchange = core.begin(request, request_id=f"q{number}", now_s=1.0, wall_s=1.0)
+        assert isinstance(exchange, Exchange)
+        attempt = exchange.next_attempt()
+        assert isinstance(attempt, Attempt)
+        assert "8002" in str(attempt.url)
