@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ from controller.auth import admin_token
 from controller.cli.http import Answer, NoAnswer, send
 from controller.cli.listener import require_own_listener
 from controller.errors import CanaryctlError, Unreachable
-from controller.settings import Settings
+from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView
 
 if TYPE_CHECKING:
@@ -194,6 +195,15 @@ class Client:
     def _healthz(self, timeout_s: float) -> Answer:
         """Answer of the one route that needs no token, and is sent none. Raises NoAnswer."""
         return send("GET", self._url + "/healthz", timeout_s=timeout_s)
+
+
+def can_act() -> bool:
+    """Whether a controller of this state folder runs and can act, as where `--direct` was typed first."""
+    with suppress(CanaryctlError):
+        client = Client(load_settings())
+        health = client.health() or {}
+        return bool(health.get("leading")) and not health.get("lost_database") and client.accepts_token()
+    return False
 
 
 def _health_in(answer: Answer) -> Mapping[str, Any] | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from controller.cli import options
-from controller.cli.client import Client
+from controller.cli.client import Client, can_act
 from controller.cli.output import (
     Output,
     OutputOption,
@@ -323,7 +322,7 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     from controller.wiring import direct_rollback
 
     result = direct_rollback.roll_back_directly(
-        settings, service, reason=reason or "direct rollback", is_led=_is_led
+        settings, service, reason=reason or "direct rollback", is_led=can_act
     )
     lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
@@ -335,15 +334,6 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
         error = Unreachable(result.problem)
         print_error(error, output, known=lines)
         raise typer.Exit(error.exit_code)
-
-
-def _is_led() -> bool:
-    """Whether a controller of this state folder runs and can act, as where `--direct` was typed first."""
-    with suppress(CanaryctlError):
-        client = Client(load_settings())
-        health = client.health() or {}
-        return bool(health.get("leading")) and not health.get("lost_database") and client.accepts_token()
-    return False
 
 
 def history(
