@@ -295,6 +295,7 @@ class RequestRecord:
     connect_ms: float | None = None
     # Of an answer that the assigned arm gave whole at the first attempt; None: there is none, or not read.
     signals: Signals | None = None
+    version: str | None = None  # of the assigned arm; None: none was in the table, or an older router
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)

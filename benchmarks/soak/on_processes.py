@@ -71,7 +71,7 @@ def installed(routers: int = 1) -> Iterator[Product]:
     file = home / "service.yaml"
     file.write_text(f"service: {SERVICE}\nurl: {stable.url}\nrouters: {routers}\n")
     try:
-        code, printed = one.run("up", "--file", str(file), "--port", str(port))
+        code, printed = one.run("up", "--file", str(file), "--port", str(port), "--beside")
         if code != 0:
             raise RuntimeError(printed)
         yield one

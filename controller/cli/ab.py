@@ -13,6 +13,7 @@ from controller.cli.evidence_options import (
     CanaryOption,
     IgnoreOption,
     MapOption,
+    RolloutOption,
     StableOption,
     WOption,
     read_options,
@@ -169,6 +170,7 @@ def judge(
     canary: CanaryOption = None,
     stable: StableOption = None,
     ignore: IgnoreOption = None,
+    rollout: RolloutOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Judge a recorded test.
@@ -182,7 +184,7 @@ def judge(
     from controller.cli.ab_show import file_table
     from evaluation.ab.comparison import AbVerdict
 
-    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout)
     report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
     whole = f"{report.rows[0]['category']}: {report.rows[0]['verdict']}"
     emit(report, output, lambda _: file_table(report.rows, report.notes), decision=whole)

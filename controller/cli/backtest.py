@@ -17,6 +17,7 @@ from controller.cli.evidence_options import (
     CanaryOption,
     IgnoreOption,
     MapOption,
+    RolloutOption,
     StableOption,
     WOption,
     read_options,
@@ -64,6 +65,7 @@ def backtest(
     canary: CanaryOption = None,
     stable: StableOption = None,
     ignore: IgnoreOption = None,
+    rollout: RolloutOption = None,
     allow_unjudged: Annotated[
         str | None,
         typer.Option(
@@ -125,7 +127,7 @@ def backtest(
     if allow_unjudged is not None and not allow_unjudged.strip():
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
     spec = parse_policy(read_policy(policy))
-    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable)
+    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout)
     options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
     _print_notes(evidence)

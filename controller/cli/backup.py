@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from controller.cli.output import NO_SERVICE, Output, OutputOption, emit_data, print_line
+from controller.cli.output import Output, OutputOption, emit_data, print_line
 from controller.errors import BadInput, CanaryctlError, UnknownService
 from controller.settings import Settings, load_settings
 
@@ -25,13 +25,14 @@ def backup(
     """
     from controller.store.backup import copy_database
     from controller.store.sqlite_files import sqlite_file
+    from controller.wiring.elsewhere import no_service
 
     settings = load_settings()
     path = sqlite_file(settings.database_url)
     if path is None:
         raise BadInput("the database is PostgreSQL; copy it with pg_dump, and restore it with pg_restore")
     if not path.exists() and not settings.cluster_path.exists():
-        raise UnknownService(NO_SERVICE)
+        raise UnknownService(no_service(settings))
     names: list[str] = []
     last = None
     with suppress(CanaryctlError):  # `copy_database` says why; one of another release is copied whole

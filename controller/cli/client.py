@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -15,9 +16,8 @@ from controller import errors
 from controller.auth import admin_token, make_token
 from controller.cli.http import Answer, NoAnswer, send
 from controller.cli.listener import require_own_listener
-from controller.cli.output import NO_SERVICE
 from controller.errors import CanaryctlError, Unreachable
-from controller.settings import Settings
+from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ class Client:
         if len(names) == 1:
             return names[0]
         if not names:
-            raise errors.UnknownService(NO_SERVICE)
+            from controller.wiring.elsewhere import no_service
+
+            raise errors.UnknownService(no_service(self._settings))
         raise errors.BadInput(f"there are {len(names)} services; name one of {', '.join(names)}")
 
     def _request(
@@ -160,9 +162,11 @@ class Client:
             raise _not_canaryctl(answer, self._url) from exc
 
     def _remedy(self) -> str:
+        from controller.wiring.elsewhere import no_service
         from controller.wiring.last_known import has_service
 
-        return "start it: canaryctl up" if has_service(self._settings) else NO_SERVICE
+        has_one = has_service(self._settings)
+        return "start it: canaryctl up" if has_one else no_service(self._settings)
 
     def _view(self, shape: type[V], answer: object) -> V:
         """The answer as this view. Raises Unreachable if this release cannot read it."""
@@ -193,6 +197,15 @@ class Client:
     def _healthz(self, timeout_s: float) -> Answer:
         """Answer of the one route that needs no token, and is sent none. Raises NoAnswer."""
         return send("GET", self._url + "/healthz", timeout_s=timeout_s)
+
+
+def can_act() -> bool:
+    """Whether a controller of this state folder runs and can act, as where `--direct` was typed first."""
+    with suppress(CanaryctlError):
+        client = Client(load_settings())
+        health = client.health() or {}
+        return bool(health.get("leading")) and not health.get("lost_database") and client.accepts_token()
+    return False
 
 
 def _health_in(answer: Answer) -> Mapping[str, Any] | None:

@@ -107,7 +107,8 @@ def _run(policy: Path, folder: Path, console: Console) -> int:
     tally = Tally()
     try:
         model, port = str(checkpoints / "stable"), str(ingress_port)
-        _canaryctl(console, ["up", "--service", SERVICE, "--model", model, "--port", port], environment)
+        up = ["up", "--service", SERVICE, "--model", model, "--port", port, "--beside"]
+        _canaryctl(console, up, environment)
         with Users(_target(environment), questions()) as users:
             tally = users.tally
             for candidate, expected in CANDIDATES:

@@ -41,6 +41,7 @@ class ReadOptions:
     canary: str | None = None  # value of the arm's column
     stable: str | None = None
     only_stable: bool = False  # without a column, every row is stable's
+    rollout: str | None = None  # of a router's records; None: the newest
     covariates: tuple[str, ...] = ()  # further required columns of numbers, named by a policy
 
 

@@ -50,6 +50,12 @@ StableOption = Annotated[
         help="Value that is stable; other rows are left out. [default: any other]",
     ),
 ]
+RolloutOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID", help="Of a router's records: the rollout that is judged. [default: the newest]"
+    ),
+]
 
 
 def read_options(
@@ -60,6 +66,7 @@ def read_options(
     canary: str | None = None,
     stable: str | None = None,
     only_stable: bool = False,
+    rollout: str | None = None,
 ) -> ReadOptions:
     """The options as the reader takes them. Raises BadInput for a share that is none."""
     from controller.cli.evidence_cells import number
@@ -68,4 +75,6 @@ def read_options(
     share = None if w is None else number(w)
     if w is not None and not (share is not None and 0.0 <= share <= 1.0):
         raise BadInput(f"--w {w!r} is not a share between 0 and 1; write 5% or 0.05")
-    return ReadOptions(tuple(maps or ()), frozenset(ignore or ()), share, canary, stable, only_stable)
+    return ReadOptions(
+        tuple(maps or ()), frozenset(ignore or ()), share, canary, stable, only_stable, rollout
+    )

@@ -46,7 +46,7 @@ def router(
     from controller.wiring.router import check_table, run_router
 
     if check:
-        return check_table(table)
+        return check_table(table, host=host, port=port)
     return run_router(
         table,
         host=host,

@@ -1,4 +1,5 @@
-"""The frame of `watch`, drawn so that it fits the terminal: what decides first, what is undecided last."""
+"""The frame of `watch`, and `status`, drawn so that they fit the terminal: what decides first, what is
+undecided last."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from controller.cli.render import (
     CANNOT_DECIDE,
     Detail,
     rollout_parts,
+    service_detail,
     unanswered,
     versions_table,
 )
@@ -43,6 +45,24 @@ def frame(
     # Each is no higher than the one before: a few are drawn, not all.
     first = bisect_left(details, True, key=lambda one: _lines(drawn(one), console) <= height)
     return drawn(details[min(first, len(details) - 1)])
+
+
+def fitted(view: ServiceView, *, console: Console, is_wide: bool) -> RenderableType:
+    """A service as `service_detail` draws it; on a terminal that is too low for it with less of the rollout,
+    so that who serves stays in sight. All of it is in a pipe."""
+    full = service_detail(view, is_wide=is_wide, columns=console.width)
+    height = console.height - 2  # the prompts' lines
+    if is_wide or not console.is_terminal or view.rollout is None or _lines(full, console) <= height:
+        return full
+    more = Text(f"shortened to the terminal; all of it: canaryctl status {view.service} | cat", style="dim")
+    drawn: RenderableType = full
+    for detail, _ in _details(bar_width(console.width)):
+        lines = min(detail.log_lines, Detail().log_lines)
+        short = replace(detail, log_lines=lines)
+        drawn = Group(service_detail(view, is_wide=False, columns=console.width, detail=short), more)
+        if _lines(drawn, console) <= height:
+            break
+    return drawn
 
 
 def _details(bar: int) -> Iterator[tuple[Detail, bool]]:

@@ -32,7 +32,6 @@ LINES_AFTER = 4  # the next step and the shell's prompt, beneath what is printed
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BLANKS = re.compile(r"[ \t]+$", re.MULTILINE)
 NO_ANSWER = "no answer"
-NO_SERVICE = "no service yet; start one: canaryctl up --service NAME --model DIR"
 
 
 class Output(StrEnum):

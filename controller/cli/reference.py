@@ -28,7 +28,7 @@ An error goes to stderr: as a line, or under `-o json` and `-o yaml` as one prob
 
 | exit code | meaning |
 |---|---|
-| 0 | success |
+| 0 | done; of `deploy`, `rollback` and `undo` without `--wait`: begun |
 | 1 | internal error |
 | 2 | bad input |
 | 3 | conflict |

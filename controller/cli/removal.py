@@ -12,7 +12,7 @@ import typer
 from controller.cli import options
 from controller.cli.client import CONNECTION_LOST_S, Client, poll
 from controller.cli.output import Output, OutputOption, emit_data, note, progress, told_on_interrupt
-from controller.errors import BadInput, RolloutRunning, TimedOut, Unreachable
+from controller.errors import BadInput, RolloutRunning, TimedOut, UnknownService, Unreachable
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
 
@@ -65,8 +65,9 @@ def _take_down(settings: Settings, service: str | None, *, ends_at_s: float) -> 
     if client.accepts_token() and not _has_cluster(settings):
         # Without the cluster no drain or unload can be confirmed: the controller would wait indefinitely.
         if service is not None:
+            client.service(service)  # raises UnknownService: nothing need be started for a mistyped name
             raise Unreachable(
-                "the Ray cluster is not running; start it: canaryctl up, or remove everything: canaryctl down"
+                f"the Ray cluster is not running; start it: canaryctl up, then: canaryctl down {service}"
             )
         if not health.get("leading"):
             takedown.refuse_while_led(settings)
@@ -120,18 +121,33 @@ def _remove_without_controller(settings: Settings, service: str | None) -> str:
     Raises Unreachable for a single service, Conflict where another host's controller leads them.
     """
     from controller.wiring import cluster, takedown
+    from controller.wiring.elsewhere import elsewhere
 
     if service is not None:
+        _refuse_unknown(settings, service)
         raise Unreachable(
             f"no controller answers at {settings.api_url}; "
-            "start it: canaryctl up, or remove everything: canaryctl down"
+            f"start it: canaryctl up, then: canaryctl down {service}"
         )
     takedown.refuse_while_led(settings)
     had_cluster = cluster.stop(settings)
     had_services = takedown.forget_services(settings)
     if had_cluster or had_services:
         return "the controller or Ray had died; removed what was left"
-    return "nothing is running"
+    others = "".join(f"; {line}" for line in elsewhere(settings).lines())
+    return f"nothing is running for the state folder {settings.home}{others}"
+
+
+def _refuse_unknown(settings: Settings, service: str) -> None:
+    """Raises UnknownService where the database knows that there is no such service, and Unreachable where the
+    state folder has none at all."""
+    from controller.wiring.elsewhere import no_service
+    from controller.wiring.last_known import has_service, stored_names
+
+    if not has_service(settings):
+        raise Unreachable(f"no controller answers at {settings.api_url}; {no_service(settings)}")
+    if (names := stored_names(settings)) and service not in names:
+        raise UnknownService(f"service {service} does not exist; there are: {', '.join(names)}")
 
 
 def _wait_until_removed(client: Client, names: Sequence[str], ends_at_s: float) -> list[str]:

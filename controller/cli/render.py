@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from controller.cli.output import NO_SERVICE, table
+from controller.cli.output import table
 from controller.cli.render_gates import (
     BAR_WIDTH,
     Fold,
@@ -42,6 +42,7 @@ CANNOT_DECIDE = "the controller can decide nothing"
 DIRECT_ACTOR = "direct"  # of the command that a direct rollback leaves in the store
 CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
+NOT_REACHED = "–"  # a stage that never comes: the rollout goes back, or is over
 
 
 def served_line(view: ServiceView) -> Text:
@@ -74,7 +75,7 @@ def _is_test_ended(view: RolloutView) -> bool:
     return view.ab_test and view.phase == "rolled_back" and is_by_user
 
 
-def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> RenderableType:
+def services_table(views: Sequence[ServiceView], *, is_wide: bool, empty: str = "") -> RenderableType:
     """Table of services."""
     grid = table(
         "service",
@@ -102,11 +103,14 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool) -> Renderable
         for view in views
         if view.problem is not None
     ]
-    return Group(grid, *problems) if views else Text(NO_SERVICE)
+    return Group(grid, *problems) if views else Text(empty)
 
 
-def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> RenderableType:
-    """A service: its URL, its versions and its newest rollout. columns: of the terminal."""
+def service_detail(
+    view: ServiceView, *, is_wide: bool, columns: int = WIDE, detail: Detail | None = None
+) -> RenderableType:
+    """A service: its URL, its versions and its newest rollout. columns: of the terminal. detail: how much of
+    the rollout; None: all."""
     parts: list[RenderableType] = [
         Text.assemble(
             (view.service, "bold"),
@@ -122,7 +126,7 @@ def service_detail(view: ServiceView, *, is_wide: bool, columns: int = WIDE) -> 
         *([Text(f"{CANNOT_DECIDE}: {view.problem}", style="bold red")] if view.problem is not None else []),
     ]
     if view.rollout is not None:
-        detail = Detail(bar_width=bar_width(columns))
+        detail = detail or Detail(bar_width=bar_width(columns))
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide, detail=detail)]
     return Group(*parts)
 
@@ -300,17 +304,20 @@ def byline(view: RolloutView) -> list[Text]:
 
 
 def stages_line(view: RolloutView) -> Text:
-    """The stages: done, current and ahead."""
+    """The stages: done, current, ahead, or never to come."""
     line = Text()
+    is_over = view.cause is not None or (view.is_final and view.phase != "succeeded")
     for stage in view.stages:
         symbol, style = STAGE_STYLE.get(stage.status, STAGE_STYLE["ahead"])
+        if is_over and stage.status == "ahead":
+            symbol = NOT_REACHED
         minimum = f"/{stage.min_canary}" if stage.min_canary < NEVER_CANARY else ""
         requests = f" {view.canary_requests}{minimum}" if stage.status == "now" else ""
         line.append(f"{symbol} {percent(stage.weight_bp)}{requests}   ", style=style)
     if view.twin:
         return line.append("○ nothing to promote", style="dim")
     symbol, style = ("✓", "green") if view.phase == "succeeded" else ("○", "dim")
-    return line.append(f"{symbol} 100 %", style=style)
+    return line.append(f"{NOT_REACHED if is_over else symbol} 100 %", style=style)
 
 
 def weight_bar(view: RolloutView) -> Text:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from controller.cli import options
-from controller.cli.client import Client
+from controller.cli.client import Client, can_act
 from controller.cli.output import (
     Output,
     OutputOption,
@@ -231,6 +231,10 @@ def rollback(
     except OlderDatabase:  # says so itself
         raise
     except Unreachable as exc:
+        from controller.wiring.last_known import has_service
+
+        if not has_service(settings):  # there is nothing to bypass
+            raise
         direct_one = "canaryctl rollback --direct"  # of the only service
         if name is not None:
             direct_one = f"canaryctl rollback {name} --direct"
@@ -324,7 +328,9 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     """
     from controller.wiring import direct_rollback
 
-    result = direct_rollback.roll_back_directly(settings, service, reason=reason or "direct rollback")
+    result = direct_rollback.roll_back_directly(
+        settings, service, reason=reason or "direct rollback", is_led=can_act
+    )
     lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
         for line in lines:

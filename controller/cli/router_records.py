@@ -7,6 +7,7 @@ and an answer of stable to a canary's request is told.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Collection, Mapping
 
 import msgspec
@@ -16,6 +17,7 @@ from controller.errors import BadInput
 from controller.evidence.records import draw_of
 from controller.evidence.typical_range import FLAGS, TypicalRanges
 from serving.messages import CANARY, STABLE, RequestRecord
+from serving.router.records.counters import ARM_NAMES
 
 _SIGNATURE = frozenset({"request_id", "unit", "arm", "w", "assigned_by", "at_s", "done_at_s", "outcome"})
 _ARMS = {"stable": STABLE, "canary": CANARY}
@@ -29,6 +31,63 @@ def is_of_router(table: RawTable) -> bool:
     if not table.columns.keys() >= _SIGNATURE or "t_s" in table.columns:
         return False
     return all(isinstance(at_s, int | float) for at_s in table.columns["at_s"])
+
+
+def of_one_rollout(table: RawTable, chosen: str | None) -> tuple[RawTable, str | None]:
+    """The records of one rollout, with those of its service from when there was no canary; a line on what is
+    left out, None: nothing is. chosen: its id; None: the newest. Raises BadInput for an id of none.
+
+    Two canaries are not one: the second would be promoted, or rolled back, for what the first one did.
+    """
+    found: dict[tuple[object, object], _Rollout] = {}
+    columns = table.columns
+    services = columns.get("service", [None] * len(table))
+    versions = columns.get("version", [None] * len(table))
+    names = list(zip(services, columns.get("rollout", [""] * len(table)), strict=True))
+    for row, name in enumerate(names):
+        if name[1]:
+            one = found.setdefault(name, _Rollout(*name))
+            one.add(columns["at_s"][row], columns["arm"][row], versions[row])
+    if chosen is not None and chosen not in {one.id for one in found.values()}:
+        known = "; ".join(str(one) for one in found.values()) or "none"
+        raise BadInput(f"--rollout {chosen}: {table.name} has no record of it; it has {known}")
+    newest = sorted(found.values(), key=lambda one: one.last_s, reverse=True)
+    judged = [one for one in newest if chosen in (None, one.id)][:1]
+    if not judged or len(found) < 2:
+        return table, None
+    [kept] = judged
+    rows = [row for row, name in enumerate(names) if name in ((kept.service, kept.id), (kept.service, ""))]
+    others = "; ".join(str(one) for one in newest if one is not kept)
+    which = "the newest" if kept is newest[0] else "as asked for"
+    return table.pick(rows), (
+        f"judged: rollout {kept}, {which} of {len(found)} in {table.name}; left out: {others}; "
+        "to judge another: --rollout ID"
+    )
+
+
+@dataclasses.dataclass(slots=True)
+class _Rollout:
+    """What a file holds of one rollout. service: None: the lines name none."""
+
+    service: object
+    id: object
+    last_s: float = 0.0  # when its last request was assigned
+    requests: int = 0  # of the canary
+    versions: dict[str, None] = dataclasses.field(default_factory=dict)  # of the canary
+
+    def add(self, at_s: object, arm: object, version: object) -> None:
+        if isinstance(at_s, int | float):
+            self.last_s = max(self.last_s, at_s)
+        if arm == ARM_NAMES[CANARY]:
+            self.requests += 1
+            if isinstance(version, str):
+                self.versions[version] = None
+
+    def __str__(self) -> str:
+        of = [f"of {self.service}"] if self.service is not None else []
+        of += [f"version {version}" for version in self.versions]
+        until = time.strftime("%Y-%m-%d %H:%M", time.gmtime(self.last_s))
+        return f"{self.id} ({', '.join([*of, f'{self.requests} canary requests', f'until {until} UTC'])})"
 
 
 def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:

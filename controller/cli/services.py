@@ -14,7 +14,6 @@ from controller.cli import options, render, render_decision
 from controller.cli.client import CONNECTION_LOST_S, Client, poll
 from controller.cli.http import NoAnswer, send
 from controller.cli.output import (
-    NO_SERVICE,
     Output,
     OutputOption,
     console,
@@ -83,6 +82,12 @@ def up(
             "--accept-database", help="Go back to what an older copy of the database says is in production."
         ),
     ] = False,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside", help="Start although canaryctl runs on this host for another state folder already."
+        ),
+    ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Serve a model and print the base URL for OpenAI clients.
@@ -121,6 +126,7 @@ def up(
             api_port=api_port,
             wait_s=wait_s,
             accepts_database=accept_database,
+            is_beside=beside,
         )
     if not output.is_text:
         emit_data(views if body is None else views[0], output)
@@ -161,10 +167,12 @@ def status(
         _note(known, output)
         print_error(exc, output, known=known)
         raise typer.Exit(exc.exit_code) from exc
+    from controller.cli.live_frame import fitted
+
     emit(
         view,
         output,
-        lambda is_wide: render.service_detail(view, is_wide=is_wide, columns=console().width),
+        lambda is_wide: fitted(view, console=console(), is_wide=is_wide),
         decision=render_decision.service_decision(view),
     )
 
@@ -198,8 +206,12 @@ def _note(lines: Sequence[str], output: Output) -> None:
 
 def list_services(output: OutputOption = Output.TABLE) -> None:
     """List all services."""
-    views = Client(load_settings()).services()
-    emit(views, output, lambda is_wide: render.services_table(views, is_wide=is_wide))
+    from controller.wiring.elsewhere import no_service
+
+    settings = load_settings()
+    views = Client(settings).services()
+    empty = "" if views else no_service(settings)
+    emit(views, output, lambda is_wide: render.services_table(views, is_wide=is_wide, empty=empty))
 
 
 def _bring_up(
@@ -210,9 +222,11 @@ def _bring_up(
     api_port: int | None,
     wait_s: float,
     accepts_database: bool,
+    is_beside: bool,
 ) -> list[ServiceView]:
     """Start what is not running, create the service (None: use the existing ones), wait until it answers."""
     from controller.cli import processes
+    from controller.wiring.elsewhere import no_service
     from controller.wiring.last_known import has_service, lost_database
 
     with processes.exclusive_access(settings):
@@ -232,7 +246,9 @@ def _bring_up(
             processes.restart_controller(settings)
             note("the controller was restarted: its database was replaced")
         if body is None and not running.has_cluster and not has_service(settings):
-            raise UnknownService(NO_SERVICE)
+            raise UnknownService(no_service(settings))
+        if not (is_beside or running.has_cluster or running.has_controller or has_service(settings)):
+            _refuse_beside(settings)
         with progress(_starting(running)):
             settings = processes.start(settings, ingress_port=port, api_port=api_port)
         client = Client(settings)
@@ -247,7 +263,7 @@ def _bring_up(
                         "restore it (CANARYCTL_DATABASE_URL, or canaryctl.db in the state folder), then: "
                         "canaryctl up; to end what serves: canaryctl down"
                     )
-                raise UnknownService(NO_SERVICE)
+                raise UnknownService(no_service(settings))
         except CanaryctlError:
             # A refused `up` leaves nothing behind that it started: without a service nothing needs it. What
             # ran before may serve, whatever this database says.
@@ -258,6 +274,19 @@ def _bring_up(
             for name in names:
                 _wait_until_served(client, name, wait_s)
         return [client.service(name) for name in names]
+
+
+def _refuse_beside(settings: Settings) -> None:
+    """Raises Conflict where canaryctl runs for another folder, and this one has nothing: more often a shell
+    that names the wrong one than the wish for a second cluster."""
+    from controller.wiring.elsewhere import VARIABLE, elsewhere
+
+    found = elsewhere(settings)
+    if found.serves:
+        raise Conflict(
+            f"the state folder {settings.home} ({VARIABLE}) has no service, and {'; '.join(found.lines())}; "
+            "to start a second Ray and controller beside it: canaryctl up --beside"
+        )
 
 
 def _starting(running: processes.Running) -> str:
@@ -347,5 +376,5 @@ def _answers(url: str) -> bool:
         answer = send("GET", f"{url}/models", timeout_s=5.0)
     except NoAnswer:
         return False
-    # Some endpoints list no models and say so in JSON; Serve's own 404 is plain text.
-    return answer.status == 200 or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")
+    # Some endpoints list no models and say so in JSON, or know no GET (501); Serve's own 404 is plain text.
+    return answer.status in (200, 501) or (400 <= answer.status < 500 and answer.content.lstrip()[:1] == b"{")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from controller.errors import BadInput, BusyPort, CanaryctlError, Unreachable
 from controller.private_file import read_private, write_private
 from controller.settings import Settings
+from controller.wiring.elsewhere import no_cluster
 from serving import cluster_ray
 
 
@@ -59,7 +60,7 @@ def connect(settings: Settings) -> None:
     """Connect this process to the cluster of this state folder. Raises Unreachable."""
     handle = _handle(settings)
     if handle is None:
-        raise Unreachable("no Ray cluster of canaryctl runs on this host; start one: canaryctl up")
+        raise Unreachable(no_cluster(settings))
     try:
         cluster_ray.connect(handle)
     except cluster_ray.ClusterError as exc:

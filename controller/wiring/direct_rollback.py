@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -12,17 +13,17 @@ from controller.errors import CanaryctlError, LostDatabase, UnknownService, Unre
 from controller.quantities import FULL_BP
 from controller.rollout.observation import CommandKind, applied_words
 from controller.rollout.plan import is_undo_id
-from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.settings import Settings
 from controller.store.lineage import leads_to
-from controller.store.rows import RolloutRow
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.direct_orders import DIRECT, Order, keep_order
-from controller.wiring.last_known import opened_to_write, waiting_rollback
+from controller.wiring.elsewhere import no_service
+from controller.wiring.last_known import has_service, is_rollback_asked, opened_to_write
 from serving.messages import DatabaseMark, SplitStatus
 
 ACK_TIMEOUT_S = 5.0
+LED_STEP = "next: the controller that runs completes it and frees the memory: canaryctl status"
 NEXT_STEP = "next: canaryctl up, whose controller completes it and frees the memory"
 OLDER = "the database is an older copy, or a second one"
 OLDER_STEP = "next: restore the newest database, then: canaryctl up, whose controller frees the memory"
@@ -71,11 +72,14 @@ class DirectRollback:
     next_step: str | None = None  # what completes it; None: nothing is left, or `problem` says it
 
 
-def roll_back_directly(settings: Settings, service: str | None, *, reason: str) -> DirectRollback:
+def roll_back_directly(
+    settings: Settings, service: str | None, *, reason: str, is_led: Callable[[], bool] = lambda: False
+) -> DirectRollback:
     """Tombstone the rollout in the route table, then store a rollback command, each even if the other fails.
 
     The table comes first: it alone moves traffic, and the database may be what is broken. Only without a name
-    is the store read before. Raises UnknownService when neither knows the service.
+    is the store read before. is_led: whether a controller runs all the same, asked last, for the advice.
+    Raises UnknownService when neither knows the service, or the state folder has nothing.
     """
     rollback = _Rollback(settings, reason)
     if service is None:
@@ -83,6 +87,8 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     if service is None:
         return rollback.result("nothing was rolled back; name the service: canaryctl rollback NAME --direct")
     table = rollback.tombstone(service, None)
+    if table.reach is Reach.NO_CLUSTER and not has_service(settings):
+        raise UnknownService(no_service(settings))
     is_moved = bool(rollback.tombstoned)
     stored = rollback.command(service)
     if stored is not None and stored.running is not None:
@@ -91,8 +97,10 @@ def roll_back_directly(settings: Settings, service: str | None, *, reason: str) 
     table = replace(table, is_newer=rollback.is_older)
     is_open = is_moved or (stored is not None and (stored.running or stored.undo) is not None)
     is_ready = rollback.is_ready(service, table)
-    problem = _problem(service, table, stored, is_moved=is_moved, is_ready=is_ready)
-    return rollback.result(problem, is_open=is_open)
+    has_controller = is_led()
+    start = "one runs: canaryctl" if has_controller else "start it: canaryctl up, then: canaryctl"
+    problem = _problem(service, table, stored, start, is_moved=is_moved, is_ready=is_ready)
+    return rollback.result(problem, is_open=is_open, is_led=has_controller)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ class _Stored:
 
 
 def _problem(
-    service: str, table: _Table, stored: _Stored | None, *, is_moved: bool, is_ready: bool | None
+    service: str, table: _Table, stored: _Stored | None, start: str, *, is_moved: bool, is_ready: bool | None
 ) -> str | None:
     """Why the service does not serve what it should; None: it does. It does if the table says so itself.
 
@@ -118,16 +126,15 @@ def _problem(
     if stored is None:
         is_undone = is_undo_id(table.rollout) and table.serves is not None
         if is_moved or is_undone:
-            return _unanswered(service, table.serves, is_ready)
+            return _unanswered(service, table.serves, is_ready, start)
         return _without_store(service, table)
-    start = "start it: canaryctl up, then: canaryctl"
     if stored.is_promoted and not is_moved:
         return (
             f"traffic has not moved: {service} serves {stored.goal}, which was promoted, and to load the "
             f"version before needs a controller; {start} undo {service}"
         )
     if table.reach is Reach.APPLIED and table.serves is not None and table.serves == stored.goal:
-        return _unanswered(service, table.serves, is_ready)
+        return _unanswered(service, table.serves, is_ready, start)
     if stored.undo is not None:
         return (
             f"traffic has not moved: undo {stored.undo} is stored, but needs a controller; "
@@ -148,13 +155,13 @@ def _problem(
     )
 
 
-def _unanswered(service: str, serves: str | None, is_ready: bool | None) -> str | None:
+def _unanswered(service: str, serves: str | None, is_ready: bool | None, start: str) -> str | None:
     """The problem when the version that has all traffic is known to have no ready replica."""
     if serves is None or is_ready is not False:
         return None
     return (
         f"all requests go to {serves}, but none of its replicas is ready, so nobody is answered; to load it "
-        f"needs a controller; start it: canaryctl up, then: canaryctl watch {service}"
+        f"needs a controller; {start} watch {service}"
     )
 
 
@@ -186,8 +193,8 @@ class _Rollback:
         self._sent: set[str] = set()  # rollouts whose tombstone was sent, whatever became of it
         self.tombstoned: dict[str, _Table] = {}  # by rollout; every router follows these
 
-    def result(self, problem: str | None, *, is_open: bool = False) -> DirectRollback:
-        """The lines so far, with the problem. is_open: a controller has to complete it.
+    def result(self, problem: str | None, *, is_open: bool = False, is_led: bool = False) -> DirectRollback:
+        """The lines so far, with the problem. is_open: a controller has to complete it; is_led: one runs.
 
         Raises UnknownService when nothing knows the service.
         """
@@ -196,6 +203,7 @@ class _Rollback:
         following = None
         if is_open and problem is None:
             following = OLDER_STEP if self.is_older else MEND_STEP if self._is_store_lost else NEXT_STEP
+            following = LED_STEP if is_led and following == NEXT_STEP else following
         return DirectRollback(tuple(self._succeeded), tuple(self._failed), problem, following)
 
     def only_service(self) -> str | None:
@@ -204,12 +212,12 @@ class _Rollback:
             with closing(opened_to_write(self._settings)) as store:
                 names = [row.name for row in store.services()]
         except LostDatabase:
-            names = []  # there never was one: beside a cluster it is said to be lost
+            names = []  # all were removed: beside a cluster, `_opened` says that it is lost
         except Exception as exc:  # noqa: BLE001 - whatever is wrong with the store must not end this command
             self._failed.append(f"store: not reached ({_line(exc)}); name the service")
             return None
         if not names:
-            raise UnknownService("no service exists, so nothing can be rolled back; start one: canaryctl up")
+            raise UnknownService(no_service(self._settings))
         if len(names) > 1:
             raise UnknownService(f"there are {len(names)} services; name one of {', '.join(names)}")
         return names[0]
@@ -291,7 +299,7 @@ class _Rollback:
             return _Stored(_found(newest.request, "undo"), undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
             goal = _found(newest.state, "rollout", "stable", "id")
-            if _is_asked(store, newest):
+            if is_rollback_asked(store, newest):
                 self._commanded.add(newest.id)
                 self._succeeded.append(
                     f"store: rollback of {newest.id} is requested already; the next controller completes it"
@@ -317,15 +325,6 @@ class _Rollback:
         before = next((one.before for one in store.served(service) if one.version.id == stable), None)
         is_newest = attempt is not None and newest is not None and attempt.id == newest.id
         return _Stored(stable, is_promoted=is_newest and before not in (None, stable))
-
-
-def _is_asked(store: SqlStore, newest: RolloutRow) -> bool:
-    """Whether a rollback that nobody has read yet is stored for the rollout."""
-    try:
-        state = state_from_json(newest.state)
-    except UnreadableState:
-        return False  # of another release: one more does no harm
-    return waiting_rollback(store, state) is not None
 
 
 def _found(text: str, *keys: str) -> str | None:

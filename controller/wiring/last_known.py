@@ -70,6 +70,15 @@ def lost_database(settings: Settings, *, needs_service: bool = True) -> str | No
     return _empty(settings)
 
 
+def stored_names(settings: Settings) -> tuple[str, ...] | None:
+    """Names of the services that the database knows; None: it cannot be read."""
+    try:
+        with closing(_opened(settings)) as store:
+            return tuple(row.name for row in store.services())
+    except CanaryctlError:
+        return None
+
+
 def has_service(settings: Settings) -> bool:
     """False: nothing was ever served from this state folder, or all of it was taken down."""
     if settings.cluster_path.exists():
@@ -167,6 +176,15 @@ def waiting_rollback(store: SqlStore, state: RolloutState) -> ManualCommand | No
     """The newest rollback that is stored for the rollout and that nobody has read yet; None: none is."""
     asked = store.commands(state.id, after_seq=state.commands_through)
     return next((one for one in reversed(asked) if one.kind is CommandKind.ROLLBACK), None)
+
+
+def is_rollback_asked(store: SqlStore, newest: RolloutRow) -> bool:
+    """Whether a rollback that nobody has read yet is stored for the rollout."""
+    try:
+        state = state_from_json(newest.state)
+    except UnreadableState:
+        return False  # of another release: one more does no harm
+    return waiting_rollback(store, state) is not None
 
 
 def _requested(back: ManualCommand) -> str:

@@ -26,6 +26,7 @@ def run_router(
     return standalone.main(table, host, port, metrics, records)
 
 
-def check_table(table: Path) -> int:
-    """Check a table file and say what it holds. Returns the exit code: 0, or 2 when it is invalid."""
-    return standalone.check(table)
+def check_table(table: Path, *, host: str, port: int) -> int:
+    """Check a table file for a router at this address, and say what it holds. Returns the exit code: 0, or 2
+    when it is invalid."""
+    return standalone.check(table, host, port)

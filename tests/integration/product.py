@@ -79,7 +79,9 @@ def installed(model: Path) -> Iterator[Product]:
     api_port, port = free_ports(2)
     product = Product({**os.environ, "CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(api_port)})
     try:
-        code, printed = product.run("up", "--service", SERVICE, "--model", str(model), "--port", str(port))
+        code, printed = product.run(
+            "up", "--service", SERVICE, "--model", str(model), "--port", str(port), "--beside"
+        )
         assert code == 0, printed
         assert f"/{SERVICE}/v1" in printed
         yield product

@@ -26,7 +26,7 @@ import copy
 from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
-from serving.messages import Outcome, RequestRecord, unfrozen
+from serving.messages import CANARY, Outcome, RequestRecord, RouteTable, unfrozen
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.exchange.attempts import Attempts
 from serving.router.exchange.context import RouterContext, Start
@@ -184,9 +184,16 @@ def record_of(
         taken_over_by=seen.taken_over_by,
         covered=seen.covered,
         connect_ms=None if seen.connect_s is None else seen.connect_s * 1000,
+        version=_version(table, assignment.arm),
     )
     record.__class__ = RequestRecord
     return record
+
+
+def _version(table: RouteTable, arm: int) -> str | None:
+    """The version that the arm was when the request was assigned; None: the table has none."""
+    assigned = table.canary if arm == CANARY else table.stable
+    return assigned.version if assigned is not None else None
 
 
 def end_at_deadline(seen: Seen, status: int | None, deadline_s: float) -> End:

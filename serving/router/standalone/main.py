@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import uvloop
@@ -22,26 +21,25 @@ from serving.router.records.records_file import RecordsFile
 from serving.router.standalone.log_lines import log_lines
 from serving.router.standalone.table_file import FileTableSource, front_of, source_of
 from serving.router.standalone.table_reader import TableFileError, read_file
-from serving.router.standalone.table_schema import TableSpec
 from serving.router.standalone.table_summary import notes, summary
-from serving.targets import Endpoint
 
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 ANY = ("0.0.0.0", "::")
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
 FIRST_HANDED = 3  # file descriptor, by sd_listen_fds(3)
 
 log = logging.getLogger("canaryctl.router")
 
 
-def check(table_path: str | Path) -> int:
+def check(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> int:
     """Read the file and say what it holds, one line a service. The exit code: 0, or 2.
 
-    2: after one line, the mistake; or when a key that the file names cannot be read here, after all lines.
+    2: after a line for each mistake; or when a key that the file names cannot be read here, after all lines.
     """
     try:
-        file = read_file(Path(table_path), change=1)
+        file = read_file(Path(table_path), change=1, own=_own_addresses(host, port))
     except TableFileError as exc:
-        _print_line(str(exc))
+        _print_mistakes(exc)
         return BAD_INPUT
     for spec in file.specs.values():
         _print_line(summary(spec))
@@ -73,15 +71,12 @@ def main(
     try:
         if file is not None:
             file.check()
-        source = source_of(Path(table_path), file)
+        source = source_of(Path(table_path), file, _own_addresses(host, port))
     except OSError as exc:
         _print_line(f"--records {records}: {exc.strerror}; name a file that can be written")
         return BAD_INPUT
     except TableFileError as exc:
-        _print_line(str(exc))
-        return BAD_INPUT
-    if (own := _asks_itself(source.specs, host, port)) is not None:
-        _print_line(f"table {table_path}: {own} is the address of this router; name the server behind it")
+        _print_mistakes(exc)
         return BAD_INPUT
     front, listening = front_of(source), None
     try:
@@ -101,22 +96,22 @@ def main(
             log.info(line)
         if not (spec.keys_required or _is_loopback(host)):
             log.warning(f"{name} answers whoever reaches {host}: list keys and set keys_required: true")
+    source.own |= _own_addresses(host, listening.getsockname()[1])  # of a socket that was handed over
     if metrics is not None:
         log.info(f"metrics at http://{_shown(metrics.host)}:{at}/metrics")
     uvloop.run(_serve(front, listening, source))
     return OK
 
 
-def _asks_itself(specs: Mapping[str, TableSpec], host: str, port: int) -> str | None:
-    """The upstream that is the router's own address, such as `chat.stable URL`; None: none is."""
-    hosts = {host, *(("127.0.0.1", "localhost", "[::1]") if _is_loopback(host) or host in ANY else ())}
-    for name, spec in specs.items():
-        for arm, upstream in (("stable", spec.stable), ("canary", spec.canary)):
-            if upstream is not None and Endpoint.parsed(upstream.url).authority in {
-                f"{one}:{port}" for one in hosts
-            }:
-                return f"{name}.{arm} {upstream.url}"
-    return None
+def _own_addresses(host: str, port: int) -> frozenset[str]:
+    """Addresses (host:port) at which this router is reached on this machine, as a URL writes them."""
+    is_local = _is_loopback(host) or host in ANY
+    return frozenset(f"{one}:{port}" for one in (host, *(LOCAL if is_local else ())))
+
+
+def _print_mistakes(error: TableFileError) -> None:
+    for line in error.lines:
+        _print_line(line)
 
 
 def _listening(host: str, port: int) -> socket.socket:

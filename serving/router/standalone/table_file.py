@@ -42,7 +42,8 @@ from serving.messages import RouteTable
 from serving.router.front.front_wire import WireFront
 from serving.router.records.records_file import RecordsFile
 from serving.router.router import RouterCore
-from serving.router.standalone.table_reader import TableFile, TableFileError, listed, read_file
+from serving.router.standalone.table_mistakes import listed
+from serving.router.standalone.table_reader import TableFile, TableFileError, read_file
 from serving.router.standalone.table_schema import TableSpec
 from serving.router.standalone.table_summary import changes, notes
 from serving.router.types import OwnRoutes
@@ -52,6 +53,7 @@ from serving.table.heavy_keys import HeavyKeys
 
 RELOAD_CHECK_S = 0.25  # a change is in effect after one or two of these
 RETRY_S = 5.0  # until a file that was refused is read again though it has not changed
+NONE: frozenset[str] = frozenset()
 HEALTH_PATHS = (b"/health", b"/healthz", b"/-/healthz")
 
 log = logging.getLogger("canaryctl.router")
@@ -117,11 +119,13 @@ def _news(last: TableFile | None, file: TableFile) -> tuple[str, ...]:
 class FileTableSource:
     """One core for each service of a file, with its tables as of the last change."""
 
-    def __init__(self, path: Path, records: RecordsFile | None = None) -> None:
-        """records: where the records of requests go; None: they are discarded."""
+    def __init__(self, path: Path, records: RecordsFile | None = None, own: frozenset[str] = NONE) -> None:
+        """records: where the records of requests go; None: they are discarded. own: as in `read_file`."""
+        self.own = own
         self._records = records
         self.cores: dict[str, RouterCore] = {}  # by service, in the order of the file
         self.on_tables: Callable[[tuple[RouterCore, ...]], None] | None = None  # a file has taken effect
+        self.mistakes: tuple[str, ...] = ()  # of the file that was refused last, a line each
         self.refused: str | None = None  # why the file as it is on disk is not in effect; None: it is
         self.refused_since_s: float | None = None  # boot clock; None: it is in effect
         self._path = path
@@ -226,7 +230,7 @@ class FileTableSource:
     def _read(self, known: TableFile | None) -> _Read | TableFileError:
         """The file, or what is wrong with it. known: as in `read_file`. Of 10,000 keys it takes seconds."""
         try:
-            file = read_file(self._path, change=self._change + 1, known=known)
+            file = read_file(self._path, change=self._change + 1, known=known, own=self.own)
         except TableFileError as exc:
             return exc
         return _Read(file, file != known, _news(self._file, file))
@@ -235,6 +239,7 @@ class FileTableSource:
         """Let what was read take effect; what is wrong with it, in one line."""
         self._loaded, self._settling, self._tried_s = stamp, stamp, boot_s()
         if isinstance(found, TableFileError):
+            self.mistakes = found.lines
             return self._refuse(str(found))
         tables = found.file.tables
         if self.cores and not tables.keys() & self.cores.keys():  # more likely a mistake than a wish
@@ -364,12 +369,12 @@ def make_front(path: Path) -> WireFront:
     return front_of(source_of(path))
 
 
-def source_of(path: Path, records: RecordsFile | None = None) -> FileTableSource:
+def source_of(path: Path, records: RecordsFile | None = None, own: frozenset[str] = NONE) -> FileTableSource:
     """The tables of this file. Raises TableFileError."""
-    source = FileTableSource(path, records)
+    source = FileTableSource(path, records, own)
     error = source.reload()
     if error is not None:
-        raise TableFileError(error)
+        raise TableFileError(error, source.mistakes)
     return source
 
 

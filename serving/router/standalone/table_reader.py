@@ -5,36 +5,51 @@ Invariant: no key and no secret is shown in a message.
 
 from __future__ import annotations
 
-import difflib
 import functools
+import hashlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from serving.access import Affinity
 from serving.credentials import KeyReference, NoKey, UnitKey
-from serving.files.client_rules import KeySpec, TrustSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 from serving.messages import Arm, Replica, RouteTable
+from serving.router.standalone.table_mistakes import listed, mistakes
 from serving.router.standalone.table_schema import (
     SHARED,
     AffinitySpec,
-    CanarySpec,
     LimitsSpec,
     TableSpec,
     UpstreamSpec,
 )
+from serving.targets import Endpoint
 
 SHORTEST_TOKEN_KEY = 16  # bytes
-_NO_MAPPING = frozenset({"model_type", "model_attributes_type", "dict_type"})
-_FIRST = ("service", "stable", "canary", "weight_bp", "salt")  # in messages
+ROLLOUT_LETTERS = 10
+SHOWN_MISTAKES = 3  # in one line of the log
 
 
 class TableFileError(ValueError):
-    """The file is invalid or unreadable; one line with the value, the limit and the remedy."""
+    """The file is invalid or unreadable; one line with the value, the limit and the remedy.
+
+    lines: one for each mistake, of which the text has the first ones.
+    """
+
+    def __init__(self, text: str, lines: Sequence[str] = ()) -> None:
+        self.lines = tuple(lines) or (text,)
+        super().__init__(text)
+
+    @classmethod
+    def of(cls, path: Path, mistakes: Sequence[str]) -> TableFileError:
+        """The error of a file with these mistakes."""
+        more = len(mistakes) - SHOWN_MISTAKES
+        rest = f"; and {more} more: canaryctl router --table {path} --check" if more > 0 else ""
+        text = f"table {path}: {'; '.join(mistakes[:SHOWN_MISTAKES])}{rest}"
+        return cls(text, [f"table {path}: {one}" for one in mistakes])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +83,11 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
     return read_file(path, change=change).tables
 
 
-def read_file(path: Path, *, change: int, known: TableFile | None = None) -> TableFile:
-    """The file, its tables as revision `change`. Raises TableFileError.
+def read_file(
+    path: Path, *, change: int, known: TableFile | None = None, own: frozenset[str] = frozenset()
+) -> TableFile:
+    """The file, its tables as revision `change`. Raises TableFileError. own: addresses (host:port) of this
+    router, which no upstream may have.
 
     known: what it says, where it is the same as when that was read: only keys are read again.
 
@@ -79,14 +97,19 @@ def read_file(path: Path, *, change: int, known: TableFile | None = None) -> Tab
     specs = _specs(path) if known is None else [("", spec) for spec in known.specs.values()]
     tables: dict[str, RouteTable] = {}
     problems: list[str] = []
+    wrong: list[str] = []
     for where, spec in specs:
+        wrong += [f"{where}{line}" for line in circles(spec, own)]
         try:
             table = _table(spec, path.parent, change, problems)
         except ValueError as exc:
-            raise TableFileError(f"table {path}: {where}{exc}") from exc
+            wrong.append(f"{where}{exc}")
+            continue
         if table.service in tables:
-            raise TableFileError(f"table {path}: service {table.service} is given twice; keep one")
+            wrong.append(f"service {table.service} is given twice; keep one")
         tables[table.service] = table
+    if wrong:
+        raise TableFileError.of(path, wrong)
     return TableFile(tables, {spec.service: spec for _, spec in specs}, tuple(problems))
 
 
@@ -96,21 +119,33 @@ def _specs(path: Path) -> list[tuple[str, TableSpec]]:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
-        raise TableFileError(f"table {path}: {reason}; name a readable YAML file") from exc
+        raise TableFileError.of(path, [f"{reason}; name a readable YAML file"]) from exc
     try:
         entries = _entries(load_yaml(text))
     except YamlError as exc:
-        line = f" line {exc.line}" if exc.line is not None else ""
-        raise TableFileError(f"table {path}{line}: {exc}") from exc
+        line = f"line {exc.line}: " if exc.line is not None else ""
+        raise TableFileError.of(path, [f"{line}{exc}"]) from exc
     except ValueError as exc:
-        raise TableFileError(f"table {path}: {exc}") from exc
-    specs = []
+        raise TableFileError.of(path, [str(exc)]) from exc
+    specs, wrong = [], []
     for where, entry in entries:
         try:
             specs.append((where, TableSpec.model_validate(entry)))
         except ValidationError as exc:
-            raise TableFileError(f"table {path}: {where}{_first_line(exc)}") from exc
+            wrong += [f"{where}{line}" for line in mistakes(exc)]
+    if wrong:
+        raise TableFileError.of(path, wrong)
     return specs
+
+
+def circles(spec: TableSpec, own: frozenset[str]) -> list[str]:
+    """A line for each upstream that is the router itself: its requests would go round until none is free."""
+    named = [("stable", spec.stable), *([("canary", spec.canary)] if spec.canary is not None else [])]
+    return [
+        f"{spec.service}.{arm} {upstream.url} is the address of this router; name the server behind it"
+        for arm, upstream in named
+        if Endpoint.parsed(upstream.url).authority in own
+    ]
 
 
 def _entries(data: object) -> list[tuple[str, object]]:
@@ -162,7 +197,7 @@ def _table(spec: TableSpec, folder: Path, change: int, problems: list[str]) -> R
         epoch=1,
         revision=change,
         change=change,
-        rollout=f"file-{spec.salt}" if canary else "",
+        rollout=_rollout(spec, stable, canary) if canary else "",
         salt=spec.salt,
         weight_bp=spec.weight_bp,
         stable=stable,
@@ -175,6 +210,16 @@ def _table(spec: TableSpec, folder: Path, change: int, problems: list[str]) -> R
         burst_cap=spec.burst_cap,
         late_commit=spec.late_commit,
     )
+
+
+def _rollout(spec: TableSpec, stable: Arm, canary: Arm) -> str:
+    """Names what is compared: this canary beside this stable, for as long as affinity tokens hold.
+
+    One name for two canaries would have the second one judged by what the first one did. No weight, key or
+    audience is in it: a ramp is one rollout.
+    """
+    parts = [spec.service, spec.salt, _generation(spec), stable.version, canary.version]
+    return f"file-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:ROLLOUT_LETTERS]}"
 
 
 def _generation(spec: TableSpec) -> str:
@@ -226,61 +271,3 @@ def _arm(upstream: UpstreamSpec, name: str, folder: Path) -> Arm:
 
 def _key_problem(arm: Arm) -> str | None:
     return arm.api_key.problem() if arm.api_key is not None else None
-
-
-_KINDS: dict[str, type[BaseModel]] = {
-    "stable": UpstreamSpec,
-    "canary": CanarySpec,
-    "keys": KeySpec,
-    "trust": TrustSpec,
-    "affinity": AffinitySpec,
-    "limits": LimitsSpec,
-}
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    loc = first["loc"]
-    where = ".".join(str(part) for part in loc)
-    got = first.get("input")
-    is_plain = isinstance(got, str | int | float | bool) and "key" not in str(loc[-1:])
-    is_shown = is_plain and not {"url", "sha256"} & set(loc)  # a key must not be shown
-    value = f" {got!r}" if is_shown else ""
-    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
-    known = ""
-    if kind == "extra_forbidden":
-        names = _known_at(loc)
-        close = difflib.get_close_matches(str(loc[-1]), names, 1)
-        message = f"is no key here{_elsewhere(loc) or (f'; did you mean {close[0]}?' if close else '')}"
-        known = f"; keys are {listed(names)}"
-    elif kind == "missing":
-        message = "is missing; add it"
-    elif kind in _NO_MAPPING:
-        value, message = "", "is no mapping; begin with service: NAME, or services:"
-        if where in ("stable", "canary"):
-            message = f"is no mapping; write {where}: {{url: http://HOST:PORT}}"
-    elif kind.startswith("int") and str(loc[0]).endswith("_bp"):
-        message += "; a weight is a whole number of basis points: 500 is 5 %"
-    colon = f"{where}{value}: " if where else ("" if first["type"] == "value_error" else "the file: ")
-    return f"{colon}{message}{known}"
-
-
-def _elsewhere(loc: tuple[int | str, ...]) -> str:
-    """Where a key that is none here belongs; empty: nowhere."""
-    if len(loc) > 1 and loc[-1] in TableSpec.model_fields:
-        return "; write it at the top, beside service"
-    places = [place for place, kind in _KINDS.items() if loc[-1] in kind.model_fields]
-    return f"; write it below {' or '.join(places)}" if places else ""
-
-
-def _known_at(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the mapping around this place may have."""
-    kind = _KINDS.get(str(loc[0]), TableSpec) if len(loc) > 1 else TableSpec
-    fields = kind.model_fields
-    names = [field.alias or name for name, field in fields.items()]
-    return sorted(names, key=lambda name: name not in _FIRST)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message."""
-    return ", ".join(names)

@@ -60,6 +60,12 @@ def notes(spec: TableSpec) -> list[str]:
     canary = spec.canary
     if canary is not None and (canary.url, canary.model) == (spec.stable.url, spec.stable.model):
         found.append(f"{spec.service}: canary and stable are one upstream, so that nothing is compared")
+    for upstream in (spec.stable, *([canary] if canary is not None else [])):
+        if upstream.url.endswith(f"/{spec.service}/v1"):
+            found.append(
+                f"{spec.service}: {upstream.url} is a URL as this router has them; if it is its own, "
+                "requests go round in a circle (--check --port PORT tells)"
+            )
     if canary is not None and canary.enabled:
         weights = [*spec.audience_bp.items(), *spec.category_bp.items()]
         if small := [name for name, bp in weights if bp <= spec.weight_bp]:
@@ -102,7 +108,7 @@ def changes(before: Mapping[str, TableSpec], after: Mapping[str, TableSpec]) -> 
         old = before.get(name)
         if old is None:
             yield f"{name} is now served: {summary(spec).partition(': ')[2]}"
-        elif parts := list(_differences(_facts(old), _facts(spec))):
+        elif parts := [*_differences(_facts(old), _facts(spec)), *_settings(old, spec)]:
             yield f"{name} {', '.join(parts)}"
 
 
@@ -122,8 +128,6 @@ def _facts(spec: TableSpec) -> Facts:
         "canary": (weight, weight),
         "canary URL": (url, url),
         "stable URL": (_upstream(spec.stable), _upstream(spec.stable)),
-        "other settings of canary": (_rest(spec.canary), ""),
-        "other settings of stable": (_rest(spec.stable), ""),
         "client keys": (spec.keys, ", ".join(key.name for key in spec.keys) or "none"),
         "keys_required": (spec.keys_required, str(spec.keys_required).lower()),
         "audience_bp": (spec.audience_bp, _weights(spec.audience_bp)),
@@ -137,8 +141,15 @@ def _facts(spec: TableSpec) -> Facts:
     }
 
 
-def _rest(spec: UpstreamSpec | None) -> object:
-    return spec and spec.model_dump(exclude={"url", "model", "enabled"})
+def _settings(before: TableSpec, after: TableSpec) -> Iterator[str]:
+    """What else has changed of an upstream that stays: `canary since 1 -> 2`. No key's place is shown."""
+    for arm, old, new in (("canary", before.canary, after.canary), ("stable", before.stable, after.stable)):
+        if old is None or new is None:
+            continue
+        for name, value in new.model_dump(exclude={"url", "model", "enabled"}).items():
+            if value != (was := getattr(old, name)):
+                shown = "changed" if "key" in name else f"{was or 'none'} -> {value or 'none'}"
+                yield f"{arm} {name} {shown}"
 
 
 def _weights(weights: Mapping[str, int]) -> str:

@@ -135,10 +135,11 @@ class UpstreamHealth:
                 yield True, f"upstream fails: {name}: {reason}{_instead(arm, one)}"
             elif one.is_aside and not one.is_aside_told:
                 one.is_aside_told, one.told_s = True, now_s
+                reason = _reason(one, url, _arm(table, arm), unreachable)  # may be another than the first
                 yield (
                     True,
-                    f"upstream set aside: {name}: {one.in_a_row} requests in a row had no answer; the next "
-                    "get stable's at once, while copies of them try it until it answers",
+                    f"upstream set aside: {name}: {one.in_a_row} requests in a row had no answer ({reason}); "
+                    "the next get stable's at once, while copies of them try it until it answers",
                 )
             elif one.last_s > one.told_s and now_s - one.told_s >= TELL_S:
                 one.told_s = now_s

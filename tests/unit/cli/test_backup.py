@@ -54,7 +54,10 @@ def test_before_the_first_up_there_is_nothing_to_copy(
     monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path / "home"))
 
     assert run(["backup", str(tmp_path / "copy.db")]) == 2
-    assert "no service yet; start one: canaryctl up" in capsys.readouterr().err
+    assert (
+        f"no service yet in the state folder {tmp_path / 'home'} (CANARYCTL_HOME); start one: canaryctl up"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_copy_ends_while_the_database_is_written_all_the_time(store: SqlStore, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from controller import telemetry
+from controller.cli.client import Client
 from controller.cli.main import run
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
@@ -75,3 +77,31 @@ def test_a_warning_of_a_command_names_its_files(
     assert run(["status"]) == 0
     line = "warning: the log of another database was set aside (file /x/log, database /x/db)\n"
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("health", "is_led"),
+    [
+        (None, False),
+        ({"leading": True}, True),
+        ({"leading": False}, False),
+        ({"leading": True, "lost_database": "gone"}, False),
+    ],
+)
+def test_a_direct_rollback_asks_whether_a_controller_runs_and_can_act(
+    home: Path, monkeypatch: pytest.MonkeyPatch, health: dict[str, object] | None, is_led: bool
+) -> None:
+    """Its next step was to start one that ran."""
+    monkeypatch.setattr(Client, "health", lambda self: health)
+    monkeypatch.setattr(Client, "accepts_token", lambda self: True)
+    told: list[bool] = []
+    result = SimpleNamespace(succeeded=(), failed=(), next_step=None, problem=None)
+
+    def roll_back(*_: object, is_led: Callable[[], bool], **__: object) -> SimpleNamespace:
+        told.append(is_led())
+        return result
+
+    monkeypatch.setattr(direct_rollback, "roll_back_directly", roll_back)
+
+    assert run(["rollback", "chat", "--direct"]) == 0
+    assert told == [is_led]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controller.cli.evidence_columns import ReadOptions
 from controller.cli.evidence_files import read_evidence
 from controller.errors import BadInput
 from controller.evidence.records import draw_of
@@ -70,3 +71,57 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(BadInput, match=r"r.jsonl: line 2 is no record of a router .*remove the line"):
         read_evidence(path)
+
+
+STABLE_ALONE = [a_record(n, w=0.0, rollout="", version="stable") for n in range(3)]
+V1 = [a_record(10 + n, arm=n % 2, w=0.5, rollout="file-1", version=f"v{n % 2}") for n in range(6)]
+V2 = [a_record(20 + n, arm=n % 2, w=0.5, rollout="file-2", version=f"v{2 * (n % 2)}") for n in range(4)]
+
+
+def test_of_several_canaries_the_newest_is_judged_and_the_others_are_named(tmp_path: Path) -> None:
+    found = read_evidence(write(tmp_path / "r.jsonl", [*STABLE_ALONE, *V2, *V1]))  # in any order
+
+    times = [one.at_s for one in (*STABLE_ALONE, *V2)]
+    assert np.asarray(found.columns["t_s"]).tolist() == times
+    assert (
+        "judged: rollout file-2 (of chat, version v2, 2 canary requests, until 2027-01-15 08:00 UTC), "
+        "the newest of 2 in r.jsonl; left out: file-1 (of chat, version v1, 3 canary requests, "
+        "until 2027-01-15 08:00 UTC); to judge another: --rollout ID"
+    ) in found.notes
+
+
+def test_another_rollout_of_the_file_can_be_chosen_by_its_id(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [*V1, *V2])
+
+    found = read_evidence(path, options=ReadOptions(rollout="file-1"))
+
+    assert found.rows == len(V1)
+    with pytest.raises(
+        BadInput, match=r"--rollout file-3: .* it has file-1 \(of chat, version v1, .*; file-2"
+    ):
+        read_evidence(path, options=ReadOptions(rollout="file-3"))
+
+
+def test_another_service_in_the_file_is_another_rollout(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    of_code = [a_record(0, w=0.0, rollout=""), *V1]
+    path.write_bytes(
+        b"".join(line_of(one, "code") for one in of_code) + b"".join(line_of(one, "chat") for one in V2)
+    )
+
+    assert read_evidence(path).rows == len(V2)
+
+
+def test_records_of_one_rollout_and_its_ramp_need_no_choice(tmp_path: Path) -> None:
+    found = read_evidence(write(tmp_path / "r.jsonl", [*STABLE_ALONE, *V1]))
+
+    assert found.rows == 9
+    assert not any("judged:" in line for line in found.notes)
+
+
+def test_a_rollout_is_chosen_of_a_routers_records_alone(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("t_s,arm,w\n1,0,0.5\n")
+
+    with pytest.raises(BadInput, match=r"--rollout is for records of canaryctl router, and r\.csv has none"):
+        read_evidence(path, options=ReadOptions(rollout="file-1"))

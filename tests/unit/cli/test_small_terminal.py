@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from controller.cli.live_frame import frame
-from controller.cli.render import service_detail
+from controller.cli.live_frame import fitted, frame
+from controller.cli.render import service_detail, stages_line
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
 from controller.rollout.state import RolloutState
 from controller.views.models import ServiceView
@@ -151,3 +151,26 @@ def test_status_keeps_a_line_for_each_gate_at_80_columns_too() -> None:
         console.print(service_detail(view, is_wide=False, columns=80))
 
     assert not any(line.strip().startswith("UNDECIDED") for line in printed.get().splitlines())
+
+
+@pytest.mark.parametrize(("is_terminal", "height"), [(True, 24), (True, 80), (False, 24)])
+def test_status_keeps_who_serves_in_sight_on_a_low_terminal(is_terminal: bool, height: int) -> None:
+    view = rollout_view(state(), EvidenceStatus(0, Verdict.UNDECIDED, gates=gates(), canary_requests=29))
+    shown = service().model_copy(update={"rollout": view})
+    console = Console(width=80, height=height, force_terminal=is_terminal, color_system=None)
+    with console.capture() as printed:
+        console.print(fitted(shown, console=console, is_wide=False))
+    lines = printed.get().splitlines()
+
+    assert any(line.startswith("chat  serving v-old") for line in lines)
+    is_short = is_terminal and height == 24
+    assert (len(lines) <= 22, "all of it: canaryctl status chat | cat" in lines[-1]) == (is_short, is_short)
+
+
+def test_stages_that_never_come_are_not_shown_as_ahead() -> None:
+    view = rollout_view(state(), EvidenceStatus(0, Verdict.UNDECIDED, gates=(), canary_requests=29))
+    ended = view.model_copy(update={"phase": "rolled_back", "is_final": True})
+
+    assert "○ 100 %" in stages_line(view).plain
+    assert "○" not in stages_line(ended).plain
+    assert stages_line(ended).plain.endswith("– 100 %")

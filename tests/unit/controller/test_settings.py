@@ -10,7 +10,6 @@ import pytest
 
 from controller.errors import BadInput
 from controller.settings import Config, load_settings, save_config
-from controller.store.database_url import parsed_url
 from controller.store.sql import SqlStore
 
 

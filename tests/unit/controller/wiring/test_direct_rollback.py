@@ -87,6 +87,15 @@ def settings(tmp_path: Path) -> Settings:
     return settings
 
 
+def test_beside_a_controller_that_runs_none_is_to_be_started(table: Table, settings: Settings) -> None:
+    result = roll_back_directly(settings, "chat", reason="", is_led=lambda: True)
+
+    assert (result.problem, result.next_step) == (
+        None,
+        "next: the controller that runs completes it and frees the memory: canaryctl status",
+    )
+
+
 def test_table_and_store_get_the_rollback(table: Table, settings: Settings) -> None:
     result = roll_back_directly(settings, "chat", reason="3 a.m.")
 
@@ -388,7 +397,7 @@ def test_without_a_running_rollout_stable_serves_already(table: Table, settings:
 def test_without_a_service_the_message_says_what_to_do(table: Table, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, database_url=sqlite_url(tmp_path / "state.db"))
 
-    with pytest.raises(UnknownService, match=r"no service exists, so nothing can be rolled back; start one"):
+    with pytest.raises(UnknownService, match=r"no service yet in the state folder .*; start one"):
         roll_back_directly(settings, None, reason="")
 
 
@@ -458,6 +467,8 @@ def test_a_promoted_version_is_not_said_to_be_rolled_back(table: Table, settings
     assert result.problem is not None
     assert result.problem.startswith(f"traffic has not moved: chat serves {CANARY}, which was promoted")
     assert result.problem.endswith("start it: canaryctl up, then: canaryctl undo chat")
+    beside = roll_back_directly(settings, "chat", reason="it rambles", is_led=lambda: True)
+    assert str(beside.problem).endswith("needs a controller; one runs: canaryctl undo chat")
 
 
 @pytest.mark.parametrize("weight_bp", [0, 9_000])

@@ -66,11 +66,17 @@ async def probed(
         (429, 404, None),
         (404, 400, None),
         (405, 422, None),
-        (404, 404, "answers 404: correct its base URL, or set model, which is large"),
-        (401, 401, "answers 401: it needs a key; set api_key_env or api_key_file"),
-        (404, 403, "answers 403: it needs a key"),
-        (308, 400, "answers 308, a redirect; give the address that it leads to"),
-        (503, 400, "answers 503; check that endpoint"),
+        (
+            404,
+            404,
+            "answers 404 to POST /v1/chat/completions: correct its base URL, or set model",
+        ),
+        (401, 401, "answers 401 to GET /v1/models: it needs a key; set api_key_env or api_key_file"),
+        (404, 403, "answers 403 to POST /v1/chat/completions: it needs a key"),
+        (308, 400, "answers 308 to GET /v1/models, a redirect; give the address that it leads to"),
+        (501, 400, None),
+        (501, 503, "answers 503 to POST /v1/chat/completions; check that endpoint"),
+        (503, 400, "answers 503 to GET /v1/models; check that endpoint"),
     ],
 )
 async def test_an_endpoint_answers_or_the_reason_is_told(
@@ -107,7 +113,7 @@ async def test_the_key_is_sent_and_a_refused_one_is_told_by_its_reference(
     found = await error_of(server.url, key=key)
 
     assert server.keys == ["Bearer sk-1"]
-    assert found == f"{server.url} answers 401: it refuses the key of {key}; correct it"
+    assert found == f"{server.url} answers 401 to GET /v1/models: it refuses the key of {key}; correct it"
 
 
 async def test_a_key_that_cannot_be_read_is_told_before_the_endpoint_is_asked(server: Server) -> None:

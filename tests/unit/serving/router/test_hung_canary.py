@@ -177,12 +177,12 @@ def test_the_defaults_of_a_table_are_those_of_the_router() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("limits: {stable_s: 0}", "limits.stable_s 0: Input should be greater than 0"),
+        ("limits: {stable_s: 0}", "limits.stable_s 0: is not above 0"),
         (
             "limits: {stabel_s: 5}",
             "limits.stabel_s 5: is no key here; did you mean stable_s?; keys are connect_s",
         ),
-        ("limits: {failures: 1.5}", "limits.failures 1.5: Input should be a valid integer"),
+        ("limits: {failures: 1.5}", "limits.failures 1.5: is no whole number"),
     ],
 )
 def test_a_limit_that_is_none_is_one_line(tmp_path: Path, text: str, message: str) -> None:

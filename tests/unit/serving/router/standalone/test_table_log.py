@@ -46,7 +46,13 @@ def source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> FileTableSource:
             "weight_bp: 50\nburst_cap: 5",
             "table applied: chat canary 20 % -> 0.5 %, burst_cap none -> 5",
         ),
-        ('8002"}', '8002", since: x}', "table applied: chat other settings of canary changed"),
+        ('8002"}', '8002", since: x}', "table applied: chat canary since none -> x"),
+        (
+            '8002"}',
+            '8002", version: v2, api_key_env: PATH}',
+            "table applied: chat canary version none -> v2, canary api_key_env changed",
+        ),
+        ('8001"}', '8001", version: v1}', "table applied: chat stable version none -> v1"),
     ],
 )
 def test_an_applied_table_is_one_line_that_says_what_changed(
