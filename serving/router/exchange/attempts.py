@@ -17,6 +17,8 @@ Rules:
    turn, stable's first, and one that answers 404 does not have it. No memory of ids is needed, so that this
    survives restarts, works at every router, and finds the right one of an arm's replicas. vLLM and others
    answer 404 before they do anything; only endpoints that are no vLLM say 400.
+7. What makes something that lasts (`creates`) is sent to a next one, lookup or not, only where the last has
+   surely made nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the sam
 NOT_IMPLEMENTED = 501  # of a route that an engine does not have: it answers the others
 REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _NOTHING_MADE = frozenset({"refused", "withheld", "key refused", "error in the answer", None})
+_NOTHING_MADE_STATUSES = frozenset({429, NOT_IMPLEMENTED, 503})  # of failures; so does a 4xx say
 
 
 class Tried(Struct, gc=False):
@@ -129,6 +132,7 @@ class Attempts:
         return None
 
     def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
+        may_ask = may_ask and not self._is_exhausted
         for arm in (STABLE, CANARY) if may_ask and self.count < MAX_LOOKUPS else ():
             self.arm = arm
             current, untried = self.current_arm, self._untried()
@@ -160,8 +164,10 @@ class Attempts:
     def failed(self, why: Failure | None) -> None:
         """The current attempt, which is over, got no answer; None: a whole one without usage, no failure."""
         self.tried[-1].cause = why or "cut"
+        may_be_made = self._creates and why not in _NOTHING_MADE
         if self._assignment.is_lookup:
             self._has_lookup_failed = True
+            self._is_exhausted = self.may_be_made = may_be_made
             if why == "refused":
                 self._tell(why)
             return
@@ -174,7 +180,7 @@ class Attempts:
             return
         self._note_failure(why)
         self._tell(why)
-        if self._creates and why not in _NOTHING_MADE:
+        if may_be_made:
             self._is_exhausted = self.may_be_made = True  # no other may make a second
             return
         is_stable = self.arm == STABLE
@@ -299,7 +305,8 @@ class Attempts:
         """Whether this is the answer to a lookup. The last replica's "not found" is, if all answered."""
         arm = self.current_arm
         is_unknown = status == 404 or (status == 400 and arm is not None and arm.external)
-        if not (is_unknown or has_failed):
+        may_be_made = self._creates and has_failed and status not in _NOTHING_MADE_STATUSES
+        if may_be_made or not (is_unknown or has_failed):
             return True
         self._has_lookup_failed = self._has_lookup_failed or has_failed
         return not self._has_lookup_failed and not self._has_more()
