@@ -141,7 +141,7 @@ class Attempt(Struct, frozen=True, gc=False):
     first_byte_s: float  # timeout until the first byte
     api_key: KeyReference | None = None  # read when the request is sent; None: the endpoint needs none
     may_be_stale: bool = False  # the peer closes idle connections by its own rule, as our engines do not
-    is_fresh: bool = False  # sent on a new connection only, so that it is never sent again (`upstream.py`)
+    is_fresh: bool = False  # sent on a new connection only, of which no reset is forgiven (`upstream.py`)
 
     @property
     def url(self) -> str:

@@ -5,8 +5,9 @@ Rules:
    whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure, by its head: its body
    may break off. But an endpoint that answers our API key with 401 or 403 has failed.
 2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
-   repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
-   on while connections are refused. The limit to the first byte is one for all attempts at an arm together.
+   repeated once on the arm, on another replica if there is one; a reset that an endpoint was forgiven
+   (`upstream.py`) is that repeat. Stable, behind which nobody stands, also goes on while connections are
+   refused. The limit to the first byte is one for all attempts at an arm together.
 3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
 4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
    another replica of stable, if there is one.
@@ -85,12 +86,21 @@ class Attempts:
         self.is_tried = False  # the first attempt is a trial that is under way, beside those at stable
         self.was_redone = False  # stable answered anew where only the usage was missing
         self.is_stopped = False  # by the router, whose own end is no failure of an arm
+        self.was_sent_again = False  # the current attempt, to its replica
         self.was_whole = False  # the answer of the assigned arm was whole, but for what stable adds
 
     @property
     def count(self) -> int:
         """Attempts so far."""
         return len(self.tried)
+
+    @property
+    def is_repeat(self) -> bool:
+        """True when the request was sent before the current attempt, and not just not found there."""
+        before = [one.cause for one in self.tried[:-1] if one.cause != "refused"]
+        if self._assignment.is_lookup:
+            return not all(cause is not None and cause.startswith("status") for cause in before)
+        return bool(before)
 
     @property
     def records(self) -> tuple[AttemptRecord, ...]:
@@ -145,7 +155,7 @@ class Attempts:
 
     def _use(self, replica: Replica) -> None:
         self.tried.append(Tried(self.arm, replica.url))
-        self.replica = replica
+        self.replica, self.was_sent_again = replica, False
         self._tried_urls.append(replica.url)
         self._context.in_flight[replica.url] = self._context.in_flight.get(replica.url, 0) + 1
 
@@ -185,7 +195,7 @@ class Attempts:
             return
         is_stable = self.arm == STABLE
         is_repeated = why in _REPEATED or (why == "timeout" and is_stable)
-        can_repeat = self._may_repeat and is_repeated and not self._creates
+        can_repeat = self._may_repeat and is_repeated and not (self._creates or self.was_sent_again)
         if why == "refused" and is_stable:
             can_repeat = True  # nothing was sent
         else:

@@ -346,6 +346,10 @@ class Exchange:
         is_replaced = not self._out.is_committed and self._attempts.arm == CANARY
         return is_replaced or (scan is not None and self._may_continue(scan))
 
+    def sent_again(self) -> None:
+        """The attempt under way was sent a second time, after a reset that was forgiven."""
+        self._attempts.was_sent_again = True
+
     def refused(self, refusal: Refusal, *, now_s: float) -> None:
         """The client was sent the router's own error."""
         self._status = refusal.status

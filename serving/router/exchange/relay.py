@@ -162,8 +162,10 @@ class Relay:
 
     def on_failed(self, why: Failure) -> None:
         """The attempt failed."""
-        self._call = None
+        call, self._call = self._call, None
         try:
+            if call is not None and call.was_sent_again:
+                self._exchange.sent_again()
             self._do(self._exchange.broken(why, now_s=boot_s()))
         except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()

@@ -38,7 +38,6 @@ class EngineConnection(asyncio.Protocol):
         self.call: Call | None = None
         self.made_s = boot_s()
         self.idle_since_s = 0.0
-        self.is_reused = False
         self.is_closed = False
         self._parser = httptools.HttpResponseParser(self)
         # Some servers pad a chunk's size with blanks, which nginx, httpd, HAProxy and Go read. What is
@@ -119,7 +118,7 @@ class EngineConnection(asyncio.Protocol):
         if self._is_in_body and self._ends_with_connection and exc is None:
             call.end(self, is_reusable=False)
         else:
-            call.lost(is_reused=self.is_reused, has_bytes=self._head_bytes > 0 or self._is_in_body)
+            call.lost(has_bytes=self._head_bytes > 0 or self._is_in_body)
 
     def drop(self) -> None:
         """Close without waiting."""
@@ -234,4 +233,4 @@ class EngineConnection(asyncio.Protocol):
         """What came is not HTTP, or too long."""
         self.drop()
         if not call.is_over:
-            call.lost(is_reused=False, has_bytes=True)
+            call.lost(has_bytes=True)
