@@ -5,7 +5,8 @@ are parsed. Of a stream, whole events are passed on, as they came; the comment b
 tokens of an event is taken out and its ids are kept (`token_ids`).
 
 Rules:
-1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
+1. A stream is complete when every choice has finished, when a message has said why it stops (that event is
+   the last with anything in it), or when its API's last event says so. `[DONE]` alone
    says nothing, and an end of the body is enough only on paths whose answers hold no text. Where the number
    of choices is not known, one must have finished, and then [DONE] or the end of the body completes it.
 2. A comment is no event, nor is a ping or white space; an event without content (a role) commits nobody.
@@ -102,7 +103,7 @@ class AnswerScan(AnswerFacts):
     @property
     def is_finished(self) -> bool:
         """True when the stream has said all that it had to say, though its body may not have ended."""
-        if self._has_stopped and (self.is_done or self._has_ended):
+        if self._has_stopped:
             return True
         if self.choices is None:
             return self._has_last_event or (bool(self._finished) and (self.is_done or self._has_ended))
@@ -113,6 +114,11 @@ class AnswerScan(AnswerFacts):
     def is_whole(self) -> bool:
         """True for a stream in which every choice has finished, and no error came."""
         return self.is_stream and self.is_finished and not self.has_error
+
+    @property
+    def has_last_event(self) -> bool:
+        """True for a whole stream of which nothing can follow that its readers would take."""
+        return self.is_whole and (self.is_done or self._has_last_event)
 
     @property
     def is_amid_event(self) -> bool:

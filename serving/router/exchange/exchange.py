@@ -22,7 +22,7 @@ Rules:
    stable, whose answer the user gets. A refusal by the canary's fence is no evidence about the version.
 4. A stream that is cut later is continued by stable (`continued.py`), where the engine has named the ids
    of its tokens and stable has the same vocabulary (`cover.py`). Else it ends with an error event.
-5. Late commit: a canary's stream that could not be continued is held until it is whole, up to HOLD_LIMIT.
+5. Late commit: a canary's stream that could not be continued is held until its last event, up to HOLD_LIMIT.
    It ends when the canary has the full weight. Who waits for a stream is kept alive (`waited`).
 6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
    events are passed on, so that another can always follow.
@@ -202,6 +202,10 @@ class Exchange:
         if not (is_kept := self._out.hold(data)):
             self.seen.covered = None if self.seen.covered is None else False
         may_pass = scan.is_stream and is_begun and not self._out.holds_all
+        if is_kept and self._out.holds_all and scan.has_last_event and not self._has_left:
+            why, may_pass = unusable(scan, scan.defect, is_canary=True), True
+            if why is not None or self._cover.lacks_usage(scan):
+                return self._failed(why)
         return self._deliver(b"") if may_pass or not is_kept else Step.HOLD
 
     def _received_error(self, scan: AnswerScan, data: bytes) -> Action:

@@ -3,10 +3,10 @@
 Rules:
 1. Every failure reaches the listener once, as a `Failure`; nothing is raised after `open` has returned.
 2. `may_start` is asked when there is a connection and before the first byte is written.
-3. An external peer may close a kept-alive connection while a request is on its way. A quick reset says nothing
-   about it, so the request is sent once more, on a new connection; only that outcome counts. So it is whether
-   the connection was kept or new: the arm with fewer requests finds one open less often, and would have more
-   errors. What is sent a second time, or may be sent but once (`is_fresh`), is sent on a new one at once, of
+3. An external peer may close a kept-alive connection while a request is on its way. A quick reset says
+   nothing about it, so the request is sent once more, on a new connection; only that outcome counts. So it is
+   whether the connection was kept or new: the arm with fewer requests finds one open less often, and would
+   have more errors. What is sent a second time, or may be sent but once (`is_fresh`), is sent on a new one at once, of
    which no reset is forgiven.
    Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
 4. An endpoint's API key is read when a request is sent, and is in no other value; not in its answer either.
