@@ -104,8 +104,8 @@ class Limits:
     stable_s: float = 600.0  # to the first byte
     lookup_s: float = 15.0  # to the first byte of a replica that may keep what has this id
     lookups_s: float = 60.0  # for all of them together
-    idle_s: float = 300.0  # between bytes
-    stall_s: float = 30.0  # between bytes: later it is an error on either arm, and the canary is replaced
+    idle_s: float = 300.0  # between bytes of any kind
+    stall_s: float = 30.0  # between events: later it is an error on either arm, and the canary is replaced
     tokenize_s: float = 15.0  # until stable has tokenized the prompt of a stream that it takes over
     keep_alive_s: float = 5.0  # after which a client that waits for a stream gets a comment or a ping
     connection_age_s: float = 60.0  # of a kept connection to an engine, which is then closed

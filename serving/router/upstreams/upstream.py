@@ -6,9 +6,9 @@ Rules:
 3. An external peer may close a kept-alive connection while a request is on its way. A quick reset says
    nothing about it, so the request is sent once more, on a new connection; only that outcome counts. So it is
    whether the connection was kept or new: the arm with fewer requests finds one open less often, and would
-   have more errors. What is sent a second time, or may be sent but once (`is_fresh`), is sent on a new one at once, of
-   which no reset is forgiven.
-   Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
+   have more errors. What is sent a second time, or may be sent but once (`is_fresh`), is sent on a new one at
+   once, of which no reset is forgiven. Our engines never close an idle connection (`KEEP_ALIVE_S` there
+   is an hour): a reset is a failure.
 4. An endpoint's API key is read when a request is sent, and is in no other value; not in its answer either.
 5. A connection is kept for `connection_age_s` at most, so that a name that moves is followed; idle for so
    long to an engine of ours, for KEEP_ALIVE_S to an external endpoint.

@@ -89,7 +89,7 @@ def test_a_held_stream_is_the_clients_at_its_last_event(
 
 
 def test_a_held_stream_that_lacks_its_usage_at_its_last_event_is_answered_anew() -> None:
-    router, exchange = begin({**TOOLS, "stream_options": {"include_usage": True}})
+    _, exchange = begin({**TOOLS, "stream_options": {"include_usage": True}})
     attempt(exchange)
     first = exchange.received(EVENT + FINISH, now_s=10.5)
     last = exchange.received(DONE, now_s=10.6)
@@ -99,7 +99,7 @@ def test_a_held_stream_that_lacks_its_usage_at_its_last_event_is_answered_anew()
 
 
 def test_a_held_message_without_a_word_is_answered_anew_at_its_last_event() -> None:
-    router, exchange = begin({}, path=MESSAGES)
+    _, exchange = begin({}, path=MESSAGES)
     attempt(exchange, PARSED)
     first, last = exchange.received(STOP, now_s=10.5), exchange.received(STOPPED, now_s=10.6)
 
