@@ -12,10 +12,10 @@ LAST = b'data: {"id":"a","choices":[{"index":0,"delta":{},"finish_reason":"stop"
 COMMENTS = {"comments": b": a tool runs\n\n", "pings": b"event: ping\ndata: {}\n\n", "blanks": b"\n"}
 
 
-def answered(pieces: list[Piece], *, habit: Habit = Habit()) -> Seen:
+def answered(pieces: list[Piece]) -> Seen:
     body = {"messages": [], "stream": True, "tools": [{"type": "function"}]}
     with virtual_time() as loop:
-        return loop.run_until_complete(ask(lambda *_: pieces, habit, arm=0, path=CHAT, body=body))
+        return loop.run_until_complete(ask(lambda *_: pieces, Habit(), arm=0, path=CHAT, body=body))
 
 
 @pytest.mark.parametrize("kind", COMMENTS)
