@@ -53,6 +53,7 @@ from serving.router.types import TEXT_PATHS
 
 BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
+LINES_LIMIT = 4096  # of an event that comes in parts; each is a step, and beyond it is passed on so too
 
 _LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until their shape is known
 
@@ -86,6 +87,7 @@ class AnswerScan(AnswerFacts):
     _has_ended: bool = False
     _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
     _has_cr: bool = False  # in the buffer
+    _lines: int = 0  # line ends in the buffer of a stream
     _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
     _is_object: bool = False  # what was too large begins as a JSON object
     _is_first: bool = True
@@ -182,7 +184,12 @@ class AnswerScan(AnswerFacts):
         if end:
             del self._buffer[:end]
             self._has_cr = self._has_cr and b"\r" in self._buffer
-        rest = self._give_up() if len(self._buffer) > PARSE_LIMIT else b""
+        start = 0 if end else known
+        ends = (b"\n", b"\r") if self._has_cr else (b"\n",)
+        lines = max(self._buffer.count(one, start) for one in ends)
+        self._lines = lines if end else self._lines + lines
+        is_large = len(self._buffer) > PARSE_LIMIT or self._lines > LINES_LIMIT
+        rest = self._give_up() if is_large else b""
         return self._read_events(block) + rest if block else rest
 
     def _give_up(self) -> bytes:
