@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import httptools
 
 from serving.clock import boot_s
+from serving.router.headers import HEADERS_LIMIT
 from serving.router.turns import LARGE_READ, Reading, is_turn_over, turn_end_s
 from serving.router.upstreams.decompressed import PIECE
 
@@ -44,6 +45,7 @@ class EngineConnection(asyncio.Protocol):
         # passed on is framed anew, so nobody behind us can read another size.
         self._parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
         self._headers: Headers = []
+        self._lines = 0  # of the answer's heads, interim ones too, and of its trailers
         self._status = 0
         self._head_bytes = self._answer_bytes = 0  # of the answer: with all that frames it
         self._body: list[bytes] = []
@@ -136,6 +138,9 @@ class EngineConnection(asyncio.Protocol):
         self._is_framed = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._lines += 1
+        if self._lines > HEADERS_LIMIT:  # the parser stops here
+            raise ValueError(f"more than {HEADERS_LIMIT} header lines")
         if not self._is_in_body:  # else a trailer
             name = name.lower()
             self._headers.append((name, value))
@@ -226,7 +231,7 @@ class EngineConnection(asyncio.Protocol):
         )
         self.call = None
         self._is_in_body = self._is_complete = self._is_head_told = False
-        self._head_bytes = self._answer_bytes = 0
+        self._head_bytes = self._answer_bytes = self._lines = 0
         call.end(self, is_reusable=is_reusable)
 
     def _break(self, call: Call) -> None:
