@@ -144,6 +144,11 @@ class AnswerScan(AnswerFacts):
         """True for an empty answer in whose place another may be given: a response may be made later."""
         return self.is_empty and not self.says_why_empty and self.path != "/v1/responses"
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that are kept of an event, or of an answer that is no stream, that is not whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
         self.is_blank = self.is_blank and (not data or data.isspace())
@@ -197,6 +202,11 @@ class AnswerScan(AnswerFacts):
         rest, self._buffer = bytes(self._buffer), bytearray()
         self._is_too_large, self._is_object = True, begins_object(rest) is True
         return rest
+
+    def give_up(self) -> bytes:
+        """Keep and scan nothing more, once its first bytes are known; what is still to be passed on."""
+        rest = self._give_up() if self.is_known else b""
+        return rest if self.is_stream else b""
 
     def end(self) -> str | None:
         """The body has ended as its framing declares: read what is left of it; the answer's `fault`."""

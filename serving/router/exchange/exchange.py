@@ -171,6 +171,7 @@ class Exchange:
             return self._deliver(data)
         events, is_done, was_stream = scan.events, scan.is_done, scan.is_stream
         data = scan.feed(data)
+        data += self._out.count(scan)
         if scan.is_stream is not was_stream:  # its engine gave it another content type
             if scan.is_stream:
                 self._out.as_stream()
@@ -391,6 +392,7 @@ class Exchange:
     def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
         self._require(True, outcome)
         self._attempts.release(is_cut=outcome == "cut")
+        self._out.count_none()
         self._out.release()
         self.is_over = True
         self._recording.write(outcome, cause, self._status, now_s)
