@@ -59,7 +59,7 @@ class Exchange:
         self.request_id = start.request_id
         self.is_over = False  # the request has ended, with whatever outcome
         self.has_begun = False  # the current attempt, or step of a continuation, has answered with content
-        self._context = context
+        self._context, self.held = context, context.held
         self.start = start
         self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
         self._sender = Sender(context, start, self._attempts)

@@ -200,7 +200,8 @@ class Relay:
         if attempt is None:
             return False
         start = self._exchange.start
-        self._beside = beside = Beside(start, on_whole=self._is_whole_beside, on_failed=self.ask_beside)
+        parts = start, self._exchange.held
+        self._beside = beside = Beside(*parts, on_whole=self._is_whole_beside, on_failed=self.ask_beside)
         beside.send(self._upstream, attempt, self._method)
         return True
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from serving.router.exchange.beside import Beside
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.held import FREE, HeldBytes
 from serving.router.router import RouterCore
-from serving.router.types import Deliver, Refusal
+from serving.router.types import Deliver, Failure, Refusal
+from serving.router.upstreams.engine_connection import Headers
+from serving.router.upstreams.upstream import Call
 from tests.unit.serving.router.exchange.test_exchange import begin, core, request, table
 from tests.unit.serving.router.exchange.test_late_commit import CHAT, DONE, EVENT, FINISH, JSON, SSE
 
+BIG = EVENT.replace(b'"x"', b'"' + b"x" * 30_000 + b'"')
 PART = EVENT[:40] + b"x" * 20_000
 REST = b'"},"finish_reason":null}]}\n\n'
 LIMIT = 100_000
@@ -95,3 +99,66 @@ def test_beyond_the_budget_a_small_part_of_an_event_is_read(router: RouterCore) 
     assert isinstance(second, Deliver)
     assert exchange.seen.scan is not None
     assert exchange.seen.scan.is_finished
+
+
+# ---- stable's answer beside a silent canary's, while the router is being stopped
+
+
+class Taker:
+    """Takes what was kept."""
+
+    def __init__(self) -> None:
+        self.read = b""
+
+    def may_start(self) -> bool:
+        return True
+
+    def on_head(self, status: int, headers: Headers) -> None: ...
+
+    def on_data(self, data: bytes) -> None:
+        self.read += data
+
+    def on_end(self) -> None: ...
+
+    def on_silent(self) -> bool:
+        return True
+
+    def on_failed(self, why: Failure) -> None: ...
+
+    def took(self, call: Call | None) -> None: ...
+
+
+def beside(router: RouterCore) -> Beside:
+    one = begin(router, request({"messages": [], "stream": True}, path=CHAT))
+    kept = Beside(one.start, one.held, on_whole=lambda: None, on_failed=lambda: None)
+    kept.on_head(200, SSE)
+    return kept
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+def test_what_is_kept_beside_a_canary_counts_until_it_is_passed_on_or_given_up(
+    router: RouterCore, is_taken: bool
+) -> None:
+    kept, taker = beside(router), Taker()
+    kept.on_data(BIG[:10_000])
+    before = router.held.total
+    kept.on_data(BIG[10_000:] + FINISH + DONE)
+    kept.on_end()
+    held = router.held.total
+    if is_taken:
+        kept.pass_on(taker)
+    else:
+        kept.close()
+
+    assert (before, held, router.held.total) == (20_000, len(BIG + FINISH + DONE), 0)
+    assert taker.read == (BIG + FINISH + DONE if is_taken else b"")
+
+
+def test_what_is_kept_beside_a_canary_is_given_up_beyond_the_budget(router: RouterCore) -> None:
+    kept = beside(router)
+    router.held.total = LIMIT
+    kept.on_data(EVENT)
+    before = kept.is_over
+    kept.on_data(PART)
+
+    assert (before, kept.is_over, router.held.total) == (False, True, LIMIT)
