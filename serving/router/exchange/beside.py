@@ -48,7 +48,8 @@ class Beside:
         on_whole: Callable[[], None],
         on_failed: Callable[[], object],
     ) -> None:
-        """budget: in which counts what is kept here, beyond which the answer is not kept.   on_whole, on_failed: one is called once, perhaps before `send` returns, unless it is closed."""
+        """budget: in which counts what is kept here; beyond it the answer is given up.
+        on_whole, on_failed: one is called once, perhaps before `send` returns, unless it is closed."""
         self.status: int | None = None  # None: no head has come
         self.headers: Headers = []
         self.is_whole = self.is_over = False

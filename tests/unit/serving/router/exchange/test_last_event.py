@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from serving.router.answers.answer_scan import AnswerScan
@@ -26,7 +28,7 @@ DELTA = b'data: {"type":"response.output_text.delta","delta":"x"}\n\n'
 COMPLETED = b'data: {"type":"response.completed","response":{"id":"r"}}\n\n'
 
 
-def said(actions: list[object]) -> bytes:
+def said(actions: Sequence[object]) -> bytes:
     return b"".join(one.data for one in actions if isinstance(one, Deliver))
 
 
