@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 RawHeaders: TypeAlias = Sequence[tuple[bytes, bytes]]
 
+HEADERS_LIMIT = 200  # lines of a request's head, and of an answer's with its trailers
 OWN_PREFIX = b"x-canaryctl-"
 REQUEST_ID = b"x-request-id"
 REASONS = {

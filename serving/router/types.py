@@ -111,8 +111,8 @@ class Limits:
     stable_s: float = 600.0  # to the first byte
     lookup_s: float = 15.0  # to the first byte of a replica that may keep what has this id
     lookups_s: float = 60.0  # for all of them together
-    idle_s: float = 300.0  # between bytes
-    stall_s: float = 30.0  # between bytes: later it is an error on either arm, and the canary is replaced
+    idle_s: float = 300.0  # between bytes of any kind
+    stall_s: float = 30.0  # between events: later it is an error on either arm, and the canary is replaced
     tokenize_s: float = 15.0  # until stable has tokenized the prompt of a stream that it takes over
     keep_alive_s: float = 5.0  # after which a client that waits for a stream gets a comment or a ping
     connection_age_s: float = 60.0  # of a kept connection to an engine, which is then closed
@@ -148,7 +148,7 @@ class Attempt(Struct, frozen=True, gc=False):
     first_byte_s: float  # timeout until the first byte
     api_key: KeyReference | None = None  # read when the request is sent; None: the endpoint needs none
     may_be_stale: bool = False  # the peer closes idle connections by its own rule, as our engines do not
-    is_fresh: bool = False  # sent on a new connection only, so that it is never sent again (`upstream.py`)
+    is_fresh: bool = False  # sent on a new connection only, of which no reset is forgiven (`upstream.py`)
 
     @property
     def url(self) -> str:

@@ -5,7 +5,8 @@ are parsed. Of a stream, whole events are passed on, as they came; the comment b
 tokens of an event is taken out and its ids are kept (`token_ids`).
 
 Rules:
-1. A stream is complete when every choice has finished, or when its API's last event says so. `[DONE]` alone
+1. A stream is complete when every choice has finished, when a message has said why it stops (that event is
+   the last with anything in it), or when its API's last event says so. `[DONE]` alone
    says nothing, and an end of the body is enough only on paths whose answers hold no text. Where the number
    of choices is not known, one must have finished, and then [DONE] or the end of the body completes it.
 2. A comment is no event, nor is a ping or white space; an event without content (a role) commits nobody.
@@ -35,7 +36,6 @@ from serving.router.answers.answer_events import (
     data_of,
     end_of_events,
     events_of,
-    has_data,
     is_event,
     is_object,
     is_sound,
@@ -48,7 +48,7 @@ from serving.router.answers.answer_events import (
     word_of,
 )
 from serving.router.answers.answer_excerpt import AnswerExcerpt
-from serving.router.answers.answer_facts import AnswerFacts
+from serving.router.answers.answer_state import AnswerState
 from serving.router.answers.answer_values import lacks_values
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import event_of, outline_of
@@ -57,98 +57,26 @@ from serving.router.types import TEXT_PATHS, VALUE_PATHS
 
 BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
+LINES_LIMIT = 4096  # of an event that comes in parts; each is a step, and beyond it is passed on so too
 
 _LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until their shape is known
 
 
 @dataclass(slots=True)
-class AnswerScan(AnswerFacts):
-    """Scanner of one answer of status 2xx: `feed` it every byte, then call `end`, unless it breaks off.
+class AnswerScan(AnswerState):
+    """Scanner of one answer of status 2xx: `feed` it every byte, then call `end`, unless it breaks off."""
 
-    path: of the request; determines how a stream must finish. content_type: of the answer, lower case.
-    choices: how many the request asked for; None: not known.
-    takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream.
-    asks_whole: it is known to ask for none.   has_input: it gives what an answer with values has some of.
-    """
-
-    path: str
-    content_type: str
-    choices: int | None = 1
-    takes_ids: bool = False
-    streams: bool = False
-    has_input: bool = False
-    asks_whole: bool = False
-    events: int = 0  # of a stream, without [DONE]
-    is_blank: bool = True  # nothing has come, or white space, which is no answer
-    has_content: bool = False
-    is_malformed: bool = False
-    is_done: bool = False  # a stream said [DONE]
     token_ids: array[int] = field(default_factory=partial(array, "I"))  # of the events so far
     has_bad_ids: bool = False  # what its engine named is no list of ids
     created: int | None = None  # of the first event
     model: str | None = None
     error_tail: bytes = b""  # the event of an error and what came with it, when `takes_ids`; not passed on
-    is_stream: bool = field(init=False)  # server-sent events; until its first bytes by its content type
     rest: bytes | None = b""  # set by `end`: a last event without a blank line; None: it is not whole
     excerpt: AnswerExcerpt | None = None  # takes the answer's text; None: nobody asks for it
-    _has_ended: bool = False
-    _lacks_values: bool = False  # it is whole, and should have some
-    _buffer: bytearray = field(default_factory=bytearray)  # an incomplete event, or a JSON answer so far
     _has_cr: bool = False  # in the buffer
-    _is_too_large: bool = False  # beyond PARSE_LIMIT; no longer scanned
+    _lines: int = 0  # line ends in the buffer of a stream
     _is_object: bool = False  # what was too large begins as a JSON object
-    _is_first: bool = True
     _shape: EventShape | None = None  # of the last event, when others may have it
-
-    def __post_init__(self) -> None:
-        self.is_stream = self.content_type.startswith("text/event-stream")
-        self.streams = self.streams and not self.is_stream and self.path in TEXT_PATHS  # it is not known yet
-
-    @property
-    def is_known(self) -> bool:
-        """True when its first bytes have said whether it is a stream."""
-        return not self._is_first
-
-    @property
-    def is_finished(self) -> bool:
-        """True when the stream has said all that it had to say, though its body may not have ended."""
-        if self._has_stopped and (self.is_done or self._has_ended):
-            return True
-        if self.choices is None:
-            return self._has_last_event or (bool(self._finished) and (self.is_done or self._has_ended))
-        if self._goes_on and not (self.is_done or self._has_ended):
-            return self._has_last_event
-        count = self._finishes if self.is_done and not self._is_other_open else len(self._finished)
-        return self._has_last_event or count >= max(self.choices, 1)
-
-    @property
-    def is_whole(self) -> bool:
-        """True for a stream in which every choice has finished, and no error came."""
-        return self.is_stream and self.is_finished and not self.has_error
-
-    @property
-    def is_amid_event(self) -> bool:
-        """True when the data of an event, or an answer that is no stream, has come in part."""
-        if not self.is_stream or self._is_too_large:
-            return True
-        return not self._is_first and has_data(self._buffer)
-
-    @property
-    def is_between_events(self) -> bool:
-        """True when what was passed on ends with a whole event, so that another may follow."""
-        return self.is_stream and not self._is_too_large
-
-    @property
-    def is_empty(self) -> bool:
-        """True when an answer that should hold text, or values, has none."""
-        return self._lacks_values or (
-            self.path in TEXT_PATHS and not (self.has_content or self._is_too_large or self.has_error)
-        )
-
-    @property
-    def is_void(self) -> bool:
-        """True for an empty answer in whose place another may be given: a response may be made later."""
-        return self.is_empty and not self.says_why_empty and self.path != "/v1/responses"
 
     def feed(self, data: bytes) -> bytes:
         """Scan the next bytes; what may be passed on: of a stream its whole events, else all."""
@@ -192,7 +120,12 @@ class AnswerScan(AnswerFacts):
         if end:
             del self._buffer[:end]
             self._has_cr = self._has_cr and b"\r" in self._buffer
-        rest = self._give_up() if len(self._buffer) > PARSE_LIMIT else b""
+        start = 0 if end else known
+        ends = (b"\n", b"\r") if self._has_cr else (b"\n",)
+        lines = max(self._buffer.count(one, start) for one in ends)
+        self._lines = lines if end else self._lines + lines
+        is_large = len(self._buffer) > PARSE_LIMIT or self._lines > LINES_LIMIT
+        rest = self._give_up() if is_large else b""
         return self._take_events(block) + rest if block else rest
 
     def _give_up(self) -> bytes:
@@ -200,6 +133,11 @@ class AnswerScan(AnswerFacts):
         rest, self._buffer = bytes(self._buffer), bytearray()
         self._is_too_large, self._is_object = True, begins_object(rest) is True
         return rest
+
+    def give_up(self) -> bytes:
+        """Keep and scan nothing more, once its first bytes are known; what is still to be passed on."""
+        rest = self._give_up() if self.is_known else b""
+        return rest if self.is_stream else b""
 
     def end(self) -> str | None:
         """The body has ended as its framing declares: read what is left of it; the answer's `fault`."""
@@ -241,21 +179,6 @@ class AnswerScan(AnswerFacts):
         if self.is_finished:
             for line in named:
                 self._note_ids(line[len(TOKEN_COMMENT) :])
-
-    @property
-    def fault(self) -> str | None:
-        """What is wrong with an answer from which nothing more comes, as a fixed word; None: nothing."""
-        needs_finish = self.is_stream and self.path in TEXT_PATHS and not self._is_too_large
-        return "cut" if needs_finish and not (self.is_finished or self.has_error) else self.defect
-
-    @property
-    def defect(self) -> str | None:
-        """What is wrong with what has been read so far, as a fixed word; None: nothing. It has no effect."""
-        if self.is_malformed:
-            return "malformed"
-        if self.has_error:
-            return "error in the answer"
-        return "empty" if self.is_empty and not self.says_why_empty else None
 
     def _take_events(self, block: bytes) -> bytes:
         """Read a block of whole events that has come; the block as it is passed on."""

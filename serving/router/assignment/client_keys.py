@@ -5,9 +5,11 @@ Rules:
    set no other header), or in the query under one of `QUERY_NAMES`. A program may add its own to what a user
    has set, so all are read, in this order.
 2. What stands there reaches no engine and no endpoint, whether it is known or not.
-3. Nor does a header or a part of the query that holds, in any other place, a key that the table knows. Of
-   what is shorter than SHORTEST_HIDDEN nothing is looked up: it may be an ordinary word. What has more words
-   than are left of WORDS_LIMIT may hold one, and is held back unread: each costs a digest.
+3. Nor does a header or a part of the query (its name too) that holds, in any other place, a key that the
+   table knows, where it stands apart from other characters of keys: `key=sk-...`, `<sk-...>`, a part of an
+   address. The table has digests alone, so each run of such characters is a word to look up. Of what is
+   shorter than SHORTEST_HIDDEN nothing is looked up: it may be an ordinary word. What has more words than are
+   left of WORDS_LIMIT may hold one, and is held back unread: each costs a digest.
 
 A body is not looked through: what stands in it is a part of what the client asks the model.
 """
@@ -34,8 +36,11 @@ KEYS_LIMIT = 16  # of a request that are looked up by rule 1
 WORDS_LIMIT = 512  # of a request that are looked up by rule 3
 IsKnown: TypeAlias = Callable[[str], bool]
 
-_WORDS = re.compile(r"[\s,;]+")
-_NOT_SEARCHED = NOT_FORWARDED | {b"user-agent", b"accept", b"content-type"}  # the last: no place for a key
+# What may be a key: what stands between blanks, commas and semicolons; in it a token as credentials are
+# written (RFC 9110, token68); in that what stands between the parts of an address.
+_WORD = re.compile(rf"[^\s,;]{{{SHORTEST_HIDDEN},}}")
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_PLAIN = re.compile(rf"[A-Za-z0-9._~-]{{{SHORTEST_HIDDEN},}}")
 
 
 def keys_of(request: Request) -> list[str]:
@@ -94,18 +99,27 @@ class _Words:
         """Whether one of its words is a key that the table knows, or there are too many to tell."""
         if self._is_known is None or len(text) < SHORTEST_HIDDEN:
             return False
-        words = [one for one in _WORDS.split(text) if len(one) >= SHORTEST_HIDDEN]
+        words = {text} if _PLAIN.fullmatch(text) is not None else _words_of(text)
         if len(words) > self._left:
             return True
         self._left -= len(words)
         return any(map(self._is_known, words))
 
 
+def _words_of(text: str) -> set[str]:
+    """What in it may be a key."""
+    words = set(_WORD.findall(text))
+    for word in [one for one in words if _PLAIN.fullmatch(one) is None]:
+        words.update(one for one in _TOKEN.findall(word) if len(one) >= SHORTEST_HIDDEN)
+        words.update(_PLAIN.findall(word))
+    return words
+
+
 def _of_query(query: str, words: _Words) -> str:
     kept = []
     for part in query.split("&"):
         name, value = _named(part)
-        if not (_is_key(name) or words.may_hold_key(unquote_plus(value))):
+        if not (_is_key(name) or any(words.may_hold_key(unquote_plus(one)) for one in (name, value))):
             kept.append(part)
     return "&".join(kept)
 
@@ -124,7 +138,7 @@ def _of_headers(headers: RawHeaders, words: _Words) -> RawHeaders:
 def _is_held(name: bytes, value: bytes, words: _Words) -> bool:
     if name == WEBSOCKET_PROTOCOL:
         return True  # what is left of it is put back
-    return name not in _NOT_SEARCHED and words.may_hold_key(value.decode("latin-1"))
+    return name not in NOT_FORWARDED and words.may_hold_key(value.decode("latin-1"))
 
 
 def _is_protocol_of_key(protocol: str, words: _Words) -> bool:

@@ -5,8 +5,9 @@ Rules:
    whatever a repeat does. A first answer of 4xx (not 429) is a rejection, no failure, by its head: its body
    may break off. But an endpoint that answers our API key with 401 or 403 has failed.
 2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
-   repeated once on the arm, on another replica if there is one. Stable, behind which nobody stands, also goes
-   on while connections are refused. The limit to the first byte is one for all attempts at an arm together.
+   repeated once on the arm, on another replica if there is one; a reset that an endpoint was forgiven
+   (`upstream.py`) is that repeat. Stable, behind which nobody stands, also goes on while connections are
+   refused. The limit to the first byte is one for all attempts at an arm together.
 3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
 4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
    another replica of stable, if there is one.
@@ -17,6 +18,7 @@ Rules:
    turn, stable's first, and one that answers 404 does not have it. No memory of ids is needed, so that this
    survives restarts, works at every router, and finds the right one of an arm's replicas. vLLM and others
    answer 404 before they do anything; only endpoints that are no vLLM say 400.
+7. What makes something that lasts (`creates`) goes to a next one only where the last surely made nothing.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the sam
 NOT_IMPLEMENTED = 501  # of a route that an engine does not have: it answers the others
 REPEATED_STATUSES = frozenset({429, 502, 503, 504})
 _NOTHING_MADE = frozenset({"refused", "withheld", "key refused", "error in the answer", None})
+_NOTHING_MADE_STATUSES = frozenset({429, NOT_IMPLEMENTED, 503})  # of failures; so does a 4xx say
 
 
 class Tried(Struct, gc=False):
@@ -83,12 +86,21 @@ class Attempts:
         self.is_tried = False  # the first attempt is a trial that is under way, beside those at stable
         self.was_redone = False  # stable answered anew where only the usage was missing
         self.is_stopped = False  # by the router, whose own end is no failure of an arm
+        self.was_sent_again = False  # the current attempt, to its replica
         self.was_whole = False  # the answer of the assigned arm was whole, but for what stable adds
 
     @property
     def count(self) -> int:
         """Attempts so far."""
         return len(self.tried)
+
+    @property
+    def is_repeat(self) -> bool:
+        """True when the request was sent before the current attempt, and not just not found there."""
+        before = [one.cause for one in self.tried[:-1] if one.cause != "refused"]
+        if self._assignment.is_lookup:
+            return not all(cause is not None and cause.startswith("status") for cause in before)
+        return bool(before)
 
     @property
     def records(self) -> tuple[AttemptRecord, ...]:
@@ -130,6 +142,7 @@ class Attempts:
         return None
 
     def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
+        may_ask = may_ask and not self._is_exhausted
         for arm in (STABLE, CANARY) if may_ask and self.count < MAX_LOOKUPS else ():
             self.arm = arm
             current = self.current_arm
@@ -142,7 +155,7 @@ class Attempts:
 
     def _use(self, replica: Replica) -> None:
         self.tried.append(Tried(self.arm, replica.url))
-        self.replica = replica
+        self.replica, self.was_sent_again = replica, False
         self._tried_urls.append(replica.url)
         if self._left_url and self.arm == STABLE:
             if self._context.health is not None:
@@ -165,8 +178,10 @@ class Attempts:
     def failed(self, why: Failure | None) -> None:
         """The current attempt, which is over, got no answer; None: a whole one without usage, no failure."""
         self.tried[-1].cause = why or "cut"
+        may_be_made = self.creates and why not in _NOTHING_MADE
         if self._assignment.is_lookup:
             self._has_lookup_failed = True
+            self._is_exhausted = self.may_be_made = may_be_made
             if why == "refused":
                 self._tell(why)
             return
@@ -179,12 +194,12 @@ class Attempts:
             return
         self._note_failure(why)
         self._tell(why)
-        if self.creates and why not in _NOTHING_MADE:
+        if may_be_made:
             self._is_exhausted = self.may_be_made = True  # no other may make a second
             return
         is_stable = self.arm == STABLE
         is_repeated = why in _REPEATED or (why == "timeout" and is_stable)
-        can_repeat = self._may_repeat and is_repeated and not self.creates
+        can_repeat = self._may_repeat and is_repeated and not (self.creates or self.was_sent_again)
         if why == "refused" and is_stable:
             can_repeat = True  # nothing was sent
         else:
@@ -302,7 +317,8 @@ class Attempts:
         """Whether this is the answer to a lookup. The last replica's "not found" is, if all answered."""
         arm = self.current_arm
         is_unknown = status == 404 or (status == 400 and arm is not None and arm.external)
-        if not (is_unknown or has_failed):
+        may_be_made = self.creates and has_failed and status not in _NOTHING_MADE_STATUSES
+        if may_be_made or not (is_unknown or has_failed):
             return True
         self._has_lookup_failed = self._has_lookup_failed or has_failed
         return not self._has_lookup_failed and not self._has_more()

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.exchange.context import Start
+from serving.router.exchange.held import FREE, HeldBytes
 from serving.router.exchange.usable import is_read
 from serving.router.headers import content_type
 from serving.router.turns import Turns, is_turn_over, turn_end_s
@@ -40,13 +41,20 @@ class Beside:
     """One answer of stable that may never be needed. A listener of its call."""
 
     def __init__(
-        self, start: Start, *, on_whole: Callable[[], None], on_failed: Callable[[], object]
+        self,
+        start: Start,
+        budget: HeldBytes,
+        *,
+        on_whole: Callable[[], None],
+        on_failed: Callable[[], object],
     ) -> None:
-        """on_whole, on_failed: one is called once, perhaps before `send` returns, unless it is closed."""
+        """budget: in which counts what is kept here; beyond it the answer is given up.
+        on_whole, on_failed: one is called once, perhaps before `send` returns, unless it is closed."""
         self.status: int | None = None  # None: no head has come
         self.headers: Headers = []
         self.is_whole = self.is_over = False
-        self._start = start
+        self._start, self._budget = start, budget
+        self._kept_bytes = self._counted = 0  # of the parts, and what is counted in the budget
         self._parts: deque[bytes] = deque()
         self._is_ours = False
         self._bytes = 0
@@ -68,12 +76,21 @@ class Beside:
     def close(self) -> None:
         """The answer is not needed."""
         call, self._call, self.is_over = self._call, None, True
+        self._parts.clear()
+        self._scan, self._kept_bytes = None, 0
+        self._count()
         if call is not None:
             call.close()
 
+    def _count(self) -> None:
+        """Count in the budget what is kept now."""
+        size = self._kept_bytes + (self._scan.kept_bytes if self._scan is not None else 0)
+        self._budget.total += size - self._counted
+        self._counted = size
+
     def pass_on(self, taker: Taker) -> None:
         """Tell this one of the call: of what has come, a turn's time of it at once, then of what follows."""
-        self._taker = taker
+        self._taker, self._scan = taker, None
         if self._call is not None:
             self._call.pause()  # what has been read already still comes
         if self.status is not None:
@@ -85,7 +102,10 @@ class Beside:
         if taker is None or self.is_over:
             return
         while self._parts:
-            taker.on_data(self._parts.popleft())
+            part = self._parts.popleft()
+            self._kept_bytes -= len(part)
+            self._count()
+            taker.on_data(part)
             if self.is_over:  # it was closed
                 return
             if is_turn_over(end_s):
@@ -119,12 +139,13 @@ class Beside:
         """Bytes arrived."""
         self._parts.append(data)
         self._bytes += len(data)
-        if self._taker is not None:
-            return
-        if self._bytes > ANSWER_LIMIT:
-            self.close()
-        elif self._scan is not None:
+        self._kept_bytes += len(data)
+        if self._scan is not None:
             self._scan.feed(data)
+        self._count()
+        is_large = self._bytes > ANSWER_LIMIT or (self._bytes > FREE and self._budget.is_spent)
+        if self._taker is None and is_large:
+            self.close()
 
     def on_end(self) -> None:
         """The answer ended."""

@@ -22,7 +22,7 @@ Rules:
    stable, whose answer the user gets. A refusal by the canary's fence is no evidence about the version.
 4. A stream that is cut later is continued by stable (`continued.py`), where the engine has named the ids
    of its tokens and stable has the same vocabulary (`cover.py`). Else it ends with an error event.
-5. Late commit: a canary's stream that could not be continued is held until it is whole, up to HOLD_LIMIT.
+5. Late commit: a canary's stream that could not be continued is held until its last event, up to HOLD_LIMIT.
    It ends when the canary has the full weight. Who waits for a stream is kept alive (`waited`).
 6. A stream is complete when every choice has finished; what it should still have said is said for it. Whole
    events are passed on, so that another can always follow.
@@ -59,7 +59,7 @@ class Exchange:
         self.request_id = start.request_id
         self.is_over = False  # the request has ended, with whatever outcome
         self.has_begun = False  # the current attempt, or step of a continuation, has answered with content
-        self._context = context
+        self._context, self.held = context, context.held
         self.start = start
         self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
         self._sender = Sender(context, start, self._attempts)
@@ -99,11 +99,7 @@ class Exchange:
         if not self._out.is_head_sent:
             return refusal
         self.refused(refusal, now_s=self._now_s)
-        return Deliver(None, self.event_of(refusal), "end")
-
-    def event_of(self, refusal: Refusal) -> bytes:
-        """The router's own error as an event, in the shape of the API that was asked."""
-        return refusal.event(self.start.request.path)
+        return Deliver(None, refusal.event(self.start.request.path), "end")
 
     def may_start(self, now_s: float) -> bool:
         """Checked just before the head is written; False withholds a canary request."""
@@ -138,12 +134,7 @@ class Exchange:
             self.has_begun = continued.has_begun
             return step
         why: Failure | None = refused_by_front(arm, headers)
-        if (
-            why is None
-            and status in KEY_REFUSED
-            and arm is not None
-            and self._sender.key_for(arm) is not None
-        ):
+        if why is None and arm is not None and status in KEY_REFUSED and self._sender.key_for(arm):
             why = "key refused"
         if why is not None:
             return self._failed(why)
@@ -180,6 +171,7 @@ class Exchange:
             return self._deliver(data)
         events, is_done, was_stream = scan.events, scan.is_done, scan.is_stream
         data = scan.feed(data)
+        data += self._out.count(scan)
         if scan.is_stream is not was_stream:  # its engine gave it another content type
             if scan.is_stream:
                 self._out.as_stream()
@@ -212,6 +204,10 @@ class Exchange:
         if not (is_kept := self._out.hold(data)):
             self.seen.covered = None if self.seen.covered is None else False
         may_pass = scan.is_stream and is_begun and not self._out.holds_all
+        if is_kept and self._out.holds_all and scan.has_last_event and not self._has_left:
+            why, may_pass = unusable(scan, scan.defect, is_canary=True), True
+            if why is not None or self._cover.lacks_usage(scan):
+                return self._failed(why)
         return self._deliver(b"") if may_pass or not is_kept else Step.HOLD
 
     def _received_error(self, scan: AnswerScan, data: bytes) -> Action:
@@ -356,6 +352,10 @@ class Exchange:
         is_replaced = not self._out.is_committed and self._attempts.arm == CANARY
         return is_replaced or (scan is not None and self._may_continue(scan))
 
+    def sent_again(self) -> None:
+        """The attempt under way was sent a second time, after a reset that was forgiven."""
+        self._attempts.was_sent_again = True
+
     def refused(self, refusal: Refusal, *, now_s: float) -> None:
         """The client was sent the router's own error."""
         self._status = refusal.status
@@ -393,6 +393,7 @@ class Exchange:
     def _finish(self, outcome: Outcome, cause: str | None, now_s: float) -> None:
         self._require(True, outcome)
         self._attempts.release(is_cut=outcome == "cut")
+        self._out.count_none()
         self._out.release()
         self.is_over = True
         self._recording.write(outcome, cause, self._status, now_s)

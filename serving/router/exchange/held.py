@@ -1,10 +1,12 @@
-"""Budget of the bytes of answers that one front holds back for all its clients. Pure.
+"""Budget of the bytes of answers that one front keeps for all its clients. Pure.
 
 Rules:
 1. Beyond the budget an answer is passed on as it comes. It is not covered any more; it does not fail.
 2. The first FREE bytes of an answer may always be held: what comes before the first content commits nobody to
    this answer, and a canary that fails there must be replaced. They count in the budget like all others.
-3. What was sent to clients that read slowly, and waits for them, counts too.
+3. What is kept to be read of an event, or an answer, that is not whole counts beside what is held back of it.
+   Beyond the budget more than FREE of it is passed on unread.
+4. What was sent to clients that read slowly, and waits for them, counts too.
 """
 
 from __future__ import annotations

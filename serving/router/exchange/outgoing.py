@@ -37,6 +37,7 @@ class Outgoing:
         "_held_bytes",
         "_is_muted",
         "_is_unread",
+        "_kept_bytes",
         "_request",
         "_sent_s",
         "_status",
@@ -55,6 +56,7 @@ class Outgoing:
         self._status: int | None = None  # of the current answer; None: its head has not come
         self._held: list[bytes] = []
         self._held_bytes = 0  # counted in the budget
+        self._kept_bytes = 0  # by the scan of the current answer, counted too
         self._is_muted = False  # what else comes of the answer has no place in the client's stream
         self._is_unread = False  # the client has left
         self._sent_s = now_s  # when it was last sent a keep-alive, or began to wait
@@ -81,10 +83,26 @@ class Outgoing:
         size = self._held_bytes
         return size <= FREE or (size <= HOLD_LIMIT and not self._budget.is_spent)
 
+    def count(self, scan: AnswerScan) -> bytes:
+        """Count what the scan keeps; bytes that it gives up to read, because the budget is spent."""
+        budget, size, rest = self._budget, scan.kept_bytes, b""
+        budget.total += size - self._kept_bytes
+        self._kept_bytes = size
+        if size > FREE and budget.is_spent:
+            rest = scan.give_up()
+            self.count_none()
+        return rest
+
+    def count_none(self) -> None:
+        """The scan of the current answer keeps nothing any more."""
+        self._budget.total -= self._kept_bytes
+        self._kept_bytes = 0
+
     def forget(self) -> None:
         """The answer failed, and the client has seen nothing of it."""
         self._head, self._status, self._held = None, None, []
         self.holds_all = False
+        self.count_none()
         self.release()
 
     def release(self) -> None:

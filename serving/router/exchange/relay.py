@@ -1,7 +1,8 @@
 """Relay of one request between its client and its engines: reports events to the exchange, does what it says.
 
 The relay decides nothing about the request. What it owns: the call under way, the pace (a client that reads
-slowly stops the reading of the engine's answer), and the idle time-outs.
+slowly stops the reading of the engine's answer), and the idle time-outs: `stall_s` counts events, for another
+engine may take over; then `idle_s` counts bytes of any kind, for what sends comments or pings is at work.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Relay:
         self._on_over = on_over
         self._idle_s = upstream.limits.idle_s
         self._stall_s = min(upstream.limits.stall_s, upstream.limits.idle_s)
-        self._is_stalled = False  # the engine has sent nothing for that long
+        self._is_stalled = False  # the engine has sent no event for that long
+        self._data_s = 0.0  # when bytes of its answer came last
         self._call: Call | None = None
         self._beside: Beside | None = None  # stable's answer, which may replace a silent canary's
         self._taken: Beside | None = None  # the same while it is passed on
@@ -111,7 +113,7 @@ class Relay:
         self._is_slow = False
         if self._call is not None and self._call.is_paused:
             self._call.resume()
-            deadline_s = boot_s() + self._stall_s
+            deadline_s = boot_s() + (self._idle_s if self._is_stalled else self._stall_s)
             self._call.deadline_s = max(
                 deadline_s, 0.0 if self._exchange.has_begun else self._call.deadline_s
             )
@@ -131,13 +133,15 @@ class Relay:
 
     def on_data(self, data: bytes) -> None:
         """Bytes of the engine's body arrived."""
-        now_s = boot_s()
+        self._data_s = now_s = boot_s()
         try:
             action = self._exchange.received(data, now_s=now_s)
             call = self._call
             if self._exchange.has_begun and call is not None and self._exchange.seen.last_byte_s == now_s:
                 call.deadline_s = now_s + self._stall_s
                 self._is_stalled = False
+            elif self._is_stalled and call is not None:
+                call.deadline_s = now_s + self._idle_s
             self._do(action)
             if self._is_slow:
                 self._pause()
@@ -157,13 +161,15 @@ class Relay:
         if self._is_stalled or self._call is None or not self._exchange.has_begun or self._exchange.stalled():
             return True
         self._is_stalled = True
-        self._call.deadline_s += self._idle_s - self._stall_s
+        self._call.deadline_s = max(self._data_s, self._call.deadline_s - self._stall_s) + self._idle_s
         return False
 
     def on_failed(self, why: Failure) -> None:
         """The attempt failed."""
-        self._call = None
+        call, self._call = self._call, None
         try:
+            if call is not None and call.was_sent_again:
+                self._exchange.sent_again()
             self._do(self._exchange.broken(why, now_s=boot_s()))
         except Exception:  # noqa: BLE001 - logged and recorded there
             self._fail()
@@ -194,7 +200,8 @@ class Relay:
         if attempt is None:
             return False
         start = self._exchange.start
-        self._beside = beside = Beside(start, on_whole=self._is_whole_beside, on_failed=self.ask_beside)
+        parts = start, self._exchange.held
+        self._beside = beside = Beside(*parts, on_whole=self._is_whole_beside, on_failed=self.ask_beside)
         beside.send(self._upstream, attempt, self._method)
         return True
 
@@ -221,7 +228,8 @@ class Relay:
             self._client.deliver(action)
         elif self._has_begun:
             data = action.data if isinstance(action, Deliver) else b""
-            self._client.deliver(Deliver(None, data + self._exchange.event_of(refusal), "end"))
+            event = refusal.event(self._exchange.start.request.path)
+            self._client.deliver(Deliver(None, data + event, "end"))
         else:
             self._client.refuse(refusal)
 

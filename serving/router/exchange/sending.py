@@ -97,9 +97,9 @@ class Sender:
             limit_s = limits.tokenize_s if continuation.is_tokenizing else limits.stable_s
             target, body = continuation.request()
         path = endpoint.path(target)
-        key, is_fresh = self.key_for(arm), self._attempts.creates
         return Attempt(
-            self._attempts.arm, endpoint, path, headers, body, limit_s, key, arm.external, is_fresh
+            *(self._attempts.arm, endpoint, path, headers, body, limit_s, self.key_for(arm), arm.external),
+            is_fresh=self._attempts.creates or start.is_once or self._attempts.is_repeat,
         )
 
     def send_beside(self, arm: Arm, replica: Replica) -> Attempt:
@@ -109,7 +109,8 @@ class Sender:
         headers = engine_headers(start.request, start.table, arm, sent_id, is_canary=False)
         path, body = endpoint.path(start.request.target), self._body_for(arm)
         limit_s = self._context.limits.stable_s
-        return Attempt(STABLE, endpoint, path, headers, body, limit_s, self.key_for(arm), arm.external)
+        parts = STABLE, endpoint, path, headers, body, limit_s, self.key_for(arm), arm.external
+        return Attempt(*parts, is_fresh=True)
 
     def key_for(self, arm: Arm) -> KeyReference | None:
         """The service's own API key at this arm's endpoint; None: it has none, or a preflight, which may come

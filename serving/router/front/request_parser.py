@@ -22,11 +22,10 @@ from collections import deque
 import httptools
 from msgspec import Struct
 
-from serving.router.headers import is_websocket
+from serving.router.headers import HEADERS_LIMIT, is_websocket
 from serving.router.types import Body, Pieces, Refusal
 
 HEAD_LIMIT = 64 << 10  # bytes of a request's head
-HEADERS_LIMIT = 200
 BODY_LIMIT = 64 << 20  # bytes
 PIPELINE_LIMIT = 8  # requests that wait, parsed
 AHEAD_LIMIT = 16 << 10  # bytes of memory of their heads

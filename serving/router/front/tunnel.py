@@ -20,7 +20,7 @@ import httptools
 
 from serving.clock import boot_s
 from serving.router.exchange.exchange import Exchange
-from serving.router.headers import REASONS, TO_WEBSOCKET
+from serving.router.headers import HEADERS_LIMIT, REASONS, TO_WEBSOCKET
 from serving.router.turns import LARGE_READ, Reading, Turns
 from serving.router.types import Attempt, Deliver, Failure, Head, Refusal, Step
 from serving.router.upstreams.engine_connection import HEAD_LIMIT, Headers
@@ -116,6 +116,8 @@ class _EngineEnd(_End):
             self.reading.hold(True)  # what follows waits until the client's end is there to write it
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self._headers) >= HEADERS_LIMIT:  # the parser stops here
+            raise ValueError(f"more than {HEADERS_LIMIT} header lines")
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:

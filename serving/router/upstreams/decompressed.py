@@ -25,24 +25,27 @@ class Decompressor:
         self._has_begun = False
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """What these bytes stand for, PIECE bytes at most at a time, after an empty one for each that takes
-        time to make. Raises ValueError, before any, when they stand for nothing, or for too much."""
+        """What these bytes stand for, PIECE bytes at most at a time, after an empty one for each step that it
+        takes. Raises ValueError, before any, when they stand for nothing, or for too much."""
         self._has_begun = self._has_begun or bool(data)
-        size, left, part, parts = len(data), READ_LIMIT, b"", list[bytes]()
-        while data or len(part) == PIECE:  # after a full piece there may be more of what has been taken in
-            if self._decoder.eof:  # a file of several members
-                self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
-            try:
-                part = self._decoder.decompress(data, PIECE)
-            except zlib.error as exc:
-                raise ValueError(f"an answer cannot be decompressed ({exc})") from exc
-            left -= len(part)
-            if left <= 0:
-                raise ValueError(f"{size} bytes of an answer become more than {READ_LIMIT}")
-            data = self._decoder.unconsumed_tail or self._decoder.unused_data
-            if part:
-                parts.append(part)
-                yield b""
+        left, parts = READ_LIMIT, list[bytes]()
+        for at in range(0, len(data), PIECE):  # a member that ends copies what follows it
+            rest, part = data[at : at + PIECE], b""
+            # After a full piece there may be more of what has been taken in, unless that was the last.
+            while rest or (len(part) == PIECE and not self._decoder.eof):
+                if self._decoder.eof:  # a file of several members
+                    self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                try:
+                    part = self._decoder.decompress(rest, PIECE)
+                except zlib.error as exc:
+                    raise ValueError(f"an answer cannot be decompressed ({exc})") from exc
+                left -= len(part)
+                if left <= 0:
+                    raise ValueError(f"{len(data)} bytes of an answer become more than {READ_LIMIT}")
+                rest = self._decoder.unconsumed_tail or self._decoder.unused_data
+                if part:
+                    parts.append(part)
+                yield b""  # an empty member too takes its time
         yield from parts
 
     @property

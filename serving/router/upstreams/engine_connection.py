@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import httptools
 
 from serving.clock import boot_s
+from serving.router.headers import HEADERS_LIMIT
 from serving.router.turns import LARGE_READ, Reading, is_turn_over, turn_end_s
 from serving.router.upstreams.decompressed import PIECE
 
@@ -50,7 +51,6 @@ class EngineConnection(asyncio.Protocol):
         self.call: Call | None = None
         self.made_s = boot_s()
         self.idle_since_s = 0.0
-        self.is_reused = False
         self.is_closed = False
         self._parser = httptools.HttpResponseParser(self)
         # Some servers pad a chunk's size with blanks, which nginx, httpd, HAProxy and Go read. What is
@@ -60,6 +60,7 @@ class EngineConnection(asyncio.Protocol):
             lenient_spaces_after_chunk_size=True, lenient_chunked_length=True
         )
         self._headers: Headers = []
+        self._lines = 0  # of the answer's heads, interim ones too, and of its trailers
         self._status = 0
         self._head_bytes = self._answer_bytes = 0  # of the answer: with all that frames it
         self._body: list[bytes] = []
@@ -134,7 +135,7 @@ class EngineConnection(asyncio.Protocol):
         if self._is_in_body and self._ends_with_connection and exc is None:
             call.end(self, is_reusable=False)
         else:
-            call.lost(is_reused=self.is_reused, has_bytes=self._head_bytes > 0 or self._is_in_body)
+            call.lost(has_bytes=self._head_bytes > 0 or self._is_in_body)
 
     def drop(self) -> None:
         """Close without waiting."""
@@ -152,6 +153,9 @@ class EngineConnection(asyncio.Protocol):
         self._is_framed = self._is_framed_twice = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._lines += 1
+        if self._lines > HEADERS_LIMIT:  # the parser stops here
+            raise ValueError(f"more than {HEADERS_LIMIT} header lines")
         if not self._is_in_body:  # else a trailer
             name = name.lower()
             self._headers.append((name, value))
@@ -245,11 +249,11 @@ class EngineConnection(asyncio.Protocol):
         )
         self.call = None
         self._is_in_body = self._is_complete = self._is_head_told = False
-        self._head_bytes = self._answer_bytes = 0
+        self._head_bytes = self._answer_bytes = self._lines = 0
         call.end(self, is_reusable=is_reusable)
 
     def _break(self, call: Call) -> None:
         """What came is not HTTP, or too long."""
         self.drop()
         if not call.is_over:
-            call.lost(is_reused=False, has_bytes=True)
+            call.lost(has_bytes=True)

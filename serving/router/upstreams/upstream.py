@@ -3,10 +3,12 @@
 Rules:
 1. Every failure reaches the listener once, as a `Failure`; nothing is raised after `open` has returned.
 2. `may_start` is asked when there is a connection and before the first byte is written.
-3. An external peer may close a kept-alive connection while a request is on its way. A quick reset of a reused
-   connection says nothing about it, so the request is sent once more, on a new connection; only that outcome
-   counts. What creates something (`is_fresh`) is sent on a new one at once, so that it is never sent twice.
-   Our engines never close an idle connection (`KEEP_ALIVE_S` there is an hour): a reset is a failure.
+3. An external peer may close a kept-alive connection while a request is on its way. A quick reset says
+   nothing about it, so the request is sent once more, on a new connection; only that outcome counts. So it is
+   whether the connection was kept or new: the arm with fewer requests finds one open less often, and would
+   have more errors. What is sent a second time, or may be sent but once (`is_fresh`), is sent on a new one at
+   once, of which no reset is forgiven. Our engines never close an idle connection (`KEEP_ALIVE_S` there
+   is an hour): a reset is a failure.
 4. An endpoint's API key is read when a request is sent, and is in no other value; not in its answer either.
 5. A connection is kept for `connection_age_s` at most, so that a name that moves is followed; idle for so
    long to an engine of ours, for KEEP_ALIVE_S to an external endpoint.
@@ -68,6 +70,7 @@ class Call:
         "listener",
         "method",
         "sent_s",
+        "was_sent_again",
     )
 
     def __init__(self, pool: Upstream, attempt: Attempt, method: str, listener: Listener) -> None:
@@ -83,7 +86,8 @@ class Call:
         self._connecting: asyncio.Task[None] | None = None
         self._key: KeyFilter | None = None
         self.decompressor: Decompressor | None = None  # of an answer that is compressed
-        self._again = attempt.may_be_stale
+        self._again = attempt.may_be_stale and not attempt.is_fresh
+        self.was_sent_again = False  # after a reset that was forgiven
         self._is_paused = False
 
     def pause(self) -> None:
@@ -203,7 +207,7 @@ class Call:
         """The answer is whole."""
         if self.decompressor is not None and not self.decompressor.is_whole:
             connection.drop()
-            self.lost(is_reused=False, has_bytes=True)
+            self.lost(has_bytes=True)
             return
         held = self._key.end() if self._key is not None else b""
         if held:
@@ -218,11 +222,11 @@ class Call:
             connection.drop()
         self.listener.on_end()
 
-    def lost(self, *, is_reused: bool, has_bytes: bool) -> None:
+    def lost(self, *, has_bytes: bool) -> None:
         """The connection broke, or what came on it is not HTTP."""
         self._connection = None
-        if self._again and is_reused and not has_bytes and boot_s() - self.sent_s < STALE_S:
-            self._again = False
+        if self._again and not has_bytes and boot_s() - self.sent_s < STALE_S:
+            self._again, self.was_sent_again = False, True
             self.connect()
             return
         self._over()
@@ -258,7 +262,6 @@ class Upstream:
         while idle and not attempt.is_fresh:
             connection = idle.pop()
             if not connection.is_closed and not connection.transport.is_closing():
-                connection.is_reused = True
                 call.write(connection)
                 return call
         call.connect()

@@ -103,6 +103,19 @@ def test_the_rest_of_a_query_and_of_the_subprotocols_is_passed_on_as_it_came() -
         ({"x-litellm-key": f"Bearer {KEY}"}, ""),
         ({"sec-websocket-protocol": f"realtime, {KEY}"}, ""),
         ({}, f"access_token={KEY}"),
+        ({}, KEY),
+        ({}, f"{KEY}=1"),
+        ({}, f"x=key%3D{KEY}"),
+        ({}, f"x=http://h/{KEY}%3Fa"),
+        ({"x-foo": f"key={KEY}"}, ""),
+        ({"x-foo": f'"{KEY}"'}, ""),
+        ({"x-foo": f"Bearer:{KEY}"}, ""),
+        ({"x-foo": f"<{KEY}>"}, ""),
+        ({"referer": f"http://h/?api_key={KEY}"}, ""),
+        ({"referer": f"http://h/{KEY}/chat"}, ""),
+        ({"user-agent": f"tool/1.0 ({KEY})"}, ""),
+        ({"accept": KEY}, ""),
+        ({"content-type": f"application/json; key={KEY}"}, ""),
     ],
 )
 def test_a_key_that_the_table_knows_is_passed_on_from_no_other_place(
@@ -113,6 +126,16 @@ def test_a_key_that_the_table_knows_is_passed_on_from_no_other_place(
     assert KEY not in passed_on(attempt)
     assert (b"x-n", b"1") in attempt.headers
     assert exchange.start.assignment.w == 0.1
+
+
+@pytest.mark.parametrize("key", ["QUJD+RG/Rkc9PQ==", "a.b-c_d~e", "pass:w0rd!{secret}"])
+@pytest.mark.parametrize("value", ["{}", "key={}", '"{}"'])
+def test_a_key_of_other_characters_is_found_where_it_stands_apart(key: str, value: str) -> None:
+    access = Access({digest_of(key): ClientKey("ide")})
+    _, attempt = sent(Routed().use(access=access), {"x-foo": value.replace("{}", key)}, "")
+    is_apart = value == "{}" or "!" not in key
+
+    assert (key in passed_on(attempt)) is not is_apart
 
 
 def test_what_looks_like_a_key_elsewhere_is_passed_on() -> None:
@@ -145,6 +168,9 @@ MANY = [
     ({}, "&".join(f"a={n:08}" for n in range(3 * WORDS_LIMIT))),
     ({}, "a=" + "+".join(f"{n:08}" for n in range(3 * WORDS_LIMIT))),
     ({}, "&".join(f"key={n:08}" for n in range(3 * WORDS_LIMIT))),
+    ({}, "&".join(f"{n:08}" for n in range(3 * WORDS_LIMIT))),
+    ({"user-agent": "/".join(f"{n:08}" for n in range(3 * WORDS_LIMIT))}, ""),
+    ({f"x-{n}": "=".join(f"a{n}/b{m:08}+" for m in range(100)) for n in range(20)}, ""),
 ]
 
 

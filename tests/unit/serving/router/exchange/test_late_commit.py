@@ -1,4 +1,4 @@
-"""Streams that cannot be continued are held back on the canary until they are whole."""
+"""Streams that cannot be continued are held back on the canary until their last event."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def record(router: RouterCore) -> RequestRecord:
         ({}, "/v1/messages", SSE),
     ],
 )
-def test_such_a_stream_is_held_until_it_is_whole(
+def test_such_a_stream_is_held_until_its_last_event(
     fields: dict[str, object], path: str, headers: list[tuple[bytes, bytes]]
 ) -> None:
     router, exchange = begin(fields, path=path)
@@ -74,14 +74,15 @@ def test_such_a_stream_is_held_until_it_is_whole(
     end = {"/v1/messages": b'data: {"type":"message_stop"}\n\n'}.get(path, DONE)
     if path == "/v1/responses":
         end = b'data: {"type":"response.completed"}\n\n'
-    held.append(exchange.received(end, now_s=12.0))
-    last = exchange.ended(now_s=12.5)
+    last = exchange.received(end, now_s=12.0)
+    rest = exchange.ended(now_s=12.5)
     found = record(router)
 
-    assert (one.arm, held) == (1, [Step.HOLD] * 3)
+    assert (one.arm, held) == (1, [Step.HOLD] * 2)
     assert isinstance(last, Deliver)
-    assert (last.data, last.then) == (EVENT + FINISH + end, "end")
+    assert last.data == EVENT + FINISH + end
     assert last.head is not None
+    assert rest == Deliver(None, b"", "end")
     assert (found.error, found.outcome, found.covered) == (False, "answered", True)
     assert found.ttft_ms == pytest.approx(400)  # of the engine's bytes, not of the client's
     assert found.latency_ms == pytest.approx(1900)
@@ -230,8 +231,7 @@ def test_a_client_that_waits_gets_the_head_and_comments_and_then_the_answer_with
     early.append(exchange.waited(12.0))
     exchange.received(EVENT, now_s=11.0)
     waited = [exchange.waited(now_s) for now_s in (14.0, 15.2, 16.0, 21.0)]
-    exchange.received(FINISH + DONE, now_s=22.0)
-    last = exchange.ended(now_s=22.0)
+    last = [exchange.received(FINISH + DONE, now_s=22.0), exchange.ended(now_s=22.0)]
 
     assert early == [Step.HOLD] * 2
     assert waited[0] is waited[2] is Step.HOLD
@@ -239,7 +239,7 @@ def test_a_client_that_waits_gets_the_head_and_comments_and_then_the_answer_with
     assert isinstance(waited[1].head, Head)
     assert waited[1].data == KEEP_ALIVE
     assert waited[3] == Deliver(None, KEEP_ALIVE)
-    assert last == Deliver(None, EVENT + FINISH + DONE, "end")
+    assert last == [Deliver(None, EVENT + FINISH + DONE), Deliver(None, b"", "end")]
     assert exchange.waited(99.0) is Step.HOLD
 
 

