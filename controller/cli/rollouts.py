@@ -22,7 +22,7 @@ from controller.cli.output import (
 )
 from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, OlderDatabase, Unreachable
 from controller.settings import Settings, load_settings
-from controller.views.models import CommandResult
+from controller.views.models import CommandResult, PlanView
 
 # Without a controller one rollout is looked for by its id among the newest of a service: as many as the API
 # lists at most.
@@ -61,7 +61,6 @@ def plan(
     Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes
     seconds, on a busy host up to two minutes; --quick leaves it out.
     """
-    from controller.cli import render_plan
     from controller.cli.request_bodies import change_body
 
     body = change_body(
@@ -73,9 +72,13 @@ def plan(
     if allow_unjudged is not None:
         body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
-    view = client.plan(client.resolve_service(service or service_), body)
-    decision = render_plan.decision(view)
-    emit(view, output, lambda is_wide: render_plan.plan_detail(view, is_wide=is_wide), decision=decision)
+    _emit_plan(client.plan(client.resolve_service(service or service_), body), output)
+
+
+def _emit_plan(view: PlanView, output: Output) -> None:
+    from controller.cli.render_plan import decision, plan_detail
+
+    emit(view, output, lambda is_wide: plan_detail(view, is_wide=is_wide), decision=decision(view))
 
 
 def deploy(
@@ -110,7 +113,7 @@ def deploy(
     It is promoted stage by stage, or rolled back automatically. With --wait: exit 0 promoted (a twin run:
     proven), 5 rolled back, 6 not proven or timed out.
     """
-    from controller.cli import live, render, render_plan, services
+    from controller.cli import live, render, services
     from controller.cli.request_bodies import change_body
 
     if dry_run and wait:
@@ -128,13 +131,7 @@ def deploy(
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
     if dry_run:
-        planned = client.plan(serves, body)
-        emit(
-            planned,
-            output,
-            lambda is_wide: render_plan.plan_detail(planned, is_wide=is_wide),
-            decision=render_plan.decision(planned),
-        )
+        _emit_plan(client.plan(serves, body), output)
         return
     with told_on_interrupt(
         f"the controller may still start the rollout: canaryctl status {serves}; end it: canaryctl rollback "
@@ -235,9 +232,7 @@ def rollback(
 
         if not has_service(settings):  # there is nothing to bypass
             raise
-        direct_one = "canaryctl rollback --direct"  # of the only service
-        if name is not None:
-            direct_one = f"canaryctl rollback {name} --direct"
+        direct_one = " ".join(filter(None, ("canaryctl rollback", name, "--direct")))
         raise Unreachable(f"{exc}, or bypass it: {direct_one}") from exc
     leaving = f"the rollback goes on; follow it: canaryctl watch {name}"
     _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
@@ -328,9 +323,8 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     """
     from controller.wiring import direct_rollback
 
-    result = direct_rollback.roll_back_directly(
-        settings, service, reason=reason or "direct rollback", is_led=can_act
-    )
+    why = reason or "direct rollback"
+    result = direct_rollback.roll_back_directly(settings, service, reason=why, is_led=can_act)
     lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
         for line in lines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from typing import Any
 
 from controller.evidence.records import GateConfig, draw_of
 from controller.evidence.typical_range import FLAGS, LEARNED_FROM, TypicalRanges
@@ -20,7 +21,7 @@ from tests.fakes.plane import FakeLog
 PLAIN = Signals(400, 0.05, 2.0, leaked=False, refused=False, other_language=False, invalid=None)
 
 
-def _record(n: int, characters: int, *, arm: int = 0, **changes: object) -> RequestRecord:
+def _record(n: int, characters: int, *, arm: int = 0, **changes: Any) -> RequestRecord:
     return a_record(n, arm=arm, signals=replace(PLAIN, characters=characters), body_bytes=900, **changes)
 
 

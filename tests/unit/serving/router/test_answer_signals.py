@@ -28,7 +28,9 @@ def _whole(text: str) -> bytes:
 
 def _stream(text: str) -> bytes:
     deltas = [{"content": word + " "} for word in text.split(" ")]
-    choices = [[{"index": 0, "delta": one, "finish_reason": None}] for one in deltas]
+    choices: list[list[dict[str, Any]]] = [
+        [{"index": 0, "delta": one, "finish_reason": None}] for one in deltas
+    ]
     choices.append([{"index": 0, "delta": {}, "finish_reason": "stop"}])
     events = [b"data: " + json.dumps({"id": "a", "choices": one}).encode() + b"\n\n" for one in choices]
     return head() + chunked(b"".join(events) + b"data: [DONE]\n\n") + LAST_CHUNK

@@ -40,10 +40,9 @@ def _calls(*pieces: bytes) -> list[Call] | None:
 
 @given(st.lists(st.text(max_size=40), max_size=30), st.booleans())
 def test_the_text_of_a_stream_is_that_of_its_deltas(texts: list[str], ascii_only: bool) -> None:
-    chunk = {"choices": [{"index": 0, "delta": {"content": None}}]}
     pieces = []
     for text in texts:
-        chunk["choices"][0]["delta"]["content"] = text  # type: ignore[assignment]
+        chunk = {"choices": [{"index": 0, "delta": {"content": text}}]}
         data = json.dumps(chunk, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
         pieces.append(b"data: " + data + b"\n\n")
     whole = "".join(texts)
