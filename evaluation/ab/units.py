@@ -62,7 +62,9 @@ class AbUnits:
         if not self.is_graded_unlike:
             return None
         if not self.by_first:
-            return "the answers with an outcome are of other turns on one side; grade the same answers of both"
+            return (
+                "the answers with an outcome are of other turns on one side; grade the same answers of both"
+            )
         return "the first answer with an outcome comes later on one side; grade the same answers of both"
 
     @property
@@ -169,7 +171,9 @@ def _places(unit: NDArray[np.intp]) -> Ints:
     return places
 
 
-def numbers_differ(is_b: NDArray[np.bool_], w: Floats, answers: Ints | Floats, *, level: float = DOUBT) -> bool:
+def numbers_differ(
+    is_b: NDArray[np.bool_], w: Floats, answers: Ints | Floats, *, level: float = DOUBT
+) -> bool:
     """Whether units of the two sides are likely, by three tests at `level` each, to have other numbers of
     answers: higher or lower ones, or ones farther from the middle, by their ranks, which are the usual ways;
     and, by the chi-square of each number's units, any others. Units without an answer are left out.
