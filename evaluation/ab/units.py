@@ -193,8 +193,9 @@ def numbers_differ(
         z = NormalDist().inv_cdf(1.0 - level / 2.0)
         if variance > 0.0 and abs(float(((side - chance) * off).sum())) > z * np.sqrt(variance):
             return True
-    variance_of = np.bincount(which, weights=chance * (1.0 - chance))
-    return _exceeds_chance(np.bincount(which, weights=side - chance), variance_of, level)
+    variances = np.bincount(which, weights=chance * (1.0 - chance)).astype(np.float64)
+    excesses = np.bincount(which, weights=side - chance).astype(np.float64)
+    return _exceeds_chance(excesses, variances, level)
 
 
 def _exceeds_chance(excess: Floats, variance: Floats, level: float) -> bool:
@@ -216,4 +217,4 @@ def _exceeds_chance(excess: Floats, variance: Floats, level: float) -> bool:
     chi_square = float((excesses**2 / variances).sum() - excesses.sum() ** 2 / variances.sum())
     spread = 2.0 / (9.0 * freedom)
     limit = freedom * (1.0 - spread + NormalDist().inv_cdf(1.0 - level) * spread**0.5) ** 3
-    return chi_square > limit
+    return bool(chi_square > limit)
