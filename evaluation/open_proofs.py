@@ -68,6 +68,8 @@ def why_not(metric: MetricEvidence, track: Track) -> str:
         return " if requests left late are slow, too"
     if track.missing_as == "recent":
         return " at the percentile of stable's recent values"
+    if track.missing_as in ("near", "far"):
+        return " at what stable's percentile may be, of some thousand values"
     if track.missing_as != "harm" or metric.unexplained_share < MUCH_MISSING:
         return ""
     return (

@@ -23,6 +23,7 @@ from benchmarks.gate.margin_trials import not_proven_trials
 from benchmarks.gate.mirrored import Mirrored
 from benchmarks.gate.shared_trials import shared_trials
 from benchmarks.gate.survivor_trials import survivor_trials
+from benchmarks.gate.tail_trials import tail_trials
 from benchmarks.gate.trials import (
     HARMED,
     ROLLBACK_LIMIT,
@@ -330,6 +331,7 @@ TRIALS: Mapping[str, Trial] = {
         *burst_trials(),
         *differing_trials(),
         *alike_trials(),
+        *tail_trials(),
         *_power(),
         *covariate_trials(),
         *hidden_trials(),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,9 @@ from evaluation.units.units import HELD, LEFT_OUT, REQUEST
 MAX_CROSSINGS = 10  # units on both sides by accident; more, and above MAX_SHARE of all, are a broken split
 MAX_SHARE = 0.01
 NAMED = 3  # units shown by name
-DOUBT_Z = 2.2414  # two tests at 0.05 together, two-sided: unlike numbers of answers are likely enough
-SURE_Z = 4.0556  # the same at 0.0001
+DOUBT = 0.025  # level of each of three tests at which unlike numbers of answers are likely enough
+SURE = 0.00005  # ... at which answers of other turns are sure
+MIN_VARIANCE = 5.0  # of B's units with so many answers, by the coin; rarer numbers are taken together
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class AbUnits:
     y: Floats
     answers: Ints  # with an outcome
     by_first: bool  # y is of the first answer, as the sides have unlike numbers of them; else the mean
-    is_graded_unlike: bool  # the first answers with an outcome surely come later on one side
+    is_graded_unlike: bool  # the answers that count are surely of other turns on one side
     crossed: tuple[str, ...]  # names of units seen on both sides of the same draw
     rows_left_out: int  # without a coin, or of units whose draw is not in the file
 
@@ -56,9 +58,13 @@ class AbUnits:
         return f"{len(self.crossed)} of {len(self.row)} units are on both sides: {names}"
 
     def graded_unlike(self) -> str | None:
-        """Why the first answers cannot be compared, in one line; None: they can be."""
+        """Why the answers that count cannot be compared, in one line; None: they can be."""
         if not self.is_graded_unlike:
             return None
+        if not self.by_first:
+            return (
+                "the answers with an outcome are of other turns on one side; grade the same answers of both"
+            )
         return "the first answer with an outcome comes later on one side; grade the same answers of both"
 
     @property
@@ -126,13 +132,23 @@ def units_of_rows(
     crossed = () if names is None else tuple(str(np.asarray(names)[first[u]]) for u in both[is_drawn[both]])
     chosen = first[order]
     by_first = numbers_differ(is_b[chosen], w[chosen], answers[order])
-    is_graded_unlike = False
+    having, place = np.unique(unit[counted], return_index=True)
     if by_first:
-        having, place = np.unique(unit[counted], return_index=True)
         mean[having] = y[kept[counted][place]]
-        turn = np.zeros(len(first), dtype=np.int64)
-        turn[having] = _places(unit[of_draw])[counted[of_draw]][place]
-        is_graded_unlike = numbers_differ(is_b[chosen], w[chosen], turn[order], z=SURE_Z)
+    from_start = _places(unit[of_draw])
+    ways = [from_start] if by_first else [from_start, _places(unit[of_draw][::-1])[::-1]]
+    is_graded_unlike = True
+    for places in ways:
+        of_counted = places[counted[of_draw]].astype(np.float64)
+        turns = np.zeros((2, len(first)))
+        turns[0, having] = of_counted[place]
+        turns[1] = np.bincount(unit[counted], weights=of_counted, minlength=len(first))
+        turns[1] /= np.maximum(answers, 1)
+        unlike = (
+            numbers_differ(is_b[chosen], w[chosen], turn[order], level=SURE)
+            for turn in (turns[:1] if by_first else turns)
+        )
+        is_graded_unlike = is_graded_unlike and any(unlike)
     return AbUnits(
         chosen,
         is_b[chosen],
@@ -155,9 +171,12 @@ def _places(unit: NDArray[np.intp]) -> Ints:
     return places
 
 
-def numbers_differ(is_b: NDArray[np.bool_], w: Floats, answers: Ints, *, z: float = DOUBT_Z) -> bool:
-    """Whether units of the two sides are likely, by `z` standard errors, to have other numbers of answers:
-    higher or lower ones, or ones farther from the middle, by their ranks. Units without one are left out.
+def numbers_differ(
+    is_b: NDArray[np.bool_], w: Floats, answers: Ints | Floats, *, level: float = DOUBT
+) -> bool:
+    """Whether units of the two sides are likely, by three tests at `level` each, to have other numbers of
+    answers: higher or lower ones, or ones farther from the middle, by their ranks, which are the usual ways;
+    and, by the chi-square of each number's units, any others. Units without an answer are left out.
 
     By the coin: (B - w) times any function of a unit's number has mean 0 if the side does not change it, at
     any splits and drift that both sides share.
@@ -171,6 +190,31 @@ def numbers_differ(is_b: NDArray[np.bool_], w: Floats, answers: Ints, *, z: floa
     for feature in (rank, np.abs(rank - 0.5)):
         off = feature - feature.mean()
         variance = float((chance * (1.0 - chance) * off * off).sum())
+        z = NormalDist().inv_cdf(1.0 - level / 2.0)
         if variance > 0.0 and abs(float(((side - chance) * off).sum())) > z * np.sqrt(variance):
             return True
-    return False
+    variances = np.bincount(which, weights=chance * (1.0 - chance)).astype(np.float64)
+    excesses = np.bincount(which, weights=side - chance).astype(np.float64)
+    return _exceeds_chance(excesses, variances, level)
+
+
+def _exceeds_chance(excess: Floats, variance: Floats, level: float) -> bool:
+    """Whether B's excesses of units, by number of answers, are more unlike each other than chance at `level`.
+
+    Neighbouring numbers are taken together until the variance of each is `MIN_VARIANCE`. The quantile of
+    the chi-square is that of Wilson and Hilferty (1931). Check: at 0.05 with one degree of freedom 3.75.
+    """
+    begins, inside = [0], 0.0
+    for number, more in enumerate(variance.tolist()):
+        if inside >= MIN_VARIANCE and variance[number:].sum() >= MIN_VARIANCE:
+            begins.append(number)
+            inside = 0.0
+        inside += more
+    freedom = len(begins) - 1
+    if freedom == 0:
+        return False
+    excesses, variances = np.add.reduceat(excess, begins), np.add.reduceat(variance, begins)
+    chi_square = float((excesses**2 / variances).sum() - excesses.sum() ** 2 / variances.sum())
+    spread = 2.0 / (9.0 * freedom)
+    limit = freedom * (1.0 - spread + NormalDist().inv_cdf(1.0 - level) * spread**0.5) ** 3
+    return bool(chi_square > limit)

@@ -13,12 +13,23 @@ from evaluation.betting.latency import MIN_VALUES
 from evaluation.betting.left import MIN_WAITED_FOR, Left, with_left
 from evaluation.betting.session_limits import Limits, RowOrder, SessionLimits
 from evaluation.betting.stable_baseline import FIRST_EPOCH, Stable, epoch_after
-from evaluation.betting.tails import TAIL_VALUES, HeldLimit, RecentValues, percentile_bin, with_errors
+from evaluation.betting.tails import (
+    MANY,
+    TAIL_VALUES,
+    HeldLimit,
+    Limit,
+    RecentValues,
+    percentile_bin,
+    with_errors,
+)
 from evaluation.betting.unit_block import Flags, Floats, Ints
 
 MIN_BESIDE = 500  # values of stable's, of which is asked whether ...
 MANY_APART = 0.02  # ... so many times as many are of clients that the canary is hardly offered to
 LONGEST_WAIT = 512  # rows until the limit of a percentile follows stable's values
+#: Where in `Exceedance._limits` the limits of proofs begin: that which is held, of recent values, and
+#: two that the percentile may be. And where what follows them does.
+UPPERS, WAITED_FOR = (1, 5, 9, 13), 17
 
 
 class Exceedance:
@@ -32,6 +43,7 @@ class Exceedance:
     __state__ = (
         *("threshold", "upper", "lower", "inside", "own_lower", "own_inside"),
         *("waited_for", "has_left", "stable", "recent", "held", "rows", "until", "steps", "limits"),
+        *("many", "may_be"),
         *("apart", "beside", "is_own", "is_stale"),
     )
 
@@ -61,6 +73,8 @@ class Exceedance:
         self.steps = StepsNow()
         self.recent = RecentValues(TAIL_VALUES / (1.0 - percentile))
         self.held = HeldLimit(TAIL_VALUES / (1.0 - percentile))
+        self.many = RecentValues(MANY * TAIL_VALUES / (1.0 - percentile))
+        self.may_be: Floats = np.full((2, 4), np.nan)  # what the percentile may be, as of `tails.Limit`
         self.rows = 0
         self.until = FIRST_EPOCH
         # Requests of stable's since it was last asked whether many are apart: those, and the limit's own.
@@ -95,7 +109,7 @@ class Exceedance:
         values infinite); unanswered requests are infinite in both. counted: the rows that end epochs and
         whose values of stable are learned. order: None: each row is its own unit.
         """
-        return self._of(waited, slowest, arm, times, counted, None, order)[0]
+        return self._of(waited, slowest, arm, times, counted, None, order)[0][0]
 
     def of_channels(
         self,
@@ -107,22 +121,24 @@ class Exceedance:
         left: Left | None,
         apart: Flags | None = None,
         order: RowOrder | None = None,
-    ) -> tuple[Floats, Floats, Floats, Floats, Floats]:
+    ) -> tuple[Floats, ...]:
         """The indicators of the three channels that differ in the requests that were left (`left.py`; None:
         none was), whose values are NaN; of proofs, those of the first one at the limit of recent values
-        alone, and those of the second one without what failed (`LeftShare`). apart: rows that the limit is
-        not of, nor any proof; None: none are."""
-        out, own, limits = self._of(waited, slowest, arm, times, counted, apart, order)
+        alone, and those of the second one without what failed (`LeftShare`); and two more of the first one,
+        at what the percentile may be. apart: rows that the limit is not of, nor any proof; None: none are."""
+        (out, *others), limits = self._of(waited, slowest, arm, times, counted, apart, order)
         if left is None:
             known, third = out, out
             second = np.where((np.arange(len(times)) == 0)[:, None], out, out * 0.0)
         else:
             known, second, third = with_left(
-                out, left, limits[0], limits[1], limits[6:] >= MIN_WAITED_FOR, times, arm
+                out, left, limits[0], limits[1], limits[WAITED_FOR:] >= MIN_WAITED_FOR, times, arm
             )
             for index, factor in enumerate(times):
-                own[index, left.is_left] = left.known(limits[0], factor, arm)[left.is_left]
-            own[:, np.isnan(limits[0])] = np.nan
+                for of_proof, upper in zip(others, UPPERS[1:], strict=True):
+                    of_proof[index, left.is_left] = left.known(limits[upper], factor, arm)[left.is_left]
+            for of_proof in others:
+                of_proof[:, np.isnan(limits[0])] = np.nan
         alone = second.copy()  # from the beginning: how many were left is known of all requests
         if not self.has_left:  # nothing to prove of clients that left before one has
             second[1:, : None if left is None else int(np.argmax(left.is_left))] = np.nan
@@ -130,9 +146,10 @@ class Exceedance:
         # What failed has no answer either: a canary that answers it may have more that are left.
         second[1:, np.isinf(waited)] += 1.0
         if apart is not None:
-            for indicators in (known, second, third, own, alone):
+            for indicators in (known, second, third, alone, *others):
                 indicators[1:, apart] = np.nan
-        return known, second, third, own, alone
+        own, *may_be = others
+        return known, second, third, own, alone, *may_be
 
     def _of(
         self,
@@ -143,10 +160,10 @@ class Exceedance:
         counted: slice | Ints,
         apart: Flags | None,
         order: RowOrder | None,
-    ) -> tuple[Floats, Floats, Floats]:
-        """The indicators of `of`, those of proofs at the limit of recent values alone, and the limits of each
-        row (`_limits`)."""
-        limits = np.full((6 + len(self._margins), len(waited)), np.nan)
+    ) -> tuple[list[Floats], Floats]:
+        """The indicators of `of`, and of proofs at each other limit (`UPPERS`), and the limits of each row
+        (`_limits`)."""
+        limits = np.full((WAITED_FOR + len(self._margins), len(waited)), np.nan)
         quotients = np.array([slowest / factor for factor in times])
         present = np.arange(len(waited))[counted]
         present = present[~np.isnan(slowest[present])]
@@ -185,19 +202,20 @@ class Exceedance:
             start = stop
         self.apart += len(others)
         compare(given, len(waited))
-        out = np.empty((len(times), len(waited)))
-        own = np.empty_like(out)
+        found = [np.empty((len(times), len(waited))) for _ in UPPERS]
         for index, factor in enumerate(times):
             values = waited if index == 0 else slowest
             scaled = np.where(arm, waited / factor if index == 0 else quotients[index], values)
             if index == 0:
-                out[index] = own[index] = scaled > limits[0]
+                for events in found:
+                    events[index] = scaled > limits[0]
             else:
-                out[index] = _events(scaled, arm, *limits[1:4])
-                own[index] = _events(scaled, arm, limits[0], *limits[4:6])
+                for events, upper in zip(found, UPPERS, strict=True):
+                    events[index] = _events(scaled, arm, *limits[upper : upper + 4])
             is_unknown = np.isnan(limits[0]) | np.isnan(values)
-            out[index, is_unknown] = own[index, is_unknown] = np.nan
-        return out, own, limits
+            for events in found:
+                events[index, is_unknown] = np.nan
+        return found, limits
 
     def discounted(self, failures: float) -> float:
         """The part of an event that an unanswered request of the canary is, where it may leave `failures`
@@ -220,13 +238,18 @@ class Exceedance:
             bound = self.recent.lower_bound(self._percentile, histogram)
             self.held.end_epoch(bound, own, values)
             held = min(max(limit.upper, self.held.limit), self._highest)
-            self.upper, self.lower, self.inside = limit.moved_to(held)
-            _, self.own_lower, self.own_inside = limit.moved_to(self.threshold)
+            self.upper, self.lower, self.inside, _ = limit.moved_to(held)
+            _, self.own_lower, self.own_inside, _ = limit.moved_to(self.threshold)
+            self.many.end_epoch(histogram)
+            may_be = self.many.may_be(self._percentile, histogram)
+            self.may_be = np.array([of.moved_to(min(of.upper, self._highest)) for of in may_be])
             above = max(histogram.share_above(self.upper), 1e-9)
             at_margins = [histogram.share_above(self.upper * margin) for margin in self._margins]
             self.waited_for = np.array(at_margins) / above
             proven = max(self._margins, default=1.0)
-            self.steps.set(histogram.steps(min(self.upper, self.threshold) / proven))
+            self.steps.set(
+                histogram.steps(float(min(self.upper, self.threshold, *self.may_be[:, 0])) / proven)
+            )
 
     def _forget_others(self) -> None:
         """Begin anew where the requests that the limit is of have become some clients' alone, or all again:
@@ -235,6 +258,7 @@ class Exceedance:
         if self.is_stale:
             self.is_stale = False
             self.recent.forget()
+            self.many.forget()
             self.held = HeldLimit(TAIL_VALUES / (1.0 - self._percentile))
         if self.beside >= MIN_BESIDE:
             is_own = self.apart >= MANY_APART * self.beside
@@ -242,14 +266,19 @@ class Exceedance:
             self.is_own, self.is_stale = is_own, is_own != self.is_own
 
     def _limits(self) -> Limits:
-        """The threshold; for proofs, the upper and lower edge, and part of an event between them; of recent
-        values alone the latter two; and `waited_for`."""
-        edges = self.threshold, self.upper, self.lower, self.inside, self.own_lower, self.own_inside
-        return Limits(np.concatenate((edges, self.waited_for)), self.steps.get())
+        """The threshold; the four limits of proofs (`UPPERS`); and `waited_for`."""
+        held = Limit(self.upper, self.lower, self.inside)
+        recent = Limit(self.threshold, self.own_lower, self.own_inside)
+        edges = ((self.threshold,), held, recent, *self.may_be, self.waited_for)
+        return Limits(np.concatenate(edges), self.steps.get())
 
 
-def _events(scaled: Floats, arm: NDArray[np.bool_], upper: Floats, lower: Floats, inside: Floats) -> Floats:
-    """1 above `upper`, 0 below `lower`, in between the part of an event that `tails.Limit` says."""
+def _events(
+    scaled: Floats, arm: NDArray[np.bool_], upper: Floats, lower: Floats, inside: Floats, part: Floats
+) -> Floats:
+    """1 above `upper`, 0 below `lower`, in between the part of an event that `tails.Limit` says. Stable's
+    answers count `part` of that."""
     alike = (scaled > lower) & (scaled <= upper)
-    events: Floats = np.where(alike, np.where(arm, 1.0, inside), (scaled > upper).astype(np.float64))
-    return events
+    events = np.where(alike, np.where(arm, 1.0, inside), (scaled > upper).astype(np.float64))
+    counted: Floats = np.where(arm | np.isinf(scaled), events, part * events)
+    return counted

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.ticks import clusters, next_tick_up
+from evaluation.betting.ticks import MOST_APART, clusters, next_tick_up, slow_clusters
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -52,7 +52,10 @@ class Steps:
         if len(self.points) == 0:
             return values / divisor
         if len(self.lows):
-            return next_tick_up(values, divisor, self.lows, self.points, tolerance=math.expm1(WIDTH))
+            ticks = next_tick_up(values, divisor, self.lows, self.points, tolerance=math.expm1(WIDTH))
+            own = np.maximum(np.searchsorted(self.lows, values, side="right") - 1, 0)
+            is_at_tick = (self.lows[own] <= values) & (values <= self.points[own])
+            return np.where(is_at_tick | (not self.is_mixed), ticks, values / divisor)
         smaller = values / divisor
         index = np.searchsorted(self.points, smaller * (1.0 - 2.0 * SAME), side="left")
         is_within = index < len(self.points)
@@ -71,8 +74,9 @@ class Steps:
         count = len(points)
         what = f"recorded in steps ({count} distinct values)" if count > 1 else "the same for all requests"
         if len(self.lows):
-            what = f"recorded at ticks ({count} clusters of values)"
-        if self.is_mixed:
+            clustered = "1 cluster" if count == 1 else f"{count} clusters"
+            what = f"{'partly ' * self.is_mixed}recorded at ticks ({clustered} of values)"
+        elif self.is_mixed:
             repeating = "1 value that repeats" if count == 1 else f"{count} values that repeat"
             what = f"partly recorded in steps ({repeating})"
         is_narrow = apart * (1.0 - 2.0 * SAME) < divisor
@@ -273,7 +277,8 @@ class LogHistogram:
         """The steps in which values are recorded: what half of a bin's values are, and twice as many as
         are in the bins beside it, which are 1 % wide. Where they are less than `STEP_SHARE` of all values:
         the ticks at which values come; else the steps from `above` on alone (slow answers that are polled,
-        beside quick ones that are exact), if those are frequent there. `NO_STEPS` where nothing is found.
+        beside quick ones that are exact), if those are frequent there, or the ticks there, if these hold
+        more. `NO_STEPS` where nothing is found.
 
         above: from where on a proof looks at the values; infinite: it looks at all of them alike.
         """
@@ -288,6 +293,9 @@ class LogHistogram:
             if len((ticks := self._ticks()).points):
                 return ticks
             is_step, zeros = is_step & self._is_frequent(is_step, above), 0
+            ticks, held = self._slow_ticks(above)
+            if held > 2 * int(repeats[is_step].sum()):
+                return ticks
             if not is_step.any():
                 return NO_STEPS
         points = np.append(np.zeros(min(zeros, 1)), np.sort(self.step[is_step].astype(np.float64)))
@@ -311,9 +319,29 @@ class LogHistogram:
         firsts, lasts = clusters(self.counts[1:].astype(np.int64))
         if len(firsts) == 0:
             return NO_STEPS
+        return self._ticks_of(firsts, lasts, is_mixed=False)
+
+    def _slow_ticks(self, above: float) -> tuple[Steps, int]:
+        """The ticks from `above` on alone, or from a third of it where it lies between two; and how many
+        values are at them."""
+        if math.isinf(above):
+            return NO_STEPS, 0
+        counts = self.counts[1:].astype(np.int64)
+        begin = max(self.range.indices_from(int(bins_of(np.array([above]))[0]))[0] - 1, 0)
+        firsts, lasts = slow_clusters(counts, begin)
+        for start in (begin, max(begin - MOST_APART, 0)):
+            if len(firsts) == 0:
+                firsts, lasts = (found + start for found in clusters(counts[start:]))
+        if len(firsts) == 0:
+            return NO_STEPS, 0
+        held = sum(int(counts[first : last + 1].sum()) for first, last in zip(firsts, lasts, strict=True))
+        is_mixed = held < (1.0 - EXACT_SHARE) * int(counts.sum())
+        return self._ticks_of(firsts, lasts, is_mixed=is_mixed), held
+
+    def _ticks_of(self, firsts: Ints, lasts: Ints, *, is_mixed: bool) -> Steps:
         lows, points = self.range.upper_edges(firsts), self.range.upper_edges(lasts + 1)
         lows[0] = self.range.edges_of(int(firsts[0]) + 1)[0]  # not 0
-        return Steps(points, is_mixed=False, lows=lows)
+        return Steps(points, is_mixed=is_mixed, lows=lows)
 
     def occupied(self) -> tuple[Floats, Floats]:
         """The midpoints of the occupied bins, ascending, of the zeros' 0, and the share of all values in

@@ -14,6 +14,14 @@ answers as stable (proven below 1.2x in 36 of 73 runs). So both must prove, at i
 recent values. A stall of a few answers is no burst:
 what sets the threshold lasted for several pieces of a window. (Without this, 60 slow answers of 20,000, of
 both arms alike, kept a p99 from being proven within 10,000 canary requests in 40 of 40 runs.)
+
+All these are estimates. Where the canary's slowest answers end together, just beyond the margin, a threshold
+that is a little too high leaves none of them above it, and one too low loses nothing: such errors do not
+average out (a canary at 1.22x was proven below 1.2x in 14 of 24 runs). So a third and a fourth proof are at
+what the percentile of many more values may be instead (`RecentValues.may_be`): wherever it is in truth, one
+is at most a little below it. Below it stable has more than 1 - percentile, and such a canary not: so stable's
+values count in part. By half of the way, on a scale of ratios: wholly, so that they make 1 - percentile, one
+limit alone would do, 2 or more standard errors lower, and a twin take half as long again.
 """
 
 from __future__ import annotations
@@ -30,6 +38,9 @@ from evaluation.betting.unit_block import Flags, Floats, UnitBlock
 from evaluation.betting.wealth import Bets, Channel
 
 TAIL_VALUES = 20.0  # of recent values, above the percentile: 2000 values of a p99
+MANY = 10  # times as many, of which the limits are that the percentile may be
+MAY_BE = (1.0, 2.0)  # standard errors of the count by which they are below the percentile
+PART = 0.5  # power of the share that stable's values above one of them count: 0 is all, 1 is 1 - percentile
 HELD_WINDOWS = 10  # of so many values each, for which a busy one sets the limit
 PIECE = 0.1  # of a window, at least
 PIECES, LASTING = 4, 3  # the last ones; so many of them had what is held
@@ -55,11 +66,12 @@ class Limit(NamedTuple):
     upper: float
     lower: float
     inside: float
+    part: float = 1.0  # what a value of stable above the limit counts
 
     def moved_to(self, upper: float) -> Limit:
         """The limit with this upper edge; values between its edges count in part only where it is unmoved."""
         inside = self.inside if upper == self.upper else 0.0
-        return Limit(upper, self.lower if inside > 0.0 else upper, inside)
+        return Limit(upper, self.lower if inside > 0.0 else upper, inside, self.part)
 
 
 def with_errors(share: float, values: float, errors: float) -> float:
@@ -124,6 +136,17 @@ class RecentValues:
         if inside < ATOM_VALUES or above >= ATOM_BELOW * expected:
             return Limit(upper, upper, 0.0)
         return Limit(upper, lower, min(max(expected - above, 0.0) / inside, 1.0))
+
+    def may_be(self, share: float, histogram: LogHistogram) -> tuple[Limit, Limit]:
+        """What the percentile may be: `MAY_BE` standard errors lower than it seems, at a bin's lower edge."""
+        near, far = (self._lower(share, errors, histogram) for errors in MAY_BE)
+        return near, far
+
+    def _lower(self, share: float, errors: float, histogram: LogHistogram) -> Limit:
+        below = with_errors(share, float(np.add.accumulate(self.weights)[-1]), errors)
+        limit = self.limit(below, histogram)._replace(part=((1.0 - share) / (1.0 - below)) ** PART)
+        edge = histogram.range.edges_of(percentile_bin(self.weights, below))[0]
+        return limit if limit.inside > 0.0 else limit._replace(upper=edge, lower=edge)
 
 
 class HeldLimit:

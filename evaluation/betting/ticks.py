@@ -28,6 +28,9 @@ MOST_APART = 110  # bins from one tick to the next: a factor of 3
 TOGETHER = 0.5  # share of all values in such clusters
 BULK = (0.02, 0.98)
 MANY_EMPTY = 0.2  # share of bins in the bulk
+SLOW_WIDEST, MIN_HELD = 10, 10  # bins and values of a cluster among slow answers, which may be alone
+LEAST_GAP = 5  # bins beside it
+EDGE = 5  # bins in which so many values are where exact ones end at once
 
 
 def clusters(counts: Ints) -> tuple[Ints, Ints]:
@@ -56,6 +59,41 @@ def clusters(counts: Ints) -> tuple[Ints, Ints]:
     if len(firsts) < MIN_CLUSTERS or held.sum() < TOGETHER * total or not _are_even(firsts, held):
         return none, none
     return firsts, lasts
+
+
+def slow_clusters(counts: Ints, begin: int) -> tuple[Ints, Ints]:
+    """As `clusters`, of the values from bin `begin` on, the quick ones below being exact.
+
+    There may be one alone (the second poll, which few wait for), so they are narrower, and not asked to be
+    even. They hold half of those values, and the gaps beside each would hold ten at its density. And what is
+    below the gap ends at once: exact values where polling begins, or the poll before. A tail that thins out
+    before answers that end at a time-out, each at its own time and a little more, is none.
+    """
+    found: list[list[int]] = []
+    below = np.append(0, np.cumsum(counts))
+    before, is_tick = [0, 0], False
+    for span in _bridged(_spans(counts > EMPTY * _largest_near(counts))).tolist():
+        first, last = span
+        held = below[last + 1] - below[first]
+        ends_at_once = is_tick or below[before[1] + 1] - below[max(before[1] - EDGE + 1, 0)] >= MIN_HELD
+        is_narrow = last - first < SLOW_WIDEST and held >= MIN_HELD
+        is_tick = bool(is_narrow and ends_at_once and _stands_apart(span, below))
+        found += [span] * is_tick
+        before = span
+    spans = np.array([span for span in found if span[0] >= begin], dtype=np.int64).reshape(-1, 2)
+    total = int(below[-1] - below[min(begin, len(below) - 1)])
+    if len(spans) == 0 or _held(spans, below).sum() < TOGETHER * total:
+        spans = spans[:0]
+    return spans[:, 0], spans[:, 1]
+
+
+def _stands_apart(span: list[int], below: Ints) -> bool:
+    density = _density(span, below)
+    gap = max(math.ceil(CLEAR / density), LEAST_GAP)
+    first, last = span
+    before = below[first] - below[max(first - gap, 0)]
+    after = below[min(last + 1 + gap, len(below) - 1)] - below[last + 1]
+    return bool(max(before, after) <= NEARLY_EMPTY * density * gap)
 
 
 def _are_even(firsts: Ints, held: Ints) -> bool:

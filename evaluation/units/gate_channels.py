@@ -47,7 +47,8 @@ ROLLBACK_USES = frozenset({"first", "session", "pairs", "later"})
 #: "left": the channel is of requests that their clients left, or that failed, and needed where `LeftShare`
 #: says so, whose channel ("alone") proves nothing. "late": those left late are slow. "recent": as in the
 #: first one, at the percentile of recent values, where that of the others is held above it.
-MissingAs = Literal["", "harm", "mean", "absent", "left", "alone", "late", "recent"]
+#: "near", "far": at what the percentile of many values may be (`tails.py`).
+MissingAs = Literal["", "harm", "mean", "absent", "left", "alone", "late", "recent", "near", "far"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +239,18 @@ class GateChannels:
         self.tail_columns[gate.name] = column
         self._add_loss(gate, column, with_left)
         for proof in proofs:
-            known, late, recent = (Column(with_histogram=False, missing="failed") for _ in range(3))
+            known, late, recent, near, far = (
+                Column(with_histogram=False, missing="failed") for _ in range(5)
+            )
             left, alone = (Column(with_histogram=False) for _ in range(2))
-            self.columns += [known, left, late, recent, alone]
+            self.columns += [known, left, late, recent, alone, near, far]
             self._add_proof(gate, known, proof, partial(_tail_proof, gate.percentile))
             self._add_proof(gate, left, proof, partial(_left_proof, gate.percentile), "left")
             self._add_proof(gate, late, proof, partial(_tail_proof, gate.percentile), "late")
             self._add_proof(gate, recent, proof, partial(_recent_proof, gate.percentile), "recent")
             self._add_proof(gate, alone, proof, partial(_left_share, gate.percentile), "alone")
+            self._add_proof(gate, near, proof, _limit_proof, "near")
+            self._add_proof(gate, far, proof, _limit_proof, "far")
 
     def _add_loss(self, gate: Gate, column: Column, with_left: Column | None = None) -> None:
         """The channels of first requests, of sessions and of later sessions that roll back. with_left: the
@@ -364,6 +369,10 @@ def _tail_proof(percentile: float, _: Proof) -> Bettor:
 
 def _recent_proof(percentile: float, _: Proof) -> Bettor:
     return TailProof(percentile=percentile, least_off=MOST_OFF)
+
+
+def _limit_proof(_: Proof) -> Bettor:
+    return RateProof(ratio=1.0, floor=0.0, missing_as=1.0)
 
 
 def _left_proof(percentile: float, proof: Proof) -> Bettor:

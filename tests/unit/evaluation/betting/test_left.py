@@ -110,7 +110,7 @@ def test_what_failed_is_no_request_that_was_left() -> None:
     limit = Exceedance(percentile=0.99, margins=(1.2,))
     limit.seed(np.full(4000, 600.0))
     left = Left(is_left, np.where(is_left, 700.0, NAN))
-    _, second, _, _, alone = limit.of_channels(values, values, arm, TIMES, slice(None), left)
+    _, second, _, _, alone, *_ = limit.of_channels(values, values, arm, TIMES, slice(None), left)
 
     assert np.flatnonzero(second[1] == 1.0).tolist() == [15, 25]  # from the first that was left on
     assert np.flatnonzero(alone[1] == 1.0).tolist() == [15]

@@ -97,3 +97,48 @@ def test_an_exceedance_at_ticks_needs_a_whole_tick() -> None:
     events = gate.of(canary, canary, np.ones(4, dtype=np.bool_), (1.0, 1.2))
 
     assert events[1].tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+def polled_late(
+    rng: np.random.Generator, count: int, start: float, every_ms: float, late_ms: float
+) -> Floats:
+    """Exact up to `start`; slower answers end at the next poll and a little later."""
+    ms: Floats = 800.0 * np.exp(0.5 * rng.standard_normal(count))
+    return np.where(ms > start, np.ceil(ms / every_ms) * every_ms + late_ms * rng.random(count), ms)
+
+
+@pytest.mark.parametrize("count", [4000, 20_000])
+@pytest.mark.parametrize(
+    ("start", "every_ms", "late_ms"),
+    [(1000.0, 2000.0, 1.0), (1000.0, 2000.0, 10.0), (1800.0, 1700.0, 15.0), (1800.0, 1700.0, 60.0)],
+)
+def test_slow_answers_alone_may_be_polled_a_little_late(
+    start: float, every_ms: float, late_ms: float, count: int
+) -> None:
+    histogram = LogHistogram(with_steps=True)
+    values = polled_late(np.random.default_rng(4), count, start, every_ms, late_ms)
+    histogram.add(values)
+    p99 = float(np.quantile(values, 0.99))
+    steps = histogram.steps(p99 / 1.2)
+
+    assert histogram.steps() is NO_STEPS
+    assert steps.is_mixed
+    assert steps.divided(np.array([p99, 900.0]), 1.2)[0] == pytest.approx(p99, rel=0.02)
+    assert steps.divided(np.array([p99, 900.0]), 1.2)[1] == 750.0
+    assert "partly recorded at ticks" in steps.text(1.2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slow_exact_answers_have_no_ticks(seed: int) -> None:
+    """Also a second kind of requests, of nearly one length, and the thin end of a tail."""
+    rng = np.random.default_rng(seed)
+    ms = 600.0 * np.exp(rng.choice([0.05, 0.1, 0.5, 1.5]) * rng.standard_normal(int(rng.integers(60, 9000))))
+    if seed % 2:
+        ms = np.where(
+            rng.random(len(ms)) < 0.03, 12.0 * 600.0 * np.exp(0.05 * rng.standard_normal(len(ms))), ms
+        )
+    histogram = LogHistogram(with_steps=True)
+    histogram.add(ms)
+
+    for share in (0.5, 0.9, 0.95, 0.99):
+        assert histogram.steps(float(np.quantile(ms, share)) / 1.2) is NO_STEPS
