@@ -18,4 +18,4 @@ class Signals:
     leaked: bool  # a special token appears as text
     refused: bool  # it declines, by a field of the answer or by its opening
     other_language: bool  # the languages of the user's turn and of the answer are known, and differ
-    invalid: bool | None  # not of the form that was asked; None: no form was asked, or it is not checked
+    invalid: bool  # shown not to be of the form that was asked

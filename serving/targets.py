@@ -38,6 +38,9 @@ ELIGIBLE_PATHS = frozenset(
         "/cohere/v2/chat",
     }
 )
+# Of these, those whose answers hold text, in one JSON object or in a stream that must finish. On others the
+# end of the body is enough.
+TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 REALTIME = "/v1/realtime"  # a WebSocket
 # These ask for no answer; they go to stable.
 _OTHER_PATHS = {

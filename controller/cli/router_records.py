@@ -7,14 +7,15 @@ and an answer of stable to a canary's request is told.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
-from controller.evidence.records import draw_of
+from controller.evidence.records import OF_SIGNALS, draw_of
 from controller.evidence.typical_range import FLAGS, TypicalRanges
 from serving.messages import CANARY, STABLE, RequestRecord
 from serving.router.records.counters import ARM_NAMES
@@ -22,7 +23,7 @@ from serving.router.records.counters import ARM_NAMES
 _SIGNATURE = frozenset({"request_id", "unit", "arm", "w", "assigned_by", "at_s", "done_at_s", "outcome"})
 _ARMS = {"stable": STABLE, "canary": CANARY}
 _FIELDS = frozenset({"service", *(one.name for one in dataclasses.fields(RequestRecord))})
-_OF_SIGNALS = ("refused", "invalid", "leaked", "other_language", *FLAGS)
+_FLAGS = (*OF_SIGNALS, *FLAGS)
 NOTE = "records of canaryctl's router: left, failed and fallen back as the controller counts them"
 
 
@@ -94,14 +95,16 @@ def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:
     """The evidence of a router's records, by its own names; what was joined to them stays. keep: fields of
     records that are used as they are. Raises BadInput for a line that is no record."""
     names = [name for name in table.columns if name in _FIELDS - {"service", "attempts"}]
-    rows, ranges = list[dict[str, object]](), TypicalRanges()
+    records = []
     for row in range(len(table)):
         fields = {name: table.columns[name][row] for name in names}
         try:
-            rows.append(_row(msgspec.convert(_with_arms(fields), RequestRecord), ranges))
+            records.append(msgspec.convert(_with_arms(fields), RequestRecord))
         except (msgspec.ValidationError, KeyError, TypeError) as exc:
             place = f"{table.name}: {table.place(row)}"
             raise BadInput(f"{place} is no record of a router ({exc}); remove the line") from exc
+    ranges = _ranges_of(records)
+    rows = [_row(record, ranges) for record in records]
     columns = {
         name: cells
         for name, cells in table.columns.items()
@@ -109,6 +112,17 @@ def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:
     }
     columns |= {name: [one[name] for one in rows] for name in (rows[0] if rows else ())}
     return dataclasses.replace(table, columns=columns)
+
+
+def _ranges_of(records: Sequence[RequestRecord]) -> TypicalRanges:
+    """What was usual of stable before the first draw."""
+    ranges = TypicalRanges()
+    began_s = min((one.at_s for one in records if one.w > 0), default=math.inf)
+    for record in sorted(records, key=lambda one: one.at_s):
+        if record.w <= 0 and record.at_s < began_s:
+            ranges.learn(record)
+    ranges.fix()
+    return ranges
 
 
 def _with_arms(fields: Mapping[str, object]) -> dict[str, object]:
@@ -121,7 +135,7 @@ def _with_arms(fields: Mapping[str, object]) -> dict[str, object]:
 
 def _row(record: RequestRecord, ranges: TypicalRanges) -> dict[str, object]:
     draw = draw_of(record, ranges)
-    flags = dict.fromkeys(("rejected", "fell_back", *_OF_SIGNALS)) | {
+    flags = dict.fromkeys(("rejected", "fell_back", *_FLAGS)) | {
         name: int(is_set) for name, is_set in draw.flags.items() if name != "censored"
     }
     return {

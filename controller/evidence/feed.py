@@ -250,6 +250,7 @@ class Feed:
         return record.rollout == self._rollout and record.w > 0
 
     def _started(self) -> None:
+        self._ranges.fix()
         if self._evaluator is None and self._config.stages:
             config = self._config
             self._attach(Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed))
@@ -276,7 +277,7 @@ class Feed:
     def _seed_with(self, record: RequestRecord) -> None:
         if record.error is not False or record.served_arm != STABLE:
             return
-        self._ranges.flags_of(record)
+        self._ranges.learn(record)
         for metric, values in self._seed.items():
             value = getattr(record, metric)
             if value is not None:

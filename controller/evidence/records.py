@@ -11,10 +11,12 @@ from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import Draw, Score, is_number
 from serving.messages import CANARY, LIMIT_REASONS, RequestRecord, ScoreRecord
+from serving.targets import TEXT_PATHS
 
 #: What a router knows of a request before its toss. Not its prompt tokens: the answer reports them, so that
 #: the arm decides whether they are known, and by another tokenizer how many they are.
 LIVE_COVARIATES = ("body_bytes",)
+OF_SIGNALS = ("refused", "leaked", "other_language", "invalid")  # flags that the router reads of a text
 MAX_VALUE = 1e12  # ms or tokens of one request
 
 
@@ -43,18 +45,14 @@ def flags_of(record: RequestRecord) -> dict[str, bool]:
     if record.rejected is not None:
         flags["rejected"] = record.rejected
     if (signals := record.signals) is not None:
-        flags |= {
-            "refused": signals.refused,
-            "leaked": signals.leaked,
-            "other_language": signals.other_language,
-        }
-        if signals.invalid is not None:
-            flags["invalid"] = signals.invalid
+        flags |= {name: getattr(signals, name) for name in OF_SIGNALS}
+    elif record.path not in TEXT_PATHS and record.outcome == "answered" and record.error is False:
+        flags |= dict.fromkeys(OF_SIGNALS, False)  # an answer that holds no text, on either arm
     return flags
 
 
 def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None) -> Draw:
-    """The draw of a settled request. ranges: tell the unusual answers, and learn of it; None: not asked."""
+    """The draw of a settled request. ranges: tell the unusual answers; None: not asked."""
     flags = flags_of(record) | (ranges.flags_of(record) if ranges is not None else {})
     if record.outcome == "open":
         flags["censored"] = True

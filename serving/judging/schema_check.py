@@ -20,7 +20,7 @@ import jsonschema_rs
 
 WORK_LIMIT = 200_000  # subschemas times values: at most some 10 ms
 MADE_COST = 20  # of a subschema, when its check is made: some 4 us each
-PATTERN_COST = 10_000  # of a pattern, which may take 0.5 ms and 50 KB
+PATTERN_COST = 400  # of a pattern, in subschemas: it may take 0.5 ms and 50 KB
 DEPTH_LIMIT = 64  # of a schema, its references spelled out
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1 << 16)
 

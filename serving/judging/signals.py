@@ -1,8 +1,10 @@
 """Signals of one answer, from its own text and from what its request asked for. Pure; no model is asked.
 
 Rules:
-1. Whether a signal applies depends on the request alone, so that it is missing on both arms alike.
-2. A request that cannot be read, or is larger than REQUEST_LIMIT, asked for nothing that is known.
+1. Each answer has each signal, whatever was asked: a rate is one of all answers, on both arms alike. What is
+   not checked is not shown to be wrong.
+2. A request that cannot be read, or is larger than REQUEST_LIMIT, asked for nothing that is known. Nor did
+   one for several answers: whose part is whose is not known.
 3. No text leaves this module: the signals are numbers and flags.
 
 Source: the layer L1 of the design of judging; `text_signals.py` names those of each signal.
@@ -18,10 +20,11 @@ from typing import Any
 import msgspec
 
 from serving.answer_signals import Signals
-from serving.judging.schema_check import conforms
+from serving.judging.schema_check import SchemaChecks
 from serving.judging.text_signals import compression_ratio, language, refuses, repeated_share, special_token
 
 REQUEST_LIMIT = 256 << 10  # bytes
+OTHER_TOOLS = ""  # among the tools: some are of a kind that is not checked
 VALUES_LIMIT = 20_000  # commas, brackets and braces of a request whose forms are read
 
 
@@ -41,6 +44,7 @@ class Asked:
     is_json: bool = False  # the answer must be a JSON value
     schema: Any = None  # of that value
     tools: Mapping[str, Any] | None = None  # schema of each tool's arguments, by its name
+    is_known: bool = False  # the request has been read
     body: bytes = field(default=b"", repr=False)
 
 
@@ -49,6 +53,8 @@ class _Body(msgspec.Struct, gc=False):
     prompt: msgspec.Raw = msgspec.Raw()
     response_format: msgspec.Raw = msgspec.Raw()
     tools: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+    n: msgspec.Raw = msgspec.Raw()
 
 
 class _Turn(msgspec.Struct, gc=False):
@@ -70,6 +76,8 @@ def asked_of(body: bytes) -> Asked:
         fields = _BODY.decode(body)
     except (ValueError, RecursionError):
         return Asked(body=body)
+    if _value(fields.n) not in (None, 1) or bytes(fields.prompt)[:1] == b"[":
+        return Asked(is_known=True, body=body)
     form = _value(fields.response_format)
     form = form if isinstance(form, dict) else {}
     named = form.get("json_schema")
@@ -78,6 +86,7 @@ def asked_of(body: bytes) -> Asked:
         is_json=form.get("type") in ("json_object", "json_schema"),
         schema=named.get("schema") if isinstance(named, dict) else None,
         tools=_tools(_value(fields.tools)),
+        is_known=True,
         body=body,
     )
 
@@ -87,13 +96,14 @@ def signals_of(
     text: str,
     *,
     refusal: bool = False,
+    is_cut: bool = False,
     calls: Sequence[Call] | None = (),
     characters: int | None = None,
 ) -> Signals:
     """The signals of an answer.
 
-    refusal: the answer itself says that it is one, by a field or its finish reason. characters: of its whole
-    text, where `text` is only its beginning. calls: None where they are too many to be kept.
+    refusal: the answer itself says that it is one, by a field or its finish reason. is_cut: it ended at its
+    limit. calls: None where they are not known. characters: of its whole text, where `text` is its beginning.
     """
     own = language(text)
     users = language(asked.text) if own is not None else None
@@ -101,42 +111,45 @@ def signals_of(
         characters=len(text) if characters is None else characters,
         repeated=repeated_share(text),
         compression=compression_ratio(text),
-        leaked=special_token(text, asked.body) is not None,
+        leaked=asked.is_known and special_token(text, asked.body) is not None,
         refused=refusal or refuses(text),
         other_language=own is not None and users is not None and own != users,
-        invalid=_is_invalid(asked, text, calls, is_whole=characters in (None, len(text))),
+        invalid=_is_invalid(asked, text, calls, is_cut=is_cut, is_whole=characters in (None, len(text))),
     )
 
 
-def _is_invalid(asked: Asked, text: str, calls: Sequence[Call] | None, *, is_whole: bool) -> bool | None:
+def _is_invalid(
+    asked: Asked, text: str, calls: Sequence[Call] | None, *, is_cut: bool, is_whole: bool
+) -> bool:
     if calls is None:
-        return None
+        return False
+    checks = SchemaChecks()
     if calls and asked.tools is not None:
-        found = [_call_conforms(asked.tools, call) for call in calls]
-        return None if None in found and False not in found else False in found
-    if not asked.is_json:
-        return None if asked.tools is None else False
+        return any(_call_conforms(asked.tools, call, checks) is False for call in calls)
+    if not asked.is_json or calls:
+        return False
+    if is_cut:
+        return True  # what is cut off is no JSON value, but for a lucky one
     if not is_whole:
-        return None
+        return False
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return True
     if asked.schema is None:
         return not isinstance(value, dict)
-    fits = conforms(asked.schema, value)
-    return None if fits is None else not fits
+    return checks.conforms(asked.schema, value) is False
 
 
-def _call_conforms(tools: Mapping[str, Any], call: Call) -> bool | None:
+def _call_conforms(tools: Mapping[str, Any], call: Call, checks: SchemaChecks) -> bool | None:
     if call.name not in tools:
-        return False
+        return OTHER_TOOLS in tools and None
     try:
         arguments = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
         return False
     schema = tools[call.name]
-    return isinstance(arguments, dict) if schema is None else conforms(schema, arguments)
+    return isinstance(arguments, dict) if schema is None else checks.conforms(schema, arguments)
 
 
 def _tools(listed: Any) -> Mapping[str, Any] | None:
@@ -146,16 +159,19 @@ def _tools(listed: Any) -> Mapping[str, Any] | None:
         function = one.get("function") if isinstance(one, dict) else None
         if isinstance(function, dict) and isinstance(function.get("name"), str):
             found[function["name"]] = function.get("parameters")
+        elif isinstance(one, dict) and isinstance(one.get("type"), str):
+            found[OTHER_TOOLS] = None
     return found or None
 
 
 def _last_text(fields: _Body) -> str:
     """The text of the user's last turn, or of the prompt."""
-    if bytes(fields.messages)[:1] != b"[":
-        prompt = _value(fields.prompt)
+    listed = next((one for one in (fields.messages, fields.input) if bytes(one)[:1] == b"["), None)
+    if listed is None:
+        prompt = _value(fields.prompt if fields.prompt else fields.input)
         return prompt if isinstance(prompt, str) else ""
     try:
-        turns = _LIST.decode(fields.messages)[-_TURNS_SEARCHED:]
+        turns = _LIST.decode(listed)[-_TURNS_SEARCHED:]
         for turn in reversed(turns):
             found = _TURN.decode(turn)
             if bytes(found.role) == b'"user"':

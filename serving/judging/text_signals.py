@@ -33,6 +33,9 @@ _SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_]{2,40}\|>|<｜[^｜<>\n]{2,40}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
     r"|<(?:bos|eos|pad|unk)>|</s>\s*\Z"
 )
+# In a request, where `</s>` may stand anywhere.
+_ANY_SPECIAL = re.compile(_SPECIAL.pattern.replace(r"</s>\s*\Z", "</s>"))
+_ESCAPE = re.compile(r"\\u(003[cCeE]|007[cC]|[fF][fF]5[cC]|2581)")
 # One of these is in each; of most texts nothing else is searched for.
 _SPECIAL_PARTS = (
     *("<|", "<｜", "[INST]", "[/INST]", "SYS>>", "_of_turn>"),
@@ -85,12 +88,21 @@ def compression_ratio(text: str) -> float | None:
 
 
 def special_token(text: str, request: bytes = b"") -> str | None:
-    """The first special token that appears as text, and is not in the request too; None: there is none."""
+    """The first special token that appears as text, and is not in the request too; None: there is none.
+
+    request: a JSON text, whose brackets may be escaped.
+    """
     if not any(part in text for part in _SPECIAL_PARTS):
         return None
-    for found in _SPECIAL.finditer(text):
-        token = found.group().rstrip()
-        if token.encode("utf-8", "replace") not in request:
+    tokens = dict.fromkeys(found.group().rstrip() for found in _SPECIAL.finditer(text))
+    asked: frozenset[str] | None = None
+    for token in tokens:
+        if asked is None:  # one pass over the request, however many tokens there are
+            plain = request.decode("utf-8", "replace")
+            if "\\u" in plain:
+                plain = _ESCAPE.sub(lambda found: chr(int(found.group(1), 16)), plain)
+            asked = frozenset(found.group().rstrip() for found in _ANY_SPECIAL.finditer(plain))
+        if token not in asked:
             return token
     return None
 

@@ -22,9 +22,6 @@ from serving.targets import Endpoint, Target
 SETTLE_S = 60.0  # the longest wait for the end of a request
 Canary: TypeAlias = tuple[str, str]  # (rollout, version)
 
-# Paths whose answers hold text, in one JSON object or in a stream that must finish. On others the end of the
-# body is enough.
-TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 # Paths whose answers hold embeddings, ranks, scores or classes, or several chats: a whole one has some.
 VALUE_PATHS = frozenset(
     {

@@ -1,9 +1,10 @@
 """The text of an answer and its calls of tools, taken from its bytes as they pass: for its signals. Pure.
 
 Rules:
-1. No event is decoded: the strings of the named fields are found by a pattern, some KiB at a time, so that an
-   event costs under 1 us. Many events hold one token each.
-2. Bounded: FOLDED bytes of what has passed, TEXT_LIMIT bytes of text, CALLS_LIMIT calls.
+1. No event of text is decoded: the strings of the named fields are found by a pattern, some KiB at a time, so
+   that an event costs about 1 us. Many events hold one token each. Those with calls of tools are decoded.
+2. Bounded: FOLDED bytes of what has passed, TEXT_LIMIT bytes of text and of arguments, CALLS_LIMIT calls. Of
+   a whole answer the first WHOLE_LIMIT bytes are read.
 
 Invariant: the text leaves memory with the request. No record holds it.
 """
@@ -13,17 +14,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from serving.judging.signals import Call
+from serving.router.answers.answer_events import index_of, json_object
 
 FOLDED = 16 << 10  # bytes that are kept before their texts are taken from them
 TEXT_LIMIT = 64 << 10  # bytes of text, and of the arguments of calls, as JSON writes them
+WHOLE_LIMIT = 256 << 10
 CALLS_LIMIT = 64
 
-_STRING = rb'"([^"\\]*(?:\\.[^"\\]*)*)"'
+_STRING = rb'"([^"\\]*(?:\\.[^"\\]*)*)'  # perhaps without its end
 _TEXT = re.compile(rb'"(?:content|text|refusal)"\s*:\s*' + _STRING, re.DOTALL)
 _REFUSAL = re.compile(rb'"refusal"\s*:\s*"[^"]')
-_OF_CALL = re.compile(rb'"(name|arguments)"\s*:\s*' + _STRING, re.DOTALL)
+_CALLED = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{')
 _CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")  # the beginning of one
 # The same text comes again when a part of a response is done; a delta is known by its event's name.
 _DELTA = re.compile(rb'event: ?response\.output_text\.delta\r?\n[^\n]*?"delta"\s*:\s*' + _STRING, re.DOTALL)
@@ -32,18 +36,7 @@ _DELTA = re.compile(rb'event: ?response\.output_text\.delta\r?\n[^\n]*?"delta"\s
 class AnswerExcerpt:
     """The text of one answer. `add` each piece that is whole: events, or the answer; then read it."""
 
-    __slots__ = (
-        "_calls",
-        "_calls_size",
-        "_is_response",
-        "_names",
-        "_parts",
-        "_refuses",
-        "_size",
-        "_texts",
-        "_texts_size",
-        "_unread",
-    )
+    __slots__ = ("_calls", "_is_response", "_left", "_parts", "_size", "_texts", "_unread", "refuses")
 
     def __init__(self, path: str) -> None:
         """path: of the request, which tells the API."""
@@ -51,12 +44,11 @@ class AnswerExcerpt:
         self._parts: list[bytes] = []
         self._size = 0
         self._texts: list[bytes] = []
-        self._texts_size = 0
+        self._left = TEXT_LIMIT  # bytes of text and arguments that may still be kept
         self._unread = 0  # bytes of text beyond the limit
-        self._refuses = False
-        self._calls: list[tuple[bytes, bytes]] | None = []  # (field, piece), in order; None: too many
-        self._names = 0
-        self._calls_size = 0
+        self.refuses = False  # a field of the answer says that it is a refusal; after `text`
+        # By the index of each call: its name, and the pieces of its arguments; None: not known.
+        self._calls: dict[int, tuple[str, list[str]]] | None = {}
 
     def add(self, data: bytes) -> None:
         """Take this piece of the answer."""
@@ -71,55 +63,58 @@ class AnswerExcerpt:
         text = _decoded(b"".join(self._texts))
         return text, len(text) + self._unread
 
-    @property
-    def refuses(self) -> bool:
-        """Whether a field of the answer says that it is a refusal; after `text`."""
-        return self._refuses
-
     def calls(self) -> Sequence[Call] | None:
-        """The tools that it calls; None: too many to be kept. After `text`."""
+        """The tools that it calls; None: not known. After `text`."""
         if self._calls is None:
             return None
-        names = [piece for field, piece in self._calls if field == b"name"]
-        arguments = [piece for field, piece in self._calls if field == b"arguments"]
-        if len(names) == len(arguments):  # each call in one piece, in whatever order of its fields
-            return [Call(_decoded(name), _decoded(one)) for name, one in zip(names, arguments, strict=True)]
-        found: list[tuple[bytes, list[bytes]]] = []
-        for field, piece in self._calls:
-            if field == b"name":
-                found.append((piece, []))
-            elif found:
-                found[-1][1].append(piece)
-        return [Call(_decoded(name), _decoded(b"".join(pieces))) for name, pieces in found]
+        return [Call(name, "".join(pieces)) for name, pieces in self._calls.values()]
 
     def _fold(self) -> None:
         """Take the texts out of what has passed since the last time."""
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts, self._size = [], 0
-        is_delta = self._is_response and data.startswith((b"event:", b"data:", b":"))
-        for piece in (_DELTA if is_delta else _TEXT).findall(data):
-            rest = TEXT_LIMIT - self._texts_size
-            if len(piece) > rest:
-                self._unread += len(piece) - max(rest, 0)
-                piece = _CUT_ESCAPE.sub(b"", piece[:rest]) if rest > 0 else b""
-                self._texts_size = TEXT_LIMIT
-            self._texts_size += len(piece)
-            self._texts.append(piece)
-        self._refuses = self._refuses or (b'"refusal"' in data and _REFUSAL.search(data) is not None)
-        if b'"tool_calls"' in data:
-            self._take_calls(data)
+        are_events = data.startswith((b"event:", b"data:", b":"))
+        if len(data) > WHOLE_LIMIT and not are_events:
+            self._unread += len(data) - WHOLE_LIMIT
+            self._calls, data = None, data[:WHOLE_LIMIT]
+        for piece in (_DELTA if self._is_response and are_events else _TEXT).findall(data):
+            if len(piece) > self._left:
+                self._unread += len(piece) - self._left
+                piece = _CUT_ESCAPE.sub(b"", piece[: self._left])
+                self._left = 0
+            self._left = max(self._left - len(piece), 0)
+            if piece:
+                self._texts.append(piece)
+        self.refuses = self.refuses or (b'"refusal"' in data and _REFUSAL.search(data) is not None)
+        if b'"tool_calls"' in data and _CALLED.search(data):
+            lines = data.splitlines() if are_events else [data]
+            for line in lines:
+                if _CALLED.search(line):
+                    self._take_calls(json_object(line.removeprefix(b"data:")))
 
-    def _take_calls(self, data: bytes) -> None:
-        for field, piece in _OF_CALL.findall(data, data.find(b'"tool_calls"')):
-            if not piece and field == b"name":  # some servers write an empty one into each event
-                continue
-            self._names += field == b"name"
-            self._calls_size += len(piece)
-            if self._names > CALLS_LIMIT or self._calls_size > TEXT_LIMIT:
+    def _take_calls(self, event: dict[str, Any] | None) -> None:
+        """Take the calls of one event, or of a whole answer. Those of one choice alone are known."""
+        choices = event.get("choices") if event is not None else None
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+            self._calls = None
+            return
+        message = choices[0].get("delta") or choices[0].get("message")
+        listed = message.get("tool_calls") if isinstance(message, dict) else None
+        for place, call in enumerate(listed if isinstance(listed, list) else ()):
+            function = call.get("function") if isinstance(call, dict) else None
+            index = index_of(place if not isinstance(call, dict) else call.get("index", place))
+            if not isinstance(function, dict) or index is None or self._calls is None:
                 self._calls = None
-            if self._calls is None:
                 return
-            self._calls.append((field, piece))
+            name, arguments = function.get("name"), function.get("arguments")
+            known, pieces = self._calls.get(index, ("", []))
+            if isinstance(arguments, str) and arguments:
+                pieces.append(arguments)
+                self._left -= len(arguments)
+            self._calls[index] = (known or (name if isinstance(name, str) else ""), pieces)
+            if len(self._calls) > CALLS_LIMIT or self._left < 0:
+                self._calls, self._left = None, max(self._left, 0)
+                return
 
 
 def _decoded(pieces: bytes) -> str:

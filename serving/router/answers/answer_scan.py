@@ -53,7 +53,8 @@ from serving.router.answers.answer_values import lacks_values
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import event_of, outline_of
 from serving.router.answers.usual_answer import usual_answer
-from serving.router.types import TEXT_PATHS, VALUE_PATHS
+from serving.router.types import VALUE_PATHS
+from serving.targets import TEXT_PATHS
 
 BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned

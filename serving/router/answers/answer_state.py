@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from serving.router.answers.answer_events import has_data
 from serving.router.answers.answer_facts import AnswerFacts
-from serving.router.types import TEXT_PATHS
+from serving.targets import TEXT_PATHS
 
 
 @dataclass(slots=True)
@@ -95,6 +95,11 @@ class AnswerState(AnswerFacts):
     def is_void(self) -> bool:
         """True for an empty answer in whose place another may be given: a response may be made later."""
         return self.is_empty and not self.says_why_empty and self.path != "/v1/responses"
+
+    @property
+    def is_too_large(self) -> bool:
+        """True when what is beyond a limit was passed on unread."""
+        return self._is_too_large
 
     @property
     def kept_bytes(self) -> int:

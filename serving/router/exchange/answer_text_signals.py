@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from serving.answer_signals import Signals
-from serving.judging.signals import REQUEST_LIMIT, Asked, asked_of, signals_of
-from serving.messages import RequestRecord
+from serving.judging.signals import Asked, asked_of, signals_of
+from serving.messages import LIMIT_REASONS, RequestRecord
 from serving.router.answers.answer_excerpt import AnswerExcerpt
 
 TEXTS_LIMIT = 1024
@@ -30,18 +30,20 @@ log = logging.getLogger("canaryctl.router")
 class AnswerText:
     """An answer with the body of its request."""
 
-    body: bytes
+    body: bytes | None  # None: it is too large to be read
     excerpt: AnswerExcerpt
     finish_reason: str | None
 
     def signals(self) -> Signals:
         """Its signals: some 0.1 ms for a short answer, 1 ms for one of 4000 tokens."""
         text, characters = self.excerpt.text()
-        asked = asked_of(self.body) if len(self.body) <= REQUEST_LIMIT else Asked()
+        asked = asked_of(self.body) if self.body is not None else Asked()
+        reason = (self.finish_reason or "").lower()
         return signals_of(
             asked,
             text,
-            refusal=self.excerpt.refuses or (self.finish_reason or "").lower() in _REFUSALS,
+            refusal=self.excerpt.refuses or reason in _REFUSALS,
+            is_cut=reason in LIMIT_REASONS,
             calls=self.excerpt.calls(),
             characters=characters,
         )
@@ -79,4 +81,5 @@ def _read(text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) 
     except Exception as exc:  # noqa: BLE001 - logged by its kind alone: its message may quote the text
         extra = {"request": record.request_id, "kind": type(exc).__name__}
         log.error("the signals of an answer were not read", extra=extra)
-    on_read()
+    finally:
+        on_read()

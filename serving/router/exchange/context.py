@@ -12,9 +12,10 @@ from serving.messages import Arm, RequestRecord, RouteTable
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.bodies.inputs import gives_input, takes_events
 from serving.router.exchange.held import HeldBytes
-from serving.router.types import TEXT_PATHS, VALUE_PATHS, Assignment, Body, Canary, Limits, Request
+from serving.router.types import VALUE_PATHS, Assignment, Body, Canary, Limits, Request
 from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.reachability import Unreachable
+from serving.targets import TEXT_PATHS
 
 if TYPE_CHECKING:
     from serving.router.exchange.answer_text_signals import AnswerText

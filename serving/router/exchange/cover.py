@@ -16,7 +16,7 @@ from serving.router.exchange.context import RouterContext, Start, current_stable
 from serving.router.exchange.continuation import Continuation, tokens_header
 from serving.router.exchange.takeover import wanted_usage
 from serving.router.headers import RawHeaders, content_type
-from serving.router.types import TEXT_PATHS
+from serving.targets import TEXT_PATHS
 
 
 class Cover:

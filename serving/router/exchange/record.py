@@ -85,6 +85,8 @@ class Seen:
         if self.own is None:
             self.own = copy.copy(self)
             self.own.scan = copy.copy(self.scan)  # which goes on counting
+            if self.scan is not None:
+                self.scan.excerpt = None
 
 
 def record_of(

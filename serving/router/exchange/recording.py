@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serving.judging.signals import REQUEST_LIMIT
 from serving.messages import Outcome, RequestRecord
 from serving.router.exchange.answer_text_signals import AnswerText
 from serving.router.exchange.attempts import Attempts
@@ -47,6 +48,8 @@ class Recording:
         """The text of the assigned arm's answer, if that was whole at the first attempt."""
         scan = (self._seen.own or self._seen).scan
         is_own = record.outcome == "answered" and record.error is False and record.served_arm == record.arm
-        if scan is None or scan.excerpt is None or not is_own:
+        if scan is None or scan.excerpt is None or scan.is_too_large or not is_own:
             return None
-        return AnswerText(bytes(self._start.request.body), scan.excerpt, scan.finish_reason)
+        body = self._start.request.body
+        kept = bytes(body) if len(body) <= REQUEST_LIMIT else None
+        return AnswerText(kept, scan.excerpt, scan.finish_reason)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import cast
 
 from serving.router.answers.answer_scan import AnswerScan
-from serving.router.types import TEXT_PATHS, Failure
+from serving.router.types import Failure
+from serving.targets import TEXT_PATHS
 
 _UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
 KEY_REFUSED = frozenset({401, 403})

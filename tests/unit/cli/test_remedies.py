@@ -30,7 +30,7 @@ def file(tmp_path: Path) -> str:
         (["ab", "judge", "FILE", "--metric", "quality"], ": name one by --metric, or give --map quality=COL"),
         (["observed", "FILE", "--since", "30", "--until", "20"], "; give an earlier --since or a later"),
         (["observed", "FILE", "--since", "300", "--until", "400"], ": give times within"),
-        (["rollback", "chat", "--direct"], "start Ray on this host: canaryctl up"),
+        (["rollback", "chat", "--direct"], "start one: canaryctl up"),
     ],
 )
 def test_the_message_says_what_to_do(

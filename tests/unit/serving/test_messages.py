@@ -31,7 +31,7 @@ RECORD = RequestRecord(
     taken_over_by=0,
     covered=True,
     connect_ms=2.0,
-    signals=Signals(5, None, None, leaked=False, refused=False, other_language=False, invalid=None),
+    signals=Signals(5, None, None, leaked=False, refused=False, other_language=False, invalid=False),
     version="v2",
 )
 TABLE = RouteTable(

@@ -9,6 +9,7 @@ import pytest
 from controller.ab.results import AbEvaluator
 from controller.ab.spec import LIVE_METRICS, parse_ab
 from controller.store.rows import AbOutcome
+from serving.answer_signals import Signals
 from serving.messages import Event, RequestRecord, ScoreRecord
 from tests.fakes.ab_maker import BODY, JoinedLedger, consume, request, score
 
@@ -144,7 +145,9 @@ def test_a_request_metric_is_read_from_the_record(
 @pytest.mark.parametrize("metric", sorted(LIVE_METRICS))
 def test_every_live_metric_is_read_from_the_record_or_scored(metric: str) -> None:
     ledger = JoinedLedger("r-1", metric, 600.0)
-    consume(ledger, [request(1, ttft_ms=1.0, itl_ms=1.0), ScoreRecord(2, "q1", metric, 1.0, 1.0)])
+    signals = Signals(9, None, None, leaked=False, refused=True, other_language=False, invalid=False)
+    answered = request(1, ttft_ms=1.0, itl_ms=1.0, signals=signals)
+    consume(ledger, [answered, ScoreRecord(2, "q1", metric, 1.0, 1.0)])
 
     [(_, value)] = outcomes(ledger)
     assert value is not None

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from controller.evidence.records import GateConfig, draw_of
+from controller.evidence.records import OF_SIGNALS, GateConfig, draw_of
 from controller.evidence.typical_range import FLAGS, LEARNED_FROM, TypicalRanges
 from evaluation.metrics import Kind
 from evaluation.policy.gates import Gate, StagePlan
@@ -18,21 +18,26 @@ from serving.messages import CANARY, RequestRecord
 from tests.fakes.feed_maker import START_S, a_record, feeds_on, in_stage, observe
 from tests.fakes.plane import FakeLog
 
-PLAIN = Signals(400, 0.05, 2.0, leaked=False, refused=False, other_language=False, invalid=None)
+PLAIN = Signals(400, 0.05, 2.0, leaked=False, refused=False, other_language=False, invalid=False)
 
 
 def _record(n: int, characters: int, *, arm: int = 0, **changes: Any) -> RequestRecord:
     return a_record(n, arm=arm, signals=replace(PLAIN, characters=characters), body_bytes=900, **changes)
 
 
-def _learned(count: int = LEARNED_FROM) -> TypicalRanges:
-    ranges, rng = TypicalRanges(), random.Random(7)
+def _usual(rng: random.Random) -> int:
+    return round(rng.lognormvariate(6, 0.3))
+
+
+def _learned(count: int = LEARNED_FROM, *, seed: int = 7) -> TypicalRanges:
+    ranges, rng = TypicalRanges(), random.Random(seed)
     for n in range(count):
-        ranges.flags_of(_record(n, round(rng.lognormvariate(6, 0.3))))
+        ranges.learn(_record(n, _usual(rng)))
+    ranges.fix()
     return ranges
 
 
-def test_nothing_is_unusual_until_enough_is_known() -> None:
+def test_nothing_is_unusual_where_too_little_is_known() -> None:
     assert _learned(LEARNED_FROM - 1).flags_of(_record(1, 9_000, arm=CANARY)) == {}
 
 
@@ -45,44 +50,51 @@ def test_a_loss_of_two_thirds_of_the_length_is_unusual_and_so_is_a_loop() -> Non
 
 def test_about_one_percent_of_stables_later_answers_are_unusual() -> None:
     rates = []
-    for seed in range(8):
-        rng, ranges = random.Random(seed), TypicalRanges()
-        for n in range(LEARNED_FROM):
-            ranges.flags_of(_record(n, round(rng.lognormvariate(6, 0.3))))
-        later = [ranges.flags_of(_record(n, round(rng.lognormvariate(6, 0.3)))) for n in range(250)]
-        rates.append(sum(one["unusual_length"] for one in later) / 250)
-    assert 0.003 < sum(rates) / 8 < 0.025
+    for seed in range(6):
+        ranges, rng = _learned(600, seed=seed), random.Random(seed + 100)
+        later = [ranges.flags_of(_record(n, _usual(rng)))["unusual_length"] for n in range(250)]
+        rates.append(sum(later) / 250)
+    assert 0.003 < sum(rates) / 6 < 0.025
 
 
-def test_the_canary_teaches_nothing() -> None:
+def test_nothing_is_learned_of_the_canary_of_the_rollout_or_much_of_one_unit() -> None:
     ranges = TypicalRanges()
     for n in range(LEARNED_FROM):
-        ranges.flags_of(_record(n, 400, arm=CANARY))
+        ranges.learn(_record(n, 400, arm=CANARY))
+        ranges.learn(_record(n, 400, unit="one batch"))
+    ranges.fix()
+    for n in range(LEARNED_FROM):
+        ranges.learn(_record(n, 400))
     assert ranges.flags_of(_record(1, 9_000)) == {}
 
 
-def test_requests_of_another_size_have_their_own_range() -> None:
-    ranges = _learned()
+def test_the_newest_answers_are_the_range() -> None:
+    ranges = TypicalRanges()
+    for n in range(3000):
+        ranges.learn(_record(n, 50 if n < 1900 else 400 + n % 7))
+    ranges.fix()
+    assert ranges.flags_of(_record(1, 50))["unusual_length"]
+
+
+def test_requests_of_an_unknown_size_have_no_unusual_answers() -> None:
     large = replace(_record(1, 9_000), body_bytes=60_000)
-    assert "unusual_length" not in ranges.flags_of(large)
+    assert _learned().flags_of(large)["unusual_length"] is False
 
 
 def test_a_text_that_is_too_short_to_repeat_itself_is_usual_in_that() -> None:
-    ranges = _learned()
-    short = replace(
-        _record(1, 3, arm=CANARY), signals=replace(PLAIN, characters=3, repeated=None, compression=None)
-    )
-    flags = ranges.flags_of(short)
-    assert (flags["unusual_length"], flags["unusual_repetition"], flags["unusual_compression"]) == (
-        True,
-        False,
-        False,
-    )
+    signals = replace(PLAIN, characters=3, repeated=None, compression=None)
+    flags = _learned().flags_of(replace(_record(1, 3, arm=CANARY), signals=signals))
+    assert flags == {"unusual_length": True, "unusual_repetition": False, "unusual_compression": False}
 
 
 def test_an_answer_without_signals_has_no_flags() -> None:
     assert _learned().flags_of(a_record(1)) == {}
     assert not draw_of(a_record(1), _learned()).flags.keys() & (FLAGS.keys() | {"leaked", "refused"})
+
+
+def test_an_answer_that_holds_no_text_has_none_of_the_faults_of_a_text() -> None:
+    flags = draw_of(a_record(1, path="/v1/embeddings")).flags
+    assert [flags[name] for name in OF_SIGNALS] == [False] * 4
 
 
 def test_the_ranges_survive_a_restart() -> None:
@@ -103,10 +115,10 @@ def _verdict(metric: str, canarys: Signals, share: float) -> Verdict:
     """The verdict on a canary with such signals in this share of its answers."""
     log, rng, config = FakeLog(), random.Random(5), _gated(metric)
     for n in range(LEARNED_FROM):
-        log.append(_record(n, round(rng.lognormvariate(6, 0.3)), w=0.0, rollout=""))
+        log.append(_record(n, _usual(rng), w=0.0, rollout=""))
     for n in range(LEARNED_FROM, LEARNED_FROM + 700):
         arm = int(rng.random() < 0.5)
-        signals = replace(PLAIN, characters=round(rng.lognormvariate(6, 0.3)))
+        signals = replace(PLAIN, characters=_usual(rng))
         if arm == CANARY and rng.random() < share:
             signals = canarys
         log.append(a_record(n, arm=arm, w=0.5, signals=signals, body_bytes=900))

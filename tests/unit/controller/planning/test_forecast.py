@@ -91,7 +91,7 @@ def test_users_who_ask_once_count_when_their_session_is_over() -> None:
     assert "a user's requests count once the session has ended" in refusal
     alone = traffic_model(policy, replace(keyed, keyed_share=0.2), 5.0, TrafficOverrides())
     assert not alone.is_sticky
-    by_request = parse_policy({**dump(policy), "units": "request"})
+    by_request = parse_policy({**dump(POLICY), "units": "request"})
     assert not traffic_model(by_request, keyed, 5.0, TrafficOverrides()).is_sticky
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +94,20 @@ def test_a_token_that_the_request_names_is_an_answer_about_it() -> None:
     text = "The token <|im_end|> ends a turn."
     assert special_token(text, b'{"messages":[{"content":"What does <|im_end|> mean?"}]}') is None
     assert special_token(text + "<|im_start|>", b"What does <|im_end|> mean?") == "<|im_start|>"
+
+
+@pytest.mark.parametrize("escaped", [b"\\u003c|im_end|\\u003e", b"<\\u007cim_end\\u007c>"])
+def test_a_token_that_the_request_escapes_is_in_it_too(escaped: bytes) -> None:
+    assert special_token("The token <|im_end|> ends a turn.", b'{"prompt":"' + escaped + b'"}') is None
+
+
+def test_many_tokens_in_a_long_request_take_no_long_time() -> None:
+    """Each of 10,900 was searched for in 256 KiB: 8 s."""
+    text, request = "<|ab|>" * 13_000, b"x" * (256 << 10)
+    began = time.process_time()
+    assert special_token(text, request) == "<|ab|>"
+    assert special_token(text, request + b"<|ab|>") is None
+    assert time.process_time() - began < 2  # an end, no measurement
 
 
 @pytest.mark.parametrize(

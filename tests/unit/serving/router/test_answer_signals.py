@@ -60,7 +60,7 @@ def _signals(seen: Seen) -> Signals:
 def test_both_arms_have_the_same_signals_whole_or_streamed(arm: int) -> None:
     whole = _signals(_answered(_whole(MARKED), arm=arm))
     streamed = _signals(_answered(_stream(MARKED), arm=arm, stream=True))
-    assert (whole.leaked, whole.refused, whole.other_language, whole.invalid) == (True, False, False, None)
+    assert (whole.leaked, whole.refused, whole.other_language, whole.invalid) == (True, False, False, False)
     assert (streamed.leaked, streamed.characters) == (True, whole.characters + 1)
 
 
@@ -113,7 +113,7 @@ class _Text:
     body = b""
 
     def signals(self) -> Signals:
-        return Signals(1, None, None, leaked=False, refused=False, other_language=False, invalid=None)
+        return Signals(1, None, None, leaked=False, refused=False, other_language=False, invalid=False)
 
 
 def test_what_waits_is_bounded_and_each_record_comes_once() -> None:

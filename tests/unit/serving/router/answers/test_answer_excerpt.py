@@ -146,11 +146,34 @@ def test_calls_of_a_whole_answer_in_any_order_of_their_fields() -> None:
     assert _calls(json.dumps(answer).encode()) == [Call("f", '{"a": 1}'), Call("g", "{}")]
 
 
-def test_an_answer_without_calls_has_none_and_too_many_are_not_known() -> None:
-    assert _calls(*_events({"content": "name arguments"})) == []
+def test_parallel_calls_in_turns_keep_their_own_arguments() -> None:
+    def call(index: int, **function: Any) -> dict[str, Any]:
+        return {"tool_calls": [{"index": index, "function": function}]}
+
+    pieces = _events(
+        call(0, name="weather", arguments=None),
+        call(1, name="now"),
+        call(0, name="weather", arguments='{"city":'),
+        call(0, name="", arguments=' "Paris"}'),
+    )
+    assert _calls(*pieces) == [Call("weather", '{"city": "Paris"}'), Call("now", "")]
+
+
+def test_an_answer_without_calls_has_none() -> None:
+    assert _calls(*_events({"content": '"name": "f", "arguments": "{}"'})) == []
+    empty = {"choices": [{"message": {"tool_calls": [], "content": "x"}}], "name": "engine"}
+    assert _calls(json.dumps(empty).encode()) == []
+
+
+def test_calls_that_cannot_be_told_apart_are_not_known() -> None:
     many = {"function": {"name": "f", "arguments": "{}"}}
-    answer = {"choices": [{"message": {"tool_calls": [many] * 65}}]}
-    assert _calls(json.dumps(answer).encode()) is None
+    one = {"message": {"tool_calls": [many]}}
+    for answer in (
+        {"choices": [{"message": {"tool_calls": [many] * 65}}]},
+        {"choices": [one, one]},
+        {"choices": [{"message": {"tool_calls": [{"type": "custom", "custom": {"name": "f"}}]}}]},
+    ):
+        assert _calls(json.dumps(answer).encode()) is None
 
 
 def test_a_refusal_field_is_seen_and_is_text() -> None:
