@@ -45,10 +45,12 @@ class Recording:
         self._context.on_record(record, assigned_s=self._start.now_s, canary=canary, text=text)
 
     def _text(self, record: RequestRecord) -> AnswerText | None:
-        """The text of the assigned arm's answer, if that was whole at the first attempt."""
-        scan = (self._seen.own or self._seen).scan
-        is_own = record.outcome == "answered" and record.error is False and record.served_arm == record.arm
-        if scan is None or scan.excerpt is None or scan.is_too_large or not is_own:
+        """The text of the assigned arm's answer, if that was whole at once, but for its usage."""
+        own = self._seen.own
+        scan = (own or self._seen).scan
+        is_own = own is not None or record.served_arm == record.arm
+        is_answered = is_own and record.outcome == "answered" and record.error is False
+        if scan is None or scan.excerpt is None or scan.is_too_large or not is_answered:
             return None
         body = self._start.request.body
         kept = bytes(body) if len(body) <= REQUEST_LIMIT else None
