@@ -15,20 +15,18 @@ SIMULATED := tests/calibration tests/properties tests/unit/evaluation \
     $(addprefix tests/unit/controller/,evidence planning rollout views)
 QUICK := $(BIN)/python -m pytest -q -m "not integration and not calibration and not slow"
 
-.PHONY: demo test tests-real tests-simulated trained check bench bench-gate bench-router soak lint types unit $(SHARDS:%=unit-%) unit-rest clean install reference
+.PHONY: demo test tests-real tests-simulated check bench bench-gate bench-router soak lint types unit $(SHARDS:%=unit-%) unit-rest clean install reference
 
 demo: $(STAMP)
 	$(BIN)/canaryctl demo
 
-# Side by side: simulations (nice) take what real engines leave of two cores, and never make one late. The
-# simulations' output comes whole, at their end. The checkpoints are trained while tests run that need none.
+# Two runs side by side: simulations (nice) take what real engines leave of two cores, and never make one late.
+# The simulations' output comes whole, at their end.
 test: $(STAMP)
-	@$(MAKE) --no-print-directory -j3 tests-real tests-simulated trained
-
-trained: $(STAMP)
-	nice -n 5 $(BIN)/python -m serving.checkpoints
+	@$(MAKE) --no-print-directory -j2 tests-real tests-simulated
 
 tests-real: $(STAMP)
+	$(BIN)/python -m serving.checkpoints
 	$(BIN)/python -m pytest --durations=60 --durations-min=4 $(SIMULATED:%=--ignore=%)
 
 tests-simulated: $(STAMP)

@@ -159,6 +159,8 @@ class WireFront:
             self.warm.close()
             self.upstream.close()
         self.reader.close()
+        for core in self.cores.values():
+            core.unread.read_all()  # whose turn does not come any more: their records are the last
         await self._background.stop()
 
     def _tell_all(self) -> None:

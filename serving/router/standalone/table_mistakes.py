@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from serving.files.client_rules import KeySpec, TrustSpec
 from serving.router.standalone.table_schema import (
@@ -67,7 +66,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _line(error: ErrorDetails) -> str:
+def _line(error: Mapping[str, Any]) -> str:
     loc, kind = error["loc"], error["type"]
     where = ".".join(str(part) for part in loc)
     got = error.get("input")
@@ -80,7 +79,7 @@ def _line(error: ErrorDetails) -> str:
     return f"{colon}{_what(error, where)}"
 
 
-def _what(error: ErrorDetails, where: str) -> str:
+def _what(error: Mapping[str, Any], where: str) -> str:
     loc, kind = error["loc"], error["type"]
     limits: Mapping[str, Any] = error.get("ctx") or {}
     if kind == "extra_forbidden":

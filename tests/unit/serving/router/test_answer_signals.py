@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from serving.judging import signals as judged
 from serving.messages import RequestRecord
 from serving.router.exchange import answer_text_signals
 from serving.router.exchange.answer_text_signals import TEXTS_LIMIT, UnreadTexts
+from serving.router.front.front_wire import WireFront
+from serving.router.router import RouterCore
 from tests.fakes.feed_maker import a_record
 from tests.fakes.virtual_wire import LAST_CHUNK, Habit, Seen, ask, chunked, head, virtual_time
 
@@ -129,3 +132,27 @@ def test_what_waits_is_bounded_and_each_record_comes_once() -> None:
         work()
     assert sorted(one.request_id for one in made) == sorted(one.request_id for one in records)
     assert records[0].signals is not None
+
+
+class _Background:
+    """Notes what the outbox holds when the router has stopped."""
+
+    def __init__(self, core: RouterCore) -> None:
+        self.core, self.recorded = core, list[str]()
+
+    async def start(self, core: RouterCore) -> None: ...
+
+    async def stop(self) -> None:
+        self.recorded = [one.request_id for one in self.core.outbox.next_batch(now_s=1e12).records]
+
+
+async def test_a_router_that_stops_has_read_every_text() -> None:
+    """The last records of a run were lost: their texts waited for a turn that did not come."""
+    core = RouterCore("chat", router="r", lease_s=math.inf)
+    background = _Background(core)
+    front = WireFront(core, background)
+    await front.start()
+    core.unread.later = lambda _work: None
+    core.on_record(a_record(1), assigned_s=0.0, canary=None, text=_Text())  # type: ignore[arg-type]
+    await front.stop(drain_s=0.0)
+    assert background.recorded == ["q1"]
