@@ -123,8 +123,8 @@ def _is_invalid(
 ) -> bool:
     if calls is None:
         return False
-    checks = SchemaChecks()
     if calls and asked.tools is not None:
+        checks = SchemaChecks()
         return any(_call_conforms(asked.tools, call, checks) is False for call in calls)
     if not asked.is_json or calls:
         return False
@@ -138,7 +138,7 @@ def _is_invalid(
         return True
     if asked.schema is None:
         return not isinstance(value, dict)
-    return checks.conforms(asked.schema, value) is False
+    return SchemaChecks().conforms(asked.schema, value) is False
 
 
 def _call_conforms(tools: Mapping[str, Any], call: Call, checks: SchemaChecks) -> bool | None:
@@ -192,7 +192,13 @@ def _text_of(content: Any) -> str:
 
 
 def _value(raw: msgspec.Raw) -> Any:
+    if not raw:
+        return None
     try:
-        return json.loads(bytes(raw)) if raw else None
+        return msgspec.json.decode(raw)
+    except (ValueError, RecursionError):  # half of a pair of surrogates, which `json` reads
+        pass
+    try:
+        return json.loads(bytes(raw))
     except (ValueError, RecursionError):
         return None

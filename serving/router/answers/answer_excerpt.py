@@ -16,6 +16,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from serving.judging.signals import Call
 from serving.router.answers.answer_events import index_of, json_object
 
@@ -28,6 +30,7 @@ _STRING = rb'"([^"\\]*(?:\\.[^"\\]*)*)'  # perhaps without its end
 _TEXT = re.compile(rb'"(?:content|text|refusal)"\s*:\s*' + _STRING, re.DOTALL)
 _REFUSAL = re.compile(rb'"refusal"\s*:\s*"[^"]')
 _CALLED = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{')
+_TEXT_OF = msgspec.json.Decoder(str).decode
 _CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")  # the beginning of one
 # The same text comes again when a part of a response is done; a delta is known by its event's name.
 _DELTA = re.compile(rb'event: ?response\.output_text\.delta\r?\n[^\n]*?"delta"\s*:\s*' + _STRING, re.DOTALL)
@@ -119,6 +122,10 @@ class AnswerExcerpt:
 
 def _decoded(pieces: bytes) -> str:
     """The text of a JSON string's inside. A pair of surrogates may have been cut between two events."""
+    try:
+        return _TEXT_OF(b'"' + pieces + b'"')
+    except (ValueError, RecursionError):  # half of a pair of surrogates, or a control character
+        pass
     try:
         text = json.loads(b'"' + pieces + b'"', strict=False)
     except (ValueError, RecursionError):
