@@ -48,8 +48,8 @@ def _needs(item: pytest.Item) -> int:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run those without engines first, while the checkpoints are trained; then those that start their own
-    cluster, before the session's has engines: four engines never share two cores."""
+    """Run those without engines first; then those that start their own cluster, before the session's has
+    engines: four engines never share two cores."""
     leave_to_make_test(items)
     items.sort(key=_needs)
 

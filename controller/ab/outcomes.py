@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from controller.evidence.records import draw_of, flags_of, score_of
+from controller.evidence.records import OF_SIGNALS, draw_of, flags_of, score_of
 from controller.store.rows import AbOutcome
 from evaluation.metrics import UNANSWERED, WAITS
 from evaluation.records import SETTLE_S
@@ -25,7 +25,7 @@ MAX_SPANS = 1000  # lost spans that are remembered, the newest; older ones were 
 #: Metrics whose value is in the request's own record; the others are scored later.
 REQUEST_METRICS = frozenset(
     {"error", "rejected", "latency_ms", "ttft_ms", "itl_ms", "tokens", "truncated", "empty", "cancelled"}
-    | {"refused", "invalid", "leaked", "other_language"}
+    | frozenset(OF_SIGNALS)
 )
 
 

@@ -107,16 +107,19 @@ def judge(
 
 def _shown(report: JudgeReport) -> str:
     """The report as lines."""
+    from evaluation.judging.admission import FIRST_RANGE, MAX_FALSE, MIN_FOUND, MIN_SAME
+
+    low, high = FIRST_RANGE
 
     def share(value: float | None) -> str:
         return "not judged" if value is None else f"{value:.0%}"
 
     kinds = ", ".join(f"{kind} {value:.0%}" for kind, value in report.found_by_kind.items())
     lines = [
-        f"bad answers found     {share(report.found)} (needed 80%): {kinds}",
-        f"good ones called bad  {share(report.false_alarms)} (at most 10%)",
-        f"same in both orders   {share(report.same_in_both_orders)} (needed 70%)",
-        f"first position won    {share(report.first_position)} (35% to 65%)",
+        f"bad answers found     {share(report.found)} (needed {MIN_FOUND:.0%}): {kinds}",
+        f"good ones called bad  {share(report.false_alarms)} (at most {MAX_FALSE:.0%})",
+        f"same in both orders   {share(report.same_in_both_orders)} (needed {MIN_SAME:.0%})",
+        f"first position won    {share(report.first_position)} ({low:.0%} to {high:.0%})",
         f"no verdict            {report.missing:.0%} of {report.questions} questions, "
         f"{report.tokens:,} tokens, {report.took_s:g} s",
     ]

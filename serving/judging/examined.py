@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,23 +26,14 @@ class Examined:
     pairs: tuple[tuple[float | None, float | None], ...]
 
 
-async def examine(judge: Judge, on_done: Callable[[int, int], None] = lambda done, of: None) -> Examined:
-    """Ask a judge of every plant and pair. on_done: told how many of how many questions are answered."""
+async def examine(judge: Judge) -> Examined:
+    """Ask a judge of every plant and pair."""
     asked_plants, asked_pairs = plants(), pairs()
-    total, done = len(asked_plants) + 2 * len(asked_pairs), 0
-
-    async def ask(question: Question) -> dict[str, float] | None:
-        nonlocal done
-        found = await judge.ask(question)
-        done += 1
-        on_done(done, total)
-        return found
-
     questions = [about(Fault.WRONG, one.prompt, one.answer, reference=one.reference) for one in asked_plants]
     for first, second in asked_pairs:
         both = (first.answer, second.answer), (second.answer, first.answer)
         questions += [which(first.prompt, *shown, reference=first.reference) for shown in both]
-    found = await asyncio.gather(*map(ask, questions))
+    found = await asyncio.gather(*map(judge.ask, questions))
     verdicts, preferred = found[: len(asked_plants)], found[len(asked_plants) :]
     values = [None if one is None else preference(one) for one in preferred]
     return Examined(

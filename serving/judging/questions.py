@@ -61,9 +61,7 @@ def about(
 ) -> Question:
     """Whether one answer has this fault. reference: a right answer, or the source that it must keep to."""
     mark = mark or _mark()
-    parts = [_quoted("QUESTION", prompt, mark)]
-    if reference is not None:
-        parts.append(_quoted("KNOWN TO BE RIGHT", reference, mark))
+    parts = _given(prompt, reference, mark)
     parts += [_quoted("ANSWER", answer, mark), f"{_FAULTS[fault]} Answer with one word: {YES} or {NO}."]
     return Question(_messages(parts, mark), (YES, NO))
 
@@ -73,9 +71,7 @@ def which(
 ) -> Question:
     """Which of two answers is better; ask it again with the answers exchanged."""
     mark = mark or _mark()
-    parts = [_quoted("QUESTION", prompt, mark)]
-    if reference is not None:
-        parts.append(_quoted("KNOWN TO BE RIGHT", reference, mark))
+    parts = _given(prompt, reference, mark)
     parts += [_quoted(f"ANSWER {FIRST}", first, mark), _quoted(f"ANSWER {SECOND}", second, mark)]
     parts.append(
         f"Which answer is more right and more useful? Length and style alone do not matter. Answer with one "
@@ -126,6 +122,13 @@ def _word(text: str, words: Sequence[str]) -> str | None:
 def _messages(parts: Sequence[str], mark: str) -> tuple[Message, ...]:
     system = {"role": "system", "content": _SYSTEM.format(mark=mark)}
     return system, {"role": "user", "content": "\n\n".join(parts)}
+
+
+def _given(prompt: str, reference: str | None, mark: str) -> list[str]:
+    parts = [_quoted("QUESTION", prompt, mark)]
+    if reference is not None:
+        parts.append(_quoted("KNOWN TO BE RIGHT", reference, mark))
+    return parts
 
 
 def _quoted(title: str, text: str, mark: str) -> str:

@@ -56,11 +56,6 @@ class SchemaChecks:
             return None
 
 
-def conforms(schema: Any, value: Any) -> bool | None:
-    """Whether one value conforms, with a budget of its own; None: it is not checked."""
-    return SchemaChecks().conforms(schema, value)
-
-
 def _values(value: Any, limit: int) -> int:
     """How many values a value holds, itself among them, and each 64 characters of its texts; about `limit`
     at most."""

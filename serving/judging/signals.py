@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from serving.answer_signals import Signals
+from serving.json_value import json_value
 from serving.judging.schema_check import SchemaChecks
 from serving.judging.text_signals import compression_ratio, language, refuses, repeated_share, special_token
 
@@ -143,7 +144,7 @@ def _is_invalid(
 
 def _call_conforms(tools: Mapping[str, Any], call: Call, checks: SchemaChecks) -> bool | None:
     if call.name not in tools:
-        return OTHER_TOOLS in tools and None
+        return None if OTHER_TOOLS in tools else False
     try:
         arguments = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
@@ -192,13 +193,4 @@ def _text_of(content: Any) -> str:
 
 
 def _value(raw: msgspec.Raw) -> Any:
-    if not raw:
-        return None
-    try:
-        return msgspec.json.decode(raw)
-    except (ValueError, RecursionError):  # half of a pair of surrogates, which `json` reads
-        pass
-    try:
-        return json.loads(bytes(raw))
-    except (ValueError, RecursionError):
-        return None
+    return json_value(bytes(raw)) if raw else None

@@ -26,7 +26,7 @@ _CODES = (
     "ar bg bn ca cs da de el en es et fa fi fr gu he hi hr hu id it ja kn ko lt lv ml mr"
     " nl no pa pl pt ro ru sk sl sr sv sw ta te th tl tr uk ur vi zh zh-Hant"
 )
-LANGUAGES = frozenset(re.split(" ", _CODES))
+LANGUAGES = frozenset(_CODES.split())
 
 # Tokens of chat templates and tokenizers. `</s>` counts at the end only: elsewhere it closes HTML's <s>.
 _SPECIAL = re.compile(

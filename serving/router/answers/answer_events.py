@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
 from typing import Any
 
 import msgspec
 
+from serving.json_value import json_value
 from serving.router.bodies.raw_values import holds_one
 
 WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
@@ -203,17 +203,6 @@ def json_object(data: bytes | bytearray) -> dict[str, Any] | None:
     """The JSON object in `data`; None when it is malformed, too deep or not an object."""
     value = json_value(data)
     return value if isinstance(value, dict) else None
-
-
-def json_value(data: bytes | bytearray) -> Any:
-    """The JSON value in `data`; None when it is malformed, too deep or null."""
-    try:
-        return msgspec.json.decode(data)
-    except (ValueError, RecursionError):
-        try:  # slower, and reads what msgspec refuses: halves of surrogate pairs, numbers of any size
-            return json.loads(data)
-        except (ValueError, RecursionError):
-            return None
 
 
 def is_value(data: bytes) -> bool:

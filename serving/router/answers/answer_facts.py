@@ -29,13 +29,8 @@ from serving.router.answers.answer_events import (
 
 # Finish reasons that say why an answer holds no text: its limit (which hidden reasoning may have used up), a
 # safety filter, a refusal. Not `tool_calls`: it names a call, and an answer without one lacks what it names.
-_REASONS_FOR_NO_TEXT = LIMIT_REASONS | {
-    "content_filter",
-    "guardrail_intervened",
-    "model_context_window_exceeded",
-    "refusal",
-    "safety",
-}
+REFUSAL_REASONS = frozenset({"content_filter", "guardrail_intervened", "refusal", "safety"})
+_REASONS_FOR_NO_TEXT = LIMIT_REASONS | REFUSAL_REASONS | {"model_context_window_exceeded"}
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ tokens of an event is taken out and its ids are kept (`token_ids`).
 
 Rules:
 1. A stream is complete when every choice has finished, when a message has said why it stops (that event is
-   the last with anything in it), or when its API's last event says so. `[DONE]` alone
-   says nothing, and an end of the body is enough only on paths whose answers hold no text. Where the number
-   of choices is not known, one must have finished, and then [DONE] or the end of the body completes it.
+   the last with anything in it), or when its API's last event says so. `[DONE]` alone says nothing, and an
+   end of the body is enough only on paths whose answers hold no text. Where the number of choices is not
+   known, one must have finished, and then [DONE] or the end of the body completes it.
 2. A comment is no event, nor is a ping or white space; an event without content (a role) commits nobody.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from serving.json_value import json_value
 from serving.router.answers.answer_content import LABELS
-from serving.router.answers.answer_events import json_value
 
 SMALL: Final = 4 << 10  # bytes of an answer that may hold nothing; a larger one holds something
 _LOOKED_AT = 256  # vectors and scores of one answer

@@ -7,11 +7,11 @@ that is written twice counts as its last value, as in most servers.
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 import msgspec
 
+from serving.json_value import json_value
 from serving.router.bodies.continuable import is_continuable
 from serving.router.bodies.kept import names_by_id, names_kept
 from serving.router.bodies.raw_values import NOTHING, first_byte, holds_one
@@ -202,13 +202,7 @@ def _value(raw: msgspec.Raw) -> Any:
         return None
     if first_byte(raw) in (b"[", b"{"):  # where none belongs: only whether it is empty counts
         return bytes(memoryview(raw)[1:-1]).strip()
-    try:
-        return msgspec.json.decode(raw)
-    except (ValueError, RecursionError):
-        try:
-            return json.loads(bytes(raw))
-        except (ValueError, RecursionError):
-            return None
+    return json_value(bytes(raw))
 
 
 def _is_given(raw: msgspec.Raw) -> bool:

@@ -19,9 +19,9 @@ from serving.answer_signals import Signals
 from serving.judging.signals import Asked, asked_of, signals_of
 from serving.messages import LIMIT_REASONS, RequestRecord
 from serving.router.answers.answer_excerpt import AnswerExcerpt
+from serving.router.answers.answer_facts import REFUSAL_REASONS
 
 TEXTS_LIMIT = 1024
-_REFUSALS = frozenset({"content_filter", "refusal", "safety", "guardrail_intervened"})
 
 log = logging.getLogger("canaryctl.router")
 
@@ -42,7 +42,7 @@ class AnswerText:
         return signals_of(
             asked,
             text,
-            refusal=self.excerpt.refuses or reason in _REFUSALS,
+            refusal=self.excerpt.refuses or reason in REFUSAL_REASONS,
             is_cut=reason in LIMIT_REASONS,
             calls=self.excerpt.calls(),
             characters=characters,

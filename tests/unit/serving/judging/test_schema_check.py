@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.judging.schema_check import conforms
+from serving.judging.schema_check import SchemaChecks
 
 ORDER: dict[str, Any] = {
     "type": "object",
@@ -17,6 +17,10 @@ ORDER: dict[str, Any] = {
         "item": {"type": "object", "properties": {"count": {"type": "integer"}}, "required": ["count"]}
     },
 }
+
+
+def conforms(schema: Any, value: Any) -> bool | None:
+    return SchemaChecks().conforms(schema, value)
 
 
 def test_a_value_conforms_or_does_not() -> None:
