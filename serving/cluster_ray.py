@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import psutil
 
+from serving import cluster_environment
 from serving.actor_names import NAMESPACE
 from serving.loopback import HOST, free_ports, is_free
 from serving.process_start import boot_id, is_process, start_ticks
@@ -139,9 +139,13 @@ def start(
     handle = ClusterHandle(f"{HOST}:{ports[0]}", http_port, str(folder), ())
     record(handle)
     try:
-        _run(
-            _command(settings, folder, ports), {**os.environ, **_environment(settings, folder, ports)}, folder
-        )
+        environment = {
+            **os.environ,
+            **cluster_environment.of_cluster(folder, ports[3:6], settings.longest_stream_s),
+            CLUSTER_ENV: str(folder),
+            OWNER_ENV: settings.owner,
+        }
+        _run(_command(settings, folder, ports), environment, folder)
         handle = replace(handle, processes=processes_of(folder))
         record(handle)
     except BaseException:
@@ -172,8 +176,19 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: Path) -
 
 
 def connect(handle: ClusterHandle) -> None:
-    """Make this process a driver of the cluster, unless it is one. Raises ClusterError if none answers."""
-    os.environ.update(_driver_environment(Path(handle.temp_dir)))
+    """Make this process a driver of the cluster, unless it is one. Raises ClusterError if none answers.
+
+    Until `disconnect`, processes that this one starts find the cluster by their environment.
+    """
+    cluster_environment.enter(Path(handle.temp_dir))
+    try:
+        _connect(handle)
+    except BaseException:
+        cluster_environment.leave()
+        raise
+
+
+def _connect(handle: ClusterHandle) -> None:
     import ray
     from ray._private import ray_constants
     from ray._raylet import AuthenticationTokenLoader, Config
@@ -208,6 +223,7 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+    cluster_environment.leave()
 
 
 def is_running(handle: ClusterHandle) -> bool:
@@ -325,46 +341,6 @@ def _command(settings: ClusterSettings, folder: Path, ports: Sequence[int]) -> l
     if settings.num_gpus is not None:
         command += [f"--num-gpus={settings.num_gpus}"]
     return command
-
-
-def _driver_environment(folder: Path) -> dict[str, str]:
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's default (15) would let every other process take precedence over requests.
-        "RAY_worker_niceness": "0",
-        # Ray's single-node mode: every server listens on 127.0.0.1.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
-
-
-def _environment(settings: ClusterSettings, folder: Path, ports: Sequence[int]) -> Mapping[str, str]:
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.environ.get("PYTHONPATH")
-    # Ports of replicas behind HAProxy: below the ephemeral range, and random so that clusters seldom collide.
-    first = random.SystemRandom().randrange(20_000, 31_000)
-    return {
-        **_driver_environment(folder),
-        CLUSTER_ENV: str(folder),
-        OWNER_ENV: settings.owner,
-        "PYTHONPATH": root if not path else f"{root}{os.pathsep}{path}",
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "haproxy"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[3]),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[4]),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[5]),
-        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(settings.longest_stream_s),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 500),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "h" / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "h" / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "h" / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "h"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "h" / "server-state"),
-        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
-    }
 
 
 def _port_holder(port: int) -> str:

@@ -35,12 +35,12 @@ def test_every_node_of_the_cluster_is_measured() -> None:
     root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", _TWO_NODES],
-        check=True,
         capture_output=True,
         text=True,
         timeout=180,
         env={**os.environ, "PYTHONPATH": root},
     )
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     (here,) = device_memory.devices()
 

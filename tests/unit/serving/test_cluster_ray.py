@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving import cluster_ray
+from serving import cluster_environment, cluster_ray
 from serving.cluster_ray import ClusterError, ClusterHandle, ClusterProcess, ClusterSettings, PortBusy
+from serving.loopback import free_ports
 from serving.process_start import start_ticks
 
 
@@ -104,3 +106,17 @@ def test_a_record_of_an_earlier_release_names_no_process() -> None:
     old = '{"address": "a:1", "http_port": 2, "temp_dir": "/x", "processes": [{"pid": 1, "created_s": 1.5}]}'
 
     assert ClusterHandle.from_json(old) == ClusterHandle("a:1", 2, "/x", (), "")
+
+
+def test_a_cluster_that_does_not_answer_leaves_no_variables_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    names = cluster_environment.of_driver(tmp_path)
+    before = {name: os.environ.get(name) for name in names}
+    (port,) = free_ports(1)
+
+    with pytest.raises(ClusterError, match="no Ray cluster answers"):
+        cluster_ray.connect(ClusterHandle(f"127.0.0.1:{port}", 1, str(tmp_path), ()))
+
+    assert {name: os.environ.get(name) for name in names} == before
