@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from serving.access import Access, Affinity, LateCommit
 from serving.answer_signals import Signals
 from serving.credentials import DataSecret, KeyReference, UnitKey
+from serving.judge_messages import JudgeOrder, JudgeRecord
 
 STABLE = 0
 CANARY = 1
@@ -154,6 +155,7 @@ class RouteTable:
     burst_cap: float | None = None  # canary requests expected in any 10 s at each router; None: no cap
     mirror: Arm | None = None  # gets copies of stable's requests, whose answers nobody is shown; None: nobody
     mirror_bp: int = 0  # share of stable's requests that are copied
+    judge: JudgeOrder | None = None  # None: no judge is asked
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
@@ -296,6 +298,7 @@ class RequestRecord:
     # Of an answer that the assigned arm gave whole at the first attempt; None: there is none, or not read.
     signals: Signals | None = None
     version: str | None = None  # of the assigned arm; None: none was in the table, or an older router
+    judged: bool = False  # its unit is among those of which a judge is asked, whatever the answer
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
@@ -349,7 +352,7 @@ class MirrorRecord:
         restore(self, state)
 
 
-Event: TypeAlias = RequestRecord | ScoreRecord | MirrorRecord
+Event: TypeAlias = RequestRecord | ScoreRecord | MirrorRecord | JudgeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +366,7 @@ class RecordBatch:
     dropped: int = 0  # records dropped since the previous batch, because the log was unreachable
     last: bool = False  # the router is shutting down; no batch follows
     mirrored: tuple[MirrorRecord, ...] = ()  # the watermark says nothing about them
+    verdicts: tuple[JudgeRecord, ...] = ()  # nor about these
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)

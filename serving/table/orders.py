@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serving.judge_messages import JudgeOrder
 from serving.messages import FULL_BP, UnitCounts, restore
 
 
@@ -43,6 +44,7 @@ class Split:
     stage: int
     audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences beside those of the clients' rules
     mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
+    judge: JudgeOrder | None = None  # None: no judge is asked
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)

@@ -57,12 +57,12 @@ def of_older_release(message: Any, names: set[str]) -> Any:
 
 def test_a_message_without_the_newest_fields_gets_their_defaults() -> None:
     newest = ("takeover_at", "taken_over_by", "covered", "connect_ms", "signals", "version")
-    names = {"attempts", *newest}
+    names = {"attempts", "judged", *newest}
     record = of_older_release(RECORD, names)
 
     older: dict[str, Any] = dict.fromkeys(newest)
     assert record == replace(RECORD, attempts=(), **older)
-    copies: dict[str, Any] = {"mirror": None, "mirror_bp": 0}
+    copies: dict[str, Any] = {"mirror": None, "mirror_bp": 0, "judge": None}
     assert of_older_release(TABLE, set(copies)) == replace(TABLE, **copies)
     clients: dict[str, Any] = copies | dict.fromkeys(("access", "affinity", "burst_cap"))
     clients |= {"generation": "", "heavy": frozenset()}
@@ -76,8 +76,8 @@ def test_arms_splits_and_batches_of_older_releases_have_no_copies() -> None:
     split = Split("r-1", "s", "v-1", "v-2", 100, 0)
 
     assert of_older_release(Arm("v-2", takes_priority=True), {"takes_priority"}) == Arm("v-2")
-    assert of_older_release(batch, {"mirrored"}) == batch
-    assert of_older_release(replace(split, mirror_bp=200), {"mirror_bp"}) == split
+    assert of_older_release(batch, {"mirrored", "verdicts"}) == batch
+    assert of_older_release(replace(split, mirror_bp=200), {"mirror_bp", "judge"}) == split
     assert Arm.from_json(Arm("v-2", takes_priority=True).to_json()) == Arm("v-2", takes_priority=True)
 
 

@@ -1,0 +1,52 @@
+"""What a router is told about a judge, and what it reports of one: numbers and fixed words, no text of users.
+
+Invariant: pure; frozen values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from serving.credentials import KeyReference
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOrder:
+    """Ask this judge of a share of the answers of both versions. In a route table while it is admitted."""
+
+    url: str  # base URL as written
+    model: str
+    api_key: KeyReference | None  # read by the router when it asks; None: the endpoint needs none
+    revision: str  # of the judge as it was examined (`serving.judging.questions`); with another none is asked
+    share_bp: int  # of the units, drawn by the rollout's salt before any answer exists; on both arms alike
+    metric: str  # of the score that a verdict becomes: 1 right, 0 wrong
+    per_minute: int  # questions of one router at most, anchors included; what is beyond it has no verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dict of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any] | None) -> JudgeOrder | None:
+        """The order that `to_json` wrote; None for None."""
+        if data is None:
+            return None
+        return cls(**{**data, "api_key": KeyReference.from_json(data.get("api_key"))})
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRecord:
+    """One question to a judge: of a request's answer, or of an anchor, whose label is known."""
+
+    seq: int  # position in the records log; 0: not in the log yet
+    rollout: str
+    revision: str  # of the judge
+    at_s: float  # wall clock, when its verdict came or was given up
+    request_id: str  # '' for an anchor
+    label: bool | None  # an anchor's: True: it is bad; None: not an anchor
+    bad: bool | None  # the verdict; None: there is none
+    cause: str | None  # why there is none, a fixed word: 'timeout', 'over budget', 'no judge', 'unreadable'
+    tokens: int  # of question and answer, as the endpoint counts them
+    router: str
