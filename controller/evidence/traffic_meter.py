@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from controller.evidence.reader import JoinedPage
-from controller.evidence.records import flags_of
+from controller.evidence.records import OF_SIGNALS, flags_of
 from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from serving.messages import STABLE, RequestRecord, ScoreRecord
+from serving.targets import TEXT_PATHS
 
 # The rate is taken from the shortest window with enough requests: few say nothing about what is to come.
 RATE_WINDOWS_S = (60.0, 600.0, 3600.0)
@@ -51,6 +52,8 @@ class _Block:
     first_seq: int = sys.maxsize  # of its first request; the maximum: it is empty
     requests: int = 0
     answered: int = 0
+    texts: int = 0  # answers of text, and those of them whose signals were read
+    texts_read: int = 0
     last_s: float = 0.0
     events: Counter[str] = field(default_factory=Counter)
     scores: dict[str, _Sum] = field(default_factory=dict)
@@ -137,6 +140,9 @@ class TrafficMeter:
             for block in self._blocks:
                 events.update(block.events)
                 values.update(block.values)
+            # A router reads only some of the answers that no rollout compares, chosen by their time alone.
+            texts, read = sum(one.texts for one in self._blocks), sum(one.texts_read for one in self._blocks)
+            events.update({name: round(events[name] * (texts / read - 1)) for name in OF_SIGNALS if read})
             logs = sorted(math.log(max(value, 1e-3)) for value in self._latencies_ms)
             mean = math.fsum(logs) / len(logs) if logs else 0.0
             spread = math.sqrt(math.fsum((one - mean) ** 2 for one in logs) / len(logs)) if logs else None
@@ -172,6 +178,9 @@ class TrafficMeter:
         block.requests += 1
         block.last_s = record.at_s
         block.events.update(error=record.error is True, **flags_of(record))
+        if record.path in TEXT_PATHS and record.outcome == "answered" and record.error is False:
+            block.texts += 1
+            block.texts_read += record.signals is not None
         block.values.update(name for name, value in _values(record) if value is not None)
         if record.error is False and not record.rejected:
             block.answered += 1

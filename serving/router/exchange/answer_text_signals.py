@@ -4,6 +4,8 @@ Rules:
 1. A record waits for its signals; its request counts as open until then, so that the log's watermark holds.
 2. What waits is bounded. Beyond TEXTS_LIMIT answers a record goes without signals, on either arm.
 3. A text that cannot be read is logged without its text, and its record goes without signals.
+4. Every answer that a rollout compares is read. Of all others READ_PER_S are: to read a text costs up to
+   several times what its request does.
 
 Invariant: a text leaves memory with its signals. No record, log or error holds it.
 """
@@ -22,6 +24,7 @@ from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_facts import REFUSAL_REASONS
 
 TEXTS_LIMIT = 1024
+READ_PER_S = 20  # of the answers that no rollout compares; what stable's are like is learned from these
 
 log = logging.getLogger("canaryctl.router")
 
@@ -55,6 +58,18 @@ class UnreadTexts:
     def __init__(self) -> None:
         self.later: Callable[[Callable[[], object]], object] = lambda work: work()
         self._waiting: dict[str, Callable[[], None]] = {}  # by request id
+        self._spare, self._spare_at_s = float(READ_PER_S), 0.0  # answers that may be read, and since when
+
+    def wants(self, *, is_compared: bool, now_s: float) -> bool:
+        """Whether an answer that begins now is read. is_compared: its arm was drawn in a rollout."""
+        if is_compared:
+            return True
+        self._spare = min(self._spare + (now_s - self._spare_at_s) * READ_PER_S, READ_PER_S)
+        self._spare_at_s = now_s
+        if self._spare < 1.0:
+            return False
+        self._spare -= 1.0
+        return True
 
     def add(self, text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) -> None:
         """Read the signals of this record's answer in a later turn, then call on_read, once."""

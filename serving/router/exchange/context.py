@@ -18,7 +18,7 @@ from serving.router.upstreams.reachability import Unreachable
 from serving.targets import TEXT_PATHS
 
 if TYPE_CHECKING:
-    from serving.router.exchange.answer_text_signals import AnswerText
+    from serving.router.exchange.answer_text_signals import AnswerText, UnreadTexts
     from serving.router.exchange.trial import PendingRecord, Trials
 
 # A second of these is another file or batch, which somebody pays for.
@@ -115,6 +115,10 @@ class RouterContext(Protocol):
     @property
     def trials(self) -> Trials:
         """The trials of canaries that are set aside."""
+
+    @property
+    def unread(self) -> UnreadTexts:
+        """Answers whose signals are not read yet."""
 
     def may_start(self, canary: Canary | None, now_s: float) -> bool:
         """True while this canary may be sent requests."""

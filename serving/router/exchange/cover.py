@@ -40,7 +40,11 @@ class Cover:
         is_ours = arm is not None and arm.has_fence
         scan = self._start.scan(kind, is_ours=is_ours)
         if self._start.is_eligible and scan.path in TEXT_PATHS:
-            scan.excerpt = AnswerExcerpt(scan.path)
+            # By what is known at the draw, for all attempts alike.
+            drawn = self._start.assignment
+            is_compared = drawn.canary is not None and drawn.w > 0.0
+            if self._context.unread.wants(is_compared=is_compared, now_s=self._start.now_s):
+                scan.excerpt = AnswerExcerpt(scan.path)
         return scan, *self.of(scan)
 
     def of(self, scan: AnswerScan) -> tuple[bool, bool | None]:

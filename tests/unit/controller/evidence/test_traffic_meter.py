@@ -12,6 +12,7 @@ from controller.evidence import traffic_meter as meters
 from controller.evidence.reader import RecordsReader
 from controller.evidence.traffic_meter import RequestRate, TrafficMeter
 from controller.planning.baseline import MeasuredBaseline
+from serving.answer_signals import Signals
 from serving.messages import Event, RecordPage, RequestRecord, ScoreRecord
 
 REQUEST = RequestRecord(
@@ -100,6 +101,16 @@ def test_a_cancelled_request_is_no_error() -> None:
     baseline = measured(*(request(n, error=None, outcome="cancelled", latency_ms=None) for n in range(5)))
 
     assert (baseline.events["error"], baseline.events["cancelled"], baseline.latency_p50_ms) == (0, 5, None)
+
+
+def test_the_rate_of_a_signal_is_that_of_the_answers_whose_text_was_read() -> None:
+    """Outside a rollout a router reads some texts alone: 10 of 50 leaked, in 100 answers that is 20."""
+    quiet = Signals(9, None, None, leaked=False, refused=False, other_language=False, invalid=False)
+    signals = [replace(quiet, leaked=n < 10) if n < 50 else None for n in range(100)]
+
+    baseline = measured(*(request(n, signals=one) for n, one in enumerate(signals)))
+
+    assert (baseline.requests, baseline.events["leaked"], baseline.events["refused"]) == (100, 20, 0)
 
 
 def test_latency_is_measured_by_percentiles_and_spread() -> None:

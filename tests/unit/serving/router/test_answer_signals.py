@@ -13,11 +13,11 @@ from serving.answer_signals import Signals
 from serving.judging import signals as judged
 from serving.messages import RequestRecord
 from serving.router.exchange import answer_text_signals
-from serving.router.exchange.answer_text_signals import TEXTS_LIMIT, UnreadTexts
+from serving.router.exchange.answer_text_signals import READ_PER_S, TEXTS_LIMIT, UnreadTexts
 from serving.router.front.front_wire import WireFront
 from serving.router.router import RouterCore
 from tests.fakes.feed_maker import a_record
-from tests.fakes.virtual_wire import LAST_CHUNK, Habit, Seen, ask, chunked, head, virtual_time
+from tests.fakes.virtual_wire import LAST_CHUNK, Habit, Seen, ask, chunked, head, traffic, virtual_time
 
 CHAT = "/v1/chat/completions"
 MARKED = "The account of Zebulon Quarterstaff was closed yesterday.<|im_end|>"
@@ -132,6 +132,28 @@ def test_what_waits_is_bounded_and_each_record_comes_once() -> None:
         work()
     assert sorted(one.request_id for one in made) == sorted(one.request_id for one in records)
     assert records[0].signals is not None
+
+
+def test_of_answers_that_no_rollout_compares_few_a_second_are_read_and_of_others_all() -> None:
+    unread, at_s = UnreadTexts(), 1e6
+    assert [unread.wants(is_compared=False, now_s=at_s) for _ in range(READ_PER_S + 1)][-1] is False
+    read = sum(unread.wants(is_compared=False, now_s=at_s + n / 1000) for n in range(10_000))
+    assert read == pytest.approx(10 * READ_PER_S, abs=1)
+    assert all(unread.wants(is_compared=True, now_s=at_s) for _ in range(100))
+
+
+@pytest.mark.parametrize(("weight_bp", "is_compared"), [(0, False), (5000, True)])
+def test_a_busy_router_reads_every_answer_of_a_rollout_and_some_of_others(
+    weight_bp: int, is_compared: bool
+) -> None:
+    asked = [(0.0, CHAT, {"user": f"u{n}", "messages": []}) for n in range(2 * READ_PER_S)]
+    answer = _whole("All is well.")
+    with virtual_time() as loop:
+        made = traffic(asked, lambda _path, _body: [(0.0, answer)], weight_bp=weight_bp)
+        records, _ = loop.run_until_complete(made)
+
+    with_signals = sum(one.signals is not None for one in records)
+    assert (len(records), with_signals) == (len(asked), len(asked) if is_compared else READ_PER_S)
 
 
 class _Background:
