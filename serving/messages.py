@@ -1,7 +1,7 @@
 """Messages between router, table actor, records actor, fleet and controller.
 
-Frozen values only: no clock, no socket, no Ray. Times that end in `_s` are wall-clock seconds since the
-epoch. Weights are integer basis points (0-10000).
+Frozen values only: no clock, no socket, no Ray. Times in `_s` are wall-clock seconds since the epoch, weights
+integer basis points (0-10000).
 
 Invariant: no message holds a prompt, an answer or a raw key; `unit` is an HMAC.
 """
@@ -315,8 +315,8 @@ class ScoreRecord:
     at_s: float
 
 
-# ok: the copy was answered whole.  failed: it was not.  withheld: it was not sent, or refused by the canary's
-# fence, because the table had changed; says nothing about the version.
+# ok: the copy was answered whole.  failed: it was not.  withheld: not sent, or refused by the fence, as the
+# table had changed; says nothing about the version.
 MirrorOutcome: TypeAlias = Literal["ok", "failed", "withheld"]
 
 
@@ -328,7 +328,7 @@ class MirrorRecord:
     of either arm: no draw, no evidence of a live gate.
     """
 
-    seq: int  # position in the records log; 0: not in the log yet
+    seq: int  # as of a RequestRecord
     request_id: str  # of the request that was copied
     unit: str  # its HMAC of the key
     rollout: str
@@ -366,7 +366,8 @@ class RecordBatch:
     dropped: int = 0  # records dropped since the previous batch, because the log was unreachable
     last: bool = False  # the router is shutting down; no batch follows
     mirrored: tuple[MirrorRecord, ...] = ()  # the watermark says nothing about them
-    verdicts: tuple[JudgeRecord, ...] = ()  # nor about these
+    verdicts: tuple[JudgeRecord, ...] = ()  # nor about these, nor the feedback of users at the router:
+    scores: tuple[ScoreRecord, ...] = ()
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
@@ -374,10 +375,8 @@ class RecordBatch:
 
 @dataclass(frozen=True, slots=True)
 class LostSpan:
-    """Requests assigned in [since_s, until_s) may be missing from the log: drop both arms of that span.
-
-    What was read below the last low watermark is complete, so a reader may raise `since_s` to that.
-    """
+    """Requests assigned in [since_s, until_s) may be missing from the log: drop both arms of that span. What
+    was read below the last low watermark is complete, so a reader may raise `since_s` to that."""
 
     router: str  # '' when the log itself lost its oldest events
     since_s: float  # 0: unknown

@@ -42,6 +42,7 @@ ELIGIBLE_PATHS = frozenset(
 # end of the body is enough.
 TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
 REALTIME = "/v1/realtime"  # a WebSocket
+FEEDBACK = "/v1/feedback"  # answered by the router itself
 # These ask for no answer; they go to stable.
 _OTHER_PATHS = {
     REALTIME: ("GET",),
@@ -50,6 +51,7 @@ _OTHER_PATHS = {
     "/v1/responses/input_tokens": ("POST",),
     # A conversation made short, in items that only the account which made them can read.
     "/v1/responses/compact": ("POST",),
+    FEEDBACK: ("POST",),
     "/tokenize": ("POST",),
     "/detokenize": ("POST",),
     # Stable keeps what is made here. vLLM has no such routes, endpoints do.

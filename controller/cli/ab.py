@@ -14,6 +14,7 @@ from controller.cli.evidence_options import (
     IgnoreOption,
     MapOption,
     RolloutOption,
+    ScoresOption,
     StableOption,
     WOption,
     read_options,
@@ -171,6 +172,7 @@ def judge(
     stable: StableOption = None,
     ignore: IgnoreOption = None,
     rollout: RolloutOption = None,
+    scores: ScoresOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Judge a recorded test.
@@ -184,7 +186,9 @@ def judge(
     from controller.cli.ab_show import file_table
     from evaluation.ab.comparison import AbVerdict
 
-    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout)
+    options = read_options(
+        maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout, scores=scores
+    )
     report = judge_file(file, metric, alpha=alpha, by=by, is_fixed=fixed, options=options)
     whole = f"{report.rows[0]['category']}: {report.rows[0]['verdict']}"
     emit(report, output, lambda _: file_table(report.rows, report.notes), decision=whole)

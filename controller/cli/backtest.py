@@ -18,6 +18,7 @@ from controller.cli.evidence_options import (
     IgnoreOption,
     MapOption,
     RolloutOption,
+    ScoresOption,
     StableOption,
     WOption,
     read_options,
@@ -66,6 +67,7 @@ def backtest(
     stable: StableOption = None,
     ignore: IgnoreOption = None,
     rollout: RolloutOption = None,
+    scores: ScoresOption = None,
     allow_unjudged: Annotated[
         str | None,
         typer.Option(
@@ -127,7 +129,9 @@ def backtest(
     if allow_unjudged is not None and not allow_unjudged.strip():
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
     spec = parse_policy(read_policy(policy))
-    options = read_options(maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout)
+    options = read_options(
+        maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout, scores=scores
+    )
     options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
     _print_notes(evidence)

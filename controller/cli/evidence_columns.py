@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from shlex import quote
 
 import numpy as np
@@ -43,6 +44,7 @@ class ReadOptions:
     only_stable: bool = False  # without a column, every row is stable's
     rollout: str | None = None  # of a router's records; None: the newest
     covariates: tuple[str, ...] = ()  # further required columns of numbers, named by a policy
+    scores: Path | None = None  # a file of scores, joined by id
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,6 +58,15 @@ RolloutOption = Annotated[
     ),
 ]
 
+ScoresOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scores",
+        metavar="FILE",
+        help="Scores of the requests, in a file of their own: id, score, metric. [default: none]",
+    ),
+]
+
 
 def read_options(
     *,
@@ -67,6 +77,7 @@ def read_options(
     stable: str | None = None,
     only_stable: bool = False,
     rollout: str | None = None,
+    scores: Path | None = None,
 ) -> ReadOptions:
     """The options as the reader takes them. Raises BadInput for a share that is none."""
     from controller.cli.evidence_cells import number
@@ -75,6 +86,5 @@ def read_options(
     share = None if w is None else number(w)
     if w is not None and not (share is not None and 0.0 <= share <= 1.0):
         raise BadInput(f"--w {w!r} is not a share between 0 and 1; write 5% or 0.05")
-    return ReadOptions(
-        tuple(maps or ()), frozenset(ignore or ()), share, canary, stable, only_stable, rollout
-    )
+    named = tuple(maps or ()), frozenset(ignore or ())
+    return ReadOptions(*named, share, canary, stable, only_stable, rollout, scores=scores)

@@ -37,6 +37,13 @@ def router(
             metavar="FILE", help="File that gets one JSON line a request: see docs/router.md. [default: none]"
         ),
     ] = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File that gets one JSON line for each vote of a user: see docs/router.md. [default: none]",
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the file, and do not serve.")] = False,
 ) -> int:
     """Split traffic between endpoints by a table file.
@@ -54,4 +61,5 @@ def router(
         metrics_port=metrics_port,
         metrics_host=metrics_host,
         records=records,
+        feedback=feedback,
     )

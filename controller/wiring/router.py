@@ -16,14 +16,15 @@ def run_router(
     metrics_port: int | None,
     metrics_host: str,
     records: Path | None = None,
+    feedback: Path | None = None,
 ) -> int:
     """Run the static router until it is interrupted. Returns its exit code.
 
     metrics_port: of its Prometheus metrics; None: none are served.
-    records: file of its request records; None: none are kept.
+    records, feedback: files of its request records and of users' feedback; None: none are kept.
     """
     metrics = None if metrics_port is None else MetricsAddress(metrics_host, metrics_port)
-    return standalone.main(table, host, port, metrics, records)
+    return standalone.main(table, host, port, metrics, records, feedback)
 
 
 def check_table(table: Path, *, host: str, port: int) -> int:

@@ -223,6 +223,7 @@ class RouterCore:
         """Accept the one record of a request. text: from which its signals are read, in a later turn."""
         self._unrecorded.pop(record.request_id, None)
         self.counters.on_record(record)
+        self.outbox.votes.answered(record)
         add = partial(self.outbox.add, record, assigned_s=assigned_s, canary=canary)
         if text is None:
             add()

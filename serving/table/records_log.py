@@ -64,6 +64,7 @@ class RecordLog:
             self._append(replace(record, seq=self._next_seq))
         for copied in batch.mirrored:
             self._append(replace(copied, seq=self._next_seq))
+        self.append_scores(batch.scores)
         if batch.last:
             self._reporters.pop(batch.router, None)
         else:

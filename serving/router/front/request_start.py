@@ -15,11 +15,13 @@ from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.relay import Client, Relay
 from serving.router.front import service_choice, tunnel
 from serving.router.front.admission import Sent, admit, without_names
+from serving.router.front.feedback import answer_feedback
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
 from serving.router.router import RouterCore
 from serving.router.types import Refusal, Request
 from serving.router.upstreams.upstream import Upstream
+from serving.targets import FEEDBACK
 
 if TYPE_CHECKING:
     from serving.router.front.client_connection import ClientConnection
@@ -66,6 +68,10 @@ def begin(
         if front.own_routes is not None and front.is_own(parsed.target, found):
             return service_choice.answer_own(front.own_routes, parsed.target, found, connection)
         connection.refuse(without_names(front.cores, connection.sent(parsed), found))
+        return None
+    if found.target.path == FEEDBACK:
+        answer = answer_feedback(front.cores, parsed, found, connection.sent(parsed))
+        connection.refuse(answer) if isinstance(answer, Refusal) else connection.deliver(answer)
         return None
     if found.service is None:
         return _begin_unnamed(front, connection, parsed, found)

@@ -18,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 
 from serving.messages import MirrorRecord, RecordBatch, RequestRecord
+from serving.router.records.votes import Votes
 from serving.router.types import Canary
 
 OUTBOX_LIMIT = 20_000  # records
@@ -47,6 +48,7 @@ class Outbox:
         self._dropped = 0  # since the last batch
         self.dropped_in_all = 0
         self._unacknowledged: RecordBatch | None = None
+        self.votes = Votes()
 
     @property
     def waiting(self) -> int:
@@ -112,6 +114,7 @@ class Outbox:
             self._unacknowledged = RecordBatch(
                 *(self._router, self._number, records, watermark_s, self._dropped, last),
                 mirrored=tuple(self._mirrored),
+                scores=self.votes.take(BATCH_LIMIT),
             )
             self._mirrored.clear()
             self._dropped = 0

@@ -1,4 +1,5 @@
-"""Records of a standalone router as JSON lines: one a request, when it has ended or is open for long.
+"""Files of a standalone router: a line of JSON for each request, when it has ended or is open for long, and in
+another file one for each vote of a user.
 
 The fields are those of `RequestRecord`, with the arms by name and the service. Invariant: no line holds a
 prompt, an answer or a key; `unit` is an HMAC.
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from serving.messages import RequestRecord
+from serving.messages import RecordBatch, RequestRecord, ScoreRecord
 from serving.router.records.counters import ARM_NAMES
 
 LIMIT = 20_000  # records that wait
@@ -43,10 +44,18 @@ def line_of(record: RequestRecord, service: str) -> bytes:
     return msgspec.json.encode({"service": service, **fields}) + b"\n"
 
 
-class RecordsFile:
-    """One file. `add` records, and `flush` a few times a second."""
+def score_line(score: ScoreRecord, service: str) -> bytes:
+    """A vote as one line of JSON, with its newline, as `canaryctl backtest --scores` reads it."""
+    named = {"service": service, "id": score.id, "metric": score.metric, "score": score.value}
+    return msgspec.json.encode({**named, "at_s": score.at_s}) + b"\n"
 
-    def __init__(self, path: Path, *, limit: int = LIMIT) -> None:
+
+class RecordsFile:
+    """One file. `add` records or votes, and `flush` a few times a second."""
+
+    def __init__(self, path: Path, *, limit: int = LIMIT, option: str = "--records") -> None:
+        """option: by which a person named the file."""
+        self._option = option
         self.dropped = 0  # since the start
         self._path = path
         self._limit = limit
@@ -56,9 +65,16 @@ class RecordsFile:
 
     def add(self, records: Iterable[RequestRecord], service: str) -> None:
         """Take these records."""
-        for record in records:
+        self._take(line_of(record, service) for record in records)
+
+    def add_scores(self, scores: Iterable[ScoreRecord], service: str) -> None:
+        """Take these votes."""
+        self._take(score_line(score, service) for score in scores)
+
+    def _take(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
             if len(self._waiting) < self._limit:
-                self._waiting.append(line_of(record, service))
+                self._waiting.append(line)
             else:
                 self.dropped += 1
 
@@ -88,9 +104,8 @@ class RecordsFile:
         except OSError as exc:
             self._waiting = (lines + self._waiting)[: self._limit]
             if self._error != str(exc):
-                log.error(
-                    f"records wait: {self._path}: {exc.strerror}; free space, or give another --records"
-                )
+                remedy = f"free space, or give another {self._option}"
+                log.error(f"records wait: {self._path}: {exc.strerror}; {remedy}")
             self._error = str(exc)
             return
         if self._error is not None:
@@ -103,3 +118,29 @@ class RecordsFile:
         with open(number, "ab", buffering=0) as file:
             while data:
                 data = data[file.write(data) or 0 :]
+
+
+class KeptFiles:
+    """The files that the user of a standalone router named; what has none is discarded."""
+
+    def __init__(self, records: RecordsFile | None = None, feedback: RecordsFile | None = None) -> None:
+        self.keeps_feedback = feedback is not None
+        self._records, self._feedback = records, feedback
+        self._files = [one for one in (records, feedback) if one is not None]
+
+    def add(self, batch: RecordBatch, service: str) -> None:
+        """Take this batch."""
+        if self._records is not None:
+            self._records.add(batch.records, service)
+        if self._feedback is not None:
+            self._feedback.add_scores(batch.scores, service)
+
+    def flush(self) -> None:
+        """Begin to write what waits."""
+        for one in self._files:
+            one.flush()
+
+    async def close(self) -> None:
+        """Write the rest."""
+        for one in self._files:
+            await one.close()

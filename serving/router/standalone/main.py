@@ -17,7 +17,7 @@ from serving.loopback import bound
 from serving.router.front.front_wire import WireFront
 from serving.router.heap import keep_collections_short
 from serving.router.metrics import MetricsAddress, serve_metrics
-from serving.router.records.records_file import RecordsFile
+from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.log_lines import log_lines
 from serving.router.standalone.table_file import FileTableSource, front_of, source_of
 from serving.router.standalone.table_reader import TableFileError, read_file
@@ -57,24 +57,22 @@ def main(
     port: int = 8000,
     metrics: MetricsAddress | None = None,
     records: str | Path | None = None,
+    feedback: str | Path | None = None,
 ) -> int:
     """Serve until interrupted, with Prometheus metrics at `metrics`; None: without.
 
-    records: the file of request records; None: none are kept.
+    records, feedback: the files of request records and of users' feedback; None: none are kept.
 
     The exit code: 0, or after one line 2 (table or records file, equal ports) or 4 (host, port).
     """
     if metrics is not None and port and metrics.port == port and metrics.host == host:
         _print_line(f"--port and --metrics-port are both {port} on {host}; choose another for one of them")
         return BAD_INPUT
-    file = RecordsFile(Path(records)) if records is not None else None
-    try:
-        if file is not None:
-            file.check()
-        source = source_of(Path(table_path), file, _own_addresses(host, port))
-    except OSError as exc:
-        _print_line(f"--records {records}: {exc.strerror}; name a file that can be written")
+    kept = _kept(records, feedback)
+    if kept is None:
         return BAD_INPUT
+    try:
+        source = source_of(Path(table_path), kept, _own_addresses(host, port))
     except TableFileError as exc:
         _print_mistakes(exc)
         return BAD_INPUT
@@ -101,6 +99,23 @@ def main(
         log.info(f"metrics at http://{_shown(metrics.host)}:{at}/metrics")
     uvloop.run(_serve(front, listening, source))
     return OK
+
+
+def _kept(records: str | Path | None, feedback: str | Path | None) -> KeptFiles | None:
+    """The files for these; None, after one line: one cannot be used."""
+    named = {"--records": records, "--feedback": feedback}
+    paths = {option: Path(path).absolute() for option, path in named.items() if path is not None}
+    if len(set(paths.values())) < len(paths):
+        _print_line(f"--records and --feedback are both {records}; choose another file for one of them")
+        return None
+    files = {option: RecordsFile(path, option=option) for option, path in paths.items()}
+    for option, file in files.items():
+        try:
+            file.check()
+        except OSError as exc:
+            _print_line(f"{option} {named[option]}: {exc.strerror}; name a file that can be written")
+            return None
+    return KeptFiles(files.get("--records"), files.get("--feedback"))
 
 
 def _own_addresses(host: str, port: int) -> frozenset[str]:

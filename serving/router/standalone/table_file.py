@@ -40,7 +40,7 @@ from typing import TypeAlias
 from serving.clock import boot_s
 from serving.messages import RouteTable
 from serving.router.front.front_wire import WireFront
-from serving.router.records.records_file import RecordsFile
+from serving.router.records.records_file import KeptFiles
 from serving.router.router import RouterCore
 from serving.router.standalone.table_mistakes import listed
 from serving.router.standalone.table_reader import TableFile, TableFileError, read_file
@@ -119,10 +119,10 @@ def _news(last: TableFile | None, file: TableFile) -> tuple[str, ...]:
 class FileTableSource:
     """One core for each service of a file, with its tables as of the last change."""
 
-    def __init__(self, path: Path, records: RecordsFile | None = None, own: frozenset[str] = NONE) -> None:
-        """records: where the records of requests go; None: they are discarded. own: as in `read_file`."""
+    def __init__(self, path: Path, kept: KeptFiles | None = None, own: frozenset[str] = NONE) -> None:
+        """kept: where records and feedback go; None: they are discarded. own: as in `read_file`."""
         self.own = own
-        self._records = records
+        self._kept = kept or KeptFiles()
         self.cores: dict[str, RouterCore] = {}  # by service, in the order of the file
         self.on_tables: Callable[[tuple[RouterCore, ...]], None] | None = None  # a file has taken effect
         self.mistakes: tuple[str, ...] = ()  # of the file that was refused last, a line each
@@ -150,8 +150,7 @@ class FileTableSource:
         await self._loops.stop()
         for core in self.cores.values():
             self.take_records(core)
-        if self._records is not None:
-            await self._records.close()
+        await self._kept.close()
 
     @property
     def loops(self) -> tuple[LoopState, ...]:
@@ -306,15 +305,17 @@ class FileTableSource:
         if known is None:
             known = RouterCore(service, router=self._router, lease_s=math.inf)
             known.health = UpstreamHealth(service, now_s=boot_s())
+            known.outbox.votes.are_kept = self._kept.keeps_feedback
         return known
 
     def take_records(self, core: RouterCore) -> None:
         """Take all complete records, however many batches, for the file, if there is one."""
-        while records := core.report(now_s=boot_s(), wall_s=time.time()).records:
-            if self._records is not None:
-                self._records.add(records, core.service)
+        has_more = True
+        while has_more:
+            batch = core.report(now_s=boot_s(), wall_s=time.time())
+            self._kept.add(batch, core.service)
             core.outbox.acknowledge()
-        core.outbox.acknowledge()
+            has_more = bool(batch.records or batch.scores)
 
     def tell_health(self, now_s: float) -> None:
         """Log which upstreams have begun to fail, and which answer again. Called at each poll."""
@@ -360,8 +361,7 @@ class FileTableSource:
                 core.on_table(None, sent_s=boot_s())
                 self.take_records(core)
                 self.count(core, now_s=boot_s())
-            if self._records is not None:
-                self._records.flush()
+            self._kept.flush()
 
 
 def make_front(path: Path) -> WireFront:
@@ -369,9 +369,9 @@ def make_front(path: Path) -> WireFront:
     return front_of(source_of(path))
 
 
-def source_of(path: Path, records: RecordsFile | None = None, own: frozenset[str] = NONE) -> FileTableSource:
+def source_of(path: Path, kept: KeptFiles | None = None, own: frozenset[str] = NONE) -> FileTableSource:
     """The tables of this file. Raises TableFileError."""
-    source = FileTableSource(path, records, own)
+    source = FileTableSource(path, kept, own)
     error = source.reload()
     if error is not None:
         raise TableFileError(error, source.mistakes)

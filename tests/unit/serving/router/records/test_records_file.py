@@ -10,7 +10,7 @@ import pytest
 
 from serving.messages import RequestRecord
 from serving.router.exchange.exchange import Exchange
-from serving.router.records.records_file import RecordsFile
+from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.main import main
 from serving.router.standalone.table_file import source_of
 from serving.router.types import Attempt, Request
@@ -35,7 +35,7 @@ def table(tmp_path: Path) -> Path:
 
 def asked(table: Path, records: RecordsFile, count: int = 1) -> None:
     """Requests whose canary is refused and whose stable answers, taken by the source of this table."""
-    source = source_of(table, records)
+    source = source_of(table, KeptFiles(records))
     core = source.cores["chat"]
     for index in range(count):
         request = Request("POST", Target("/v1/chat/completions"), (), PROMPT)
@@ -107,3 +107,17 @@ def test_a_records_file_that_cannot_be_written_ends_the_command_with_one_line(
 
     assert (code, shown.count("\n")) == (2, 1)
     assert "No such file or directory; name a file that can be written" in shown
+
+
+async def test_votes_go_to_a_file_of_their_own_in_the_form_that_backtest_reads(table: Path) -> None:
+    path = table.parent / "votes.jsonl"
+    kept = KeptFiles(feedback=RecordsFile(path, option="--feedback"))
+    source = source_of(table, kept)
+    core = source.cores["chat"]
+    core.outbox.votes.add("req-1", "thumbs", 0.0, now_s=1e6, wall_s=2.0)
+    source.take_records(core)
+    await kept.close()
+
+    named = {"service": "chat", "id": "req-1", "metric": "thumbs", "score": 0.0, "at_s": 2.0}
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [named]
+    assert not source_of(table).cores["chat"].outbox.votes.are_kept
