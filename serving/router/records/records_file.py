@@ -1,4 +1,4 @@
-"""Files of a standalone router: a line of JSON for each request, when it has ended or is open for long, and in
+"""Files of a standalone router: a line of JSON for each request, when it has ended or is open for long; in
 another file one for each vote of a user.
 
 The fields are those of `RequestRecord`, with the arms by name and the service. Invariant: no line holds a
