@@ -115,9 +115,6 @@ def backtest(
     request needs t_s, arm and w (see --columns). Recognises logs of LiteLLM, Langfuse, nginx and OpenAI.
     Exit 0 when they promote, 5 when they roll back, 6 when undecided or invalid.
     """
-    from rich.console import Group
-
-    from controller.cli.backtest_show import as_json, as_table, headline, next_step
     from controller.cli.evidence_files import read_evidence
     from controller.cli.observed_range import range_of_backtest
     from controller.cli.request_bodies import read_policy
@@ -135,10 +132,19 @@ def backtest(
     options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
     _print_notes(evidence)
-    shown = _judged(file, evidence, spec, allow_unjudged, plot)
+    shown = judged(file, evidence, spec, allow_unjudged, plot)
     observed: RangeResult | None = None
     if range_metric is not None:
         observed = range_of_backtest(evidence, range_metric, since=since, until=until, window=window)
+    return print_judged(shown, output, observed)
+
+
+def print_judged(shown: Shown, output: str, observed: RangeResult | None = None) -> int:
+    """Print a result as a table or JSON; its exit code."""
+    from rich.console import Group
+
+    from controller.cli.backtest_show import as_json, as_table, headline, next_step
+
     if output == "json":
         more = {"observed_range": observed.as_json()} if observed is not None else {}
         print(json.dumps(as_json(shown) | more, indent=2))
@@ -162,7 +168,7 @@ def _print_notes(evidence: EvidenceFile) -> None:
         note(f"columns without any value: {', '.join(evidence.empty)}")
 
 
-def _judged(
+def judged(
     file: Path, evidence: EvidenceFile, spec: PolicySpec, allow_unjudged: str | None, plot: Path | None
 ) -> Shown:
     """The result, plotted where that is asked for. Raises BadInput, with the line of the file."""

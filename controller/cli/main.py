@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         ("demo", "demo", "demo", "Demonstrate a promotion and a rollback on real engines."),
         ("version", "version", "version", "Print the version."),
         ("backtest", "backtest", "backtest", "Replay a recorded rollout through the gates."),
+        ("replay", "replay", "replay", "Send recorded requests to two endpoints, and judge the answers."),
         ("observed", "observed", "observed", "Write the policy entry of an observed range."),
         ("ab", "ab", "ab", "A/B tests: is B better than A?"),
         ("judge", "judge", "judge", "Examine a judge of answers before it may vote."),
@@ -55,7 +56,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
 GROUPS: Mapping[str, Sequence[str]] = {
     "Serve": ("up", "down", "list", "status"),
     "Roll out": ("plan", "deploy", "watch", "rollback", "undo", "history"),
-    "Judge recorded traffic, and compare": ("backtest", "observed", "ab", "judge"),
+    "Judge recorded traffic, and compare": ("backtest", "replay", "observed", "ab", "judge"),
     "Operate": ("controller", "router", "backup", "validate"),
     "Learn": ("demo", "version"),
 }

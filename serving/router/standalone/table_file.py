@@ -149,6 +149,7 @@ class FileTableSource:
         """Stop checking; write the last records."""
         await self._loops.stop()
         for core in self.cores.values():
+            core.on_table(None, sent_s=boot_s())  # what was assigned since the last poll is confirmed
             self.take_records(core)
         await self._kept.close()
 

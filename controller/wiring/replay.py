@@ -1,0 +1,186 @@
+"""A workload sent through a router of its own, half of it to each of two endpoints: records as of live ones.
+
+The router is the standalone one, on a free loopback port, with its reading of answers, its draw and its
+records; so what a replay judges is what a rollout would have recorded of the same answers. A canary is never
+set aside here: all its failures are to be seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from controller.errors import BadInput, Unreachable
+from serving.loopback import bound
+from serving.router.records.records_file import KeptFiles, RecordsFile
+from serving.router.standalone.table_file import front_of, source_of
+from serving.router.standalone.table_reader import TableFileError
+
+SERVICE = "replay"
+DRAIN_S = 5.0
+REQUEST_ID = "x-canaryctl-request-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One request of a workload."""
+
+    path: str  # a listed path
+    body: bytes  # JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two endpoints. model: its name there; None: as the recorded body has it."""
+
+    url: str
+    model: str | None = None
+    api_key_env: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How requests are sent: so many at once; per_s: at most so many a second, None: as fast as these end."""
+
+    at_once: int
+    per_s: float | None = None
+
+
+def replay(
+    requests: Sequence[Recorded],
+    stable: Side,
+    canary: Side,
+    *,
+    pace: Pace,
+    records: Path,
+    answers: Path | None,
+    progress: Callable[[int], None],
+) -> None:
+    """Send every request once, and write the records (and answers) to these files.
+
+    progress: called with the number of requests that have ended. Raises Unreachable for an endpoint at which
+    nothing listens, BadInput for a table that cannot be: a bad address, a key that is not set.
+    """
+    asyncio.run(_replay(requests, stable, canary, pace, records, answers, progress))
+
+
+async def _replay(
+    requests: Sequence[Recorded],
+    stable: Side,
+    canary: Side,
+    pace: Pace,
+    records: Path,
+    answers: Path | None,
+    progress: Callable[[int], None],
+) -> None:
+    for side in (stable, canary):
+        await _reach(side.url)
+    with tempfile.TemporaryDirectory(prefix="canaryctl-replay-") as folder:
+        table = Path(folder) / "table.yaml"
+        table.write_text(json.dumps(_table(stable, canary)))
+        kept = KeptFiles(RecordsFile(records))
+        try:
+            source = source_of(table, kept)
+        except TableFileError as exc:
+            raise BadInput(exc.lines) from exc
+        if source.problems:
+            raise BadInput(source.problems)
+        front = front_of(source)
+        await front.start()
+        try:
+            port = await front.listen(bound("127.0.0.1", 0))
+            await _send_all(requests, f"http://127.0.0.1:{port}/{SERVICE}", pace, answers, progress)
+        finally:
+            await front.stop(drain_s=DRAIN_S)
+
+
+def _table(stable: Side, canary: Side) -> dict[str, object]:
+    """The table file, as JSON is YAML: half of the requests to each, drawn one by one."""
+
+    def upstream(side: Side) -> dict[str, str]:
+        named = {"url": side.url, "model": side.model, "api_key_env": side.api_key_env}
+        return {name: value for name, value in named.items() if value is not None}
+
+    return {
+        "service": SERVICE,
+        "stable": {**upstream(stable), "version": "stable"},
+        "canary": {**upstream(canary), "version": "canary"},
+        "weight_bp": 5000,
+        "salt": os.urandom(8).hex(),
+        "limits": {"failures": 0},
+    }
+
+
+async def _reach(url: str) -> None:
+    """Raises Unreachable: nothing answers there; BadInput: it is no address."""
+    try:
+        async with httpx.AsyncClient(timeout=10.0) as client:
+            await client.get(f"{url.rstrip('/')}/models")
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as exc:
+        raise BadInput(f"--against {url}: {exc}; give the base URL of an endpoint") from exc
+    except httpx.HTTPError as exc:
+        why = str(exc) or type(exc).__name__
+        raise Unreachable(f"--against {url}: {why}; start it, or correct the address") from exc
+
+
+async def _send_all(
+    requests: Sequence[Recorded],
+    base: str,
+    pace: Pace,
+    answers: Path | None,
+    progress: Callable[[int], None],
+) -> None:
+    waiting, done = iter(enumerate(requests)), 0
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    written = None if answers is None else _private(answers)
+    limits = httpx.Limits(max_connections=pace.at_once, max_keepalive_connections=pace.at_once)
+
+    async def work(client: httpx.AsyncClient) -> None:
+        nonlocal done
+        for number, request in waiting:
+            if pace.per_s is not None:
+                await asyncio.sleep(max(0.0, began_s + number / pace.per_s - loop.time()))
+            headers = {"content-type": "application/json"}
+            try:
+                answer = await client.post(base + request.path, content=request.body, headers=headers)
+            except httpx.HTTPError:  # a stream that broke: the router's record says why
+                pass
+            else:
+                if written is not None:
+                    await asyncio.to_thread(_write, written, number, answer)
+            done += 1
+            progress(done)
+
+    try:
+        async with httpx.AsyncClient(timeout=None, limits=limits) as client, asyncio.TaskGroup() as group:
+            for _ in range(min(pace.at_once, len(requests))):
+                group.create_task(work(client))
+    finally:
+        if written is not None:
+            os.close(written)
+
+
+def _private(path: Path) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as exc:
+        raise BadInput(f"--answers {path}: {exc.strerror}; name a file that can be written") from exc
+
+
+def _write(file: int, number: int, answer: httpx.Response) -> None:
+    """One line: the request's number in the workload, from 1, its id, the status and the answer's text."""
+    line = {
+        "request": number + 1,
+        "id": answer.headers.get(REQUEST_ID),
+        "status": answer.status_code,
+        "answer": answer.text,
+    }
+    os.write(file, json.dumps(line).encode() + b"\n")

@@ -1,0 +1,159 @@
+"""`canaryctl replay`: a workload through a router, to two real endpoints, judged like live traffic."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.cli.main import run
+from controller.cli.workload import read_workload
+from controller.errors import BadInput
+from serving.loopback import free_ports
+from tests.fakes.judge_endpoint import judge_endpoint
+
+# Guards alone decide: a test has no time for a proof of quality.
+POLICY = "gates: {error: {metric: error, kind: rate, threshold: 1.5, alpha_share: 0.5}}\n"
+
+
+def _chat(body: dict[str, Any]) -> tuple[int, Any]:
+    message = {"role": "assistant", "content": f"You said {body['messages'][0]['content']}."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return 200, {"id": "c", "object": "chat.completion", "model": body.get("model"), "choices": [choice]}
+
+
+def _workload(folder: Path, count: int) -> Path:
+    lines = [{"messages": [{"role": "user", "content": f"ann{n}@example.com"}]} for n in range(count)]
+    path = folder / "requests.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return path
+
+
+def _broken(_body: dict[str, Any]) -> tuple[int, Any]:
+    return 500, {"error": {"message": "out of memory"}}
+
+
+def test_a_canary_that_fails_is_rolled_back_and_its_records_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, answers = tmp_path / "records.jsonl", tmp_path / "answers.jsonl"
+    with judge_endpoint(_chat) as stable, judge_endpoint(_broken) as canary:
+        arguments = ["replay", str(_workload(tmp_path, 60)), "--against", f"{stable}/v1,{canary}/v1"]
+        arguments += ["--records", str(records), "--answers", str(answers), "-o", "json", "--redact"]
+        code = run(arguments)
+
+    out, err = capsys.readouterr()
+    assert (code, json.loads(out)["decision"]) == (5, "rollback"), err
+    kept = [json.loads(line) for line in records.read_text().splitlines()]
+    assert len(kept) == 60
+    assert {one["assigned_by"] for one in kept} == {"request"}
+    assert all(one["outcome"] == ("fallback" if one["arm"] == "canary" else "answered") for one in kept)
+    said = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert {one["id"] for one in said} == {one["request_id"] for one in kept}
+    assert sorted(one["request"] for one in said) == list(range(1, 61))
+    assert "example.com" not in answers.read_text()  # sent without it
+    assert stat.S_IMODE(answers.stat().st_mode) == 0o600
+    assert run(["backtest", str(records), "-o", "json"]) == 5  # the same again, from the file
+
+
+def test_equal_endpoints_are_not_rolled_back_and_models_are_asked_by_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def both(body: dict[str, Any]) -> tuple[int, Any]:
+        asked.append(body["model"])
+        return _chat(body)
+
+    with judge_endpoint(both) as url:
+        arguments = ["replay", str(_workload(tmp_path, 40)), "--against", f"{url}/v1,{url}/v1"]
+        code = run([*arguments, "--model", "old,new", "--rate", "400", "-o", "json"])
+
+    assert (code, json.loads(capsys.readouterr().out)["decision"]) == (6, "undecided")
+    assert len(asked) == 40
+    assert set(asked) == {"old", "new"}
+
+
+def test_an_endpoint_at_which_nothing_listens_is_named_before_anything_is_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = free_ports(1)
+    asked: list[dict[str, Any]] = []
+
+    def noted(body: dict[str, Any]) -> tuple[int, Any]:
+        asked.append(body)
+        return _chat(body)
+
+    with judge_endpoint(noted) as stable:
+        gone = f"http://127.0.0.1:{port}/v1"
+        code = run(["replay", str(_workload(tmp_path, 3)), "--against", f"{stable}/v1,{gone}"])
+
+    assert (code, asked) == (4, [])
+    assert f"--against {gone}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--against", "http://a/v1"], "is not two URLs"),
+        (["--against", "http://a/v1,http://a/v1"], "names http://a/v1 twice"),
+        (["--against", "http://a/v1,http://b/v1", "--at-once", "0"], "--at-once 0 is outside 1..256"),
+        (["--against", "http://a/v1,http://b/v1", "--rate", "0"], "--rate 0 is outside"),
+        (
+            ["--against", "http://a/v1,http://b/v1", "--model", "a,b,c"],
+            "--model 'a,b,c' is not one name or two",
+        ),
+        (["--against", "ftp://a,http://b/v1"], "--against ftp://a"),
+    ],
+)
+def test_bad_options_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    assert run(["replay", str(_workload(tmp_path, 1)), *more]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_workload_is_bodies_or_the_batch_form(tmp_path: Path) -> None:
+    path = tmp_path / "w.jsonl"
+    batch = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"input": "x"}}
+    path.write_text("\n".join(json.dumps(one) for one in [{"messages": []}, {"prompt": "a"}, batch]) + "\n\n")
+
+    found = read_workload(path)
+
+    assert [one.path for one in found] == ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+    assert json.loads(found[2].body) == {"input": "x"}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 2: is no JSON"),
+        ("[" * 100_000, "line 2: is no JSON"),
+        ("7", "line 2: is no JSON object"),
+        ('{"input": "x"}', "line 2: has neither messages nor prompt"),
+        ('{"url": "/v1/models", "body": {}}', "line 2: url '/v1/models' asks no model"),
+        ('{"url": "/metrics", "body": {}}', "line 2: url '/metrics' asks no model"),
+        ('{"url": "/v1/chat/completions", "body": 1}', "line 2: needs method POST"),
+        ('{"url": "/v1/chat/completions", "body": {}, "headers": {}}', "line 2: unknown key 'headers'"),
+        ('{"messages": [], "background": true}', "line 2: a background request"),
+    ],
+)
+def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"messages": []}\n' + line + "\n")
+
+    with pytest.raises(BadInput, match=r"w\.jsonl " + said.replace("(", r"\(")):
+        read_workload(path)
+
+
+def test_many_broken_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "w.jsonl"
+    path.write_text("x\n" * 12)
+
+    with pytest.raises(BadInput) as refused:
+        read_workload(path)
+
+    assert (len(refused.value.lines), refused.value.lines[-1]) == (6, "7 further lines are wrong")
