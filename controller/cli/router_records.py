@@ -17,12 +17,14 @@ from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
 from controller.evidence.records import OF_SIGNALS, draw_of
 from controller.evidence.typical_range import FLAGS, TypicalRanges
+from serving.answer_signals import Signals
 from serving.messages import CANARY, STABLE, RequestRecord
 from serving.router.records.counters import ARM_NAMES
 
 _SIGNATURE = frozenset({"request_id", "unit", "arm", "w", "assigned_by", "at_s", "done_at_s", "outcome"})
 _ARMS = {"stable": STABLE, "canary": CANARY}
 _FIELDS = frozenset({"service", *(one.name for one in dataclasses.fields(RequestRecord))})
+_SIGNALS = tuple(one.name for one in dataclasses.fields(Signals))
 _FLAGS = (*OF_SIGNALS, *FLAGS)
 NOTE = "records of canaryctl's router: left, failed and fallen back as the controller counts them"
 
@@ -94,10 +96,10 @@ class _Rollout:
 def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:
     """The evidence of a router's records, by its own names; what was joined to them stays. keep: fields of
     records that are used as they are. Raises BadInput for a line that is no record."""
-    names = [name for name in table.columns if name in _FIELDS - {"service", "attempts"}]
-    records = []
+    names = [name for name in table.columns if name in _FIELDS - {"service", "attempts", "signals"}]
+    records, signals = [], _signals(table)
     for row in range(len(table)):
-        fields = {name: table.columns[name][row] for name in names}
+        fields = {name: table.columns[name][row] for name in names} | {"signals": signals[row]}
         try:
             records.append(msgspec.convert(_with_arms(fields), RequestRecord))
         except (msgspec.ValidationError, KeyError, TypeError) as exc:
@@ -112,6 +114,19 @@ def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:
     }
     columns |= {name: [one[name] for one in rows] for name in (rows[0] if rows else ())}
     return dataclasses.replace(table, columns=columns)
+
+
+def _signals(table: RawTable) -> list[dict[str, object] | None]:
+    """The signals of each answer, which a table has in columns of their own: signals.leaked, ...
+
+    None: it has none, or they are of another release.
+    """
+    columns = [table.columns.get(f"signals.{name}") for name in _SIGNALS]
+    cells = [column for column in columns if column is not None]
+    if len(cells) < len(_SIGNALS):
+        return [None] * len(table)
+    rows = zip(*cells, strict=True)
+    return [dict(zip(_SIGNALS, row, strict=True)) if row[0] is not None else None for row in rows]
 
 
 def _ranges_of(records: Sequence[RequestRecord]) -> TypicalRanges:

@@ -230,6 +230,11 @@ class RouterCore:
         else:
             self.unread.add(text, record, add)
 
+    @property
+    def is_recorded(self) -> bool:
+        """True when no request is under way whose record is still to come, and no record waits."""
+        return not self._unrecorded and not self.outbox.has_open and not self.outbox.waiting
+
     def report(self, *, now_s: float, wall_s: float, last: bool = False) -> RecordBatch:
         """The next batch for the log; call `outbox.acknowledge` when the log has accepted it.
 

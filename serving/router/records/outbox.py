@@ -55,6 +55,11 @@ class Outbox:
         """Records that no batch holds yet."""
         return len(self._ready) + len(self._unconfirmed)
 
+    @property
+    def has_open(self) -> bool:
+        """True while a request that was assigned has no record."""
+        return bool(self._open)
+
     def opened(self, request_id: str, at_s: float) -> None:
         """A request has been assigned."""
         self._open[request_id] = at_s

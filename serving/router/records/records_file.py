@@ -12,6 +12,7 @@ newest records are dropped and counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -113,11 +114,20 @@ class RecordsFile:
         self._error = None
 
     def _append(self, data: bytes) -> None:
-        """Raises OSError."""
-        number = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        """Write all of it, or nothing: a part would be a torn line, and come twice. Raises OSError."""
+        number = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         with open(number, "ab", buffering=0) as file:
-            while data:
-                data = data[file.write(data) or 0 :]
+            size = os.fstat(number).st_size
+            # A process that was killed while it wrote left half a line: the next is not to be lost with it.
+            if data and size and os.pread(number, 1, size - 1) != b"\n":
+                data = b"\n" + data
+            try:
+                while data:
+                    data = data[file.write(data) or 0 :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(number, size)
+                raise
 
 
 class KeptFiles:

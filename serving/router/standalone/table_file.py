@@ -38,10 +38,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from serving.clock import boot_s
-from serving.messages import RouteTable
 from serving.router.front.front_wire import WireFront
 from serving.router.records.records_file import KeptFiles
 from serving.router.router import RouterCore
+from serving.router.standalone.puttings_in import PuttingsIn
 from serving.router.standalone.table_mistakes import listed
 from serving.router.standalone.table_reader import TableFile, TableFileError, read_file
 from serving.router.standalone.table_schema import TableSpec
@@ -59,41 +59,6 @@ HEALTH_PATHS = (b"/health", b"/healthz", b"/-/healthz")
 log = logging.getLogger("canaryctl.router")
 
 Stamp: TypeAlias = tuple[int, int, int]  # of a file: time of its change in ns, size, inode
-
-
-class PuttingsIn:
-    """How often each canary of a file has been put in again, as far as this process has seen.
-
-    A token of a canary that was removed does not count for the same canary put in later. Routers that share a
-    key of tokens, and one that was restarted, know of that only by `canary.since` of the file.
-    """
-
-    def __init__(self) -> None:
-        self._current: dict[str, str] = {}  # generation in effect, by service
-        self._times: dict[tuple[str, str], int] = {}  # by service and generation
-
-    def use(self, file: TableFile) -> dict[str, RouteTable]:
-        """The tables of a file that takes effect, each with the generation of its canary.
-
-        A canary that is out because its key cannot be read has not left: its tokens hold when it is back. One
-        that is off has left, also for a router that starts while it is.
-        """
-        tables, current = file.tables, {}
-        for name, table in tables.items():
-            is_waiting = file.is_without_key(name) and self._current.get(name) == table.generation
-            if table.canary is not None or is_waiting:
-                current[name] = table.generation
-            elif file.is_off(name):
-                self._times.setdefault((name, table.generation), 0)
-        for one in current.items() - self._current.items():
-            self._times[one] = self._times.get(one, -1) + 1
-        self._current = current
-        used = dict(tables)
-        for name, generation in current.items():
-            times = self._times[name, generation]
-            if times:
-                used[name] = replace(tables[name], generation=f"{generation}\n{times}")
-        return used
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +103,7 @@ class FileTableSource:
         self._reading = asyncio.Lock()  # of the file, in a thread
         self._capped: dict[str, tuple[int, float]] = {}  # by service: requests that were told, and when
         self._heavy: dict[str, HeavyKeys] = {}
+        self._leaving: list[RouterCore] = []  # whose service has left the file, and requests have not ended
         self._puttings_in = PuttingsIn()
 
     async def start(self, core: RouterCore) -> None:
@@ -148,7 +114,8 @@ class FileTableSource:
     async def stop(self) -> None:
         """Stop checking; write the last records."""
         await self._loops.stop()
-        for core in self.cores.values():
+        for core in (*self.cores.values(), *self._leaving):
+            core.unread.read_all()
             core.on_table(None, sent_s=boot_s())  # what was assigned since the last poll is confirmed
             self.take_records(core)
         await self._kept.close()
@@ -263,7 +230,9 @@ class FileTableSource:
     def _use(self, found: _Read) -> None:
         file = found.file
         last, self._file = self._file, file
+        before = self.cores
         self.cores = {name: self._core(name) for name in file.tables}
+        self._leaving += [core for name, core in before.items() if name not in self.cores]
         self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in file.tables}
         for name, table in self._puttings_in.use(file).items():
             self._heavy[name].begin(table.rollout)
@@ -302,7 +271,9 @@ class FileTableSource:
         return max((core.applied[1] for core in self.cores.values()), default=0)
 
     def _core(self, service: str) -> RouterCore:
-        known = self.cores.get(service)
+        left = {core.service: core for core in self._leaving}
+        known = self.cores.get(service) or left.get(service)
+        self._leaving = [core for core in self._leaving if core is not known]
         if known is None:
             known = RouterCore(service, router=self._router, lease_s=math.inf)
             known.health = UpstreamHealth(service, now_s=boot_s())
@@ -358,10 +329,11 @@ class FileTableSource:
             await asyncio.sleep(RELOAD_CHECK_S)
             await self.poll()
             self.tell_health(boot_s())
-            for core in self.cores.values():
+            for core in (*self.cores.values(), *self._leaving):
                 core.on_table(None, sent_s=boot_s())
                 self.take_records(core)
                 self.count(core, now_s=boot_s())
+            self._leaving = [core for core in self._leaving if not core.is_recorded]
             self._kept.flush()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from controller.cli.evidence_columns import ReadOptions
 from controller.cli.evidence_files import read_evidence
 from controller.errors import BadInput
-from controller.evidence.records import draw_of
+from controller.evidence.records import OF_SIGNALS, draw_of
+from serving.answer_signals import Signals
 from serving.messages import CANARY, STABLE, AttemptRecord, RequestRecord
 from serving.router.records.records_file import line_of
 from tests.fakes.feed_maker import a_record
@@ -52,6 +54,20 @@ def test_each_record_is_the_draw_that_the_controller_takes_it_for(tmp_path: Path
     left_ms = np.asarray(found.columns["left_ms"], dtype=np.float64)
     np.testing.assert_allclose(left_ms, [np.nan, 50.0, np.nan, np.nan], rtol=1e-4)
     assert not any("ignored" in note for note in found.notes)
+
+
+def test_the_signals_of_answers_are_read_from_the_file(tmp_path: Path) -> None:
+    """They were lost: a table has the parts of a record's field as columns of their own."""
+    quiet = Signals(9, None, 1.5, leaked=False, refused=False, other_language=False, invalid=False)
+    signals = [None, quiet, replace(quiet, leaked=True), replace(quiet, refused=True, invalid=True)]
+    records = [a_record(n, signals=one) for n, one in enumerate(signals)]
+
+    found = read_evidence(write(tmp_path / "r.jsonl", records))
+
+    for name in OF_SIGNALS:
+        expected = [np.nan if one is None else float(getattr(one, name)) for one in signals]
+        np.testing.assert_array_equal(np.asarray(found.columns[name], dtype=np.float64), expected)
+    assert not set(found.empty) & set(OF_SIGNALS)
 
 
 def test_joined_columns_are_read_and_a_field_can_be_a_category(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
-from serving.messages import RequestRecord
+from serving.clock import boot_s
+from serving.messages import RequestRecord, ScoreRecord
 from serving.router.exchange.exchange import Exchange
 from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.main import main
@@ -23,6 +26,7 @@ canary: {url: "http://127.0.0.1:8002"}
 weight_bp: 10000
 limits: {failures: 0}
 """
+OTHER = '{service: other, stable: {url: "http://127.0.0.1:8003"}}'
 PROMPT = b'{"user": "alice", "messages": [{"role": "user", "content": "secret words"}]}'
 
 
@@ -41,15 +45,20 @@ def asked(table: Path, records: RecordsFile, count: int = 1) -> None:
         request = Request("POST", Target("/v1/chat/completions"), (), PROMPT)
         exchange = core.begin(request, request_id=f"req-{index}", now_s=1.0, wall_s=1.0)
         assert isinstance(exchange, Exchange)
-        assert isinstance(exchange.next_attempt(), Attempt)
-        exchange.broken("refused", now_s=1.1)
-        exchange.next_attempt()
-        exchange.answered(200, [(b"content-type", b"application/json")])
-        message = {"role": "assistant", "content": "an answer"}
-        body = {"id": "c-1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
-        exchange.received(json.dumps(body).encode(), now_s=1.2)
-        exchange.ended(now_s=1.2)
+        answer(exchange, now_s=1.1)
     source.take_records(core)
+
+
+def answer(exchange: Exchange, *, now_s: float) -> None:
+    """The canary refuses, and stable answers."""
+    assert isinstance(exchange.next_attempt(), Attempt)
+    exchange.broken("refused", now_s=now_s)
+    exchange.next_attempt()
+    exchange.answered(200, [(b"content-type", b"application/json")])
+    message = {"role": "assistant", "content": "an answer"}
+    body = {"id": "c-1", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    exchange.received(json.dumps(body).encode(), now_s=now_s)
+    exchange.ended(now_s=now_s)
 
 
 async def test_a_request_is_one_line_with_the_fields_of_its_record(table: Path) -> None:
@@ -121,3 +130,45 @@ async def test_votes_go_to_a_file_of_their_own_in_the_form_that_backtest_reads(t
     named = {"service": "chat", "id": "req-1", "metric": "thumbs", "score": 0.0, "at_s": 2.0}
     assert [json.loads(line) for line in path.read_text().splitlines()] == [named]
     assert not source_of(table).cores["chat"].outbox.votes.are_kept
+
+
+async def test_a_batch_that_does_not_fit_is_written_whole_later(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "votes.jsonl"
+    path.write_bytes(b'{"id": "of a process that was kil')
+    file = RecordsFile(path)
+    file.add_scores([ScoreRecord(0, f"req-{n}", "thumbs", 1.0, 0.0) for n in range(50)], "chat")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        await file._write()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        await file._write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+    torn, *lines = path.read_text().splitlines()
+    assert torn.endswith("kil")
+    assert [json.loads(line)["id"] for line in lines] == [f"req-{n}" for n in range(50)]
+
+
+async def test_a_request_whose_service_leaves_the_file_meanwhile_has_its_record(table: Path) -> None:
+    path = table.parent / "records.jsonl"
+    source = source_of(table, KeptFiles(RecordsFile(path)))
+    core = source.cores["chat"]
+    request = Request("POST", Target("/v1/chat/completions"), (), PROMPT)
+    exchange = core.begin(request, request_id="req-1", now_s=boot_s(), wall_s=1.0)
+    assert isinstance(exchange, Exchange)
+    chat = TABLE.replace("limits: {failures: 0}", "").strip().replace("\n", ", ")
+    for services in (f"{{{chat}}}, {OTHER}", OTHER):  # a file that keeps no service is refused
+        table.write_text(f"limits: {{failures: 0}}\nservices: [{services}]")
+        assert source.reload() is None
+    assert list(source.cores) == ["other"]
+
+    answer(exchange, now_s=boot_s())
+    await source.stop()
+
+    assert [json.loads(line)["request_id"] for line in path.read_text().splitlines()] == ["req-1"]
