@@ -98,9 +98,15 @@ class KeyFilter:
         if not self._key:
             return data
         data = self.whole(self._held + data)
-        held = next((n for n in range(len(self._key) - 1, 0, -1) if data.endswith(self._key[:n])), 0)
-        self._held = data[len(data) - held :]
-        return data[: len(data) - held]
+        first = self._key[:1]  # as a rule it is not among the last bytes, whatever the key's length
+        at = data.find(first, max(len(data) - len(self._key) + 1, 0))
+        while at >= 0 and not self._key.startswith(data[at:]):
+            at = data.find(first, at + 1)
+        if at < 0:
+            self._held = b""
+            return data
+        self._held = data[at:]
+        return data[:at]
 
     def end(self) -> bytes:
         """What was held back, when the answer has ended."""

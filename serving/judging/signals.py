@@ -134,7 +134,7 @@ def _is_invalid(
     if not is_whole:
         return False
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return True
     if asked.schema is None:
@@ -142,11 +142,16 @@ def _is_invalid(
     return SchemaChecks().conforms(asked.schema, value) is False
 
 
+def _no_number(name: str) -> None:
+    """JSON has no NaN and no Infinity, which Python reads. Raises ValueError."""
+    raise ValueError(name)
+
+
 def _call_conforms(tools: Mapping[str, Any], call: Call, checks: SchemaChecks) -> bool | None:
     if call.name not in tools:
         return None if OTHER_TOOLS in tools else False
     try:
-        arguments = json.loads(call.arguments or "{}")
+        arguments = json.loads(call.arguments or "{}", parse_constant=_no_number)
     except (ValueError, RecursionError):
         return False
     schema = tools[call.name]

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,6 +63,11 @@ def test_json_that_was_asked_for_must_parse_and_conform() -> None:
     assert signals_of(place, '{"city": "Paris"}').invalid is False
     assert signals_of(place, '{"town": "Paris"}').invalid is True
     assert signals_of(place, '{"city": "Par').invalid is True
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_of_json_is_invalid_in_a_text_and_in_a_call(number: str) -> None:
+    assert signals_of(_asked(response_format={"type": "json_object"}), f'{{"a": {number}}}').invalid
 
 
 def test_json_that_was_not_kept_whole_is_not_checked() -> None:
