@@ -113,8 +113,8 @@ def test_usual_names_and_keywords_are_checked() -> None:
     properties: dict[str, Any] = {
         name: {"type": "integer"} for name in ("id", "$ref", "title", "definitions")
     }
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "T", "default": {"id": "x"}}
-    schema |= {"properties": properties, "additionalProperties": False}
+    schema: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "T"}
+    schema |= {"default": {"id": "x"}, "properties": properties, "additionalProperties": False}
     assert conforms(schema, {"id": 1, "$ref": 2, "title": 3, "definitions": 4}) is True
     assert conforms(schema, {"id": "one"}) is False
     assert conforms({"properties": {"kind": {"const": {"id": "x"}}}}, {"kind": {"id": "y"}}) is False
