@@ -24,6 +24,7 @@ CANARY_WORDS = ("canary", "treatment", "candidate", "b")
 ARMS = {**dict.fromkeys(STABLE_WORDS, 0.0), **dict.fromkeys(CANARY_WORDS, 1.0), "0": 0.0, "1": 1.0}
 #: Seconds of one unit, as `--map latency_ms=duration:s` names it.
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+SHEET_DAYS = (36_526.0, 73_051.0)  # of 2000 to 2099, as spreadsheets count from 1900
 FIRST_COMPACT, LAST_COMPACT = 19_700_101_000_000, 21_001_231_235_959  # in ms they would be 2594 and later
 GO_CLOCK = re.compile(r" m=[+-][\d.]+$")
 ZONE_NAME = re.compile(r" (?:(?P<offset>[+-]\d\d:?\d\d) [A-Z]{3,5}|UTC|GMT)$")  # without an offset only UTC
@@ -134,6 +135,13 @@ def time_s(value: object) -> float | None:
     if not isinstance(value, datetime):
         return None
     return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+
+
+def has_zone(value: object) -> bool | None:
+    """Whether a time names its zone; None: it is no time."""
+    if isinstance(value, str):
+        value = _parsed_time(value.strip())
+    return value.tzinfo is not None if isinstance(value, datetime) else None
 
 
 def _parsed_time(text: str) -> datetime | None:

@@ -199,10 +199,13 @@ def _epoch_s(reading: Reading, term: Term) -> NDArray[np.float64]:
     values = reading.table.columns[term.column]
     out = np.empty(len(values))
     units: dict[str, int] = {}  # of the cells that are numbers: the first row with each
+    zones: dict[bool, int] = {}  # of those that are texts: the first row with and without a time zone
     for row, value in enumerate(values):
         found = cells.number(value, has_decimal_commas=reading.table.has_decimal_commas)
         if found is None or isinstance(value, bool):
             found = cells.time_s(value)
+            if (has_zone := cells.has_zone(value)) is not None:
+                zones.setdefault(has_zone, row)
         elif term.unit is None and (compact := cells.compact_time_s(found)) is not None:
             found = compact
             units.setdefault(COMPACT, row)
@@ -220,10 +223,21 @@ def _epoch_s(reading: Reading, term: Term) -> NDArray[np.float64]:
             row_b,
             f"{term.column} is in {b}, but in {a} in {reading.table.place(row_a)}; write one unit throughout",
         )
+    if len(zones) > 1:
+        raise reading.refuse(
+            zones[False],
+            f"{term.column} has no time zone, but one in {reading.table.place(zones[True])}; "
+            "write it throughout",
+        )
     [unit] = units or ["s"]
     if unit == COMPACT:
         reading.notes.append(f"{term.column} is a date and time, in UTC")
         return out
+    if unit == "s" and len(out) and cells.SHEET_DAYS[0] <= out.min() and out.max() < cells.SHEET_DAYS[1]:
+        reading.notes.append(
+            f"{term.column} is read as seconds; if it is a spreadsheet's date, in days, "
+            "write it as 2026-05-01 14:00:05"
+        )
     if unit != "s":
         reading.notes.append(f"{term.column} is in {unit}, by its size")
     return out * cells.UNITS[unit]

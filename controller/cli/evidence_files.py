@@ -43,6 +43,7 @@ from controller.cli.evidence_outcomes import (
 )
 from controller.cli.evidence_scores import PREFIX, ignored_note, score_sources, unpacked
 from controller.cli.evidence_sources import (
+    PRESENT,
     Source,
     Term,
     has_value,
@@ -193,6 +194,8 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
         {name: s for name, s in sources.items() if not options.ignore & {name, *s.all_columns}}
         for sources in (own, found)
     )
+    if (failing := _failing_objects(table, own)) is not None and "error" not in given.keys() | options.ignore:
+        own["error"] = failing
     sources, notes = {**found, **own, **given}, [NOTE] if is_router else []
     notes += [line for line in (joined, others) if line is not None]
     if repeats:
@@ -206,6 +209,19 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
     reading = Reading(table, options, log, sources)
     reading.notes.extend(notes)
     return _noted(reading)
+
+
+def _failing_objects(table: RawTable, own: Mapping[str, Source]) -> Source | None:
+    """The source of a column `error` that is null where all is well, and an object where it is not; None: the
+    file has no such column. A table has the parts of the object as columns of their own."""
+    if "error" not in own or has_value(table, own["error"]):
+        return None
+    parts = [
+        Source(f"{name}:{PRESENT}", (Term(name, PRESENT),))
+        for name in table.columns
+        if name.startswith("error.")
+    ]
+    return replace(parts[0], others=tuple(parts[1:])) if parts else None
 
 
 def _noted(reading: Reading) -> Reading:

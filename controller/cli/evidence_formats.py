@@ -235,7 +235,7 @@ def _read_csv(path: Path) -> RawTable:
             rows = _csv_rows(path, reader, skipped)
             return _by_column(path, rows, word="line", names=names, has_decimal_commas=delimiter == ";")
         except csv.Error as exc:
-            line = reader.line_num + skipped
+            line = reader.reader.line_num + skipped  # of the record that cannot be read, not of the last one
             raise BadInput(f"{path.name} line {line} is not CSV ({exc}); quote the cell") from exc
 
 

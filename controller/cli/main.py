@@ -22,6 +22,7 @@ from controller.cli.output import Output, print_error, requested_output
 from controller.errors import BadInput, CanaryctlError, Unreachable
 
 INTERRUPTED = 130
+READER_LEFT = 141  # what a shell shows of a process that SIGPIPE ended
 # Typer vendors click or uses the installed one; either way this is the base class of its usage errors.
 UsageError = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 
@@ -76,6 +77,8 @@ _ALIASES = {(): ["--help"], ("--version",): ["version"]}  # what people type fir
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Exit code of `canaryctl ARGUMENTS`; an error is printed in the format that `-o` asks for."""
+    if sys.stdout is None:  # closed by who began this (`>&-`)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     given = list(sys.argv[1:] if arguments is None else arguments)
     output = requested_output(given)
     telemetry.warn_people(sys.stderr)
@@ -89,6 +92,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"), output)
     except CanaryctlError as exc:
         return _fail(exc, output)
+    except BrokenPipeError:
+        _drop_output()
+        return READER_LEFT
     except OSError as exc:
         if (full := _medium_advice(exc)) is not None:
             return _fail(Unreachable(full), output)

@@ -41,12 +41,18 @@ from serving.clock import boot_s
 MOUNTS = Path("/proc/self/mounts")
 BUSY_TIMEOUT_MS = 10_000
 NETWORK_FILE_SYSTEMS = frozenset({
-    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "beegfs", "gpfs",
-    "fuse.sshfs", "fuse.s3fs", "fuse.glusterfs", "fuse.gcsfuse",
+    "nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "beegfs",
+    "gpfs", "virtiofs", "vboxsf", "prl_fs", "vmhgfs", "wekafs", "ocfs2", "gfs2", "pvfs2", "orangefs", "davfs",
+    "coda",
 })  # fmt: skip
+# All others in user space may be on another host: their number has no end, that of the local ones has.
+LOCAL_IN_USER_SPACE = frozenset(
+    {"fuse.ntfs-3g", "fuse.ext2", "fuse.exfat", "fuse.lxcfs", "fuse.fuse-overlayfs"}
+)
 # Without these a host that vanished would keep a query, and with it a rollback, waiting for hours.
-POSTGRESQL_CONNECTION = {
+POSTGRESQL_CONNECTION: Mapping[str, str | None] = {
     "connect_timeout": "5",
+    "prepare_threshold": None,  # a pooler's next transaction may be of another connection, which has none
     "options": "-c lock_timeout=10s -c statement_timeout=60s -c idle_in_transaction_session_timeout=10s",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -86,6 +92,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     # What SQLite says where it cannot make the memory that readers and writers share.
     ("disk I/O", "free disk space, as a reader needs some too; if there is some, check the disk"),
     ("readonly", "make the file and its folder writable"),
+    ("startup parameter", "a pooler (pgbouncer) stands there: give the address of PostgreSQL itself"),
     ("read-only", "it is a standby, or set to read only: lead the address to the primary"),
     ("unable to open", "check that it exists, and that it and its folder may be read and written"),
     ("no such", "restore the database"),
@@ -278,7 +285,7 @@ def shown_url(url: sa.URL) -> str:
 def _engine(
     url: str,
     mounts: Path,
-    connection: Mapping[str, str],
+    connection: Mapping[str, str | None],
     pool: Mapping[str, int] | None = None,
     *,
     reads: bool = False,
@@ -328,7 +335,8 @@ def _prepare_file(database: str | None, mounts: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         kind = file_system(path.resolve().parent, mounts)
-        if kind in NETWORK_FILE_SYSTEMS:
+        is_foreign = kind.startswith("fuse.") and kind not in LOCAL_IN_USER_SPACE
+        if kind in NETWORK_FILE_SYSTEMS or is_foreign:
             raise BadInput(
                 f"{path} is on a network file system ({kind}), where SQLite loses writes; "
                 "move CANARYCTL_HOME to a local disk or use PostgreSQL"

@@ -6,6 +6,7 @@ Their sources are in tests/public_reports.md.
 from __future__ import annotations
 
 import csv
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,43 @@ def text(path: Path, *lines: str) -> Path:
     return path
 
 
+# --- JSON
+
+
+def test_an_error_that_is_null_or_an_object_tells_who_failed(tmp_path: Path) -> None:
+    rows = [{"t_s": n, "arm": n % 2, "w": 0.5, "error": None} for n in range(4)]
+    rows[3]["error"] = {"message": "out of memory", "code": 500}
+    path = text(tmp_path / "e.jsonl", *map(json.dumps, rows))
+
+    found = read(path)
+
+    assert found.columns["error"].tolist() == [0, 0, 0, 1]
+    assert "error" not in found.empty
+
+
+# --- times
+
+
+def test_times_with_a_zone_and_without_one_are_not_mixed(tmp_path: Path) -> None:
+    path = text(
+        tmp_path / "e.csv",
+        "t_s,arm,w,error",
+        "2026-05-01T14:00:00+02:00,0,.5,0",
+        "2026-05-01T14:00:00,1,.5,0",
+    )
+
+    with pytest.raises(
+        BadInput, match="line 3: t_s has no time zone, but one in line 2; write it throughout"
+    ):
+        read(path)
+
+
+def test_a_spreadsheets_days_are_noted(tmp_path: Path) -> None:
+    path = text(tmp_path / "e.csv", "t_s,arm,w,error", "46143.58,0,.5,0", "46143.59,1,.5,0")
+
+    assert any("spreadsheet's date, in days" in one for one in read(path).notes)
+
+
 # --- CSV
 
 
@@ -43,6 +81,13 @@ def test_a_cell_may_hold_a_whole_prompt(tmp_path: Path) -> None:
 
     assert read(path).columns["error"].tolist() == [0, 1]
     assert csv.field_size_limit() == before
+
+
+def test_an_error_of_csv_names_the_line_of_the_record_that_cannot_be_read(tmp_path: Path) -> None:
+    path = text(tmp_path / "e.csv", "t_s,arm,w,prompt", '1,0,.5,"a', 'b"', '2,1,.5,"c"', '3,0,.5,"d" e')
+
+    with pytest.raises(BadInput, match="line 5 is not CSV"):
+        read(path)
 
 
 @pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;"])

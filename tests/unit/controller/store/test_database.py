@@ -101,7 +101,7 @@ def store(database_url: str) -> Iterator[SqlStore]:
 # --- what is refused
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "cifs", "fuse.sshfs"])
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "virtiofs", "fuse.sshfs", "fuse.juicefs"])
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_network_file_system_is_refused_with_its_name_and_a_remedy(
     tmp_path: Path, kind: str, is_link: bool
@@ -118,6 +118,14 @@ def test_a_network_file_system_is_refused_with_its_name_and_a_remedy(
         SqlStore(f"sqlite:///{path}", mounts=mounts)
 
     assert not (shared / "state.db").exists()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "fuseblk", "overlay", "fuse.ntfs-3g"])
+def test_a_local_file_system_is_taken(tmp_path: Path, kind: str) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/sda {tmp_path} {kind} rw 0 0\n")
+
+    SqlStore(f"sqlite:///{tmp_path / 'state.db'}", mounts=mounts).close()
 
 
 @pytest.mark.parametrize("place", ["mysql://x/y", "sqlite://", "no url"])
