@@ -39,7 +39,7 @@ def text(path: Path, *lines: str) -> Path:
 
 
 def test_an_error_that_is_null_or_an_object_tells_who_failed(tmp_path: Path) -> None:
-    rows = [{"t_s": n, "arm": n % 2, "w": 0.5, "error": None} for n in range(4)]
+    rows: list[dict[str, Any]] = [{"t_s": n, "arm": n % 2, "w": 0.5, "error": None} for n in range(4)]
     rows[3]["error"] = {"message": "out of memory", "code": 500}
     path = text(tmp_path / "e.jsonl", *map(json.dumps, rows))
 
