@@ -48,13 +48,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
         ("backtest", "backtest", "backtest", "Replay a recorded rollout through the gates."),
         ("observed", "observed", "observed", "Write the policy entry of an observed range."),
         ("ab", "ab", "ab", "A/B tests: is B better than A?"),
+        ("smoke", "smoke", "smoke", "Check an endpoint before it gets a user: smoke prompts, golden sets."),
         ("judge", "judge", "judge", "Examine a judge of answers before it may vote."),
     )
 }
 # Of `canaryctl --help`, in the order in which they are needed.
 GROUPS: Mapping[str, Sequence[str]] = {
     "Serve": ("up", "down", "list", "status"),
-    "Roll out": ("plan", "deploy", "watch", "rollback", "undo", "history"),
+    "Roll out": ("plan", "smoke", "deploy", "watch", "rollback", "undo", "history"),
     "Judge recorded traffic, and compare": ("backtest", "observed", "ab", "judge"),
     "Operate": ("controller", "router", "backup", "validate"),
     "Learn": ("demo", "version"),
