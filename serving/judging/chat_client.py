@@ -24,8 +24,9 @@ from serving.targets import Endpoint, Target
 
 ANSWER_LIMIT = 4 << 20  # bytes
 CHAT = Target("/v1/chat/completions")
-# The endpoint did not judge the request: the key, a limit, overload, or what stands before it.
-_NOT_ASKED = frozenset({401, 402, 403, 407, 408, 425, 429, 502, 503, 504})
+# The endpoint did not judge the request: the key, a limit, overload, or what stands before it
+# (409: an engine of ours, whose route table has moved on).
+_NOT_ASKED = frozenset({401, 402, 403, 407, 408, 409, 425, 429, 502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
