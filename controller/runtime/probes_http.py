@@ -188,7 +188,7 @@ class HttpProbes:
             return ""
         left_s = rollout.plan.smoke_s - (time.monotonic() - began_s) - SPARE_S
         checked = _checked(rollout.plan.preflight, target, self._stable(rollout))
-        return asyncio.run(_judged_within(max(SPARE_S, left_s), checked))
+        return asyncio.run(_judged_within(max(1.0, left_s), checked))
 
     def _stable(self, rollout: RolloutState) -> Target | None:
         """Where stable is asked; None: it has no address now. Raises NotJudged."""

@@ -9,6 +9,7 @@ Source: McNemar (1947), in its exact form; the sign test.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 
 def lost_p_value(lost: int, won: int) -> float:
@@ -21,7 +22,7 @@ def lost_p_value(lost: int, won: int) -> float:
         raise ValueError(f"{lost} lost and {won} won pairs; counts are 0 or more")
     pairs = lost + won
     above = sum(math.comb(pairs, count) for count in range(lost, pairs + 1))
-    return above / 2**pairs  # of integers: exact to the last bit, also for thousands of pairs
+    return float(Fraction(above, 2**pairs))  # exact to the last bit, also for thousands of pairs
 
 
 def fewest_lost(alpha: float) -> int:

@@ -106,7 +106,11 @@ class ChatClient:
         Endpoint.parsed(self.url)
 
     async def __aenter__(self) -> ChatClient:
-        self._client = httpx.AsyncClient(timeout=self.timeout_s, headers=dict(self.headers), trust_env=False)
+        headers = {**self.headers, "accept-encoding": "identity"}  # a compressed answer may have any length
+        is_tls = Endpoint.parsed(self.url).is_tls  # making a context for it takes 45 ms
+        self._client = httpx.AsyncClient(
+            timeout=self.timeout_s, headers=headers, trust_env=False, verify=is_tls
+        )
         self._places = asyncio.Semaphore(self.at_once)
         return self
 
@@ -134,37 +138,45 @@ class ChatClient:
 
     async def models(self) -> Sequence[str] | NoAnswer:
         """The models that it lists; empty: it lists none."""
-        assert self._client is not None, "enter the client first"
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                response = await self._client.get(str(Endpoint.parsed(self.url).url(Target("/v1/models"))))
-        except (TimeoutError, httpx.TimeoutException):
-            return NoAnswer(f"no answer within {self.timeout_s:g} s")
-        except httpx.HTTPError as exc:
-            return NoAnswer(type(exc).__name__)
-        if response.status_code in _NOT_ASKED:
-            return NoAnswer(f"status {response.status_code}")
-        value = json_value(response.content) if response.status_code == httpx.codes.OK else None
+        found = await self._exchanged("GET", Target("/v1/models"))
+        if isinstance(found, NoAnswer):
+            return found
+        value = json_value(found) if isinstance(found, bytes) else None
         listed = value.get("data") if isinstance(value, dict) else None
         names = [one.get("id") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
         return [name for name in names if isinstance(name, str)]
 
     async def _asked(self, body: Mapping[str, Any], is_streamed: bool) -> Said:
-        assert self._client is not None, "enter the client first"
         self.asked += 1
         sent = {"model": self.model, **body, **({"stream": True} if is_streamed else {})}
-        url = str(Endpoint.parsed(self.url).url(CHAT))
+        found = await self._exchanged("POST", CHAT, sent)
+        if not isinstance(found, bytes):
+            return found
+        answer = streamed_answer(found) if is_streamed else whole_answer(json_value(found))
+        if answer is None:
+            return Malformed("an answer that is not of the form of chat completions")
+        self.tokens += answer.tokens
+        return answer
+
+    async def _exchanged(
+        self, method: str, target: Target, body: Mapping[str, Any] | None = None
+    ) -> bytes | Rejected | Malformed | NoAnswer:
+        """The whole body of an answer of status 200, or what there is in its place."""
+        assert self._client is not None, "enter the client first"
+        url = str(Endpoint.parsed(self.url).url(target))
+        parts, size = [], 0
         try:
             async with (
                 asyncio.timeout(self.timeout_s),
-                self._client.stream("POST", url, json=sent) as response,
+                self._client.stream(method, url, json=body) as response,
             ):
                 if response.status_code in _NOT_ASKED:
                     return NoAnswer(f"status {response.status_code}")
                 if response.status_code != httpx.codes.OK:
                     return Rejected(response.status_code)
-                parts, size = [], 0
-                async for part in response.aiter_bytes():
+                if response.headers.get("content-encoding", "identity").lower() != "identity":
+                    return Malformed("an answer that is compressed, though that was not accepted")
+                async for part in response.aiter_raw():
                     size += len(part)
                     if size > ANSWER_LIMIT:
                         return Malformed(f"an answer of more than {ANSWER_LIMIT} bytes")
@@ -173,12 +185,7 @@ class ChatClient:
             return NoAnswer(f"no whole answer within {self.timeout_s:g} s")
         except httpx.HTTPError as exc:
             return NoAnswer(type(exc).__name__)
-        data = b"".join(parts)
-        answer = streamed_answer(data) if is_streamed else whole_answer(json_value(data))
-        if answer is None:
-            return Malformed("an answer that is not of the form of chat completions")
-        self.tokens += answer.tokens
-        return answer
+        return b"".join(parts)
 
 
 def whole_answer(value: Any) -> Answer | None:

@@ -133,14 +133,10 @@ def _unfenced(answer: str) -> str:
 def _number(value: Any) -> Check:
     """The last number of the answer is this one."""
     parts = value if isinstance(value, dict) else {"value": value}
-    wanted, tolerance = parts.get("value"), parts.get("tolerance", 0)
-    if (
-        not (_is_number(wanted) and _is_number(tolerance))
-        or set(parts) - {"value", "tolerance"}
-        or tolerance < 0
-    ):
+    wanted, tolerance = _finite(parts.get("value")), _finite(parts.get("tolerance", 0))
+    if wanted is None or tolerance is None or tolerance < 0 or set(parts) - {"value", "tolerance"}:
         raise ValueError('checker.number is no number; write 42, or {"value": 42, "tolerance": 0.5}')
-    allowed = max(float(tolerance), 1e-9 * max(1.0, abs(wanted)))  # not each decimal has a float
+    allowed = max(tolerance, 1e-9 * max(1.0, abs(wanted)))  # not each decimal has a float
 
     def check(answer: str) -> bool:
         found = _NUMBER.findall(answer[-_TEXT_LIMIT:])
@@ -152,8 +148,10 @@ def _number(value: Any) -> Check:
     return check
 
 
-def _is_number(value: Any) -> bool:
+def _finite(value: Any) -> float | None:
+    """The number as a float; None: it is none, or none that a float holds."""
     try:
-        return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # an integer that no float holds
-        return False
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -30,6 +30,7 @@ def test_a_good_model_passes_every_kind(capsys: pytest.CaptureFixture[str]) -> N
     assert next(one["refusals"] for one in report["kinds"] if one["kind"] == "safety") == 4
 
 
+@pytest.mark.slow
 def test_what_is_not_supported_is_not_checked_and_never_passed(capsys: pytest.CaptureFixture[str]) -> None:
     assert smoked(faulty(without_tools)) == 0
     assert "tools    NOT CHECKED 0 of 2: tools-auto: status 400; tools-named: status 400" in (
@@ -39,7 +40,7 @@ def test_what_is_not_supported_is_not_checked_and_never_passed(capsys: pytest.Ca
     assert "tools is required and not checked (tools-auto: status 400" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [[], ["--against"]])
+@pytest.mark.parametrize("arguments", [[], pytest.param(["--against"], marks=pytest.mark.slow)])
 def test_a_fault_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert smoked(faulty(leaking), stable=good if arguments else None) == 3
     out = capsys.readouterr().out
@@ -47,6 +48,7 @@ def test_a_fault_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[
     assert ("; stable passes)" in out) == bool(arguments)
 
 
+@pytest.mark.slow
 def test_what_stable_supports_and_the_canary_does_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert smoked(faulty(without_tools), stable=good) == 3
     assert "tools-auto: the canary refuses it (status 400), stable passes" in capsys.readouterr().out
@@ -149,6 +151,7 @@ def knows(wrong: int) -> Model:
     return faulty(answers)
 
 
+@pytest.mark.slow
 def test_a_canary_that_loses_golden_cases_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +166,7 @@ def test_a_canary_that_loses_golden_cases_is_refused(
     assert "golden: 5 of 12 right, stable 12; lost 7, won 0, p = 0.0078" in report["reasons"][0]
 
 
+@pytest.mark.slow
 def test_what_may_be_chance_is_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(write_golden(tmp_path))
     assert smoked(knows(6), "--golden", file, stable=knows(0)) == 0
@@ -170,12 +174,14 @@ def test_what_may_be_chance_is_not_refused(tmp_path: Path, capsys: pytest.Captur
     assert smoked(knows(9), "--golden", file, stable=knows(9)) == 0
 
 
+@pytest.mark.slow
 def test_a_set_that_can_refuse_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(write_golden(tmp_path, 6))
     assert smoked(knows(6), "--golden", file, stable=knows(0)) == 0
     assert "6 golden cases can refuse no canary: it takes 7 lost" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_texts_of_a_golden_set_are_printed_only_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from controller.rollout.actions import ProbeKind
 from controller.rollout.observation import CommandKind, ProbePhase
 from controller.rollout.plan import PreflightPlan
@@ -39,6 +41,7 @@ def test_it_gives_no_weight_and_is_held_past_its_limit_with_a_page() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_verdict_ends_the_hold_either_way() -> None:
     for phase, after in (("passed", Phase.STAGE), ("failed", Phase.ROLLING_BACK)):
         driven = in_smoke(smoked("not_judged", WHY))
@@ -49,6 +52,7 @@ def test_a_verdict_ends_the_hold_either_way() -> None:
         assert (driven.state.phase, driven.state.holds) == (after, ())
 
 
+@pytest.mark.slow
 def test_it_is_rolled_back_as_not_proven_when_the_hold_has_lasted_too_long() -> None:
     driven = in_smoke(smoked("not_judged", WHY, hold_limit_s=600.0))
     driven.ticks(900)
