@@ -190,8 +190,8 @@ def _result(case: Case, said: Said) -> CaseResult:
         case Answer(text):
             if _is_thinking(said):
                 return made(Result.NOT_CHECKED, "reasoning alone, and no answer within max_tokens")
-            why = case.check(said)
-            found = made(Result.PASSED) if why is None else made(Result.FAILED, why)
+            fault = case.check(said)
+            found = made(Result.PASSED) if fault is None else made(Result.FAILED, fault)
             return replace(found, is_refusal=refuses(text), text=text)
 
 

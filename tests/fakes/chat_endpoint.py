@@ -164,7 +164,7 @@ def _whole(reply: Reply) -> dict[str, Any]:
 def _events(reply: Reply) -> str:
     text = reply.streamed if reply.streamed is not None else reply.text or ""
     parts = [text[at : at + 5] for at in range(0, len(text), 5)]
-    events = [
+    events: list[dict[str, Any]] = [
         {"choices": [{"index": 0, "delta": {"content": part}, "finish_reason": None}]} for part in parts
     ]
     if reply.reasoning is not None:
