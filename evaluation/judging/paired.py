@@ -9,7 +9,8 @@ Source: McNemar (1947), in its exact form; the sign test.
 from __future__ import annotations
 
 import math
-from fractions import Fraction
+
+from scipy.stats import binom
 
 
 def lost_p_value(lost: int, won: int) -> float:
@@ -20,9 +21,7 @@ def lost_p_value(lost: int, won: int) -> float:
     """
     if lost < 0 or won < 0:
         raise ValueError(f"{lost} lost and {won} won pairs; counts are 0 or more")
-    pairs = lost + won
-    above = sum(math.comb(pairs, count) for count in range(lost, pairs + 1))
-    return float(Fraction(above, 2**pairs))  # exact to the last bit, also for thousands of pairs
+    return float(binom.sf(lost - 1, lost + won, 0.5)) if lost else 1.0
 
 
 def fewest_lost(alpha: float) -> int:

@@ -33,7 +33,7 @@ class Kind(StrEnum):
 MAX_REPEATED = 0.6  # share of an answer's 4-grams that were there before; prose stays below 0.2
 ANSWER_TOKENS = 192
 SHORT_TOKENS = 128  # an answer of one word or number that reaches them has not ended by itself
-LONG_LINES = (60, 240)  # of filler, some 16 words each
+LONG_LINES = (60, 240)  # of filler, some 14 words each
 
 # What a check found: None when the answer is as it should be, else why not.
 Check = Callable[[Answer], str | None]
