@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from controller.cli.main import run
 from controller.cli.request_bodies import change_body, service_body
 from controller.errors import BadSpec
 from controller.planning.ladder import preflight_plan
@@ -66,3 +67,16 @@ def test_a_golden_set_is_found_beside_the_file_that_names_it(tmp_path: Path) -> 
     assert change["policy"]["preflight"]["golden"] == found
     assert up is not None
     assert up["policy"]["preflight"]["golden"] == found
+
+
+def test_validate_reads_the_golden_set_of_a_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "policy.yaml").write_text("preflight: {golden: g.jsonl}\n")
+    line = '{"messages": [{"role": "user", "content": "q"}], "reference": "x"}'
+    (tmp_path / "g.jsonl").write_text(f"{line}\n{line}\n")
+    assert run(["validate", "--policy", str(tmp_path / "policy.yaml")]) == 0
+    assert f"golden set {tmp_path}/g.jsonl is valid: 2 cases" in capsys.readouterr().out
+    (tmp_path / "g.jsonl").write_text("{}\n")
+    assert run(["validate", "--policy", str(tmp_path / "policy.yaml")]) == 2
+    assert f"{tmp_path}/g.jsonl line 1: " in capsys.readouterr().err
