@@ -1,7 +1,7 @@
 """Probes of a canary before it gets user traffic: preflight, warm-up, smoke test. Over HTTP to its engines.
 
-Invariants: a probe runs in a thread beside the ticks, once per rollout and kind, and again every `RETRY_S`
-while it has no verdict; it bypasses the router, so its requests are no evidence; after a controller restart
+Invariants: a probe runs in a thread beside the ticks, once per rollout and kind, and again while it has no
+verdict, later each time; it bypasses the router, so its requests are no evidence; after a controller restart
 it starts again.
 """
 
@@ -36,7 +36,8 @@ ANSWER_LIMIT = 1 << 20  # bytes of one answer
 DETAIL_LIMIT = 300  # characters of a probe's reason
 VERDICT_LIMIT = 1000  # characters of what smoke cases and a golden set found
 SPARE_S = 5.0  # by which it ends before its phase, which is held without a verdict
-RETRY_S = 15.0  # between two tries of a probe without a verdict
+RETRY_S = 15.0  # after the first try of a probe without a verdict, twice as long after each other
+LONGEST_RETRY_S = 1800.0  # a golden set may cost much
 MAX_RUNS = 100  # results that are kept of probes that have ended
 WARM_TOKENS_EACH = 64
 MAX_WARM_REQUESTS = 200  # whatever warmup_tokens is
@@ -94,6 +95,19 @@ class _Run:
     detail: str = ""
     is_running: bool = True  # also while it is tried again, and `phase` is of the try before
     ended_s: float = 0.0  # monotonic time of the last try's end
+    tries: int = 0  # that had no verdict
+    has_answered: bool = False  # each replica has answered the plain prompts
+
+    @property
+    def pause_s(self) -> float:
+        """From the end of the last try to the next."""
+        return min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(self.tries - 1, 20))
+
+    @property
+    def is_due(self) -> bool:
+        """True: it had no verdict, and is to be tried again now."""
+        is_over = self.phase == "not_judged" and not self.is_running
+        return is_over and time.monotonic() - self.ended_s >= self.pause_s
 
 
 class ProbeFailed(Exception):
@@ -134,7 +148,7 @@ class HttpProbes:
             run = self._runs[key] = _Run()
             name = f"{probe.probe.value} of {rollout.id}"
             threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
-        elif run.phase == "not_judged" and not run.is_running and time.monotonic() - run.ended_s >= RETRY_S:
+        elif run.is_due:
             run.is_running = True
             name = f"{probe.probe.value} of {rollout.id} again"
             threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
@@ -148,9 +162,10 @@ class HttpProbes:
     def _work(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> None:
         began_s = time.monotonic()
         try:
-            detail = self._run(rollout, probe)
+            detail = self._run(rollout, probe, run)
         except NotJudged as exc:
             before, run.detail = run.detail, plain_text(str(exc), limit=VERDICT_LIMIT)
+            run.tries += 1
             run.ended_s, run.phase, run.is_running = time.monotonic(), "not_judged", False
             if run.detail != before:
                 telemetry.warning(
@@ -170,7 +185,7 @@ class HttpProbes:
         took_ms = round((time.monotonic() - began_s) * 1000)
         telemetry.event("probe passed", rollout=rollout.id, probe=probe.probe.value, took_ms=took_ms)
 
-    def _run(self, rollout: RolloutState, probe: RunProbe) -> str:
+    def _run(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> str:
         if probe.probe is ProbeKind.PREFLIGHT:
             self._preflight(rollout)
             return ""
@@ -183,7 +198,9 @@ class HttpProbes:
             per_replica = min(MAX_LOAD_PER_S, rate / max(1, rollout.stable.replicas))
             plan = rollout.plan
             return asyncio.run(_within(plan.warm_s, _warm(target, probe.warmup_tokens, per_replica)))
-        asyncio.run(_within(rollout.plan.smoke_s, _smoke(target)))
+        if not run.has_answered:  # once is enough: a try without a verdict says nothing of it
+            asyncio.run(_within(rollout.plan.smoke_s, _smoke(target)))
+            run.has_answered = True
         if rollout.plan.preflight is None:
             return ""
         left_s = rollout.plan.smoke_s - (time.monotonic() - began_s) - SPARE_S

@@ -201,3 +201,26 @@ def test_a_golden_set_is_a_whole_path_of_a_regular_file(
     monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
     with pytest.raises(BadInput, match="is in canaryctl's state folder"):
         read_golden(golden_file(tmp_path))
+
+
+def test_tries_without_a_verdict_come_later_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A golden set of thousands of cases is not asked every 15 s for days."""
+    monkeypatch.setattr(probes_http, "RETRY_S", 15.0)
+    pauses_s = [probes_http._Run("not_judged", tries=tries).pause_s for tries in (1, 2, 3, 20, 5000)]
+    assert pauses_s == [15.0, 30.0, 60.0, 1800.0, 1800.0]
+
+
+def test_a_canary_that_is_gone_while_stable_is_waited_for_is_not_judged_either() -> None:
+    """It had answered once: a moment without an answer ended a rollout that was held for stable."""
+    is_up = True
+
+    def model(body: dict[str, object]) -> Reply:
+        return good(body) if is_up else Reply(status=503)
+
+    with chat_endpoint(model) as canary:
+        asked, state = probes(canary.url, None), rollout()
+        assert ended(asked, state).phase == "not_judged"
+        is_up = False
+        for _ in range(20):
+            assert asked.start_or_check(state, PROBE).phase == "not_judged"
+            time.sleep(0.01)
