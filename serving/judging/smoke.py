@@ -118,7 +118,7 @@ def _verdict(
             beside = "; stable passes" if stable is not None else ""
             whys = "; ".join(dict.fromkeys(f"{one.name}: {one.why}" for one in failed))
             reasons.append(f"{kind.kind} failed ({whys}{beside})")
-        elif kind.kind in require and kind.result is not Result.PASSED:
+        elif kind.kind in require and kind.result in (Result.FAILED, Result.NOT_CHECKED):
             why = f" ({'; '.join(kind.whys)})" if kind.whys else ""
             reasons.append(f"{kind.kind} is required and {kind.result}{why}")
     for one in canary:

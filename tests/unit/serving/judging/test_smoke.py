@@ -193,3 +193,12 @@ def test_a_model_that_reasons_gets_more_tokens_once(needed: int, result: Result)
 def test_no_text_of_an_answer_is_shown_by_its_result() -> None:
     found = smoked(faulty(leaking))
     assert "It is as you would expect" not in repr(found)
+
+
+def test_a_required_kind_without_answers_is_no_reason_to_refuse() -> None:
+    def away(body: dict[str, Any], _reply: Reply) -> Reply | None:
+        return Reply(status=503) if "tools" in body else None
+
+    found = smoked(faulty(away), good, require=(Kind.TOOLS,))
+    assert found.reasons == ()
+    assert found.not_judged == "the endpoint gave no answer to 2 of 19 cases: status 503"
