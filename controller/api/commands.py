@@ -48,6 +48,7 @@ from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
+from controller.runtime.golden_file import pinned
 from controller.spec.differences import refuse_change
 from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
@@ -312,7 +313,7 @@ class Commands(Returns):
             stable_replicas=None if version.is_external or before.is_external else before.replicas,
             requests_per_s=rate,
         )
-        plan = replace(plan, preflight_s=preflight_s(fingerprint))
+        plan = replace(plan, preflight_s=preflight_s(fingerprint), preflight=pinned(plan.preflight))
         return Proposal(
             service=row,
             stable=stable,

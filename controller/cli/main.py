@@ -50,13 +50,14 @@ COMMANDS: Mapping[str, LazyCommand] = {
         ("replay", "replay", "replay", "Send recorded requests to two endpoints, and judge the answers."),
         ("observed", "observed", "observed", "Write the policy entry of an observed range."),
         ("ab", "ab", "ab", "A/B tests: is B better than A?"),
+        ("smoke", "smoke", "smoke", "Check an endpoint before it gets a user: smoke prompts, golden sets."),
         ("judge", "judge", "judge", "Examine a judge of answers before it may vote."),
     )
 }
 # Of `canaryctl --help`, in the order in which they are needed.
 GROUPS: Mapping[str, Sequence[str]] = {
     "Serve": ("up", "down", "list", "status"),
-    "Roll out": ("plan", "deploy", "watch", "rollback", "undo", "history"),
+    "Roll out": ("plan", "smoke", "deploy", "watch", "rollback", "undo", "history"),
     "Judge recorded traffic, and compare": ("backtest", "replay", "observed", "ab", "judge"),
     "Operate": ("controller", "router", "backup", "validate"),
     "Learn": ("demo", "version"),

@@ -52,6 +52,8 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
         grid.add_row("bake", percent(FULL_BP - view.holdback_bp), duration(view.bake_s), "-", "-", "-")
     points = [str(stage.number) for stage in view.stages if stage.promote_if_point_ok]
     parts += [Text(), grid, *(Text(line) for line in view.latency), Text(f"capacity: {view.capacity}")]
+    if view.preflight:
+        parts.append(Text(f"asked before the first user, beside stable: {view.preflight}"))
     if view.mirror:
         parts.append(Text(f"copied to the canary before stage 1: {view.mirror}"))
     if view.twin:

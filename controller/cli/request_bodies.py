@@ -53,6 +53,8 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
     if "policy" in options:
         body["policy"] = read_policy(options["policy"])
     spec = parse_service(body).located(base)
+    if "policy" in body:
+        body["policy"] = _located(body["policy"], base)
     if spec.api_key_file is not None:
         body["api_key_file"] = spec.api_key_file
     if spec.checkpoint is not None:
@@ -132,7 +134,16 @@ def read_policy(name_or_path: str) -> Any:
         )
     raw = read_yaml(path)
     parse_policy(raw)
-    return raw
+    return _located(raw, path.parent)
+
+
+def _located(policy: Any, base: Path) -> Any:
+    """The policy with its golden set's path made absolute, relative to `base`: the controller reads it."""
+    asked = policy.get("preflight") if isinstance(policy, dict) else None
+    if not isinstance(asked, dict) or not isinstance(asked.get("golden"), str):
+        return policy
+    file = str((base / Path(asked["golden"]).expanduser()).absolute())
+    return {**policy, "preflight": {**asked, "golden": file}}
 
 
 def _change(option: str) -> str:

@@ -24,16 +24,20 @@ def validate(
     """Check a checkpoint, policy or service file offline."""
     from controller.cli.request_bodies import read_policy, read_yaml
     from controller.planning.fingerprint import fingerprint_checkpoint, known_architectures
+    from controller.runtime.golden_file import read_golden
     from controller.spec.service import parse_policy, parse_service
 
     if model is None and policy is None and file is None:
         raise BadInput("nothing to check; give --model DIR, --policy FILE or --file FILE")
     valid: dict[str, object] = {}
     if policy is not None:
-        gates = parse_policy(read_policy(policy)).gate_policy()
+        parsed = parse_policy(read_policy(policy))
+        gates, golden = parsed.gate_policy(), parsed.preflight and parsed.preflight.golden
         deciding = [gate.name for gate in gates.gates if not gate.is_alarm]
         deciding += [gate.name for gate in gates.observed_ranges]
         names = ", ".join(deciding)
+        if golden:
+            valid[f"golden set {golden}"] = f"{len(read_golden(golden).cases)} cases"
         valid[f"policy {policy}"] = f"{len(deciding)} gates decide ({names}), alpha {gates.alpha:g}"
     if file is not None:
         service = parse_service(read_yaml(file)).located(file.parent)

@@ -15,7 +15,7 @@ from controller.errors import BadSpec
 from controller.planning.replica_load import LatencyRole, load_ratio, min_replicas
 from controller.planning.risk import Assessment, Risk
 from controller.quantities import FULL_BP, NEVER_CANARY, duration, percent
-from controller.rollout.plan import MirrorPlan, Plan, Stage
+from controller.rollout.plan import MirrorPlan, Plan, PreflightPlan, Stage
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import StageSpec
 from evaluation.forecast.stages import DEADLINE_FACTOR, MIN_DEADLINE_S
@@ -103,6 +103,7 @@ def make_plan(
         stable_replicas=stable_replicas,
         twin=policy.twin,
         mirror=mirror_plan(policy),
+        preflight=preflight_plan(policy),
     )
     _refuse_unprovable_margins(plan, given or (), policy.gate_policy())
     return plan
@@ -127,6 +128,12 @@ def mirror_plan(policy: PolicySpec) -> MirrorPlan | None:
     """The policy's copies before the first stage; None: it has none."""
     spec = policy.mirror
     return None if spec is None else MirrorPlan(spec.share, spec.min_pairs, spec.deadline)
+
+
+def preflight_plan(policy: PolicySpec) -> PreflightPlan | None:
+    """What the policy asks before the first user, its golden set's digest not read yet; None: nothing."""
+    spec = policy.preflight
+    return None if spec is None else PreflightPlan(spec.smoke, spec.golden, None, spec.require)
 
 
 class TimeLimits(TypedDict):

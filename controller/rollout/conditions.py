@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from controller.rollout.desired import canary_replicas
-from controller.rollout.evidence_gap import evidence_gap, missing_evidence
+from controller.rollout.evidence_gap import evidence_gap, missing_evidence, not_judged
 from controller.rollout.figures import with_figures
 from controller.rollout.journal import (
     log,
@@ -289,8 +289,10 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
     if missing and _has_lasted(state.missing_since_s, blink_s, now_s) and _on_missing(state) == "rollback":
         where = "the stage's" if state.phase is Phase.STAGE else f"the {state.phase.value} phase's"
         return Cause(CauseKind.MISSING, f"at {where} deadline: {missing}")
-    if missing or state.phase in (Phase.STAGE, Phase.BAKING):
-        return None  # held
+    # A smoke test that is held runs again, after a restart too: what it waited for says nothing of its time.
+    is_held = state.phase in (Phase.STAGE, Phase.BAKING) or (state.phase is Phase.SMOKE and held is not None)
+    if missing or is_held:
+        return None
     limit_s = time_limit_s(state) or 0.0
     if state.phase is Phase.MIRRORING:
         # Its figures cannot be read, which may be over at the next tick.
@@ -308,6 +310,8 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
 def _missing(state: RolloutState, seen: Observation, now_s: float) -> str:
     """The evidence without which a phase is held past its deadline; empty: that is not what it waits for."""
     match state.phase:
+        case Phase.SMOKE:
+            return not_judged(state, seen)
         case Phase.STAGE:
             return missing_evidence(seen)
         case Phase.BAKING:

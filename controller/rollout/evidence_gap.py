@@ -11,7 +11,7 @@ from __future__ import annotations
 from controller.quantities import duration
 from controller.rollout.desired import canary_replicas
 from controller.rollout.journal import source_text
-from controller.rollout.observation import Observation, ready_replicas
+from controller.rollout.observation import Observation, probe_status, ready_replicas
 from controller.rollout.readiness import is_calm, is_steady
 from controller.rollout.state import Phase, RolloutState
 from evaluation.report import Source, Verdict
@@ -45,12 +45,20 @@ def missing_evidence(seen: Observation) -> str:
     return "the evidence is INVALID" if seen.evidence.verdict is Verdict.INVALID else ""
 
 
+def not_judged(state: RolloutState, seen: Observation) -> str:
+    """Why the smoke test has no verdict; empty: it has one, or it runs."""
+    probe = probe_status(state, seen)
+    return probe.detail if probe is not None and probe.phase == "not_judged" else ""
+
+
 def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
     """What keeps a phase past its deadline."""
     stable, ready = state.stable.title, ready_replicas(seen, state.canary.id)
     needed = canary_replicas(state)
     is_stage = state.phase is Phase.STAGE
     is_proven = seen.evidence is not None and seen.evidence.verdict is Verdict.PASS
+    if state.phase is Phase.SMOKE:
+        return not_judged(state, seen)
     reasons = [missing_evidence(seen) if is_stage else evidence_gap(state, seen, now_s)]
     if state.unreadable_since_s is not None:
         reasons.append("the data plane cannot be read, or does not apply the split")

@@ -65,7 +65,7 @@ from controller.rollout.conditions import (
 from controller.rollout.departure import advance_departure
 from controller.rollout.desired import desired_actions
 from controller.rollout.elapsed import carry_over
-from controller.rollout.evidence_gap import hold_advice, hold_reason
+from controller.rollout.evidence_gap import hold_advice, hold_reason, not_judged
 from controller.rollout.journal import (
     drop_delivered,
     end,
@@ -85,6 +85,7 @@ from controller.rollout.observation import (
     CommandKind,
     ManualCommand,
     Observation,
+    smoke_text,
 )
 from controller.rollout.plan import Plan, VersionRef
 from controller.rollout.readiness import baked_text
@@ -286,10 +287,12 @@ def _advance(state: RolloutState, seen: Observation, now_s: float) -> RolloutSta
         case Phase.WARMING:
             return enter(state, Phase.SMOKE, now_s, "warm-up passed")
         case Phase.SMOKE if plan.mirror is not None and plan.stages and state.waived_through < 0:
-            why = f"smoke test passed; {percent(plan.mirror.share_bp)} of stable's requests are copied"
+            why = (
+                f"{smoke_text(state, seen)}; {percent(plan.mirror.share_bp)} of stable's requests are copied"
+            )
             return enter(replace(state, exposed=True), Phase.MIRRORING, now_s, why)
         case Phase.SMOKE:
-            return _enter_stage(state, 0, now_s, "smoke test passed")
+            return _enter_stage(state, 0, now_s, smoke_text(state, seen))
         case Phase.MIRRORING:
             return _enter_stage(state, 0, now_s, mirrored_text(state, seen))
         case Phase.STAGE:
@@ -334,8 +337,10 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 
 
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Past the deadline of a stage, of the last rise or of the bake: hold, and page with what is missing."""
-    if not state.is_late(now_s) or state.phase not in LIVE or is_blink(state, now_s):
+    """Past the deadline of a smoke test without a verdict, of a stage, of the last rise or of the bake: hold,
+    and page with what is missing."""
+    is_held = state.phase in LIVE or bool(not_judged(state, seen))
+    if not state.is_late(now_s) or not is_held or is_blink(state, now_s):
         return state
     why = hold_reason(state, seen, now_s)
     if state.phase is Phase.STAGE and state.plan.stages[state.stage].promote_if_point_ok:

@@ -196,12 +196,18 @@ class ManualCommand:
     at_s: float
 
 
+ProbePhase = Literal["running", "passed", "failed", "not_judged"]
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeStatus:
-    """Status of a probe. A probe unknown to this controller (after a restart) is not listed."""
+    """Status of a probe. A probe unknown to this controller (after a restart) is not listed.
+
+    not_judged: what it needs does not answer, `detail` says what; it is tried again, and never passes so.
+    """
 
     kind: ProbeKind
-    phase: Literal["running", "passed", "failed"]
+    phase: ProbePhase
     detail: str = ""
 
 
@@ -271,6 +277,12 @@ def is_idle(status: VersionStatus | None) -> bool:
     if status is None or status.phase in (VersionPhase.LOADING, VersionPhase.GONE, VersionPhase.FAILED):
         return True
     return status.phase is not VersionPhase.READY and status.in_flight <= 0
+
+
+def smoke_text(state: RolloutState, seen: Observation) -> str:
+    """What a smoke test that has passed found, for the log."""
+    probe = probe_status(state, seen)
+    return f"smoke test passed: {probe.detail}" if probe is not None and probe.detail else "smoke test passed"
 
 
 def probe_status(state: RolloutState, seen: Observation) -> ProbeStatus | None:

@@ -58,6 +58,16 @@ class MirrorPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PreflightPlan:
+    """What the canary is asked beside stable in its smoke test, before it gets a user."""
+
+    smoke: bool = True  # the shipped cases
+    golden: str | None = None  # absolute path of a golden set; None: none
+    golden_digest: str | None = None  # SHA-256 of its bytes when the rollout was planned; None: no set
+    require: tuple[str, ...] = ()  # kinds of shipped cases that it must pass, whatever stable does
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything decided before the first request; a changed spec is another rollout."""
 
@@ -84,6 +94,7 @@ class Plan:
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
     mirror: MirrorPlan | None = None  # None: no copies
+    preflight: PreflightPlan | None = None  # None: the smoke test asks for any answer at all
     undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
 
     @property

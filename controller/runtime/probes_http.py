@@ -1,7 +1,8 @@
 """Probes of a canary before it gets user traffic: preflight, warm-up, smoke test. Over HTTP to its engines.
 
-Invariants: a probe runs in a thread beside the ticks, once per rollout and kind; it bypasses the router, so
-its requests are no evidence; after a controller restart it starts again.
+Invariants: a probe runs in a thread beside the ticks, once per rollout and kind, and again while it has no
+verdict, later each time; it bypasses the router, so its requests are no evidence; after a controller restart
+it starts again.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import httpx
 
 from controller import telemetry
 from controller.rollout.actions import ProbeKind, RunProbe
-from controller.rollout.observation import ProbeStatus
+from controller.rollout.observation import ProbePhase, ProbeStatus
+from controller.rollout.plan import PreflightPlan
 from controller.rollout.state import RolloutState
-from serving.credentials import SECRET_HEADER, KeyFilter
+from controller.runtime.preflight_run import run_preflight
+from serving.credentials import SECRET_HEADER, KeyFilter, NoKey
 from serving.files.plain_text import plain_text
+from serving.judging.chat_client import ChatClient
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.answers.answer_text import said
 from serving.targets import Endpoint
@@ -30,6 +34,10 @@ from serving.targets import Target as RouteTarget
 REQUEST_TIMEOUT_S = 60.0  # in total, of one request
 ANSWER_LIMIT = 1 << 20  # bytes of one answer
 DETAIL_LIMIT = 300  # characters of a probe's reason
+VERDICT_LIMIT = 1000  # characters of what smoke cases and a golden set found
+SPARE_S = 5.0  # by which it ends before its phase, which is held without a verdict
+RETRY_S = 15.0  # after the first try of a probe without a verdict, twice as long after each other
+LONGEST_RETRY_S = 1800.0  # a golden set may cost much
 MAX_RUNS = 100  # results that are kept of probes that have ended
 WARM_TOKENS_EACH = 64
 MAX_WARM_REQUESTS = 200  # whatever warmup_tokens is
@@ -83,12 +91,35 @@ class _Completion:
 
 @dataclass(slots=True)
 class _Run:
-    phase: Literal["running", "passed", "failed"] = "running"
+    phase: ProbePhase = "running"
     detail: str = ""
+    is_running: bool = True  # also while it is tried again, and `phase` is of the try before
+    ended_s: float = 0.0  # monotonic time of the last try's end
+    tries: int = 0  # that had no verdict
+    has_answered: bool = False  # each replica has answered the plain prompts
+
+    @property
+    def pause_s(self) -> float:
+        """From the end of the last try to the next."""
+        return min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(self.tries - 1, 20))
+
+    @property
+    def is_due(self) -> bool:
+        """True: it had no verdict, and is to be tried again now."""
+        is_over = self.phase == "not_judged" and not self.is_running
+        return is_over and time.monotonic() - self.ended_s >= self.pause_s
 
 
 class ProbeFailed(Exception):
     """The canary failed the probe; the message is one line."""
+
+
+class ProbeRefused(ProbeFailed):
+    """The canary failed cases or a golden set; the message is longer."""
+
+
+class NotJudged(Exception):
+    """The probe has no verdict, because what it needs does not answer; the message is one line."""
 
 
 class HttpProbes:
@@ -117,32 +148,48 @@ class HttpProbes:
             run = self._runs[key] = _Run()
             name = f"{probe.probe.value} of {rollout.id}"
             threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
+        elif run.is_due:
+            run.is_running = True
+            name = f"{probe.probe.value} of {rollout.id} again"
+            threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
         return ProbeStatus(probe.probe, run.phase, run.detail)
 
     def _forget_ended(self) -> None:
         """Keep the newest `MAX_RUNS` results: a rollout asks for its own within minutes."""
-        for key in [key for key, run in self._runs.items() if run.phase != "running"][:-MAX_RUNS]:
+        for key in [key for key, run in self._runs.items() if not run.is_running][:-MAX_RUNS]:
             del self._runs[key]
 
     def _work(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> None:
         began_s = time.monotonic()
         try:
-            detail = self._run(rollout, probe)
+            detail = self._run(rollout, probe, run)
+        except NotJudged as exc:
+            before, run.detail = run.detail, plain_text(str(exc), limit=VERDICT_LIMIT)
+            run.tries += 1
+            run.ended_s, run.phase, run.is_running = time.monotonic(), "not_judged", False
+            if run.detail != before:
+                telemetry.warning(
+                    "probe not judged", rollout=rollout.id, probe=probe.probe.value, why=run.detail
+                )
+            return
         except Exception as exc:  # noqa: BLE001 - any error fails the probe, with its reason
             while isinstance(exc, ExceptionGroup):  # of the load's requests
                 exc = exc.exceptions[0]
-            run.detail = plain_text((str(exc).splitlines() or [type(exc).__name__])[0], limit=DETAIL_LIMIT)
-            run.phase = "failed"
+            limit = VERDICT_LIMIT if isinstance(exc, ProbeRefused) else DETAIL_LIMIT
+            run.detail = plain_text((str(exc).splitlines() or [type(exc).__name__])[0], limit=limit)
+            run.phase, run.is_running = "failed", False
             telemetry.warning("probe failed", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
             return
-        run.detail, run.phase = detail, "passed"
+        run.detail = plain_text(detail, limit=VERDICT_LIMIT)
+        run.phase, run.is_running = "passed", False
         took_ms = round((time.monotonic() - began_s) * 1000)
         telemetry.event("probe passed", rollout=rollout.id, probe=probe.probe.value, took_ms=took_ms)
 
-    def _run(self, rollout: RolloutState, probe: RunProbe) -> str:
+    def _run(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> str:
         if probe.probe is ProbeKind.PREFLIGHT:
             self._preflight(rollout)
             return ""
+        began_s = time.monotonic()
         target = self._target(rollout.service, probe.version)
         if target is None or not target.urls:
             raise ProbeFailed(f"{probe.version} has no address to probe; see its engine's log")
@@ -151,7 +198,32 @@ class HttpProbes:
             per_replica = min(MAX_LOAD_PER_S, rate / max(1, rollout.stable.replicas))
             plan = rollout.plan
             return asyncio.run(_within(plan.warm_s, _warm(target, probe.warmup_tokens, per_replica)))
-        return asyncio.run(_within(rollout.plan.smoke_s, _smoke(target)))
+        if not run.has_answered:  # once is enough: a try without a verdict says nothing of it
+            asyncio.run(_within(rollout.plan.smoke_s, _smoke(target)))
+            run.has_answered = True
+        if rollout.plan.preflight is None:
+            return ""
+        left_s = rollout.plan.smoke_s - (time.monotonic() - began_s) - SPARE_S
+        checked = _checked(rollout.plan.preflight, target, self._stable(rollout))
+        return asyncio.run(_judged_within(max(1.0, left_s), checked))
+
+    def _stable(self, rollout: RolloutState) -> Target | None:
+        """Where stable is asked; None: it has no address now. Raises NotJudged."""
+        try:
+            return self._target(rollout.service, rollout.stable.id)
+        except NoKey as exc:
+            raise NotJudged(f"NOT JUDGED: stable cannot be asked: {exc}") from exc
+
+
+async def _judged_within(limit_s: float, probe: Coroutine[None, None, str]) -> str:
+    """Result of a probe that asks stable, too, and so says nothing of the canary when it is late. Raises
+    ProbeFailed, NotJudged."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await probe
+    except TimeoutError as exc:
+        text = f"NOT JUDGED: not all was asked within {limit_s:.0f} s; raise smoke_timeout of the policy"
+        raise NotJudged(text) from exc
 
 
 async def _within(limit_s: float, probe: Coroutine[None, None, str]) -> str:
@@ -160,7 +232,10 @@ async def _within(limit_s: float, probe: Coroutine[None, None, str]) -> str:
         async with asyncio.timeout(limit_s):
             return await probe
     except TimeoutError as exc:
-        raise ProbeFailed(f"not done within {limit_s:g} s; is the endpoint too slow?") from exc
+        text = (
+            f"not done within {limit_s:g} s; is the endpoint too slow? smoke_timeout of the policy limits it"
+        )
+        raise ProbeFailed(text) from exc
 
 
 async def _warm(target: Target, warmup_tokens: int, rate_per_s: float) -> str:
@@ -192,6 +267,23 @@ async def _smoke(target: Target) -> str:
                 if answer.is_blank:
                     raise ProbeFailed("an answer was empty: is the chat template or the tokenizer wrong?")
     return ""
+
+
+async def _checked(plan: PreflightPlan, target: Target, stable: Target | None) -> str:
+    """What came of the smoke cases and the golden set, asked of the canary's first replica and of stable's.
+
+    Raises ProbeRefused, NotJudged."""
+    other = _client(stable) if stable is not None and stable.urls else None
+    verdict, text = await run_preflight(plan, _client(target), other)
+    if verdict.word == "refused":
+        raise ProbeRefused(text)
+    if verdict.word == "not judged":
+        raise NotJudged(text)
+    return text
+
+
+def _client(target: Target) -> ChatClient:
+    return ChatClient(target.urls[0], target.model, target.headers, timeout_s=REQUEST_TIMEOUT_S)
 
 
 async def _complete(

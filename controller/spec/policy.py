@@ -15,6 +15,7 @@ from controller.spec.policy_parts import (
     GateSpec,
     MirrorSpec,
     ObservedRangeSpec,
+    PreflightSpec,
     RungSpec,
     StageSpec,
     gate_errors,
@@ -82,6 +83,9 @@ class PolicySpec(Strict):
     )
     mirror: MirrorSpec | None = Field(
         default=None, description="copies of stable's requests to the canary before the first stage"
+    )
+    preflight: PreflightSpec | None = Field(
+        default=None, description="smoke cases and a golden set before the canary gets a user"
     )
     proof_canary: int | None = Field(
         default=None, ge=0, description="canary requests before proofs are tested; default 100"

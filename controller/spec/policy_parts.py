@@ -17,6 +17,9 @@ from evaluation.policy.observed_ranges import ALPHA_SHARE
 from evaluation.policy.policy import GatePolicy
 from serving.files.client_rules import Bp, Label
 
+# Kinds of shipped smoke cases (`Kind` of serving/judging/smoke_cases.py, which loads an HTTP client).
+PreflightKind = Literal["chat", "long", "json", "tools", "stop", "safety", "stream"]
+
 
 class SamplingSpec(Strict):
     """Share of each arm's answers that is judged, decided before the answer exists."""
@@ -113,6 +116,26 @@ class MirrorSpec(Strict):
             raise FieldError("share", "0 % copies nothing; give a share above 0, or leave mirror out")
         if self.deadline <= 0:
             raise FieldError("deadline", "is 0 s, over before it begins; give some, such as 1h")
+        return self
+
+
+class PreflightSpec(Strict):
+    """What the canary is asked before it gets a user: shipped smoke cases, and a golden set of one's own."""
+
+    smoke: bool = Field(default=True, description="the shipped cases, beside stable")
+    golden: str | None = Field(
+        default=None, min_length=1, description="golden set, JSON lines; a path on the controller's host"
+    )
+    require: tuple[PreflightKind, ...] = Field(
+        default=(), description="kinds that the canary must pass, whatever stable does"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.smoke and self.golden is None:
+            raise FieldError("smoke", "false without golden checks nothing; leave preflight out")
+        if not self.smoke and self.require:
+            raise FieldError("require", "names kinds of smoke, which is false; leave one out")
         return self
 
 

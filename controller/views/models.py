@@ -321,6 +321,7 @@ class PlanView(_View):
     not_judged: tuple[UnjudgedView, ...] = ()
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     mirror: str = ""  # what is copied to the canary before the first stage; empty: nothing
+    preflight: str = ""  # what the canary is asked before it gets a user; empty: any answer at all
     fits: bool
     capacity: str
     requests_per_s: Real = None  # the forecast's traffic; null: not known

@@ -57,6 +57,7 @@ def plan_view(
         ),
         latency=latency,
         mirror=_mirror_line(plan),
+        preflight=_preflight_line(plan),
         fits=fit.fits,
         capacity=fit.text,
     )
@@ -69,6 +70,15 @@ def _mirror_line(plan: Plan) -> str:
     limit = duration(round(mirror.deadline_s))
     share = percent(mirror.share_bp)
     return f"{share} of stable's requests, until {mirror.min_pairs} pairs of answers or {limit}"
+
+
+def _preflight_line(plan: Plan) -> str:
+    asked = plan.preflight
+    if asked is None:
+        return ""
+    parts = ["smoke cases" if asked.smoke else "", f"golden set {asked.golden}" if asked.golden else ""]
+    parts.append(f"must pass {', '.join(asked.require)}" if asked.require else "")
+    return ", ".join(filter(None, parts))
 
 
 def attempt_view(state: RolloutState, label: Label, ended_at_s: float | None) -> AttemptView:

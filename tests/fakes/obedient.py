@@ -10,6 +10,7 @@ from controller.rollout.actions import (
     DrainVersion,
     EnsureVersion,
     Notify,
+    ProbeKind,
     RunProbe,
     SetSplit,
     StopVersion,
@@ -19,6 +20,7 @@ from controller.rollout.observation import (
     EvidenceStatus,
     ManualCommand,
     Observation,
+    ProbePhase,
     ProbeStatus,
     SplitStatus,
     VersionPhase,
@@ -38,6 +40,7 @@ class ObedientPlane:
     )
     versions: dict[str, VersionStatus] = field(default_factory=dict)
     probes: tuple[ProbeStatus, ...] = ()
+    results: dict[ProbeKind, tuple[ProbePhase, str]] = field(default_factory=dict)  # others pass
     commands: tuple[ManualCommand, ...] = ()
     unacknowledged: int = 0  # observations until the newest table is applied
 
@@ -57,7 +60,7 @@ class ObedientPlane:
                 case StopVersion(version):
                     self.versions.pop(version, None)
                 case RunProbe(probe):
-                    self.probes = (ProbeStatus(probe, "passed"),)
+                    self.probes = (ProbeStatus(probe, *self.results.get(probe, ("passed", ""))),)
                 case Notify():
                     pass
 

@@ -10,6 +10,7 @@ from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import ProbeKind, RunProbe, SetSplit
 from controller.rollout.observation import (
     EvidenceStatus,
+    ProbePhase,
     ProbeStatus,
     SplitStatus,
     VersionPhase,
@@ -242,7 +243,7 @@ class FakeIngress:
 class FakeProbes:
     """Probes that end at once, passed unless `results` says otherwise."""
 
-    results: dict[ProbeKind, tuple[Literal["running", "passed", "failed"], str]] = field(default_factory=dict)
+    results: dict[ProbeKind, tuple[ProbePhase, str]] = field(default_factory=dict)
 
     def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus:
         phase, detail = self.results.get(probe.probe, ("passed", ""))

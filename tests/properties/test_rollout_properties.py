@@ -98,7 +98,8 @@ commands = st.builds(
 probes = st.builds(
     ProbeStatus,
     kind=st.sampled_from(ProbeKind),
-    phase=st.sampled_from(["running", "passed", "passed", "failed"]),
+    phase=st.sampled_from(["running", "passed", "passed", "failed", "not_judged"]),
+    detail=st.just("why"),
 )
 observations = st.builds(
     Observation,

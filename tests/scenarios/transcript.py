@@ -155,7 +155,8 @@ class Player:
                 self.fleet_readable = value != "none"
             case "probe":
                 kind, _, phase = value.partition(":")
-                probes = () if value == "none" else (ProbeStatus(ProbeKind(kind), phase, "no answer"),)  # type: ignore[arg-type]
+                why = "" if phase == "passed" else "no answer"
+                probes = () if value == "none" else (ProbeStatus(ProbeKind(kind), phase, why),)  # type: ignore[arg-type]
                 self.plane.probes = probes
             case "evidence":
                 self.evidence = None if value == "none" else _evidence(value)

@@ -15,6 +15,7 @@ from controller.spec.policy_parts import (
     GateSpec,
     MirrorSpec,
     ObservedRangeSpec,
+    PreflightSpec,
     RungSpec,
     SamplingSpec,
     StageSpec,
@@ -25,6 +26,9 @@ from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 
 PAGE = (Path(__file__).parents[4] / "docs" / "policy.md").read_text()
+
+
+NESTED = {"stages", "gates", "rungs", "observed_ranges", "mirror", "preflight"}
 
 
 def section(title: str) -> str:
@@ -42,6 +46,7 @@ def rows(title: str) -> dict[str, str]:
         ("A gate", GateSpec),
         ("A stage", StageSpec),
         ("Mirroring", MirrorSpec),
+        ("Before the first user", PreflightSpec),
         ("An observed range", ObservedRangeSpec),
     ],
 )
@@ -56,9 +61,7 @@ def test_aliases_and_keys_of_nested_specs_are_on_the_page(kind: type[Strict]) ->
     assert {name for name in names if not re.search(rf"\b{name}\b", PAGE)} == set()
 
 
-@pytest.mark.parametrize(
-    "key", sorted(PolicySpec.model_fields.keys() - {"stages", "gates", "rungs", "observed_ranges", "mirror"})
-)
+@pytest.mark.parametrize("key", sorted(PolicySpec.model_fields.keys() - NESTED))
 def test_a_default_on_the_page_is_the_default(key: str) -> None:
     on_page = rows("The policy")[key].strip("`")
     field = PolicySpec.model_fields[key]

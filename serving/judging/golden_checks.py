@@ -1,0 +1,157 @@
+"""Checkers of golden sets: whether an answer is right, by a rule that its author wrote. Pure, linear time.
+
+A reference is right where the answer holds it, in any case, spacing and punctuation; one of more than
+`CONTAINED_WORDS` words where the F1 of their words is at least `MIN_F1`.
+
+Source: the F1 of words as in SQuAD (Rajpurkar et al. 2016), without leaving out English articles.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serving.json_value import json_value
+from serving.judging.schema_check import SchemaChecks
+
+Check = Callable[[str], bool]
+CONTAINED_WORDS = 12
+MIN_F1 = 0.5
+PATTERN_LIMIT = 1000  # characters of a regular expression
+_NAMES = ("contains", "regex", "equals", "json_schema", "number")
+_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?")
+_TEXT_LIMIT = 1 << 16  # characters of an answer in which numbers are looked for, from its end
+# Of scripts that part no words by blanks, or hang particles on them.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+
+def check_of(checker: Mapping[str, Any]) -> Check:
+    """The check that a checker names. Raises ValueError with what is wrong and the remedy."""
+    if len(checker) != 1 or next(iter(checker)) not in _NAMES:
+        raise ValueError(f"checker must hold exactly one of {', '.join(_NAMES)}")
+    name, value = next(iter(checker.items()))
+    makers: Mapping[str, Callable[[Any], Check]] = {
+        "contains": _contains,
+        "regex": _regex,
+        "equals": _equals,
+        "json_schema": _json_schema,
+        "number": _number,
+    }
+    return makers[name](value)
+
+
+def reference_check(reference: str) -> Check:
+    """Whether an answer agrees with a reference. Raises ValueError for one without a word."""
+    wanted = normalised(reference)
+    if not wanted:
+        raise ValueError("reference holds no word; write the right answer")
+    words = wanted.split()
+    if len(words) <= CONTAINED_WORDS and _UNSPACED.search(wanted):
+        return lambda answer: wanted in normalised(answer)
+    if len(words) <= CONTAINED_WORDS:
+        return lambda answer: f" {wanted} " in f" {normalised(answer)} "
+    return lambda answer: word_f1(words, normalised(answer).split()) >= MIN_F1
+
+
+def normalised(text: str) -> str:
+    """The words of a text, one blank between them: NFKC, without case and punctuation.
+
+    A point or comma between digits stays: 1.5 is no 15. Check: '  The  answer: 1.5 kg!' gives
+    'the answer 1.5 kg'.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kept = []
+    for place, one in enumerate(folded):
+        if one.isalnum() or unicodedata.category(one).startswith(("M", "S")):
+            kept.append(one)
+            continue
+        is_inside = one in ".," and 0 < place < len(folded) - 1
+        kept.append(one if is_inside and folded[place - 1].isdigit() and folded[place + 1].isdigit() else " ")
+    return " ".join("".join(kept).split())
+
+
+def word_f1(wanted: list[str], said: list[str]) -> float:
+    """Harmonic mean of precision and recall of words, 0 to 1. Check: 'a b c', 'b c d d' give 4/7."""
+    shared = sum((Counter(wanted) & Counter(said)).values())
+    return 2 * shared / (len(wanted) + len(said)) if shared else 0.0
+
+
+def _contains(value: Any) -> Check:
+    wanted = [value] if isinstance(value, str) else value
+    is_list = isinstance(wanted, list) and wanted and all(isinstance(one, str) and one for one in wanted)
+    if not is_list:
+        raise ValueError("checker.contains is no text and no list of texts; write what the answer must hold")
+    return lambda answer: all(one in answer for one in wanted)
+
+
+def _equals(value: Any) -> Check:
+    if not isinstance(value, str):
+        raise ValueError("checker.equals is no text; write the whole answer")
+    return lambda answer: answer.strip() == value.strip()
+
+
+def _regex(value: Any) -> Check:
+    if not isinstance(value, str) or not 0 < len(value) <= PATTERN_LIMIT:
+        raise ValueError(
+            f"checker.regex is no text of 1 to {PATTERN_LIMIT} characters; write a shorter pattern"
+        )
+    schema = {"type": "string", "pattern": value}
+    if SchemaChecks().conforms(schema, "") is None:
+        raise ValueError(
+            "checker.regex is no pattern of linear time; leave out look-around and back references"
+        )
+    return lambda answer: SchemaChecks().conforms(schema, answer) is True
+
+
+def _json_schema(value: Any) -> Check:
+    if not isinstance(value, dict | bool) or SchemaChecks().conforms(value, None) is None:
+        raise ValueError(
+            "checker.json_schema is no JSON Schema, or too large a one; references are not fetched"
+        )
+
+    def check(answer: str) -> bool:
+        data = _unfenced(answer).encode("utf-8", "replace")
+        found = json_value(data)
+        is_json = found is not None or data.strip() == b"null"
+        return is_json and SchemaChecks().conforms(value, found) is True
+
+    return check
+
+
+def _unfenced(answer: str) -> str:
+    """The content of an answer that is one fenced block of Markdown, else the answer."""
+    text = answer.strip()
+    first, newline, rest = text.partition("\n")
+    is_block = newline and first.strip() in ("```", "```json") and rest.endswith("```")
+    return rest.removesuffix("```") if is_block else answer
+
+
+def _number(value: Any) -> Check:
+    """The last number of the answer is this one."""
+    parts = value if isinstance(value, dict) else {"value": value}
+    wanted, tolerance = _finite(parts.get("value")), _finite(parts.get("tolerance", 0))
+    if wanted is None or tolerance is None or tolerance < 0 or set(parts) - {"value", "tolerance"}:
+        raise ValueError('checker.number is no number; write 42, or {"value": 42, "tolerance": 0.5}')
+    allowed = max(tolerance, 1e-9 * max(1.0, abs(wanted)))  # not each decimal has a float
+
+    def check(answer: str) -> bool:
+        found = _NUMBER.findall(answer[-_TEXT_LIMIT:])
+        if not found:
+            return False
+        said = float(found[-1].replace(",", "").replace("\u2212", "-"))
+        return abs(said - wanted) <= allowed
+
+    return check
+
+
+def _finite(value: Any) -> float | None:
+    """The number as a float; None: it is none, or none that a float holds."""
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
