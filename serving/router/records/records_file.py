@@ -1,6 +1,7 @@
 """Records of a standalone router as JSON lines: one a request, when it has ended or is open for long.
 
-The fields are those of `RequestRecord`, with the arms by name and the service. Invariant: no line holds a
+The fields are those of `RequestRecord`, with the arms by name and the service. What came of a question to a
+judge is a line of its own, `kind: judge`, with the request's id. Invariant: no line holds a
 prompt, an answer or a key; `unit` is an HMAC.
 
 The file is opened for each batch and closed after it, so that one that was moved away by a rotation is begun
@@ -14,18 +15,24 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from serving.judge_messages import JudgeRecord
 from serving.messages import RequestRecord
 from serving.router.records.counters import ARM_NAMES
 
 LIMIT = 20_000  # records that wait
+R = TypeVar("R")
 
 # `seq` is the position in the records log of a cluster.
 FIELDS = tuple(one.name for one in dataclasses.fields(RequestRecord) if one.name != "seq")
+
+VERDICT_FIELDS = tuple(one.name for one in dataclasses.fields(JudgeRecord) if one.name not in ("seq", "bad"))
+JUDGE_KIND = "judge"
 
 log = logging.getLogger("canaryctl.router")
 
@@ -43,6 +50,16 @@ def line_of(record: RequestRecord, service: str) -> bytes:
     return msgspec.json.encode({"service": service, **fields}) + b"\n"
 
 
+def verdict_line_of(record: JudgeRecord, service: str) -> bytes:
+    """What came of a question to the judge as one line of JSON, `kind: judge`, with its newline.
+
+    quality: 1 right, 0 wrong; null: there is no verdict, and `cause` says why.
+    """
+    fields = {name: getattr(record, name) for name in VERDICT_FIELDS}
+    quality = None if record.bad is None else 1 - int(record.bad)
+    return msgspec.json.encode({"kind": JUDGE_KIND, "service": service, **fields, "quality": quality}) + b"\n"
+
+
 class RecordsFile:
     """One file. `add` records, and `flush` a few times a second."""
 
@@ -54,13 +71,20 @@ class RecordsFile:
         self._writing: asyncio.Task[None] | None = None
         self._error: str | None = None  # of the last batch; None: it was written
 
-    def add(self, records: Iterable[RequestRecord], service: str) -> None:
+    def add(
+        self, records: Iterable[RequestRecord], service: str, verdicts: Iterable[JudgeRecord] = ()
+    ) -> None:
         """Take these records."""
         for record in records:
-            if len(self._waiting) < self._limit:
-                self._waiting.append(line_of(record, service))
-            else:
-                self.dropped += 1
+            self._add(line_of, record, service)
+        for verdict in verdicts:
+            self._add(verdict_line_of, verdict, service)
+
+    def _add(self, line: Callable[[R, str], bytes], record: R, service: str) -> None:
+        if len(self._waiting) < self._limit:
+            self._waiting.append(line(record, service))
+        else:
+            self.dropped += 1
 
     def check(self) -> None:
         """Raises OSError when the file cannot be written."""

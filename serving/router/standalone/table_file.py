@@ -16,6 +16,7 @@ canary gets no new request once the file is reloaded, and whoever waits for it g
     weight_bp: 500                             # 5 %
     salt: 2026-11-spring                       # a new salt assigns all keys anew
     affinity: {key_env: TOKEN_KEY}             # tokens that keep clients on their version; optional
+    judge: {url: "http://judge:8000/v1", model: judge}  # is asked of answers (`JudgeSpec`); optional
     limits: {client_idle_s: 620}               # of the whole router (`LimitsSpec`); optional
 
 With the keys of `files/client_rules.py` for its clients. Several services on one port are a list,
@@ -267,6 +268,7 @@ class FileTableSource:
         self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in file.tables}
         for name, table in self._puttings_in.use(file).items():
             self._heavy[name].begin(table.rollout)
+            table = table if self._records is not None else replace(table, judge=None)  # nobody would read it
             self.cores[name].on_table(replace(table, heavy=self._heavy[name].units), sent_s=boot_s())
         for core in self.cores.values():
             core.limits = file.limits.limits()
@@ -310,11 +312,12 @@ class FileTableSource:
 
     def take_records(self, core: RouterCore) -> None:
         """Take all complete records, however many batches, for the file, if there is one."""
-        while records := core.report(now_s=boot_s(), wall_s=time.time()).records:
+        batch = None
+        while batch is None or batch.records:
+            batch = core.report(now_s=boot_s(), wall_s=time.time())
             if self._records is not None:
-                self._records.add(records, core.service)
+                self._records.add(batch.records, core.service, batch.verdicts)
             core.outbox.acknowledge()
-        core.outbox.acknowledge()
 
     def tell_health(self, now_s: float) -> None:
         """Log which upstreams have begun to fail, and which answer again. Called at each poll."""
