@@ -53,6 +53,7 @@ from controller.cli.evidence_sources import (
 )
 from controller.cli.evidence_units import find_unit
 from controller.cli.router_records import NOTE, is_of_router, of_one_rollout, rows_of_records
+from controller.cli.router_verdicts import with_verdicts
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, UNANSWERED, WAITS
 from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses, near_name
@@ -169,6 +170,7 @@ def _collected(refused: list[str]) -> Iterator[None]:
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
     is_router, others = is_of_router(table), None
+    table, said = with_verdicts(table) if is_router else (table, ())
     if options.rollout is not None and not is_router:
         raise BadInput(
             f"--rollout is for records of canaryctl router, and {table.name} has none; leave it out"
@@ -191,7 +193,7 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
         for sources in (own, found)
     )
     sources, notes = {**found, **own, **given}, [NOTE] if is_router else []
-    notes += [others] if others is not None else []
+    notes += [*said, *([others] if others is not None else [])]
     if repeats:
         notes.append(f"{repeats} scores repeat one of the same request and name: the first counts, as live")
     if log is not None and log.only is not None and log.only[0] in table.columns:

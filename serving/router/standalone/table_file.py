@@ -312,6 +312,7 @@ class FileTableSource:
 
     def take_records(self, core: RouterCore) -> None:
         """Take all complete records, however many batches, for the file, if there is one."""
+        core.on_table(None, sent_s=boot_s())  # what was drawn until now is confirmed: nobody withdraws a file
         batch = None
         while batch is None or batch.records:
             batch = core.report(now_s=boot_s(), wall_s=time.time())
@@ -360,7 +361,6 @@ class FileTableSource:
             await self.poll()
             self.tell_health(boot_s())
             for core in self.cores.values():
-                core.on_table(None, sent_s=boot_s())
                 self.take_records(core)
                 self.count(core, now_s=boot_s())
             if self._records is not None:
