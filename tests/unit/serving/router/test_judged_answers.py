@@ -111,7 +111,7 @@ def run(
 @pytest.mark.parametrize("arm", [0, 1])
 @pytest.mark.parametrize("answer", [whole({"content": "A baker."}), stream("A ", "baker.")])
 def test_the_assigned_arms_whole_answer_is_judged(arm: int, answer: list[Piece]) -> None:
-    is_stream = b"event-stream" in answer[0][1]  # type: ignore[operator]
+    is_stream = b"event-stream" in answer[0][1]
     record, judge = run(answer, arm=arm, stream=is_stream)
     ((rollout, request_id, body, text),) = judge.questions
     assert (record.judged, rollout, request_id, text) == (True, "r-1", record.request_id, "A baker.")

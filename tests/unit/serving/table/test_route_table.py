@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -459,6 +460,6 @@ def test_a_tombstoned_rollout_has_its_judge_asked_no_more_and_never_again(servic
 
 
 @pytest.mark.parametrize("wrong", [{"share_bp": 0}, {"share_bp": 10_001}, {"per_minute": 0}])
-def test_an_order_that_asks_of_nothing_is_refused(service: Service, wrong: dict[str, int]) -> None:
+def test_an_order_that_asks_of_nothing_is_refused(service: Service, wrong: dict[str, Any]) -> None:
     with pytest.raises(BadSplit, match="judge: share"):
         _judged(service, replace(JUDGE, **wrong), "v-2", 500)
