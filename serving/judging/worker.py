@@ -58,6 +58,7 @@ class JudgeWorker:
         self._deadline_s, self._anchor_delay_s = deadline_s, anchor_delay_s
         self._order: JudgeOrder | None = None
         self._rollout = ""
+        self._is_stopped = False
         self._asking: Asking | None = None  # None: no order, or none that can be followed
         self._lock = threading.RLock()
         self._pending: dict[int, Item] = {}  # by number; whoever takes an item out records it
@@ -69,7 +70,7 @@ class JudgeWorker:
 
     def use(self, order: JudgeOrder | None, rollout: str) -> None:
         """Obey this order from now on; None: nobody is asked."""
-        if order == self._order and rollout == self._rollout:
+        if self._is_stopped or (order == self._order and rollout == self._rollout):
             return
         before, self._order, self._rollout = self._order, order, rollout
         if order == before:
@@ -107,7 +108,8 @@ class JudgeWorker:
             self._record(Item(0, rollout, known, request_id, None, b"", "", 0.0), None, cause, 0)
 
     def stop(self) -> None:
-        """The router stops: what waits ends without a verdict."""
+        """The router stops: what waits ends without a verdict, and no order is obeyed any more."""
+        self._is_stopped = True
         asking, self._asking, self._order = self._asking, None, None
         if asking is not None:
             asking.close()

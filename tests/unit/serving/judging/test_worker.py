@@ -203,6 +203,7 @@ def test_a_router_that_stops_records_what_waits_as_missing() -> None:
         released.set()
         assert sorted(one.request_id for one in of_answers(records)) == [f"q-{n}" for n in range(9)]
         assert {one.cause for one in records} == {"stopped"}
+        worker.use(replace(ORDER, share_bp=1), "r-1")  # a table that was on its way
         worker.ask("r-1", "late", _body("?"), "!")
     assert records[-1].cause == "no judge"
 
