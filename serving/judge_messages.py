@@ -47,6 +47,9 @@ class JudgeRecord:
     request_id: str  # '' for an anchor
     label: bool | None  # an anchor's: True: it is bad; None: not an anchor
     bad: bool | None  # the verdict; None: there is none
-    cause: str | None  # why there is none, a fixed word: 'timeout', 'over budget', 'no judge', 'unreadable'
+    # Why there is none, a fixed word; None: there is one.  no answer: the assigned arm gave none whole at the
+    # first attempt.  timeout.  unreadable: the request, or what the judge said.  over budget: beyond
+    # `per_minute`, or too many wait.  no judge: it fails, or is another than examined.  stopped.
+    cause: str | None
     tokens: int  # of question and answer, as the endpoint counts them
     router: str

@@ -55,6 +55,7 @@ from controller.cli.evidence_sources import (
 from controller.cli.evidence_units import find_unit
 from controller.cli.evidence_votes import with_scores
 from controller.cli.router_records import NOTE, is_of_router, of_one_rollout, rows_of_records
+from controller.cli.router_verdicts import with_verdicts
 from controller.errors import BadInput
 from evaluation.metrics import CATALOGUE, UNANSWERED, WAITS
 from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses, near_name
@@ -171,6 +172,7 @@ def _collected(refused: list[str]) -> Iterator[None]:
 def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> Reading:
     """The source of each known column: `--map`, else its own name in any case, else a recognised log's."""
     is_router, others, joined = is_of_router(table), None, None
+    table, said = with_verdicts(table) if is_router else (table, ())
     if options.scores is not None:
         table, joined = with_scores(table, options.scores)
     if options.rollout is not None and not is_router:
@@ -197,7 +199,7 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
     if (failing := _failing_objects(table, own)) is not None and "error" not in given.keys() | options.ignore:
         own["error"] = failing
     sources, notes = {**found, **own, **given}, [NOTE] if is_router else []
-    notes += [line for line in (joined, others) if line is not None]
+    notes += [*said, *(line for line in (joined, others) if line is not None)]
     if repeats:
         notes.append(f"{repeats} scores repeat one of the same request and name: the first counts, as live")
     if log is not None and log.only is not None and log.only[0] in table.columns:

@@ -4,7 +4,10 @@ Rules:
 1. An answer that does not come in time, or cannot be read, is no verdict: `None`. Nothing is asked twice.
 2. Never more questions at once than `at_once`; the others wait.
 3. After FAILURES_IN_A_ROW without an answer the judge is not asked for a while, twice as long each time
-   (circuit breaker). What would be asked then is no verdict.
+   (circuit breaker). What would be asked then is no verdict. A refusal of one question (400, 413, 422) says
+   nothing of the next, and does not count.
+4. Of its answer ANSWER_LIMIT bytes are read, as they are sent: no compression, which could hide more. One
+   that comes in drops has `timeout_s` in all.
 
 Invariant: no text that is judged is in a log or an error.
 """
@@ -12,11 +15,12 @@ Invariant: no text that is judged is in a log or an error.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import httpx
 
@@ -27,6 +31,30 @@ FAILURES_IN_A_ROW = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 TOP_LOGPROBS = 20
 ANSWER_LIMIT = 1 << 20  # bytes
+# A question that is too long for the judge's context, as a rule: the next one may be short.
+_OF_ONE_QUESTION = frozenset({"status 400", "status 413", "status 422"})
+
+
+# timeout: it did not come in time.  unreadable: not of the form, none of the words, or the question was
+# refused.  no judge: the
+# endpoint failed, refused whoever asks, or could not be reached, or is left alone for a while.
+Cause: TypeAlias = Literal["timeout", "unreadable", "no judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a judge said to one question. shares: the probability of each word; None: no verdict."""
+
+    shares: Mapping[str, float] | None
+    cause: Cause | None  # why there is no verdict; None: there is one
+    tokens: int = 0  # of question and answer, as the endpoint counts them
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    text: str
+    likely: list[tuple[str, float]]  # what it might have said: tokens with their log probabilities
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -39,6 +67,7 @@ class JudgeOpenAI:
     timeout_s: float = 30.0
     at_once: int = 4
     clock: Callable[[], float] = time.monotonic
+    uses_environment: bool = True  # proxies that the environment names; not for a judge that stands inside
     trouble: str | None = None  # None: it has one
     asked: int = 0
     tokens: int = 0  # of questions and answers, as the endpoint counts them
@@ -53,7 +82,7 @@ class JudgeOpenAI:
         Endpoint.parsed(self.url)
 
     async def __aenter__(self) -> JudgeOpenAI:
-        self._client = httpx.AsyncClient(timeout=self.timeout_s)
+        self._client = httpx.AsyncClient(timeout=self.timeout_s, trust_env=self.uses_environment)
         self._places = asyncio.Semaphore(self.at_once)
         return self
 
@@ -63,63 +92,84 @@ class JudgeOpenAI:
 
     async def ask(self, question: Question) -> dict[str, float] | None:
         """The probability of each of the question's words; None: no verdict, and `trouble` says why."""
+        found = (await self.said(question)).shares
+        return None if found is None else dict(found)
+
+    async def said(self, question: Question) -> Said:
+        """What it says to the question, or why that is no verdict."""
         assert self._places is not None, "enter the judge first"
         async with self._places:
             if self.clock() < self._paused_until_s:
                 self.trouble = "it is not asked for a while: it did not answer"
-                return None
-            answer = await self._answer(question)
-            if answer is None and self._has_logprobs and self.trouble == "status 400":
-                self._has_logprobs = False  # some endpoints refuse what they do not know
-                answer = await self._answer(question)
-        if answer is None:
-            self._failed()
-            return None
+                return Said(None, "no judge")
+            answer = await self._answer(question, with_logprobs=self._has_logprobs)
+            if self._has_logprobs and self.trouble == "status 400":
+                answer = await self._answer(question, with_logprobs=False)
+                if isinstance(answer, _Answer):
+                    self._has_logprobs = False  # it refuses what it does not know
+        if isinstance(answer, str):
+            if self.trouble not in _OF_ONE_QUESTION:
+                self._failed()
+            return Said(None, answer)
         self._failures = 0
-        found = shares(question, *answer)
+        found = shares(question, answer.text, answer.likely)
         self.trouble = None if found is not None else "its answer is none of the words"
-        return found
+        return Said(found, None if found is not None else "unreadable", answer.tokens)
 
-    async def _answer(self, question: Question) -> tuple[str, list[tuple[str, float]]] | None:
-        """Its text, and what it might have said; None: no answer."""
+    async def _answer(self, question: Question, *, with_logprobs: bool) -> _Answer | Cause:
+        """Its answer, or why there is none; then `trouble` says it in more words."""
         assert self._client is not None, "enter the judge first"
         self.asked += 1
+        self.trouble = None
         body: dict[str, Any] = {
             "model": self.model,
             "messages": list(question.messages),
-            "max_tokens": 1 if self._has_logprobs else 8,
+            "max_tokens": 1 if with_logprobs else 8,
             "temperature": 0.0,
         }
-        if self._has_logprobs:
+        if with_logprobs:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
-        url = Endpoint.parsed(self.url).url(Target("/v1/chat/completions"))
+        headers["accept-encoding"] = "identity"
+        url = str(Endpoint.parsed(self.url).url(Target("/v1/chat/completions")))
         try:
-            response = await self._client.post(str(url), json=body, headers=headers)
-            if response.status_code != httpx.codes.OK or len(response.content) > ANSWER_LIMIT:
-                self.trouble = f"status {response.status_code}"
-                return None
-            return self._read(response.json())
-        except httpx.TimeoutException:
+            async with (
+                asyncio.timeout(self.timeout_s),
+                self._client.stream("POST", url, json=body, headers=headers) as response,
+            ):
+                if response.status_code != httpx.codes.OK:
+                    self.trouble = f"status {response.status_code}"
+                    return "unreadable" if self.trouble in _OF_ONE_QUESTION else "no judge"
+                data = bytearray()
+                async for piece in response.aiter_raw():
+                    data += piece
+                    if len(data) > ANSWER_LIMIT:
+                        self.trouble = f"its answer has over {ANSWER_LIMIT} bytes"
+                        return "unreadable"
+            return self._read(json.loads(bytes(data)))
+        except (httpx.TimeoutException, TimeoutError):
             self.trouble = f"no answer within {self.timeout_s:g} s"
+            return "timeout"
         except httpx.HTTPError as exc:
             self.trouble = type(exc).__name__
+            return "no judge"
         except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
             self.trouble = "its answer is not of the form of chat completions"
-        return None
+            return "unreadable"
 
-    def _read(self, data: Any) -> tuple[str, list[tuple[str, float]]]:
+    def _read(self, data: Any) -> _Answer:
         """Of a whole answer. Raises KeyError, IndexError, TypeError and AttributeError for another form."""
         choice = data["choices"][0]
         usage = data.get("usage") or {}
         total = usage.get("total_tokens")
-        self.tokens += total if type(total) is int and total > 0 else 0
+        tokens = total if type(total) is int and total > 0 else 0
+        self.tokens += tokens
         content = (choice.get("logprobs") or {}).get("content") or []
         likely = [
             (str(one["token"]), float(one["logprob"]))
             for one in (content[0].get("top_logprobs") or [] if content else [])
         ]
-        return str(choice["message"]["content"] or ""), likely
+        return _Answer(str(choice["message"]["content"] or ""), likely, tokens)
 
     def _failed(self) -> None:
         self._failures += 1

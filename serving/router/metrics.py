@@ -136,6 +136,17 @@ def _request_metrics(cores: Sequence[RouterCore], unnamed: Mapping[str, int]) ->
         "Copies to a mirrored canary; dropped: not sent",
         labels=["service", "outcome"],
     )
+    questions = CounterMetricFamily(
+        PREFIX + "judge_questions",
+        "Answers and anchors of which a judge was to be asked, by verdict, or why there is none",
+        labels=["service", "of", "outcome"],
+    )
+    tokens = CounterMetricFamily(
+        PREFIX + "judge_tokens", "Tokens of questions to a judge and its answers", labels=["service"]
+    )
+    lost = CounterMetricFamily(
+        PREFIX + "judge_lost", "Verdicts dropped, because the log was unreachable", labels=["service"]
+    )
     latency = HistogramMetricFamily(
         PREFIX + "latency_seconds", "Time to the last byte of a whole answer", labels=["service", "arm"]
     )
@@ -160,8 +171,13 @@ def _request_metrics(cores: Sequence[RouterCore], unnamed: Mapping[str, int]) ->
             refusals.add_metric([service, code], count)
         for outcome in COPY_OUTCOMES:
             copies.add_metric([service, outcome], counters.mirrored.get(outcome, 0))
+        for (of, outcome), count in dict(counters.judged).items():
+            questions.add_metric([service, of, outcome], count)
+        tokens.add_metric([service], counters.judge_tokens)
+        lost.add_metric([service], core.outbox.lost_verdicts)
         _add_histogram(lag, [service], counters.lag)
-    yield from (requests, errors, retries, fallbacks, takeovers, refusals, copies, latency, first_event, lag)
+    yield from (requests, errors, retries, fallbacks, takeovers, refusals, copies)
+    yield from (questions, tokens, lost, latency, first_event, lag)
 
 
 def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:

@@ -5,20 +5,26 @@ Rules:
 2. A canary gets requests only while the lease holds: 1 s from when the last answered poll was *sent*. Without
    a lease, or a canary replica that may be asked, nothing is randomised: all go to stable, no evidence.
 3. Only requests that ask a model for an answer are eligible, assigned and recorded; all others go to stable.
-4. A request open for `settle_s` is recorded as open (`report`), whichever arm it has.
+4. Of an answer whose unit is drawn for it a judge is asked, when the answer has been recorded
+   (`judging/worker.py`): no client waits for that, nor does a record.
+5. A request open for `settle_s` is recorded as open (`report`), whichever arm it has.
 
 Clocks: `now_s` and `sent_s` are CLOCK_BOOTTIME, `wall_s` seconds since the epoch.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
+from serving.judge_messages import JudgeRecord
+from serving.judging.worker import JudgeWorker
 from serving.messages import STABLE, RecordBatch, RequestRecord, RouteTable, UnitCounts
 from serving.router.assignment.assigner import Assigner, canary_of
 from serving.router.assignment.assignment import is_eligible
+from serving.router.assignment.judge_coin import JudgeCoin
 from serving.router.bodies.continuable import PATHS as CONTINUABLE_PATHS
 from serving.router.bodies.prepared import Prepared, prepare
 from serving.router.exchange.answer_text_signals import AnswerText, UnreadTexts
@@ -33,6 +39,8 @@ from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
 from serving.targets import is_stateful
+
+log = logging.getLogger("canaryctl.router")
 
 SLOWDOWN_RATIO = 0.1  # by which a clock that was set back runs slower until the wall clock has caught up
 
@@ -78,6 +86,8 @@ class RouterCore:
         self.held = HeldBytes()  # of its front
         self.trials = Trials()
         self.unread = UnreadTexts()
+        self.judge = JudgeWorker(router, self._on_verdict)  # has a thread while a table has an order
+        self._coin: JudgeCoin | None = None  # None: no judge is asked
         self.health: UpstreamHealth | None = None  # of the upstreams of a file; None: of a fleet
         self._clock = MonotonicWallClock()
         # Eligible requests by id, in order of assignment.
@@ -100,6 +110,8 @@ class RouterCore:
             self.models = tuple(arm.model for arm in table.arms if arm.model is not None)
             self.needs_peer = table.access is not None and bool(table.access.trusted)
             self.assigner.use(table)
+            self._coin = JudgeCoin(table, table.judge) if table.judge is not None else None
+            self.judge.use(table.judge, table.rollout)
         self._polled_s = sent_s
         self._lease_until_s = max(self._lease_until_s, sent_s + self._lease_s)
         self.outbox.confirm(sent_s, canary_of(self.table))
@@ -188,6 +200,7 @@ class RouterCore:
             is_background=facts.is_background,
             is_once=is_once,
             asks_whole=facts.asks_whole,
+            is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, len(request.body)),
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
@@ -225,6 +238,8 @@ class RouterCore:
         self.counters.on_record(record)
         self.outbox.votes.answered(record)
         add = partial(self.outbox.add, record, assigned_s=assigned_s, canary=canary)
+        if record.judged:
+            add = partial(self._ask_judge, record, text, add)
         if text is None:
             add()
         else:
@@ -234,6 +249,25 @@ class RouterCore:
     def is_recorded(self) -> bool:
         """True when no request is under way whose record is still to come, and no record waits."""
         return not self._unrecorded and not self.outbox.has_open and not self.outbox.waiting
+
+    def _ask_judge(self, record: RequestRecord, text: AnswerText | None, add: Callable[[], None]) -> None:
+        """Report a request of which the judge is asked, and have it asked; its signals have been read."""
+        add()
+        cause, answer = "no answer", None
+        try:
+            answer = text.judged() if text is not None else None
+        except Exception as exc:  # noqa: BLE001 - by its kind alone: its message may quote the text
+            log.error("an answer was not read for the judge", extra={"kind": type(exc).__name__})
+            cause = "unreadable"
+        if text is None or text.body is None or answer is None:
+            self.judge.no_verdict(record.rollout, record.request_id, cause)
+        else:
+            self.judge.ask(record.rollout, record.request_id, text.body, answer)
+
+    def _on_verdict(self, record: JudgeRecord) -> None:
+        """What came of a question; from the judge's thread too, one at a time."""
+        self.counters.on_verdict(record)
+        self.outbox.add_verdict(record)
 
     def report(self, *, now_s: float, wall_s: float, last: bool = False) -> RecordBatch:
         """The next batch for the log; call `outbox.acknowledge` when the log has accepted it.

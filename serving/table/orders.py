@@ -64,6 +64,12 @@ class Split:
         for audience, bp in self.audience_bp:
             if not 0 <= bp <= FULL_BP:
                 raise BadSplit(f"weight {bp} bp of audience {audience} is outside 0-{FULL_BP}; correct it")
+        judge = self.judge
+        if judge is not None and not (0 < judge.share_bp <= FULL_BP and judge.per_minute > 0):
+            raise BadSplit(
+                f"judge: share {judge.share_bp} bp is outside 1-{FULL_BP}, or {judge.per_minute} questions a "
+                "minute are none; set both above 0"
+            )
         if self.weight_bp:
             return self
         return replace(self, canary=self.canary if self.mirror_bp else None, audience_bp=())

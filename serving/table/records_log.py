@@ -1,4 +1,4 @@
-"""Records log of one service: requests and scores in one order. Pure: time is a parameter.
+"""Records log of one service: requests, copies, scores and verdicts in one order. Pure: time is a parameter.
 
 Rules:
 1. The log numbers its events without gaps. What is missing (a lost batch, a router that stopped reporting, an
@@ -65,6 +65,8 @@ class RecordLog:
         for copied in batch.mirrored:
             self._append(replace(copied, seq=self._next_seq))
         self.append_scores(batch.scores)
+        for verdict in batch.verdicts:
+            self._append(replace(verdict, seq=self._next_seq))
         if batch.last:
             self._reporters.pop(batch.router, None)
         else:

@@ -132,7 +132,7 @@ class TableCore:
         if desired.rollout in self._tombstones:
             is_return = desired.stable == self._initial_stable[desired.rollout]
             stable = desired.stable if is_return else self._split.stable
-            desired = replace(desired, canary=None, weight_bp=0, mirror_bp=0, stable=stable)
+            desired = replace(desired, canary=None, weight_bp=0, mirror_bp=0, stable=stable, judge=None)
         if desired != self._split:
             self._publish(desired, now_s)
             self._silenced = False
@@ -250,6 +250,7 @@ class TableCore:
             late_commit=self._rules.late_commit,
             mirror=canary if split.mirror_bp else None,
             mirror_bp=split.mirror_bp,
+            judge=split.judge,
         )
 
     def poll(self, poll: Poll, *, now_s: float) -> bool:
@@ -349,10 +350,11 @@ class TableCore:
 
     def _withdraw_canary(self, now_s: float) -> bool:
         """True when there was a canary."""
-        if self._split.canary is None:
-            return False
-        self._publish(replace(self._split, canary=None, weight_bp=0, mirror_bp=0), now_s)
-        return True
+        had_canary = self._split.canary is not None
+        if had_canary or self._split.judge is not None:
+            split = replace(self._split, canary=None, weight_bp=0, mirror_bp=0, judge=None)
+            self._publish(split, now_s)
+        return had_canary
 
     def _publish(self, split: Split, now_s: float) -> None:
         before, self._split = self._split, split

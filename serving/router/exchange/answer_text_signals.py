@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from serving.answer_signals import Signals
+from serving.judging.conversation import CALLS_LIMIT, called
 from serving.judging.signals import Asked, asked_of, signals_of
 from serving.messages import LIMIT_REASONS, RequestRecord
 from serving.router.answers.answer_excerpt import AnswerExcerpt
@@ -50,6 +51,15 @@ class AnswerText:
             calls=self.excerpt.calls(),
             characters=characters,
         )
+
+    def judged(self) -> str | None:
+        """What a judge is shown of it, its calls of tools too; None: it is not all here, or has no text."""
+        text, characters = self.excerpt.text()
+        calls = self.excerpt.calls()
+        if self.body is None or characters > len(text) or calls is None:
+            return None
+        parts = [text.strip(), *(called(one.name, one.arguments) for one in calls[:CALLS_LIMIT])]
+        return "\n".join(part for part in parts if part) or None
 
 
 class UnreadTexts:

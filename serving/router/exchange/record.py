@@ -187,6 +187,7 @@ def record_of(
         covered=seen.covered,
         connect_ms=None if seen.connect_s is None else seen.connect_s * 1000,
         version=_version(table, assignment.arm),
+        judged=start.is_judged,
     )
     record.__class__ = RequestRecord
     return record

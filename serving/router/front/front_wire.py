@@ -73,6 +73,7 @@ class WireFront:
         self.reader = BodyReader(self.bodies)
         self.turns = Turns()  # of reading what clients send
         self.mirror = Mirror()
+        self.cores = {}
         self.serve([cores] if isinstance(cores, RouterCore) else cores)
         self._background = background
         self._connections: set[ClientConnection] = set()
@@ -91,6 +92,9 @@ class WireFront:
         they began, but nobody waits on for a canary that has left."""
         for core in cores:
             core.held = self.held
+        for core in self.cores.values():
+            if core not in cores:
+                core.judge.stop()
         self.core, self.cores = cores[0], {core.service: core for core in cores}
         self.services = tuple(self.cores)
         self.load.client_idle_s = self.core.limits.client_idle_s
@@ -161,6 +165,7 @@ class WireFront:
         self.reader.close()
         for core in self.cores.values():
             core.unread.read_all()  # whose turn does not come any more: their records are the last
+            core.judge.stop()
         await self._background.stop()
 
     def _tell_all(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
+from serving.judge_messages import JudgeRecord
 from serving.messages import CANARY, STABLE, RequestRecord
 
 ARM_NAMES = {STABLE: "stable", CANARY: "canary"}
@@ -47,6 +48,8 @@ class Counters:
         self.first_event = (Histogram(FIRST_EVENT_S), Histogram(FIRST_EVENT_S))
         self.refusals: dict[str, int] = {}  # the router's own errors, by code
         self.mirrored: dict[str, int] = {}  # copies to a mirrored canary, by outcome; dropped: not sent
+        self.judged: dict[tuple[str, str], int] = {}  # questions, by (answer or anchor, verdict or cause)
+        self.judge_tokens = 0  # of questions to the judge and its answers
         self.lag = Histogram(LAG_S)  # by which the event loop was late, four times a second
 
     def on_record(self, record: RequestRecord) -> None:
@@ -70,6 +73,12 @@ class Counters:
     def on_copy(self, outcome: str) -> None:
         """Count a copy that has ended, or was not sent."""
         self.mirrored[outcome] = self.mirrored.get(outcome, 0) + 1
+
+    def on_verdict(self, record: JudgeRecord) -> None:
+        """Count what came of a question to the judge."""
+        key = "answer" if record.label is None else "anchor", record.cause or "verdict"
+        self.judged[key] = self.judged.get(key, 0) + 1
+        self.judge_tokens += record.tokens
 
     def on_refusal(self, code: str) -> None:
         """Count an error that the router itself answered."""

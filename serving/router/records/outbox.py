@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 
+from serving.judge_messages import JudgeRecord
 from serving.messages import MirrorRecord, RecordBatch, RequestRecord
 from serving.router.records.votes import Votes
 from serving.router.types import Canary
@@ -24,6 +25,7 @@ from serving.router.types import Canary
 OUTBOX_LIMIT = 20_000  # records
 BATCH_LIMIT = 2_000
 MIRRORED_LIMIT = 2_000  # records of copies
+VERDICTS_LIMIT = 4_000  # records of questions to a judge
 CONFIRMED_LIMIT = 8  # canaries whose last confirmation is kept for requests that are still open
 
 
@@ -45,6 +47,10 @@ class Outbox:
         self._confirmed_s: dict[Canary, float] = {}  # when the last poll that found it published was sent
         self._ready: deque[RequestRecord] = deque()
         self._mirrored: deque[MirrorRecord] = deque(maxlen=MIRRORED_LIMIT)
+        self._verdicts: deque[JudgeRecord] = deque(maxlen=VERDICTS_LIMIT)
+        self.lost_verdicts = (
+            0  # in all; the requests that they are of are known as `judged`, and so as missing
+        )
         self._dropped = 0  # since the last batch
         self.dropped_in_all = 0
         self._unacknowledged: RecordBatch | None = None
@@ -83,6 +89,12 @@ class Outbox:
         """The record of a copy that has ended; the oldest goes when there are too many."""
         self._mirrored.append(record)
 
+    def add_verdict(self, record: JudgeRecord) -> None:
+        """What came of a question to the judge; the oldest goes when there are too many. From any thread."""
+        if len(self._verdicts) == VERDICTS_LIMIT:
+            self.lost_verdicts += 1
+        self._verdicts.append(record)
+
     def confirm(self, sent_s: float, canary: Canary | None) -> None:
         """A poll sent at `sent_s` (boot clock) found this canary published; None: no canary."""
         if canary is not None:
@@ -120,6 +132,8 @@ class Outbox:
                 *(self._router, self._number, records, watermark_s, self._dropped, last),
                 mirrored=tuple(self._mirrored),
                 scores=self.votes.take(BATCH_LIMIT),
+                # One by one: another thread may add to them.
+                verdicts=tuple(self._verdicts.popleft() for _ in range(len(self._verdicts))),
             )
             self._mirrored.clear()
             self._dropped = 0

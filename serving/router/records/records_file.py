@@ -1,7 +1,8 @@
 """Files of a standalone router: a line of JSON for each request, when it has ended or is open for long; in
 another file one for each vote of a user.
 
-The fields are those of `RequestRecord`, with the arms by name and the service. Invariant: no line holds a
+The fields are those of `RequestRecord`, with the arms by name and the service. What came of a question to a
+judge is a line of its own, `kind: judge`, with the request's id. Invariant: no line holds a
 prompt, an answer or a key; `unit` is an HMAC.
 
 The file is opened for each batch and closed after it, so that one that was moved away by a rotation is begun
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from serving.judge_messages import JudgeRecord
 from serving.messages import RecordBatch, RequestRecord, ScoreRecord
 from serving.router.records.counters import ARM_NAMES
 
@@ -28,6 +30,9 @@ LIMIT = 20_000  # records that wait
 
 # `seq` is the position in the records log of a cluster.
 FIELDS = tuple(one.name for one in dataclasses.fields(RequestRecord) if one.name != "seq")
+
+VERDICT_FIELDS = tuple(one.name for one in dataclasses.fields(JudgeRecord) if one.name not in ("seq", "bad"))
+JUDGE_KIND = "judge"
 
 log = logging.getLogger("canaryctl.router")
 
@@ -51,6 +56,16 @@ def score_line(score: ScoreRecord, service: str) -> bytes:
     return msgspec.json.encode({**named, "at_s": score.at_s}) + b"\n"
 
 
+def verdict_line_of(record: JudgeRecord, service: str) -> bytes:
+    """What came of a question to the judge as one line of JSON, `kind: judge`, with its newline.
+
+    quality: 1 right, 0 wrong; null: there is no verdict, and `cause` says why.
+    """
+    fields = {name: getattr(record, name) for name in VERDICT_FIELDS}
+    quality = None if record.bad is None else 1 - int(record.bad)
+    return msgspec.json.encode({"kind": JUDGE_KIND, "service": service, **fields, "quality": quality}) + b"\n"
+
+
 class RecordsFile:
     """One file. `add` records or votes, and `flush` a few times a second."""
 
@@ -64,9 +79,12 @@ class RecordsFile:
         self._writing: asyncio.Task[None] | None = None
         self._error: str | None = None  # of the last batch; None: it was written
 
-    def add(self, records: Iterable[RequestRecord], service: str) -> None:
+    def add(
+        self, records: Iterable[RequestRecord], service: str, verdicts: Iterable[JudgeRecord] = ()
+    ) -> None:
         """Take these records."""
         self._take(line_of(record, service) for record in records)
+        self._take(verdict_line_of(verdict, service) for verdict in verdicts)
 
     def add_scores(self, scores: Iterable[ScoreRecord], service: str) -> None:
         """Take these votes."""
@@ -134,14 +152,14 @@ class KeptFiles:
     """The files that the user of a standalone router named; what has none is discarded."""
 
     def __init__(self, records: RecordsFile | None = None, feedback: RecordsFile | None = None) -> None:
-        self.keeps_feedback = feedback is not None
+        self.keeps_records, self.keeps_feedback = records is not None, feedback is not None
         self._records, self._feedback = records, feedback
         self._files = [one for one in (records, feedback) if one is not None]
 
     def add(self, batch: RecordBatch, service: str) -> None:
         """Take this batch."""
         if self._records is not None:
-            self._records.add(batch.records, service)
+            self._records.add(batch.records, service, batch.verdicts)
         if self._feedback is not None:
             self._feedback.add_scores(batch.scores, service)
 

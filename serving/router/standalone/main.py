@@ -92,6 +92,10 @@ def main(
         log.info(f"routing {name} at {where}: {summary(spec).partition(': ')[2]}")
         for line in notes(spec):
             log.info(line)
+        if spec.judge is not None and records is None:
+            log.warning(
+                f"the judge of {name} is not asked: nobody would read its verdicts; add --records FILE"
+            )
         if not (spec.keys_required or _is_loopback(host)):
             log.warning(f"{name} answers whoever reaches {host}: list keys and set keys_required: true")
     source.own |= _own_addresses(host, listening.getsockname()[1])  # of a socket that was handed over

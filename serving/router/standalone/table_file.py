@@ -16,6 +16,7 @@ canary gets no new request once the file is reloaded, and whoever waits for it g
     weight_bp: 500                             # 5 %
     salt: 2026-11-spring                       # a new salt assigns all keys anew
     affinity: {key_env: TOKEN_KEY}             # tokens that keep clients on their version; optional
+    judge: {url: "http://judge:8000/v1", model: judge}  # is asked of answers (`JudgeSpec`); optional
     limits: {client_idle_s: 620}               # of the whole router (`LimitsSpec`); optional
 
 With the keys of `files/client_rules.py` for its clients. Several services on one port are a list,
@@ -116,7 +117,6 @@ class FileTableSource:
         await self._loops.stop()
         for core in (*self.cores.values(), *self._leaving):
             core.unread.read_all()
-            core.on_table(None, sent_s=boot_s())  # what was assigned since the last poll is confirmed
             self.take_records(core)
         await self._kept.close()
 
@@ -236,6 +236,7 @@ class FileTableSource:
         self._heavy = {name: self._heavy.get(name, HeavyKeys()) for name in file.tables}
         for name, table in self._puttings_in.use(file).items():
             self._heavy[name].begin(table.rollout)
+            table = table if self._kept.keeps_records else replace(table, judge=None)  # nobody would read it
             self.cores[name].on_table(replace(table, heavy=self._heavy[name].units), sent_s=boot_s())
         for core in self.cores.values():
             core.limits = file.limits.limits()
@@ -282,6 +283,7 @@ class FileTableSource:
 
     def take_records(self, core: RouterCore) -> None:
         """Take all complete records, however many batches, for the file, if there is one."""
+        core.on_table(None, sent_s=boot_s())  # what was drawn until now is confirmed: nobody withdraws a file
         has_more = True
         while has_more:
             batch = core.report(now_s=boot_s(), wall_s=time.time())
@@ -330,7 +332,6 @@ class FileTableSource:
             await self.poll()
             self.tell_health(boot_s())
             for core in (*self.cores.values(), *self._leaving):
-                core.on_table(None, sent_s=boot_s())
                 self.take_records(core)
                 self.count(core, now_s=boot_s())
             self._leaving = [core for core in self._leaving if not core.is_recorded]

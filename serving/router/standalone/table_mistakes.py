@@ -15,6 +15,7 @@ from serving.files.client_rules import KeySpec, TrustSpec
 from serving.router.standalone.table_schema import (
     AffinitySpec,
     CanarySpec,
+    JudgeSpec,
     LimitsSpec,
     TableSpec,
     UpstreamSpec,
@@ -28,6 +29,7 @@ _KINDS: dict[str, type[BaseModel]] = {
     "keys": KeySpec,
     "trust": TrustSpec,
     "affinity": AffinitySpec,
+    "judge": JudgeSpec,
     "limits": LimitsSpec,
 }
 _OF_VARIABLE = "takes the NAME of a variable that holds the key (letters, digits and _), never the key itself"

@@ -17,11 +17,14 @@ from pydantic import ValidationError
 from serving.access import Affinity
 from serving.credentials import KeyReference, NoKey, UnitKey
 from serving.files.strict_yaml import YamlError, load_yaml
+from serving.judge_messages import JudgeOrder
+from serving.judging.questions import revision
 from serving.messages import Arm, Replica, RouteTable
 from serving.router.standalone.table_mistakes import listed, mistakes
 from serving.router.standalone.table_schema import (
     SHARED,
     AffinitySpec,
+    JudgeSpec,
     LimitsSpec,
     TableSpec,
     UpstreamSpec,
@@ -30,6 +33,7 @@ from serving.targets import Endpoint
 
 SHORTEST_TOKEN_KEY = 16  # bytes
 ROLLOUT_LETTERS = 10
+JUDGE_METRIC = "quality"  # the column of evidence files that a verdict becomes
 SHOWN_MISTAKES = 3  # in one line of the log
 
 
@@ -140,7 +144,8 @@ def _specs(path: Path) -> list[tuple[str, TableSpec]]:
 
 def circles(spec: TableSpec, own: frozenset[str]) -> list[str]:
     """A line for each upstream that is the router itself: its requests would go round until none is free."""
-    named = [("stable", spec.stable), *([("canary", spec.canary)] if spec.canary is not None else [])]
+    listed_all = (("stable", spec.stable), ("canary", spec.canary), ("judge", spec.judge))
+    named = [(name, one) for name, one in listed_all if one is not None]
     return [
         f"{spec.service}.{arm} {upstream.url} is the address of this router; name the server behind it"
         for arm, upstream in named
@@ -209,7 +214,19 @@ def _table(spec: TableSpec, folder: Path, change: int, problems: list[str]) -> R
         generation=_generation(spec),
         burst_cap=spec.burst_cap,
         late_commit=spec.late_commit,
+        judge=_judge(spec.judge, folder, problems, spec.service) if canary is not None else None,
     )
+
+
+def _judge(spec: JudgeSpec | None, folder: Path, problems: list[str], service: str) -> JudgeOrder | None:
+    """Who is asked of answers. One whose key cannot be read now is asked when it can be."""
+    if spec is None:
+        return None
+    api_key = KeyReference.from_names(spec.api_key_env, _located(spec.api_key_file, folder))
+    if api_key is not None and (why := api_key.problem()) is not None:
+        problems.append(f"{service}: judge {spec.url} cannot be asked: {why}")
+    of_judge = spec.url, spec.model, api_key, revision(spec.model)
+    return JudgeOrder(*of_judge, spec.share_bp, JUDGE_METRIC, spec.per_minute)
 
 
 def _rollout(spec: TableSpec, stable: Arm, canary: Arm) -> str:

@@ -74,6 +74,36 @@ KeptSeconds = Annotated[float, Field(ge=1, le=3600, strict=True)]
 _DEFAULTS = Limits()
 
 
+class JudgeSpec(BaseModel):
+    """Who judges a share of the answers of both upstreams, while the canary is in."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: str
+    model: str = Field(min_length=1)
+    api_key_env: str | None = Field(None, pattern=ENV_NAME)
+    api_key_file: str | None = Field(None, min_length=1)
+    share_bp: int = Field(2000, ge=1, le=FULL_BP, strict=True)  # of the units
+    per_minute: int = Field(60, ge=1, le=6000, strict=True)
+    # True: the address may be outside of this network; what is sent there is redacted.
+    off_cluster: bool = Field(default=False, strict=True)
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        Endpoint.parsed(url)
+        return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _is_allowed(self) -> Self:
+        _one_of(api_key_env=self.api_key_env, api_key_file=self.api_key_file)
+        if not (self.off_cluster or Endpoint.parsed(self.url).is_inside):
+            raise ValueError(
+                "its address is not in this network, and it is sent what users write; "
+                "add off_cluster: true to allow that (redacted), or name a judge inside"
+            )
+        return self
+
+
 class LimitsSpec(BaseModel):
     """Limits of the port, in seconds (see `Limits`), and when a canary is set aside."""
 
@@ -105,6 +135,7 @@ class TableSpec(ClientFields):
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)
     salt: str = ""
     affinity: AffinitySpec | None = None
+    judge: JudgeSpec | None = None
     limits: LimitsSpec = LimitsSpec()
 
     @property

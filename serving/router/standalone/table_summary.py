@@ -31,6 +31,9 @@ def summary(spec: TableSpec) -> str:
         parts += _canary_rules(spec)
     if spec.affinity is not None:
         parts.append("affinity tokens" + (" and cookies" if spec.affinity.cookie else ""))
+    if spec.judge is not None:
+        share = f"of {percent(spec.judge.share_bp)}, {spec.judge.per_minute} a minute at most"
+        parts.append(f"judge {spec.judge.url} as {spec.judge.model} {share}")
     if given := spec.limits.model_fields_set:
         limits = spec.limits.model_dump(include=given)
         parts.append("limits " + " ".join(f"{name} {value:g}" for name, value in limits.items()))
@@ -136,6 +139,7 @@ def _facts(spec: TableSpec) -> Facts:
         "burst_cap": (spec.burst_cap, "none" if spec.burst_cap is None else f"{spec.burst_cap:g}"),
         "late_commit": (spec.late_commit, spec.late_commit),
         "salt": (spec.salt, spec.salt or "none"),
+        "judge": (spec.judge, "none" if spec.judge is None else f"{spec.judge.model} at {spec.judge.url}"),
         "limits": (spec.limits, ""),
         "affinity": (affinity, "none" if affinity is None else "tokens"),
     }

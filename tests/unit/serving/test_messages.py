@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import pickle
 from dataclasses import FrozenInstanceError, fields, replace
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 
 from serving.access import Access, Affinity
 from serving.answer_signals import Signals
+from serving.credentials import KeyReference
 from serving.fleet.types import VersionStatus
+from serving.judge_messages import JudgeOrder, JudgeRecord
 from serving.messages import (
     Arm,
     AttemptRecord,
@@ -111,3 +115,12 @@ def test_a_record_that_was_made_unfrozen_is_as_good_as_any_and_frozen() -> None:
     assert copy.deepcopy(record) == record
     with pytest.raises(FrozenInstanceError):
         record.seq = 1  # type: ignore[misc]
+
+
+def test_an_order_for_a_judge_and_what_came_of_it_reach_another_process() -> None:
+    order = JudgeOrder("http://judge", "m", KeyReference("env", "KEY"), "a1", 2000, "quality", 60)
+    verdict = JudgeRecord(0, "r", "a1", 1.0, "req-1", None, True, None, 9, "router")
+    table, batch = replace(TABLE, judge=order), RecordBatch("r", 1, (RECORD,), 3.0, verdicts=(verdict,))
+
+    assert pickle.loads(pickle.dumps((table, batch))) == (table, batch)
+    assert JudgeOrder.from_json(json.loads(json.dumps(order.to_json()))) == order

@@ -108,3 +108,19 @@ def test_an_endpoint_says_where_to_connect_to(url: str, origin: str, address: tu
     endpoint = Endpoint.parsed(url)
 
     assert (endpoint.origin, endpoint.address) == (origin, address)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_inside"),
+    [
+        *(("http://127.0.0.1:8000", True), ("http://localhost", True), ("http://judge:8000/v1", True)),
+        *(("http://10.1.2.3", True), ("http://172.31.0.1", True), ("http://192.168.1.1", True)),
+        *(("http://169.254.1.1", True), ("http://[::1]:1", True), ("http://[fd00::1]", True)),
+        *(("https://api.example.com", False), ("http://judge.ns.svc", False), ("http://8.8.8.8", False)),
+        *(("http://172.32.0.1", False), ("http://[2001:db8::1]", False), ("http://0.0.0.0", False)),
+        # What the resolver takes for a number is an address: 8.8.8.8, here.
+        *(("http://134744072", False), ("http://0x08080808", False), ("http://[::ffff:8.8.8.8]", False)),
+    ],
+)
+def test_an_endpoint_is_inside_where_no_public_address_can_be(url: str, is_inside: bool) -> None:
+    assert Endpoint.parsed(url).is_inside is is_inside

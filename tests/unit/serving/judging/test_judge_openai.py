@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -120,3 +122,42 @@ async def test_a_key_is_sent_and_never_shown() -> None:
         async with JudgeOpenAI(url, "m", "secret-key-1") as judge:
             await judge.ask(ASKED)
             assert "secret-key-1" not in repr(judge)
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+async def test_a_question_that_is_refused_alone_does_not_end_the_asking(status: int) -> None:
+    """A user with texts beyond the judge's context could have ended it for everybody."""
+
+    def says(body: dict[str, Any]) -> tuple[int, Any]:
+        return (status, {}) if "long" in body["messages"][1]["content"] else spoken("yes", {"yes": -0.1})
+
+    with judge_endpoint(says) as url:
+        async with JudgeOpenAI(url, "m") as judge:
+            for _ in range(FAILURES_IN_A_ROW + 2):
+                assert (await judge.said(about(Fault.WRONG, "long", "5"))).cause == "unreadable"
+            said = await judge.said(ASKED)
+    assert said.shares is not None
+    assert said.shares[YES] == 1.0
+    assert (said.cause, said.tokens) == (None, 100)
+    assert judge._has_logprobs  # it was the text that was refused
+
+
+async def test_an_answer_without_an_end_is_read_to_a_limit_and_for_a_time() -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(pause_s)
+        writer.close()
+
+    server = await asyncio.start_server(answers, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, JudgeOpenAI(url, "m", timeout_s=0.3) as judge:
+        piece, pause_s = b" " * (256 << 10), 0.0
+        large = await judge.said(ASKED)
+        piece, pause_s = b" ", 0.05  # each comes in time, and they never end
+        slow = await judge.said(ASKED)
+    assert (large.cause, slow.cause) == ("unreadable", "timeout")

@@ -58,6 +58,7 @@ async def test_every_documented_metric_exists_with_its_type_and_labels_and_no_ot
     core = RouterCore("chat", router="r")
     core.counters.on_refusal("overloaded")
     core.counters.requests[0, "answered", "sticky"] = 1
+    core.counters.judged["answer", "verdict"] = 1
     metrics = read(WireFront(core, Looping()))
 
     found = {
@@ -69,7 +70,7 @@ async def test_every_documented_metric_exists_with_its_type_and_labels_and_no_ot
         if family.name.startswith("canaryctl_")
     }
     assert found == documented()
-    assert len(found) == 22
+    assert len(found) == 25
 
 
 async def test_answers_of_a_router_are_counted_by_arm_and_outcome() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from serving.judge_messages import JudgeRecord
 from serving.messages import LostSpan, RecordBatch, RequestRecord, ScoreRecord
 from serving.table.records_log import RecordLog
 
@@ -173,3 +176,14 @@ def test_the_ring_is_bounded() -> None:
         append(log, batch(number, *[record()] * 10))
 
     assert len(read(log, limit=1000).events) == 100
+
+
+def test_verdicts_of_a_batch_are_numbered_after_its_requests() -> None:
+    log = RecordLog()
+    verdict = JudgeRecord(0, "r-1", "a1", 150.0, "a", None, True, None, 9, "router")
+    append(log, replace(batch(1, record("a")), verdicts=(verdict,)))
+    append(log, replace(batch(1, record("a")), verdicts=(verdict,)))  # sent again
+
+    events = read(log).events
+    assert [one.seq for one in events] == [1, 2]
+    assert events[1] == replace(verdict, seq=2)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from serving.credentials import ControlSecret, DataSecret
+from serving.judge_messages import JudgeOrder
 from serving.messages import Arm, DatabaseMark, Replica, SplitStatus
 from serving.table.orders import BadSplit, Poll, Split, StaleFencingToken
 from serving.table.route_table import TableCore
 
 CANARY_URL = "http://canary"
+JUDGE = JudgeOrder("http://judge", "m", None, "a1", 2000, "quality", 60)
 
 
 class Service:
@@ -424,3 +428,38 @@ def test_a_refused_token_names_the_one_that_was_seen_on_its_way_out_of_an_actor(
     refused = pickle.loads(pickle.dumps(StaleFencingToken("token 1 is older than 7", 7)))
 
     assert (str(refused), refused.newest) == ("token 1 is older than 7", 7)
+
+
+def _judged(service: Service, order: JudgeOrder | None, canary: str | None, weight_bp: int = 0) -> None:
+    split = Split("r-1", "salt", "v-1", canary, weight_bp, 1, judge=order)
+    service.core.set_split(split, token=1, now_s=service.now_s)
+
+
+def test_an_order_for_a_judge_is_published_before_the_first_draw_and_goes_with_the_canary(
+    service: Service,
+) -> None:
+    _judged(service, JUDGE, None)
+    before = service.core.table()
+    _judged(service, JUDGE, "v-2", 500)
+    during = service.core.table()
+    service.now_s += 61.0
+    service.status()
+
+    assert (before.canary, before.judge) == (None, JUDGE)
+    assert during.judge == JUDGE
+    assert service.core.table().judge is None
+
+
+def test_a_tombstoned_rollout_has_its_judge_asked_no_more_and_never_again(service: Service) -> None:
+    _judged(service, JUDGE, None)
+    service.core.tombstone("r-1", now_s=service.now_s)
+    ended = service.core.table().judge
+    _judged(service, JUDGE, "v-2", 500)
+
+    assert (ended, service.core.table().judge) == (None, None)
+
+
+@pytest.mark.parametrize("wrong", [{"share_bp": 0}, {"share_bp": 10_001}, {"per_minute": 0}])
+def test_an_order_that_asks_of_nothing_is_refused(service: Service, wrong: dict[str, Any]) -> None:
+    with pytest.raises(BadSplit, match="judge: share"):
+        _judged(service, replace(JUDGE, **wrong), "v-2", 500)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from serving.router.records.outbox import OUTBOX_LIMIT, Outbox
+from serving.judge_messages import JudgeRecord
+from serving.router.records.outbox import OUTBOX_LIMIT, VERDICTS_LIMIT, Outbox
 from tests.unit.serving.table.test_records_log import record
 
 CANARY = ("r-1", "v-2")
@@ -92,3 +93,21 @@ def test_a_full_outbox_drops_its_oldest_records_and_counts_them() -> None:
 
     assert batch.dropped == 3
     assert batch.records[0].request_id == "3"
+
+
+def test_verdicts_go_with_the_next_batch_once_and_the_oldest_are_lost_and_counted() -> None:
+    outbox = Outbox("r")
+    verdict = JudgeRecord(0, "r-1", "a1", 1.0, "q", None, True, None, 9, "r")
+    outbox.add_verdict(verdict)
+    first = outbox.next_batch(now_s=1.0)
+    outbox.add_verdict(replace(verdict, request_id="later"))
+    again = outbox.next_batch(now_s=1.0)
+    outbox.acknowledge()
+
+    assert (first.verdicts, again) == ((verdict,), first)
+    assert [one.request_id for one in outbox.next_batch(now_s=1.0).verdicts] == ["later"]
+    for number in range(VERDICTS_LIMIT + 3):
+        outbox.add_verdict(replace(verdict, request_id=f"q{number}"))
+    outbox.acknowledge()
+    last = outbox.next_batch(now_s=1.0).verdicts
+    assert (len(last), last[0].request_id, outbox.lost_verdicts) == (VERDICTS_LIMIT, "q3", 3)

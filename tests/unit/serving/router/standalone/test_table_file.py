@@ -126,7 +126,10 @@ def test_a_changed_file_is_reloaded(path: Path) -> None:
         ),
         (GOOD.replace("weight_bp", "weigth_bp"), "weigth_bp 10000: is no key here; did you mean weight_bp?"),
         (GOOD + "enabled: false", "enabled False: is no key here; write it below canary; keys are service"),
-        (GOOD + "url: http://x", "url: is no key here; write it below stable or canary; keys are service"),
+        (
+            GOOD + "url: http://x",
+            "url: is no key here; write it below stable or canary or judge; keys are service",
+        ),
         (
             "service: chat\nstable: {url: 'http://a'}\ncanary: {url: 'http://b', weight_bp: 5}",
             "canary.weight_bp 5: is no key here; write it at the top, beside service; keys are",
