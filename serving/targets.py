@@ -16,6 +16,7 @@ Invariant: pure; imports nothing of ours.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PATH_LIMIT = 1024  # bytes of a request's path
 QUERY_LIMIT = 8192
+_INNER_NAMES = (".localhost", ".svc", ".cluster.local")
 
 # Routes that vLLM 0.32 serves for users, without the scale-out, SageMaker and development ones.
 # These ask a model for an answer, so they are assigned to an arm and recorded:
@@ -191,6 +193,19 @@ class Endpoint:
     def is_tls(self) -> bool:
         """True for https."""
         return self.scheme == "https"
+
+    @property
+    def is_on_cluster(self) -> bool:
+        """True: a loopback or private address, or a name that is looked up inside a cluster alone.
+
+        Check: http://10.0.0.7, http://judge:8000 and http://judge.ai.svc are; https://api.example.com is not.
+        """
+        host = self.address[0].lower()
+        try:
+            found = ipaddress.ip_address(host)
+        except ValueError:
+            return "." not in host or host.endswith(_INNER_NAMES)
+        return (found.is_private or found.is_loopback or found.is_link_local) and not found.is_unspecified
 
     @property
     def address(self) -> tuple[str, int]:

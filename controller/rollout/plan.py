@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from controller.quantities import FULL_BP, NEVER_CANARY
+from controller.rollout.judge_plan import JudgePlan
 from controller.spec.label import title
 
 ROLLOUT_PREFIX, UNDO_PREFIX = "r-", "u-"
@@ -84,6 +85,7 @@ class Plan:
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
     mirror: MirrorPlan | None = None  # None: no copies
+    judge: JudgePlan | None = None  # None: no judge is asked
     undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
 
     @property
