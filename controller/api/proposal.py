@@ -17,7 +17,7 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
-from controller.planning.judged import judge_lines
+from controller.planning.judged import judge_cautions, judge_line
 from controller.planning.ladder import gate_stages, latency_lines, slow_stages
 from controller.planning.risk import Assessment
 from controller.planning.unjudged import Unjudged, assumed, awaited
@@ -85,7 +85,7 @@ class Proposal:
         """One line for each gate whose first score may never come, and for each stage that takes weeks."""
         slow = slow_stages(self.plan, self.traffic.requests_per_s) if self.traffic is not None else ()
         rate = self.traffic.requests_per_s if self.traffic is not None else None
-        judge = () if self.judge is None else judge_lines(self.judge, self.plan, rate, self.routers)
+        judge = () if self.judge is None else judge_cautions(self.judge, rate, self.routers)
         noted = () if self.judge_note is None else (self.judge_note,)
         return (*judge, *noted, *awaited(self.policy, self.measured, self.judged), *slow)
 
@@ -129,6 +129,7 @@ class Proposal:
                 *self.missing_keys,
             ),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
+            "judge": self._judge_line(),
         }
         if self.traffic is not None:
             update |= {
@@ -147,6 +148,13 @@ class Proposal:
                 "forecast_runs": max((one.runs for one in stages), default=None),
             }
         return view.model_copy(update=update)
+
+    def _judge_line(self) -> str:
+        if self.judge is None:
+            return ""
+        return judge_line(
+            self.judge, self.plan, self.traffic.requests_per_s if self.traffic is not None else None
+        )
 
     def byline(self, label: Label, reason: str, *, unjudged: str, unproven: str) -> str:
         """Who deploys it and why, for the log. unjudged, unproven: reasons to go without a check."""

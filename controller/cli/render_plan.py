@@ -54,6 +54,8 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
     parts += [Text(), grid, *(Text(line) for line in view.latency), Text(f"capacity: {view.capacity}")]
     if view.mirror:
         parts.append(Text(f"copied to the canary before stage 1: {view.mirror}"))
+    if view.judge:
+        parts.append(Text(view.judge))
     if view.twin:
         parts.append(Text("twin run: ends by unloading the twin; nothing is promoted"))
     if points:

@@ -23,7 +23,8 @@ from evaluation.judging.sampled import ArmVerdicts, SampledVerdicts
 from evaluation.records import Score
 from evaluation.report import EvaluationReport, GateReport, Source, Verdict
 from evaluation.verdict import rollback_of
-from serving.messages import JudgeRecord, RequestRecord
+from serving.judge_messages import JudgeRecord
+from serving.messages import RequestRecord
 
 MAX_OPEN = 100_000  # sampled answers, or verdicts, that wait for the other
 LATE, LOST = "too late", "lost"

@@ -19,7 +19,8 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.evidence.score_join import IdBudget, Joined, ScoreJoin
-from serving.messages import JudgeRecord, LostSpan, MirrorRecord, RecordPage
+from serving.judge_messages import JudgeRecord
+from serving.messages import LostSpan, MirrorRecord, RecordPage
 
 PAGE_EVENTS = 5_000
 PAGES_A_TICK = 4  # per position

@@ -83,25 +83,29 @@ def why_not_asked(given: JudgeSpec | None, judge: JudgeSpec | None) -> str | Non
     return f"judge {given.model} is not asked: no gate of the policy tests {given.metric}"
 
 
-def judge_lines(judge: JudgeSpec, plan: Plan, requests_per_s: float | None, routers: int) -> tuple[str, ...]:
-    """For people: of how many answers it is asked, and whether its budget suffices. None: rate not known."""
+def judge_line(judge: JudgeSpec, plan: Plan, requests_per_s: float | None) -> str:
+    """Of how many answers it is asked. requests_per_s None: not known."""
     share = percent(judge.share)
     what = f"judge {judge.model} is asked of {share} of both versions' answers, for {judge.metric}"
     if requests_per_s is None or not plan.stages:
-        return (f"{what}; it is examined before the first stage",)
+        return f"{what}; it is examined before the first stage"
     a_minute = 60.0 * requests_per_s * judge.share / FULL_BP
     canary = a_minute * plan.stages[0].weight_bp / FULL_BP
-    line = (
+    return (
         f"{what}: {figure(a_minute, 2)} a minute, {figure(canary, 2)} of the canary's in stage 1; "
         "it is examined before the first stage"
     )
-    asked, limit = a_minute / (1.0 - ANCHORS), judge.per_minute * routers
+
+
+def judge_cautions(judge: JudgeSpec, requests_per_s: float | None, routers: int) -> tuple[str, ...]:
+    """A line where its budget cannot suffice at this traffic; empty: it can, or the rate is not known."""
+    if requests_per_s is None:
+        return ()
+    asked, limit = 60.0 * requests_per_s * judge.share / FULL_BP / (1.0 - ANCHORS), judge.per_minute * routers
     if asked <= limit:
-        return (line,)
-    most = math.floor(judge.share * limit / asked)
+        return ()
     return (
-        line,
         f"judge: {figure(asked, 2)} questions a minute exceed per_minute {judge.per_minute} of {routers} "
         f"router(s): the rest has no verdict, so {judge.metric} would be INVALID; raise per_minute to "
-        f"{math.ceil(asked / routers)}, or lower share to {percent(most)}",
+        f"{math.ceil(asked / routers)}, or lower share to {percent(math.floor(judge.share * limit / asked))}",
     )
