@@ -21,7 +21,7 @@ from evaluation.judging.admission import Admission, PairVerdict, PlantVerdict, a
 from serving.credentials import KeyReference, NoKey
 from serving.judging.examined import Examined, examine
 from serving.judging.judge_openai import JudgeOpenAI
-from serving.judging.questions import revision
+from serving.judging.questions import Fault, about, revision
 
 LIMIT_S = 300.0
 AT_ONCE = 4
@@ -30,7 +30,7 @@ KEPT = 100  # results, of the newest examinations
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a judge said of the plants and pairs. trouble: of its last question without a verdict."""
+    """What a judge said of plants and pairs. trouble: why a question had no verdict; None: not known."""
 
     examined: Examined
     trouble: str | None
@@ -44,11 +44,14 @@ def ask_openai(plan: JudgePlan) -> Said:
     reference = KeyReference.from_names(plan.api_key_env, plan.api_key_file)
     judge = JudgeOpenAI(plan.url, plan.model, reference.read() if reference is not None else None)
 
-    async def run() -> Examined:
+    async def run() -> Said:
         async with asyncio.timeout(LIMIT_S), judge:
-            return await examine(judge)
+            # What keeps it from answering shows here: later it may only say that it is not asked.
+            await judge.ask(about(Fault.WRONG, "What is 1 plus 1?", "It is 2."))
+            trouble = judge.trouble
+            return Said(await examine(judge), trouble or judge.trouble)
 
-    return Said(asyncio.run(run()), judge.trouble)
+    return asyncio.run(run())
 
 
 class Examiner:

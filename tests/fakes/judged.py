@@ -38,4 +38,4 @@ def a_verdict(
 
 
 def an_anchor(label: bool, bad: bool | None, *, at_s: float = START_S, **more: str) -> JudgeRecord:
-    return a_verdict("", bad, at_s=at_s, label=label, **more)  # type: ignore[arg-type]
+    return a_verdict("", bad, at_s=at_s, label=label, **more)

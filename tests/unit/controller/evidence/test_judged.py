@@ -21,7 +21,7 @@ from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.report import EvaluationReport, GateReport, Verdict
 from serving.judge_messages import JudgeRecord
-from serving.messages import ScoreRecord
+from serving.messages import RequestRecord, ScoreRecord
 from tests.fakes.feed_maker import ROLLOUT, START_S, a_record, a_score, feeds_on, in_stage, observe, traffic
 from tests.fakes.judged import a_verdict, admitted, an_anchor
 from tests.fakes.plane import FakeLog
@@ -61,8 +61,8 @@ def counts(feed: Feed) -> JudgeEvidence:
     return status.judge
 
 
-def sampled(n: int, **more: object):  # type: ignore[no-untyped-def]
-    return a_record(n, judged=True, **more)
+def sampled(n: int, *, arm: int = 0, **more: object) -> RequestRecord:
+    return replace(a_record(n, arm=arm), judged=True, **more)  # type: ignore[arg-type]
 
 
 def scores_of(feed: Feed) -> dict[str, list[tuple[str, float, float]]]:
@@ -95,7 +95,8 @@ def test_the_first_score_of_a_request_counts_a_users_or_the_judges() -> None:
 @pytest.mark.parametrize("changes", [{"revision": "another"}, {"rollout": "r-other"}])
 def test_a_verdict_of_another_revision_or_rollout_is_not_read(changes: dict[str, str]) -> None:
     feed = Feed(ROLLOUT, CONFIG)
-    page(feed, sampled(0), a_verdict("q0", True, **changes), an_anchor(True, True, **changes))
+    others = [replace(one, **changes) for one in (a_verdict("q0", True), an_anchor(True, True))]  # type: ignore[arg-type]
+    page(feed, sampled(0), *others)
 
     assert scores_of(feed) == {}
     assert (counts(feed).verdicts, counts(feed).anchors) == ((0, 0), 0)

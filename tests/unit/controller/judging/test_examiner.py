@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import Any
 
 from controller.judging.examiner import AT_ONCE, Examiner, Said, ask_openai
 from controller.rollout.actions import ExamineJudge
@@ -13,6 +14,10 @@ from serving.judging.questions import revision
 from tests.fakes.judge_endpoint import judge_endpoint, spoken, truthful
 
 PLAN = JudgePlan("http://127.0.0.1:9", "judge", 2000, "quality", 60)
+
+
+def truthful_of_all(body: dict[str, Any]) -> tuple[int, Any]:
+    return spoken("no") if "1 plus 1" in body["messages"][1]["content"] else truthful(body)
 
 
 def result_of(
@@ -27,7 +32,7 @@ def result_of(
 
 
 def test_a_truthful_judge_is_admitted_with_its_revision_and_figures() -> None:
-    with judge_endpoint(truthful) as url:
+    with judge_endpoint(truthful_of_all) as url:
         found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
 
     assert (found.outcome, found.revision, found.found) == ("admitted", revision("judge"), 1.0)
@@ -47,7 +52,7 @@ def test_a_judge_that_does_not_answer_or_lacks_its_key_is_silent_and_says_why() 
     silent, keyless = result_of(Examiner()), result_of(Examiner(), plan=no_key)
 
     assert silent.outcome == keyless.outcome == "silent"
-    assert silent.text.startswith("it gave no verdict: ")
+    assert silent.text == "it gave no verdict: ConnectError"
     assert "NO_SUCH_KEY_HERE is not set" in keyless.text
 
 

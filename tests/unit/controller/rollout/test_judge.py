@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controller.rollout.actions import ExamineJudge, SetSplit
-from controller.rollout.judge_plan import AGAIN_S, JudgeState
+from controller.rollout.judge_plan import AGAIN_S, JudgeFound, JudgeState
 from controller.rollout.observation import CommandKind, JudgeEvidence
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
@@ -18,9 +18,9 @@ from tests.fakes.judged import JUDGE, REVISION, admitted, refused, silent
 JUDGED = replace(PLAN, judge=JUDGE)
 
 
-def driven(*results: object) -> Driven:
+def driven(*results: JudgeFound) -> Driven:
     rollout = Driven(JUDGED)
-    rollout.plane.judges = {one.attempt: one for one in results}  # type: ignore[attr-defined]
+    rollout.plane.judges = {one.attempt: one for one in results}
     return rollout
 
 
@@ -58,7 +58,7 @@ def test_a_rollout_without_a_judge_says_nothing_of_one() -> None:
 
 
 @pytest.mark.parametrize("result", [refused(), silent()])
-def test_any_result_lets_the_first_stage_begin_and_only_admission_asks_the_judge(result: object) -> None:
+def test_any_result_lets_the_first_stage_begin_and_only_admission_asks_the_judge(result: JudgeFound) -> None:
     rollout = driven(result)
     rollout.until(Phase.STAGE)
     rollout.ticks(3)
