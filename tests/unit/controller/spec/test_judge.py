@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,14 @@ from controller.planning.unjudged import awaited, unjudged
 from controller.rollout.plan import Plan, Stage
 from controller.spec.differences import changed_in_place, refuse_change
 from controller.spec.judge import DEADLINE_S, JudgeSpec, judge_of
-from controller.spec.service import ServiceSpec, dump, parse_policy, parse_service, stored_service
+from controller.spec.service import (
+    ServiceSpec,
+    dump,
+    parse_policy,
+    parse_service,
+    parse_yaml,
+    stored_service,
+)
 from evaluation.policy.gates import Sampling
 
 JUDGE = {"url": "http://127.0.0.1:8000/v1", "model": "judge"}
@@ -157,3 +165,15 @@ def test_a_relative_key_file_is_found_beside_the_service_file(tmp_path: Path) ->
 
     assert found is not None
     assert found.api_key_file == str(tmp_path / "key")
+
+
+def test_the_example_of_the_page_is_a_service() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "judges.md").read_text()
+    [example] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    shown = parse_service(parse_yaml(example, "page")).judge
+    rows = set(re.findall(r"^\| (`[^|]*`) \|", page, re.MULTILINE))
+    keys = {key for row in rows for key in re.findall(r"`(\w+)`", row)}
+
+    assert shown is not None
+    assert shown.share == 2000
+    assert keys == set(JudgeSpec.model_fields)
