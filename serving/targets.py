@@ -16,7 +16,6 @@ Invariant: pure; imports nothing of ours.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 PATH_LIMIT = 1024  # bytes of a request's path
 QUERY_LIMIT = 8192
-_INNER_NAMES = (".localhost", ".svc", ".cluster.local")
 
 # Routes that vLLM 0.32 serves for users, without the scale-out, SageMaker and development ones.
 # These ask a model for an answer, so they are assigned to an arm and recorded:
@@ -80,6 +78,11 @@ _OF_MODEL = re.compile(r"(?:/[A-Za-z0-9._-]+)?/v1/models/[^/]+$")  # clients enc
 _QUERY = re.compile(r"[!-~]*")
 _BASE_PATH = re.compile(r"(?:/[A-Za-z0-9._~:@%+=,-]+)*")
 _DOTS = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|$)")
+# RFC 1918, 4193, 1122 and 3927: what no address of the public network is.
+_INSIDE = (
+    *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+    *("::1/128", "fc00::/7", "fe80::/10"),
+)
 _HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 
 
@@ -195,19 +198,6 @@ class Endpoint:
         return self.scheme == "https"
 
     @property
-    def is_on_cluster(self) -> bool:
-        """True: a loopback or private address, or a name that is looked up inside a cluster alone.
-
-        Check: http://10.0.0.7, http://judge:8000 and http://judge.ai.svc are; https://api.example.com is not.
-        """
-        host = self.address[0].lower()
-        try:
-            found = ipaddress.ip_address(host)
-        except ValueError:
-            return "." not in host or host.endswith(_INNER_NAMES)
-        return (found.is_private or found.is_loopback or found.is_link_local) and not found.is_unspecified
-
-    @property
     def address(self) -> tuple[str, int]:
         """Host and port to connect to; of an IPv6 address without its brackets.
 
@@ -217,6 +207,22 @@ class Endpoint:
         if not colon or port.endswith("]"):
             return self.authority.strip("[]"), 443 if self.is_tls else 80
         return host.strip("[]"), int(port)
+
+    @property
+    def is_inside(self) -> bool:
+        """True for a loopback, link-local or private address, and for a name without dots.
+
+        A number alone is an address to the resolver, and no name: 134744072 is 8.8.8.8.
+        Check: http://judge:8000, http://10.1.2.3 and http://[fd00::1] are, http://judge.example.com is not.
+        """
+        import ipaddress  # not above: a spec is checked by commands that start at once
+
+        host = self.address[0]
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            return "." not in host and not re.fullmatch(r"\d+|0[xX][0-9a-fA-F]*", host)
+        return any(address in ipaddress.ip_network(one) for one in _INSIDE)
 
     def path(self, target: Target) -> str:
         """The path and query by which this target is found here."""

@@ -65,7 +65,7 @@ class JudgeSpec(Strict):
         except ValueError as exc:
             yield FieldError("url", str(exc))
         else:
-            if not (endpoint.is_on_cluster or self.off_cluster):
+            if not (endpoint.is_inside or self.off_cluster):
                 yield FieldError(
                     "url",
                     f"{self.url} is no loopback or private address, so texts of users would leave the "
