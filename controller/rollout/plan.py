@@ -85,8 +85,8 @@ class Plan:
     stable_replicas: int | None = None
     twin: bool = False  # stable against itself: goes through all stages, and is never promoted
     mirror: MirrorPlan | None = None  # None: no copies
-    judge: JudgePlan | None = None  # None: no judge is asked
     undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
+    judge: JudgePlan | None = None  # None: no judge is asked
 
     @property
     def promoted_bp(self) -> int:

@@ -338,9 +338,9 @@ class PlanView(_View):
     alpha: float
     gates: tuple[str, ...]
     not_judged: tuple[UnjudgedView, ...] = ()
+    judge: str = ""  # which judge is asked of how many answers; empty: none is
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     mirror: str = ""  # what is copied to the canary before the first stage; empty: nothing
-    judge: str = ""  # which judge is asked of how many answers; empty: none is
     fits: bool
     capacity: str
     requests_per_s: Real = None  # the forecast's traffic; null: not known

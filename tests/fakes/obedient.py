@@ -40,10 +40,10 @@ class ObedientPlane:
     )
     versions: dict[str, VersionStatus] = field(default_factory=dict)
     probes: tuple[ProbeStatus, ...] = ()
-    judges: dict[int, JudgeFound] = field(default_factory=dict)  # results of examinations, by attempt
-    judge: JudgeFound | None = None
     commands: tuple[ManualCommand, ...] = ()
     unacknowledged: int = 0  # observations until the newest table is applied
+    judges: dict[int, JudgeFound] = field(default_factory=dict)  # results of examinations, by attempt
+    judge: JudgeFound | None = None
 
     def __post_init__(self) -> None:
         self.versions["v-old"] = VersionStatus("v-old", VersionPhase.READY, self.replicas, 0)
