@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import judged
-from evaluation.policy.gates import Sampling
+from controller.evidence.records import GateConfig
+from evaluation.policy.gates import Sampling, StagePlan
 
 
 def test_its_policy_is_a_rollouts_with_a_judge() -> None:
@@ -35,8 +36,8 @@ def test_a_judge_that_calls_everything_wrong_is_named_and_rolls_nothing_back(
 ) -> None:
     monkeypatch.setattr(judged, "DRIFT_REQUESTS", 1000)
     monkeypatch.setattr(judged, "ANCHOR_EVERY", 2)
-    config = judged.GateConfig(
-        judged.policy_with(judged.DRIFT_SHARE), (judged.StagePlan(judged.DRIFT_WEIGHT, 0),), "quality"
+    config = GateConfig(
+        judged.policy_with(judged.DRIFT_SHARE), (StagePlan(judged.DRIFT_WEIGHT, 0),), "quality"
     )
 
     assert judged.drifting(config, judged.CHANGES["always yes"], 3) == (False, True, True)
