@@ -37,6 +37,7 @@ from controller.rollout.state import Phase, RolloutState
 from controller.spec.judge import JudgeSpec
 from controller.spec.service import parse_policy
 from evaluation.evaluator import Evaluator
+from evaluation.judging.anchors import AnchorWatch
 from evaluation.policy.alpha_split import gate_alpha
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
@@ -53,6 +54,8 @@ RATE_S = 0.1  # between two requests
 MOST_REQUESTS = 120_000
 CHUNK = 4_000
 ANCHOR_EVERY = 20
+ANCHORS_BAD = 0.6  # share of them, as of the plants
+ANCHORS_BEFORE, MOST_ANCHORS = 200, 1000
 DRIFT_REQUESTS, DRIFT_SHARE, DRIFT_WEIGHT = 8_000, 0.5, 0.2
 ROLLOUT, REVISION = "r-00000001", "000000000001"
 
@@ -186,7 +189,7 @@ def drifting(config: GateConfig, after: Says, seed: int) -> tuple[bool, bool, bo
                 continue
             verdicts.append(_verdict(record.at_s, says, bool(rng.random() < WRONG[0]), rng, f"q{n}"))
             if rng.random() < 1.0 / ANCHOR_EVERY:
-                verdicts.append(_verdict(record.at_s, says, bool(rng.random() < 0.6), rng, ""))
+                verdicts.append(_verdict(record.at_s, says, bool(rng.random() < ANCHORS_BAD), rng, ""))
         feed.follow(state, None, now_s)
         feed.on_page(JoinedPage(events, (), now_s, True, (), verdicts), now_s + 1000.0)
         status = feed.status()
@@ -196,6 +199,17 @@ def drifting(config: GateConfig, after: Says, seed: int) -> tuple[bool, bool, bo
     assert status.judge is not None
     gate = next(one for one in status.gates if one.gate == "quality")
     return is_back, status.judge.drift is not None, gate.verdict == "INVALID"
+
+
+def anchors_until_named(after: Says, seed: int) -> int | None:
+    """Anchors after the change until the drift is named; None: it is not within `MOST_ANCHORS`. Before the
+    change there are `ANCHORS_BEFORE`."""
+    rng, watch = np.random.default_rng(seed), AnchorWatch()
+    for n in range(ANCHORS_BEFORE + MOST_ANCHORS):
+        says, is_bad = JUDGE if n < ANCHORS_BEFORE else after, bool(rng.random() < ANCHORS_BAD)
+        if watch.add(is_bad=is_bad, called_bad=bool(rng.random() < (says.found if is_bad else says.false))):
+            return max(0, n + 1 - ANCHORS_BEFORE)
+    return None
 
 
 def _in_stage() -> RolloutState:
@@ -240,6 +254,9 @@ def drifts(runs: int) -> list[dict[str, Any]]:
                 "rolled_back": back,
                 "drift_named": named,
                 "invalid_at_end": invalid,
+                "anchors_until_named_median": _median(
+                    [anchors_until_named(after, SEED + 2000 + run) for run in range(runs)]
+                ),
             }
         )
     return table
