@@ -38,7 +38,8 @@ from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRo
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
-from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides, traffic_model
+from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides
+from controller.planning.judged import judge_plan, rollout_traffic, why_not_asked, with_judge
 from controller.planning.ladder import make_plan
 from controller.planning.risk import assess
 from controller.planning.unjudged import unjudged, without
@@ -49,7 +50,8 @@ from controller.rollout.ports import Clock
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.golden_file import pinned
-from controller.spec.differences import refuse_change
+from controller.spec.differences import changed_in_place, refuse_change
+from controller.spec.judge import judge_of
 from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
 from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_policy, parse_service
@@ -142,7 +144,7 @@ class Commands(Returns):
         return row
 
     def _existing(self, spec: ServiceSpec, identity: Identity) -> ServiceRow | None:
-        """The service, with the clients of `spec` if it names them; None: it does not exist."""
+        """The service, with the clients and judge of `spec` if it names them; None: it does not exist."""
         if spec.service not in {row.name for row in self._store.services()}:
             return None
         row = self._active_service(spec.service)
@@ -151,9 +153,9 @@ class Commands(Returns):
         running = version_spec(stable) if stable is not None else None
         given = service_spec(row)
         refuse_change(spec, stable=row.stable, given=given, running=running)
-        if "clients" in spec.model_fields_set and spec.clients != given.clients:
-            changed = dump(given.model_copy(update={"clients": spec.clients}))
-            self._store.set_clients(row.name, json.dumps(changed), identity, at_s=self._clock.now_s())
+        if changes := changed_in_place(spec, given):
+            changed, now_s = json.dumps(dump(given.model_copy(update=changes))), self._clock.now_s()
+            self._store.set_keys(row.name, changed, identity, keys=tuple(changes), at_s=now_s)
             row = self._store.service(row.name)
         self._ticks.wake(row.name)
         return row
@@ -291,8 +293,10 @@ class Commands(Returns):
         # One way for every controller: without the measurements a deploy would skip what depends on them.
         self._environment.require_measuring(service)
         measured = self._environment.measured(service) or MeasuredBaseline(0)
-        not_judged = unjudged(policy, measured)
-        policy = without(policy, not_judged)
+        judge = judge_of(spec.judge, policy)
+        judged = () if judge is None else (judge.metric,)
+        not_judged = unjudged(policy, measured, judged)
+        policy = with_judge(without(policy, not_judged), judge)
         before = version_spec(stable)
         checkpoint = self._checkpoint_before(service) if before.is_external else None
         change = body.get("version") or {}
@@ -313,7 +317,8 @@ class Commands(Returns):
             stable_replicas=None if version.is_external or before.is_external else before.replicas,
             requests_per_s=rate,
         )
-        plan = replace(plan, preflight_s=preflight_s(fingerprint), preflight=pinned(plan.preflight))
+        golden = pinned(plan.preflight)
+        plan = replace(plan, preflight_s=preflight_s(fingerprint), preflight=golden, judge=judge_plan(judge))
         return Proposal(
             service=row,
             stable=stable,
@@ -326,7 +331,10 @@ class Commands(Returns):
             measured=measured,
             not_judged=not_judged,
             name=parse_label(body, source=None, identity="").name,
-            traffic=traffic_model(policy, measured, rate, overrides) if rate is not None else None,
+            traffic=rollout_traffic(policy, measured, rate, overrides, judge),
+            judge=judge,
+            judge_note=why_not_asked(spec.judge, judge),
+            routers=spec.routers,
             stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),
         )
 

@@ -17,12 +17,14 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
+from controller.planning.judged import judge_cautions, judge_line
 from controller.planning.ladder import gate_stages, latency_lines, slow_stages
 from controller.planning.risk import Assessment
 from controller.planning.unjudged import Unjudged, assumed, awaited
 from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
 from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
+from controller.spec.judge import JudgeSpec
 from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
@@ -67,6 +69,9 @@ class Proposal:
     missing_keys: tuple[str, ...] = ()  # a line for each API key that cannot be read
     rejected: str | None = None  # why a deploy needs a retry; None: it needs none
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
+    judge: JudgeSpec | None = None  # None: none is asked
+    judge_note: str | None = None  # why the service's judge is not asked; None: it is, or it has none
+    routers: int = 1
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
     @property
@@ -79,7 +84,15 @@ class Proposal:
     def cautions(self) -> tuple[str, ...]:
         """One line for each gate whose first score may never come, and for each stage that takes weeks."""
         slow = slow_stages(self.plan, self.traffic.requests_per_s) if self.traffic is not None else ()
-        return (*awaited(self.policy, self.measured), *slow)
+        rate = self.traffic.requests_per_s if self.traffic is not None else None
+        judge = () if self.judge is None else judge_cautions(self.judge, rate, self.routers)
+        noted = () if self.judge_note is None else (self.judge_note,)
+        return (*judge, *noted, *awaited(self.policy, self.measured, self.judged), *slow)
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Metrics that the rollout's judge gives."""
+        return () if self.judge is None else (self.judge.metric,)
 
     def label(self, body: Mapping[str, Any], identity: Identity) -> Label:
         """Label of the canary; of a twin, stable's name. Raises BadInput."""
@@ -116,6 +129,7 @@ class Proposal:
                 *self.missing_keys,
             ),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
+            "judge": self._judge_line(),
         }
         if self.traffic is not None:
             update |= {
@@ -124,7 +138,7 @@ class Proposal:
                 "users": self.traffic.users,
                 "basis": (
                     *self.measured.summary(gated_metrics(self.policy)),
-                    *assumed(self.policy, self.measured),
+                    *assumed(self.policy, self.measured, self.judged),
                 ),
             }
         if self.forecast is not None:
@@ -134,6 +148,13 @@ class Proposal:
                 "forecast_runs": max((one.runs for one in stages), default=None),
             }
         return view.model_copy(update=update)
+
+    def _judge_line(self) -> str:
+        if self.judge is None:
+            return ""
+        return judge_line(
+            self.judge, self.plan, self.traffic.requests_per_s if self.traffic is not None else None
+        )
 
     def byline(self, label: Label, reason: str, *, unjudged: str, unproven: str) -> str:
         """Who deploys it and why, for the log. unjudged, unproven: reasons to go without a check."""
@@ -157,6 +178,7 @@ class Proposal:
             "allow_unproven": unproven,
             "allow_unjudged": unjudged,
             "not_judged": [one.gate for one in self.not_judged],
+            "judge": None if self.judge is None else dump(self.judge),
         }
 
     def unjudged_note(self, reason: str) -> str:

@@ -233,6 +233,9 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, detail: Detail = FULL_DET
     parts += source_lines(view.gates)
     if detail.has_remarks:
         parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
+    if view.judge is not None:
+        is_fine = view.judge.state in ("admitted", "being examined")
+        parts.append(Text(view.judge.text, style="dim" if is_fine else "yellow"))
     parts += [Text(note, style="yellow") for note in view.notes]
     if view.cause is not None:
         is_direct = view.cause.actor == DIRECT_ACTOR

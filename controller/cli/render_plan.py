@@ -56,6 +56,8 @@ def plan_detail(view: PlanView, *, is_wide: bool) -> RenderableType:
         parts.append(Text(f"asked before the first user, beside stable: {view.preflight}"))
     if view.mirror:
         parts.append(Text(f"copied to the canary before stage 1: {view.mirror}"))
+    if view.judge:
+        parts.append(Text(view.judge))
     if view.twin:
         parts.append(Text("twin run: ends by unloading the twin; nothing is promoted"))
     if points:

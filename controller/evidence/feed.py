@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from controller import telemetry
+from controller.evidence.judged import JudgedAnswers
 from controller.evidence.live_load import LiveLoad
 from controller.evidence.mirrored import counted, mirror_of, mirror_to_mapping
 from controller.evidence.point_estimates import point_estimates
@@ -67,6 +68,7 @@ class Feed:
         self._entered = self._stage = -1  # last stage that the evaluator entered; last one acknowledged
         self._acked_at_s = 0.0
         self._low_watermark_s = 0.0
+        self._judged = JudgedAnswers.of(rollout, config)
         self._mirror = MirrorStatus()
         self._is_mirroring = False
         self.seq = 0
@@ -90,6 +92,7 @@ class Feed:
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
         feed._mirror = mirror_of(saved.get("mirror"))
+        feed._judged.restore(saved.get("judged"))
         feed._ranges = TypicalRanges.of(saved.get("ranges"))
         feed.seq, feed._recalled = saved["seq"], saved["join_from"]
         return feed
@@ -116,6 +119,7 @@ class Feed:
             "through_s": self._low_watermark_s,
             "lost": self._lost,
             "mirror": mirror_to_mapping(self._mirror),
+            "judged": self._judged.to_mapping(),
             "ranges": self._ranges.to_mapping(),
             **self._load.to_mapping(),
             "segments": self._segments.to_mapping(),
@@ -136,6 +140,9 @@ class Feed:
             if copied.rollout == self._rollout:
                 self._mirror = counted(self._mirror, copied)
         self._low_watermark_s = max(self._low_watermark_s, page.low_watermark_s)
+        for verdict in page.verdicts:
+            self._add(self._judged.take(verdict))
+        self._judged.expire(self._low_watermark_s, now_s)
         if self._evaluator is not None:
             self._load.report_to(self._evaluator)
             settled_s = self._evaluator.settlement.through_s
@@ -151,6 +158,7 @@ class Feed:
         """Note the rollout's weight, stage and ready replicas, at each look. versions None: not known."""
         self._is_mirroring = state.phase is Phase.MIRRORING
         self._looked_at_s = state.ticked_at_s
+        self._judged.follow(state.judge)
         if self._shown_at_s is not None and self._shown_at_s != state.ticked_at_s:
             # Committed since that look, so what it showed is decided.
             self._tripped = self._shown_at_s = None
@@ -185,10 +193,10 @@ class Feed:
         guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()
         if self._evaluator is None:
             return None if self._config.stages else EvidenceStatus(0, Verdict.UNDECIDED, guards=guards)
-        report = self._evaluator.report()
+        report = self._judged.applied_to(self._evaluator.report())
         points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
         alarms = (*metric_alarms(report), *self._segments.raised(frozen=report.frozen))
-        return EvidenceStatus.of(report, guards, alarms, points)
+        return EvidenceStatus.of(report, guards, alarms, points, self._judged.status())
 
     def _drop_lost(self, lost: Sequence[LostSpan]) -> None:
         """Drop every request of a span with lost records, for both arms: the loss may depend on the arm.
@@ -214,6 +222,7 @@ class Feed:
                 self._started()
                 self._segments.remember(record)
                 self._add(draw_of(record, self._ranges))
+                self._judged.sample(record)
                 self._load.count(record)
                 if record.error is not None:
                     self._count_in_guard(record)

@@ -19,6 +19,7 @@ from typing import Protocol
 
 from controller import telemetry
 from controller.evidence.score_join import IdBudget, Joined, ScoreJoin
+from serving.judge_messages import JudgeRecord
 from serving.messages import LostSpan, MirrorRecord, RecordPage
 
 PAGE_EVENTS = 5_000
@@ -40,6 +41,7 @@ class JoinedPage:
     low_watermark_s: float  # every request assigned before this was delivered; 0: more pages follow first
     is_end: bool  # the log holds nothing more now
     mirrored: Sequence[MirrorRecord] = ()  # copies to a mirrored canary, of any rollout
+    verdicts: Sequence[JudgeRecord] = ()  # of judges, in log order, of any rollout
 
 
 class Subscriber(Protocol):
@@ -168,8 +170,9 @@ class RecordsReader:
                 )
             is_end = not is_anew and page.next_seq - position < PAGE_EVENTS
             mirrored = [event for event in page.events if isinstance(event, MirrorRecord)]
+            verdicts = [event for event in page.events if isinstance(event, JudgeRecord)]
             events = self._join.join(page.events, now_s=now_s)
-            joined = JoinedPage(events, page.lost, page.low_watermark_s, is_end, mirrored)
+            joined = JoinedPage(events, page.lost, page.low_watermark_s, is_end, mirrored, verdicts)
             for subscriber in group:
                 subscriber.seq = page.next_seq  # first: a page that it fails on must not be counted again
                 self._deliver(subscriber, joined, now_s)

@@ -26,13 +26,17 @@ class GateConfig:
 
     policy: GatePolicy
     stages: tuple[StagePlan, ...]
+    judged_metric: str | None = None  # of which a judge's verdicts are scores; None: the rollout has no judge
 
 
 def gate_config(request: str) -> GateConfig:
     """The configuration pinned in a rollout's stored request: a newer default changes nothing."""
     pinned = json.loads(request)
     stages = tuple(StagePlan(**stage) for stage in pinned["stages"])
-    return GateConfig(parse_gate_policy(pinned["gate"]), stages)
+    judge = pinned.get("judge")
+    return GateConfig(
+        parse_gate_policy(pinned["gate"]), stages, None if judge is None else judge.get("metric", "quality")
+    )
 
 
 def flags_of(record: RequestRecord) -> dict[str, bool]:

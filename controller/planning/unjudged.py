@@ -14,7 +14,7 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,35 +56,41 @@ class Unjudged:
                 )
 
 
-def unjudged(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[Unjudged, ...]:
-    """The policy's deciding gates whose metric never came in stable's traffic."""
+def unjudged(
+    policy: PolicySpec, measured: MeasuredBaseline, judged: Collection[str] = ()
+) -> tuple[Unjudged, ...]:
+    """The policy's deciding gates whose metric never came in stable's traffic. judged: metrics that a judge
+    will give."""
     named = _named(policy)
     found = []
     for gate in policy.gate_policy().gates:
         requests = measured.could_carry(gate.metric)
-        if gate.is_alarm or requests < MIN_REQUESTS or measured.carried(gate.metric):
+        is_known = requests < MIN_REQUESTS or measured.carried(gate.metric) or gate.metric in judged
+        if gate.is_alarm or is_known:
             continue
         needs: Needs = "nothing" if gate.metric in STREAMED else "reason"
         found.append(Unjudged(gate.name, gate.metric, "source" if gate.name in named else needs, requests))
     return tuple(found)
 
 
-def awaited(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[str, ...]:
+def awaited(policy: PolicySpec, measured: MeasuredBaseline, judged: Collection[str] = ()) -> tuple[str, ...]:
     """A line for each deciding gate on scores of which none has come, while it is too early to say that none
-    will: without one, the rollout waits for a proof that cannot come."""
+    will: without one, the rollout waits for a proof that cannot come. judged: metrics that a judge gives."""
     return tuple(
         f"{gate}: no score of {metric} has come yet; nothing can be promoted without it; "
         f"{_source(metric)}, or leave the gate out of the policy: gates: {{{gate}: null}}"
         for gate, metric in _awaited(policy, measured)
+        if metric not in judged
     )
 
 
-def assumed(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[str, ...]:
+def assumed(policy: PolicySpec, measured: MeasuredBaseline, judged: Collection[str] = ()) -> tuple[str, ...]:
     """A line for each gate of `awaited`, for a forecast, which can only assume that its scores will come."""
     return tuple(
         f"{gate}: assumed to get a score of each request; no score of {metric} has come yet, and "
         "without one no stage is proven"
         for gate, metric in _awaited(policy, measured)
+        if metric not in judged
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from controller.rollout.judge_plan import JudgeAsked, JudgePlan
+
 
 class ProbeKind(StrEnum):
     PREFLIGHT = "preflight"  # the checkpoint is readable, stable is ready, the second engine fits
@@ -33,6 +35,7 @@ class SetSplit:
     mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
     kind: Literal["split"] = "split"
     audience_bp: tuple[tuple[str, int], ...] = ()  # weights of audiences, by name
+    judge: JudgeAsked | None = None  # None: says nothing of a judge, and none is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,15 @@ class RunProbe:
 
 
 @dataclass(frozen=True, slots=True)
+class ExamineJudge:
+    """Start the examination of the rollout's judge, or read its result."""
+
+    judge: JudgePlan
+    attempt: int  # 1, 2, ... within the rollout
+    kind: Literal["judge"] = "judge"
+
+
+@dataclass(frozen=True, slots=True)
 class Notify:
     """Deliver the notice; each key is delivered once."""
 
@@ -79,4 +91,6 @@ class Notify:
     kind: Literal["notify"] = "notify"
 
 
-Action = EnsureVersion | SetSplit | DrainVersion | CancelVersion | StopVersion | RunProbe | Notify
+Action = (
+    EnsureVersion | SetSplit | DrainVersion | CancelVersion | StopVersion | RunProbe | ExamineJudge | Notify
+)

@@ -18,6 +18,7 @@ from controller.rollout.journal import (
     untold,
     untold_hourly,
 )
+from controller.rollout.judge import awaits_examination
 from controller.rollout.last_answer import FLAP_S, could_answer, is_lost
 from controller.rollout.mirroring import all_copies_failed, is_mirrored
 from controller.rollout.observation import (
@@ -52,15 +53,14 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
     match state.phase:
         case Phase.PLANNING:
             return True
-        case Phase.MIRRORING:
-            return _may_begin(state, seen, now_s) and _is_revocable(state, seen)
+        case Phase.MIRRORING | Phase.SMOKE:
+            is_free = _may_begin(state, seen, now_s) and not awaits_examination(state)
+            return is_free and _is_revocable(state, seen)
         case Phase.PREFLIGHT:
             # Leftovers of an earlier attempt go first, or their failure would be taken for this one's.
             return _has_passed(state, seen) and is_unloaded(seen, state.canary.id)
         case Phase.WARMING:
             return _has_passed(state, seen)
-        case Phase.SMOKE:
-            return _may_begin(state, seen, now_s) and _is_revocable(state, seen)
         case Phase.LOADING:
             return ready >= canary_replicas(state)
         case Phase.STAGE:
@@ -85,7 +85,7 @@ def is_done(state: RolloutState, seen: Observation, now_s: float) -> bool:
 def _may_begin(state: RolloutState, seen: Observation, now_s: float) -> bool:
     """True: the canary is ready for its first weight, or for its first copies.
 
-    Stable and the data plane are asked besides, but the canary is not late for them.
+    Stable, the data plane and the judge are asked besides, but the canary is not late for them.
     """
     is_over = is_mirrored(state, seen, now_s) if state.phase is Phase.MIRRORING else _has_passed(state, seen)
     has_capacity = ready_replicas(seen, state.canary.id) >= canary_replicas(state)

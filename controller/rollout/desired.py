@@ -14,11 +14,13 @@ from controller.rollout.actions import (
     CancelVersion,
     DrainVersion,
     EnsureVersion,
+    ExamineJudge,
     ProbeKind,
     RunProbe,
     SetSplit,
     StopVersion,
 )
+from controller.rollout.judge import asked, is_examination_due
 from controller.rollout.observation import (
     Observation,
     VersionPhase,
@@ -40,6 +42,8 @@ def desired_actions(state: RolloutState, seen: Observation) -> tuple[Action, ...
     actions: list[Action] = []
     if state.launched and ready_replicas(seen, canary) < canary_replicas(state):
         actions.append(EnsureVersion(canary, canary_replicas(state)))
+    if (judge := state.plan.judge) is not None and is_examination_due(state, state.ticked_at_s):
+        actions.append(ExamineJudge(judge, state.judge.attempts + 1))
     match state.phase:
         case Phase.PREFLIGHT:
             # Leftovers of an earlier attempt are unloaded before the free memory is measured.
@@ -141,7 +145,11 @@ def desired_split(state: RolloutState) -> SetSplit:
     # The bake keeps the audiences of the last stage, so that nobody goes back to the old version.
     last = len(state.plan.stages) - 1
     audience_bp = state.plan.stages[min(state.stage, last)].audience_bp if last >= 0 else ()
-    return SetSplit(state.stable.id, state.canary.id, state.weight_bp, state.stage, audience_bp=audience_bp)
+    return SetSplit(
+        *(state.stable.id, state.canary.id, state.weight_bp, state.stage),
+        audience_bp=audience_bp,
+        judge=asked(state),
+    )
 
 
 def canary_replicas(state: RolloutState) -> int:

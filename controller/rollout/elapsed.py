@@ -46,6 +46,9 @@ def _moved(state: RolloutState, jump_s: float, away_s: float) -> RolloutState:
             step_at_s=departure.step_at_s + by_s,
             kept_since_s=_later(departure.kept_since_s, by_s),
         )
+    result = state.judge.result
+    if result is not None:
+        state = replace(state, judge=replace(state.judge, result=replace(result, at_s=result.at_s + by_s)))
     return replace(
         state,
         outbox=outbox,

@@ -79,6 +79,7 @@ from controller.rollout.journal import (
     publish_sources,
     release,
 )
+from controller.rollout.judge import note_judge
 from controller.rollout.last_answer import kept_bp, note_answers, standing, waiting_text
 from controller.rollout.mirroring import mirrored_text
 from controller.rollout.observation import (
@@ -149,7 +150,7 @@ def step(state: RolloutState, seen: Observation) -> tuple[RolloutState, tuple[Ac
 def _decide(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     if seen.resumed:
         state = restart_deadlines(state, now_s)
-    state = note_lacks(update_timers(state, seen, now_s), seen, now_s)
+    state = note_lacks(update_timers(note_judge(state, seen, now_s), seen, now_s), seen, now_s)
     if seen.evidence is not None:
         state = publish_alarms(state, seen.evidence.alarms, now_s)
         if state.phase in LIVE:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from controller.quantities import figure
 from controller.rollout.actions import ProbeKind, SetSplit
+from controller.rollout.judge_plan import JudgeFound
 from controller.rollout.state import Phase, RolloutState
 from evaluation.report import EvaluationReport, GateReport, Verdict
 
@@ -41,6 +42,7 @@ class SplitStatus:
     how: str = "acknowledged"
     tombstoned: tuple[str, ...] = ()  # rollouts that a direct rollback ended: never again a weight above 0
     mirror_bp: int = 0  # share of stable's requests of which the canary gets a copy
+    judge: str | None = None  # revision of the judge that routers ask; '': none is; None: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,38 @@ class MirrorStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeEvidence:
+    """Sampled answers of this rollout, stable's and the canary's, and the judge's verdicts on them."""
+
+    verdicts: tuple[int, int] = (0, 0)
+    missing: tuple[int, int] = (0, 0)  # there was an answer, and no verdict came in time
+    unanswered: tuple[int, int] = (
+        0,
+        0,
+    )  # sampled, without an answer to judge: other gates count them
+    anchors: int = 0  # verdicts on answers with known labels
+    anchors_wrong: int = 0
+    causes: tuple[tuple[str, int], ...] = ()  # of the missing ones, the most frequent first
+    drift: str | None = None  # what changed since the judge was admitted; None: nothing
+    too_many: str | None = None  # why too many are missing; None: they are not
+
+    @property
+    def text(self) -> str:
+        """`judged 410 stable, 22 canary; missing 3 stable, 1 canary (timeout 4); anchors 1 of 24 wrong`."""
+        stable, canary = self.verdicts
+        parts = [f"judged {stable:,} stable, {canary:,} canary"]
+        if any(self.missing):
+            causes = ", ".join(f"{cause} {count}" for cause, count in self.causes)
+            why = f" ({causes})" if causes else ""
+            parts.append(f"missing {self.missing[0]:,} stable, {self.missing[1]:,} canary{why}")
+        if any(self.unanswered):
+            parts.append(f"no answer {self.unanswered[0]:,} stable, {self.unanswered[1]:,} canary")
+        if self.anchors:
+            parts.append(f"anchors {self.anchors_wrong} of {self.anchors} wrong")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceStatus:
     """The evaluator's report. verdict: on promotion out of `stage`, from that stage's own units."""
 
@@ -132,6 +166,7 @@ class EvidenceStatus:
     alarms: tuple[Alarm, ...] = ()  # of segments, all raised so far
     points: PointEstimates | None = None  # None: not computed
     mirror: MirrorStatus | None = None  # None: it is not counted in this phase
+    judge: JudgeEvidence | None = None  # None: the rollout has no judge
 
     @classmethod
     def of(
@@ -140,6 +175,7 @@ class EvidenceStatus:
         guards: tuple[GuardStatus, ...] = (),
         alarms: tuple[Alarm, ...] = (),
         points: PointEstimates | None = None,
+        judge: JudgeEvidence | None = None,
     ) -> EvidenceStatus:
         """The evaluator's report, with the guards and alarms that are watched beside it."""
         return cls(
@@ -161,6 +197,7 @@ class EvidenceStatus:
             notes=report.notes,
             alarms=alarms,
             points=points,
+            judge=judge,
         )
 
 
@@ -225,6 +262,7 @@ class Observation:
     resumed: bool = False  # first tick of this controller: deadlines start again
     jump_s: float = 0.0  # by which the wall clock was set forward (negative: back) since the last tick
     away_s: float = 0.0  # since the last tick, beyond what one tick takes: no controller acted, >= 0
+    judge: JudgeFound | None = None  # of an examination that has ended; None: none has, or it runs
 
 
 def applied_words(how: str) -> str:
@@ -268,6 +306,8 @@ def is_applied(seen: Observation, table: SetSplit) -> bool:
     split = seen.split
     if split is None or not split.applied:
         return False
+    if table.judge is not None and table.judge.revision != split.judge:
+        return False  # not known: it is set again, which changes nothing where it is the same
     wanted = (table.stable, table.canary, table.weight_bp, table.mirror_bp)
     return (split.stable, split.canary, split.weight_bp, split.mirror_bp) == wanted
 

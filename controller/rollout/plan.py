@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from controller.quantities import FULL_BP, NEVER_CANARY
+from controller.rollout.judge_plan import JudgePlan
 from controller.spec.label import title
 
 ROLLOUT_PREFIX, UNDO_PREFIX = "r-", "u-"
@@ -96,6 +97,7 @@ class Plan:
     mirror: MirrorPlan | None = None  # None: no copies
     preflight: PreflightPlan | None = None  # None: the smoke test asks for any answer at all
     undo: bool = False  # a version that served before returns: no stages, no proof; its smoke test decides
+    judge: JudgePlan | None = None  # None: no judge is asked
 
     @property
     def promoted_bp(self) -> int:

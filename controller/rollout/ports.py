@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from controller.rollout.actions import Action, RunProbe, SetSplit
+from controller.rollout.actions import Action, ExamineJudge, RunProbe, SetSplit
+from controller.rollout.judge_plan import JudgeFound
 from controller.rollout.observation import (
     EvidenceStatus,
     ManualCommand,
@@ -62,6 +63,11 @@ class Evidence(Protocol):
 
 class Probes(Protocol):
     def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus: ...
+
+
+class Judges(Protocol):
+    def start_or_check(self, rollout: str, examination: ExamineJudge) -> JudgeFound | None:
+        """The result; None: it runs. It returns at once."""
 
 
 class Notifier(Protocol):

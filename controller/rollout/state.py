@@ -7,10 +7,11 @@ integer basis points (`*_bp`, 10,000 = 100 %).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from controller.rollout.judge_plan import JudgeState
 from controller.rollout.plan import Plan, VersionRef
 from evaluation.report import GateReport
 
@@ -246,6 +247,7 @@ class RolloutState:
     both_arms_paged_at_s: float | None = None  # when a failure of both arms was paged last
     departure: Departure | None = None
     cause: Cause | None = None  # of the rollback or failure
+    judge: JudgeState = field(default_factory=JudgeState)
     decisive: GateReport | None = None  # the gate that fired
     decided_canary: int | None = None  # canary requests settled when it was proven good or harmful
     passed: tuple[PassedStage, ...] = ()  # in order

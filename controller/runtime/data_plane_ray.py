@@ -11,12 +11,14 @@ from typing import Protocol, TypeVar
 
 from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
+from controller.rollout.judge_plan import JudgeAsked
 from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
 from serving.access import ClientRules
-from serving.credentials import SECRET_HEADER, DataSecret
+from serving.credentials import SECRET_HEADER, DataSecret, KeyReference
 from serving.engine_headers import REVISION_HEADER
 from serving.fleet import types as plane
+from serving.judge_messages import JudgeOrder
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
 from serving.table.orders import Split, StaleFencingToken
@@ -88,6 +90,9 @@ class TrafficAdapter:
 
     def __init__(self, traffic: TrafficClient) -> None:
         self._traffic = traffic
+        # By service: (epoch, revision) of the last split that was set, and the judge in it. A route table
+        # does not tell of its judge; of any other split it is not known.
+        self._judges: dict[str, tuple[tuple[int, int], str]] = {}
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         """Publish the split. Its salt is the rollout's id, so each rollout assigns units independently."""
@@ -96,16 +101,26 @@ class TrafficAdapter:
             *(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage),
             audience_bp=split.audience_bp,
             mirror_bp=split.mirror_bp,
+            judge=_order(split.judge),
         )
         status = translated(lambda: self._traffic.set_split(service, desired, token=token))
         if status is None:
             raise Unreachable(f"the route table of {service} does not answer")
-        return _split_status(status)
+        # A rollout with a tombstone gets another split than it asked for.
+        has_judge = split.judge is not None and status.rollout == rollout and status.canary == split.canary
+        judge = split.judge.revision if split.judge is not None and has_judge else ""
+        self._judges[service] = (status.epoch, status.revision), judge
+        return self._status(service, status)
 
     def observe(self, service: str) -> SplitStatus | None:
         """The current split; None: the table cannot be read."""
         status = translated(lambda: self._traffic.observe(service))
-        return _split_status(status) if status is not None else None
+        return self._status(service, status) if status is not None else None
+
+    def _status(self, service: str, status: TableStatus) -> SplitStatus:
+        known = self._judges.get(service)
+        is_known = known is not None and known[0] == (status.epoch, status.revision)
+        return _split_status(status, known[1] if known is not None and is_known else None)
 
     def heartbeat(self, service: str, *, token: int) -> None:
         if not translated(lambda: self._traffic.heartbeat(service, token)):
@@ -217,7 +232,22 @@ def _version_status(status: plane.VersionStatus) -> VersionStatus:
     )
 
 
-def _split_status(status: TableStatus) -> SplitStatus:
+def _order(asked: JudgeAsked | None) -> JudgeOrder | None:
+    if asked is None or not asked.revision:
+        return None
+    plan = asked.plan
+    return JudgeOrder(
+        url=plan.url,
+        model=plan.model,
+        api_key=KeyReference.from_names(plan.api_key_env, plan.api_key_file),
+        revision=asked.revision,
+        share_bp=plan.share_bp,
+        metric=plan.metric,
+        per_minute=plan.per_minute,
+    )
+
+
+def _split_status(status: TableStatus, judge: str | None) -> SplitStatus:
     return SplitStatus(
         epoch=status.epoch,
         revision=status.revision,
@@ -228,4 +258,5 @@ def _split_status(status: TableStatus) -> SplitStatus:
         how=status.how,
         tombstoned=status.tombstoned,
         mirror_bp=status.mirror_bp,
+        judge=judge,
     )

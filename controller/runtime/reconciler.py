@@ -18,14 +18,16 @@ from controller.rollout.actions import (
     CancelVersion,
     DrainVersion,
     EnsureVersion,
+    ExamineJudge,
     Notify,
     RunProbe,
     SetSplit,
     StopVersion,
 )
+from controller.rollout.judge_plan import JudgeFound
 from controller.rollout.machine import step
 from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, Observation, ProbeStatus
-from controller.rollout.ports import Clock, Evidence, Fleet, Notifier, Probes, Store, Stored, Traffic
+from controller.rollout.ports import Clock, Evidence, Fleet, Judges, Notifier, Probes, Store, Stored, Traffic
 from controller.rollout.state import Phase, RolloutState
 from controller.rollout.status import is_urgent
 from controller.runtime.faults import Faults
@@ -55,6 +57,7 @@ class Ports:
     probes: Probes
     notifier: Notifier
     clock: Clock
+    judges: Judges | None = None  # None: no rollout has a judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Performed:
     delivered: frozenset[str]  # keys of notices
     failed: bool  # some action failed: do not retry it at once
     token: int  # of the lease, which the commit must still hold
+    judge: JudgeFound | None = None  # result of the judge's examination; None: it runs, or none was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,7 @@ class Reconciler:
             return Performed(stored, (), frozenset(), False, token)
         self._forget_actions(rollout, but={f"{action.kind} of {rollout}" for action in stored.pending})
         probes: list[ProbeStatus] = []
+        judge: JudgeFound | None = None
         delivered: set[str] = set()
         works: set[str] = set()
         broken: set[str] = set()
@@ -126,11 +131,13 @@ class Reconciler:
             works.add(what)
             if isinstance(result, ProbeStatus):
                 probes.append(result)
+            elif isinstance(result, JudgeFound):
+                judge = result
             elif result is not None:
                 delivered.add(result)
         for what in works - broken:  # one of several actions of a kind may fail alone
             self._faults.works(what)
-        return Performed(stored, tuple(probes), frozenset(delivered), bool(broken), token)
+        return Performed(stored, tuple(probes), frozenset(delivered), bool(broken), token, judge)
 
     def read(self, service: str) -> DataPlaneStatus:
         """Fleet and route table of the service, each read once."""
@@ -162,6 +169,7 @@ class Reconciler:
             versions=plane.versions,
             evidence=evidence,
             probes=performed.probes,
+            judge=performed.judge,
             commands=ports.store.commands(before.id, after_seq=before.commands_through),
             delivered=performed.delivered,
             resumed=not is_known and before.phase is not Phase.PLANNING,
@@ -220,7 +228,7 @@ class Reconciler:
         of_it = {place for place in self._faults.failing if place.endswith(f" of {rollout}")}
         self._faults.forget(of_it - but)
 
-    def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | str | None:
+    def _act(self, state: RolloutState, action: Action, token: int) -> ProbeStatus | JudgeFound | str | None:
         ports, service = self._ports, state.service
         match action:
             case SetSplit():
@@ -235,6 +243,10 @@ class Reconciler:
                 ports.fleet.stop(service, version, token=token)
             case RunProbe():
                 return ports.probes.start_or_check(state, action)
+            case ExamineJudge():
+                if ports.judges is None:
+                    raise NotImplementedError("this controller examines no judges; connect `Ports.judges`")
+                return ports.judges.start_or_check(state.id, action)
             case Notify(key, severity, text):
                 return key if ports.notifier.send(key, severity, text) else None
             case _:
@@ -260,7 +272,7 @@ def _next_in_s(state: RolloutState, pending: Sequence[Action], changed: bool, fa
         return 0.0
     if is_urgent(state) or any(isinstance(action, SetSplit) for action in pending):
         return URGENT_S
-    if any(isinstance(action, EnsureVersion | RunProbe) for action in pending):
+    if any(isinstance(action, EnsureVersion | RunProbe | ExamineJudge) for action in pending):
         return WAITING_S
     return INTERVAL_S
 

@@ -18,6 +18,7 @@ from controller.errors import Conflict
 from controller.spec.service import ENGINE_KEYS, ServiceSpec, VersionSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 
+IN_PLACE = ("clients", "judge")  # what `up` changes of a service that runs; a rollout keeps its judge
 HOST_KEYS = ("replicas", "gpus", "routers", "api_key_env", "api_key_file")
 POLICY = "--policy FILE"
 
@@ -59,6 +60,12 @@ def refuse_change(
         f"requested: {_list((one.name, one.requested) for one in differences)}, "
         f"but up changes nothing that runs: {'; '.join(remedies)}"
     )
+
+
+def changed_in_place(requested: ServiceSpec, given: ServiceSpec) -> dict[str, object]:
+    """The keys of `IN_PLACE` that the user set to another value, with the new ones."""
+    asked = {key: getattr(requested, key) for key in IN_PLACE if key in requested.model_fields_set}
+    return {key: value for key, value in asked.items() if value != getattr(given, key)}
 
 
 def _differences(

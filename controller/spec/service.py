@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from controller.errors import BadSpec
 from controller.spec.clients import ClientsSpec
 from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored, refuse
+from controller.spec.judge import JudgeSpec, judge_of
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
 from controller.spec.violations import violations
@@ -208,6 +209,9 @@ class ServiceSpec(VersionSpec):
     clients: ClientsSpec = Field(
         default_factory=ClientsSpec, description="API keys and weights of clients; see docs/router.md"
     )
+    judge: JudgeSpec | None = Field(
+        default=None, description="a model that judges a share of both versions' answers; see docs/judges.md"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -223,14 +227,27 @@ class ServiceSpec(VersionSpec):
             raise FieldError("policy.twin", "belongs to one rollout, not to a service; give it to deploy")
         if not is_stored(info) and (unknown := unknown_audience(self.policy, self.clients)):
             raise FieldError(f"policy.{unknown[0]}", unknown[1])
+        judge = self.judge
+        if not is_stored(info) and judge is not None and judge.share and not judge_of(judge, self.policy):
+            raise FieldError(
+                "judge.metric",
+                f"{judge.metric} is tested by no gate of the policy, so verdicts would decide nothing; "
+                "keep its gate, or leave judge out",
+            )
         return self
 
     @classmethod
     def without(cls, data: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
         """Without its clients, the audiences of a policy cannot be judged; some name it has."""
         gone = {path.partition(".")[0] for path in paths}
-        rest = super().without(data, gone | ({"policy"} if "clients" in gone else set()))
+        rest = super().without(data, gone | ({"policy"} if gone & {"clients", "judge"} else set()))
         return rest | ({"service": "unnamed"} if "service" in gone else {})
+
+    def located(self, base: Path) -> Self:
+        """The service with its directory and key files made absolute, relative to `base`."""
+        located = super().located(base)
+        judge = located.judge
+        return located if judge is None else located.model_copy(update={"judge": judge.located(base)})
 
     def version(self) -> VersionSpec:
         """The version, without the service's own fields."""

@@ -267,13 +267,13 @@ class SqlStore:
             text = f"service created on {row.stable}"
             append_event(db, row.name, None, row.created_at_s, "controller", text)
 
-    def set_clients(self, name: str, spec: str, identity: Identity, *, at_s: float) -> None:
-        """Store the spec of a service whose clients have changed. Raises UnknownService: it is gone."""
+    def set_keys(self, name: str, spec: str, identity: Identity, *, keys: Sequence[str], at_s: float) -> None:
+        """Store the spec of a service of which these keys have changed. Raises UnknownService: it is gone."""
         with self.database.write() as db:
             if lock_service(db, name) is None:
                 raise UnknownService(f"service {name} does not exist; it was removed meanwhile")
             db.execute(update(t.services).where(t.services.c.name == name).values(spec=spec))
-            append_event(db, name, None, at_s, identity.name, "clients changed")
+            append_event(db, name, None, at_s, identity.name, f"{' and '.join(keys)} changed")
 
     def mark_removing(self, name: str, identity: Identity, *, at_s: float) -> None:
         """Mark the service for removal; the controller stops it and then calls `remove_service`.

@@ -150,6 +150,24 @@ class LogView(_View):
     text: str
 
 
+class JudgeView(_View):
+    """The judge of a rollout. Pairs are of stable and of the canary; null: not known yet."""
+
+    model: str
+    metric: str
+    share_bp: int  # of both versions' answers
+    state: str  # being examined, admitted, refused, silent or drifted
+    text: str  # in one line: the state with its figures, how many answers are judged and missing
+    revision: str = ""
+    found: float | None = None  # of the bad answers of its examination
+    false_alarms: float | None = None  # of the good ones
+    verdicts: tuple[int, int] | None = None
+    missing: tuple[int, int] | None = None
+    unanswered: tuple[int, int] | None = None  # sampled requests without an answer to judge
+    anchors: int | None = None  # verdicts on answers with known labels
+    anchors_wrong: int | None = None
+
+
 class RolloutView(_View):
     """A rollout with its evidence and log."""
 
@@ -191,6 +209,7 @@ class RolloutView(_View):
     missing: tuple[str, ...]
     guards: tuple[str, ...]
     notes: tuple[str, ...]
+    judge: JudgeView | None = None  # null: the rollout has none
     warnings: tuple[str, ...] = ()  # of a deploy, in its answer alone; the log keeps them
     alarms: tuple[AlarmView, ...] = ()  # of segments: shown and notified once, never deciding
     cause: CauseView | None
@@ -319,6 +338,7 @@ class PlanView(_View):
     alpha: float
     gates: tuple[str, ...]
     not_judged: tuple[UnjudgedView, ...] = ()
+    judge: str = ""  # which judge is asked of how many answers; empty: none is
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     mirror: str = ""  # what is copied to the canary before the first stage; empty: nothing
     preflight: str = ""  # what the canary is asked before it gets a user; empty: any answer at all

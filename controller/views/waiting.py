@@ -6,6 +6,7 @@ import math
 
 from controller.quantities import duration, percent
 from controller.rollout.evidence_gap import evidence_gap
+from controller.rollout.judge import awaits_examination
 from controller.rollout.observation import EvidenceStatus, Observation
 from controller.rollout.state import DepartureStep, Phase, RolloutState
 from evaluation.metrics import CATALOGUE
@@ -41,6 +42,8 @@ def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: flo
             )
         case _:
             waits.append(f"{state.phase.value} of {state.canary.id}")
+            if (judge := state.plan.judge) is not None and awaits_examination(state):
+                waits.append(f"the examination of judge {judge.model}")
     return tuple(waits)
 
 

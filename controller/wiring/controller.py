@@ -29,6 +29,7 @@ from controller.evidence.records import gate_config
 from controller.evidence.score_join import IdBudget
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
+from controller.judging.examiner import Examiner
 from controller.rollout.state import RolloutState
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
@@ -104,7 +105,7 @@ def build(settings: Settings) -> Controller:
     environment = HostEnvironment(
         versions, log, has_variable=lambda name: cluster.has_variable(settings, name)
     )
-    notifier, budget = LogNotifier(), IdBudget()
+    notifier, budget, examiner = LogNotifier(), IdBudget(), Examiner()
 
     def with_table(timeout_s: float = TIMEOUT_S) -> Sequence[str]:
         return tables.services(timeout_s)
@@ -134,7 +135,7 @@ def build(settings: Settings) -> Controller:
             fleet.stop_router,
             time.monotonic,
         )
-        ports = Ports(store, engines, table, feeds, probes, notifier, clock)
+        ports = Ports(store, engines, table, feeds, probes, notifier, clock, examiner)
 
         def measure(now_s: float) -> None:
             meter.set_stable(store.service(service).stable)

@@ -9,12 +9,14 @@ from controller.rollout.actions import (
     CancelVersion,
     DrainVersion,
     EnsureVersion,
+    ExamineJudge,
     Notify,
     ProbeKind,
     RunProbe,
     SetSplit,
     StopVersion,
 )
+from controller.rollout.judge_plan import JudgeFound
 from controller.rollout.observation import (
     CommandKind,
     EvidenceStatus,
@@ -43,6 +45,8 @@ class ObedientPlane:
     results: dict[ProbeKind, tuple[ProbePhase, str]] = field(default_factory=dict)  # others pass
     commands: tuple[ManualCommand, ...] = ()
     unacknowledged: int = 0  # observations until the newest table is applied
+    judges: dict[int, JudgeFound] = field(default_factory=dict)  # results of examinations, by attempt
+    judge: JudgeFound | None = None
 
     def __post_init__(self) -> None:
         self.versions["v-old"] = VersionStatus("v-old", VersionPhase.READY, self.replicas, 0)
@@ -53,8 +57,13 @@ class ObedientPlane:
             match action:
                 case EnsureVersion(version, replicas):
                     self.versions[version] = VersionStatus(version, VersionPhase.READY, replicas, 0)
-                case SetSplit(stable, canary, weight_bp, _, mirror_bp):
+                case SetSplit(stable, canary, weight_bp, _, mirror_bp, judge=judge):
                     self.table(stable, canary, weight_bp, mirror_bp)
+                    if self.split is not None:
+                        revision = judge.revision if judge is not None else ""
+                        self.split = replace(self.split, judge=revision)
+                case ExamineJudge(attempt=attempt):
+                    self.judge = self.judges.get(attempt)
                 case DrainVersion(version) | CancelVersion(version):
                     self.versions[version] = VersionStatus(version, VersionPhase.DRAINING, 0, 0)
                 case StopVersion(version):
@@ -88,5 +97,6 @@ class ObedientPlane:
         elif self.split is not None:
             self.split = replace(self.split, applied=True)
         return Observation(
-            self.now_s, self.split, tuple(self.versions.values()), evidence, self.probes, self.commands
-        )
+            self.now_s, self.split, tuple(self.versions.values()), evidence, self.probes, self.commands,
+            judge=self.judge,
+        )  # fmt: skip

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from controller.errors import StaleToken, Unreachable
-from controller.rollout.actions import ProbeKind, RunProbe, SetSplit
+from controller.rollout.actions import ExamineJudge, ProbeKind, RunProbe, SetSplit
+from controller.rollout.judge_plan import JudgeFound
 from controller.rollout.observation import (
     EvidenceStatus,
     ProbePhase,
@@ -150,6 +151,7 @@ class FakeTraffic:
     set_at_s: dict[str, float] = field(default_factory=dict)
     tombstones: set[str] = field(default_factory=set)
     weights: list[int] = field(default_factory=list)  # every weight published, in order
+    judges: list[str] = field(default_factory=list)  # the revision of the judge of each; '': none
     heartbeat_at_s: dict[str, float] = field(default_factory=dict)
     marks: dict[str, DatabaseMark] = field(default_factory=dict)
     fence: _Fence = field(default_factory=_Fence)
@@ -160,11 +162,15 @@ class FakeTraffic:
         mirror_bp = 0 if rollout in self.tombstones else split.mirror_bp
         canary = split.canary if weight_bp or mirror_bp else None
         before = self.tables.get(service)
-        wanted = SplitStatus(1, 0, split.stable, canary, weight_bp, applied=False, mirror_bp=mirror_bp)
+        judge = split.judge.revision if split.judge is not None and canary is not None else ""
+        wanted = SplitStatus(
+            *(1, 0, split.stable, canary, weight_bp), applied=False, mirror_bp=mirror_bp, judge=judge
+        )
         if before is None or replace(before, revision=0) != wanted:
             self.tables[service] = replace(wanted, revision=before.revision + 1 if before else 1)
             self.set_at_s[service] = self.clock.boot_s()
             self.weights.append(weight_bp)
+            self.judges.append(judge)
         return self.observe(service)
 
     def start(self, service: str) -> None:
@@ -248,6 +254,18 @@ class FakeProbes:
     def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus:
         phase, detail = self.results.get(probe.probe, ("passed", ""))
         return ProbeStatus(probe.probe, phase, detail)
+
+
+@dataclass(slots=True)
+class FakeJudges:
+    """Examinations that end at once with what `results` holds for each attempt; without one they run on."""
+
+    results: dict[int, JudgeFound] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)  # attempts, in order
+
+    def start_or_check(self, rollout: str, examination: ExamineJudge) -> JudgeFound | None:
+        self.asked.append(examination.attempt)
+        return self.results.get(examination.attempt)
 
 
 @dataclass(slots=True)

@@ -31,6 +31,7 @@ from controller.rollout.actions import (
     CancelVersion,
     DrainVersion,
     EnsureVersion,
+    ExamineJudge,
     Notify,
     ProbeKind,
     RunProbe,
@@ -263,6 +264,8 @@ def _action(action: Action) -> str:
     match action:
         case EnsureVersion(version, replicas):
             return f"ensure {version} x {replicas}"
+        case ExamineJudge(judge, attempt):
+            return f"examine judge {judge.model}, attempt {attempt}"
         case SetSplit(stable, canary, 0, _, copies) if copies:
             return f"split {stable} alone, {percent(copies)} copied to {canary}"
         case SetSplit(stable, canary, points):

@@ -10,6 +10,7 @@ import pytest
 
 from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
+from controller.rollout.judge_plan import JudgeAsked, JudgePlan
 from controller.rollout.observation import VersionPhase
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
@@ -21,6 +22,7 @@ from controller.runtime.data_plane_ray import (
 from serving.access import ClientRules
 from serving.credentials import DataSecret, KeyReference, NoKey
 from serving.fleet import types as plane
+from serving.judge_messages import JudgeOrder
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
 from serving.table.orders import Split, StaleFencingToken
 
@@ -278,3 +280,41 @@ def test_scores_are_appended_under_the_given_id() -> None:
     RecordsAdapter(traffic).append("chat", [("chatcmpl-1", "quality", 0.5, 9.0)])
 
     assert traffic.calls == [("scores", ScoreRecord(0, "chatcmpl-1", "quality", 0.5, 9.0))]
+
+
+def asked(revision: str = "abc") -> JudgeAsked:
+    plan = JudgePlan("http://127.0.0.1:8000", "judge", 2000, "quality", 60, api_key_env="JUDGE_KEY")
+    return JudgeAsked(plan, revision)
+
+
+def test_an_admitted_judge_is_in_the_split_and_one_without_a_revision_is_not() -> None:
+    traffic = RecordingTraffic()
+    adapter = TrafficAdapter(traffic)
+    for judge in (asked(), asked(""), None):
+        adapter.set_split("chat", "r-00000001", SetSplit("v-1", "v-2", 500, 2, judge=judge), token=1)
+
+    order = JudgeOrder(
+        "http://127.0.0.1:8000", "judge", KeyReference("env", "JUDGE_KEY"), "abc", 2000, "quality", 60
+    )
+    assert [call[2].judge for call in traffic.calls] == [order, None, None]  # type: ignore[attr-defined]
+
+
+def test_the_judge_of_a_table_is_known_of_the_split_that_was_set_last_and_of_no_other() -> None:
+    traffic = RecordingTraffic()
+    adapter = TrafficAdapter(traffic)
+    split = SetSplit("v-1", "v-2", 500, 2, judge=asked())
+
+    def judge() -> str | None:
+        status = adapter.observe("chat")
+        assert status is not None
+        return status.judge
+
+    assert judge() is None  # a new controller
+    adapter.set_split("chat", "r-00000001", split, token=1)
+    assert judge() == "abc"
+    adapter.set_split("chat", "r-00000001", replace(split, judge=asked("")), token=1)
+    assert judge() == ""
+    traffic.status = replace(STATUS, revision=4)  # as of a route table that withdrew the canary
+    assert judge() is None
+    adapter.set_split("chat", "r-00000002", split, token=1)  # the table kept the rollout before
+    assert judge() == ""

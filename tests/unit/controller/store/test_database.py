@@ -64,7 +64,7 @@ WRITES: dict[str, Callable[[SqlStore, AbStore], object]] = {
 }
 # On a database with a service alone.
 REMOVALS: dict[str, Callable[[SqlStore, AbStore], object]] = {
-    "set_clients": lambda store, ab: store.set_clients("chat", "{}", ADA, at_s=1.0),
+    "set_keys": lambda store, ab: store.set_keys("chat", "{}", ADA, keys=("clients",), at_s=1.0),
     "mark_removing": lambda store, ab: store.mark_removing("chat", ADA, at_s=1.0),
     "remove_service": lambda store, ab: store.remove_service("chat", at_s=1.0),
 }

@@ -94,7 +94,7 @@ def test_without_records_nobody_is_asked(path: Path) -> None:
 
 
 def test_a_table_that_is_no_more_is_judged_no_more(path: Path, tmp_path: Path) -> None:
-    source = source_of(path, RecordsFile(tmp_path / "r.jsonl"))
+    source = source_of(path, KeptFiles(RecordsFile(tmp_path / "r.jsonl")))
     core = source.cores["chat"]
     assert core.judge._asking is not None
     path.write_text(TABLE.replace("judge:", "# judge:"))
@@ -130,7 +130,7 @@ async def test_verdicts_reach_the_file_and_backtest_and_no_text_does(
                 f"service: chat\nstable: {{url: '{stable.url}'}}\ncanary: {{url: '{canary.url}'}}\n"
                 f"weight_bp: 5000\njudge: {judged}\n"
             )
-            front = front_of(source_of(path, RecordsFile(records)))
+            front = front_of(source_of(path, KeptFiles(RecordsFile(records))))
             await front.start()
             port = await front.listen(bound("127.0.0.1", 0))
             worker = front.core.judge

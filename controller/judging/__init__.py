@@ -1,0 +1,1 @@
+"""Judges of rollouts: their examination beside the ticks."""

@@ -1,0 +1,74 @@
+"""The judge of a rollout: when it is examined, what that showed, and what it means for the split.
+
+Rules:
+1. A judge is examined from the rollout's start on, beside the load of the canary. The first stage waits until
+   the examination has a result, whatever it is; it has a limit of its own, so a judge keeps nobody waiting.
+2. Only an admitted judge is asked, from the first weight on, of both arms alike. A refused one never is in
+   this rollout; one that gave no verdict is examined again after `AGAIN_S`.
+3. While it is not admitted, has drifted, or has left too many sampled answers without a verdict, the gates on
+   its metric are INVALID: nothing is promoted, and they roll nothing back. The other gates decide as always.
+4. A judge that drifted is asked no more in this rollout, and what it said is void.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controller.rollout.journal import log, notice
+from controller.rollout.judge_plan import AGAIN_S, JudgeAsked, JudgeFound
+from controller.rollout.observation import Observation
+from controller.rollout.state import RolloutState
+
+
+def is_examination_due(state: RolloutState, now_s: float) -> bool:
+    """Whether the judge should be examined now, or is being."""
+    result = state.judge.result
+    if state.plan.judge is None or not state.plan.stages or state.departure is not None:
+        return False
+    return result is None or (result.outcome == "silent" and now_s - result.at_s >= AGAIN_S)
+
+
+def awaits_examination(state: RolloutState) -> bool:
+    """Whether the first stage waits for it."""
+    has_one = state.plan.judge is not None and bool(state.plan.stages)
+    return has_one and state.judge.result is None and state.waived_through < 0
+
+
+def asked(state: RolloutState) -> JudgeAsked | None:
+    """What the split says of the judge; None: the rollout has none."""
+    if state.plan.judge is None or not state.plan.stages:
+        return None
+    result = state.judge.result
+    is_asked = state.judge.is_admitted and result is not None
+    return JudgeAsked(state.plan.judge, result.revision if is_asked and result is not None else "")
+
+
+def note_judge(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
+    """The state with the result of an examination that ended, and with a drift that the evidence shows."""
+    plan, judge, found = state.plan.judge, state.judge, seen.judge
+    if plan is None:
+        return state
+    if found is not None and found.attempt == judge.attempts + 1 and is_examination_due(state, now_s):
+        again = judge.result is not None and judge.result.outcome == found.outcome
+        judge = replace(judge, attempts=found.attempt, result=replace(found, at_s=now_s))
+        state = replace(state, judge=judge)
+        if not again:  # a judge that stays silent is told of once
+            state = _told(state, found, now_s)
+    shown = seen.evidence.judge if seen.evidence is not None else None
+    drift = shown.drift if shown is not None else None
+    if drift is not None and judge.drift is None:
+        text = f"{state.service}: {drift}; {plan.metric} is not judged any more, so nothing is promoted"
+        state = replace(state, judge=replace(judge, drift=drift))
+        state = notice(log(state, now_s, text), "judge-drift", "page", text, now_s)
+    return state
+
+
+def _told(state: RolloutState, found: JudgeFound, now_s: float) -> RolloutState:
+    plan = state.plan.judge
+    assert plan is not None
+    who = f"judge {plan.model} (revision {found.revision})" if found.revision else f"judge {plan.model}"
+    if found.outcome == "admitted":
+        return log(state, now_s, f"{who} admitted: {found.text}")
+    what = "refused" if found.outcome == "refused" else "silent"
+    text = f"{state.service}: {who} {what}: {found.text}; nothing is promoted on {plan.metric}"
+    return notice(log(state, now_s, text), f"judge-{what}-{found.attempt}", "page", text, now_s)

@@ -1,0 +1,99 @@
+"""Examinations in the background: the result, silence with its reason, and never a wait or an error."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from controller.judging.examiner import AT_ONCE, Examiner, Said, ask_openai
+from controller.rollout.actions import ExamineJudge
+from controller.rollout.judge_plan import JudgeFound, JudgePlan
+from serving.judging.examined import Examined
+from serving.judging.questions import revision
+from tests.fakes.judge_endpoint import judge_endpoint, spoken, truthful
+
+PLAN = JudgePlan("http://127.0.0.1:9", "judge", 2000, "quality", 60)
+
+
+def truthful_of_all(body: dict[str, Any]) -> tuple[int, Any]:
+    return spoken("no") if "1 plus 1" in body["messages"][1]["content"] else truthful(body)
+
+
+def result_of(
+    examiner: Examiner, rollout: str = "r-1", plan: JudgePlan = PLAN, attempt: int = 1
+) -> JudgeFound:
+    ends_at_s = time.monotonic() + 20.0
+    while time.monotonic() < ends_at_s:
+        if (found := examiner.start_or_check(rollout, ExamineJudge(plan, attempt))) is not None:
+            return found
+        time.sleep(0.005)
+    raise AssertionError("no result")
+
+
+def test_a_truthful_judge_is_admitted_with_its_revision_and_figures() -> None:
+    with judge_endpoint(truthful_of_all) as url:
+        found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
+
+    assert (found.outcome, found.revision, found.found) == ("admitted", revision("judge"), 1.0)
+    assert found.text.startswith("found 100 % of the bad answers, called 0 % of the good ones bad")
+
+
+def test_a_judge_that_always_says_no_is_refused_with_reasons() -> None:
+    with judge_endpoint(lambda _: spoken("no")) as url:
+        found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
+
+    assert found.outcome == "refused"
+    assert "0% of the bad plants found, needed 80%" in found.text
+
+
+def test_a_judge_that_does_not_answer_or_lacks_its_key_is_silent_and_says_why() -> None:
+    no_key = JudgePlan("http://127.0.0.1:9", "judge", 2000, "quality", 60, api_key_env="NO_SUCH_KEY_HERE")
+    silent, keyless = result_of(Examiner()), result_of(Examiner(), plan=no_key)
+
+    assert silent.outcome == keyless.outcome == "silent"
+    assert silent.text == "it gave no verdict: ConnectError"
+    assert "NO_SUCH_KEY_HERE is not set" in keyless.text
+
+
+def test_an_examination_that_fails_or_takes_too_long_is_silent() -> None:
+    def fails(_: JudgePlan) -> Said:
+        raise RuntimeError("what a judge said")
+
+    def hangs(_: JudgePlan) -> Said:
+        raise TimeoutError
+
+    failed = result_of(Examiner(fails))
+    assert (failed.outcome, failed.text) == ("silent", "its examination failed: RuntimeError")
+    assert result_of(Examiner(hangs)).text == "it did not answer all questions within 5 min"
+
+
+def test_nobody_waits_for_an_examination_and_each_attempt_is_made_once() -> None:
+    free, asked = threading.Event(), []
+
+    def waits(plan: JudgePlan) -> Said:
+        asked.append(plan.model)
+        free.wait(20.0)
+        return Said(Examined((), ()), "slow")
+
+    examiner = Examiner(waits)
+    began_s = time.monotonic()
+    for n in range(AT_ONCE + 2):
+        for _ in range(3):
+            assert examiner.start_or_check(f"r-{n}", ExamineJudge(PLAN, 1)) is None
+    took_s = time.monotonic() - began_s
+    free.set()
+    last = result_of(examiner, f"r-{AT_ONCE + 1}")
+
+    assert took_s < 2.0
+    assert last.text == "it gave no verdict: slow"
+    assert len(asked) == AT_ONCE + 1  # of one nobody asked again
+
+
+def test_another_attempt_asks_again() -> None:
+    asked: list[str] = []
+    examiner = Examiner(lambda plan: asked.append(plan.model) or Said(Examined((), ()), None))  # type: ignore[func-returns-value]
+    first, second = result_of(examiner), result_of(examiner, attempt=2)
+
+    assert (first.attempt, second.attempt, asked) == (1, 2, ["judge", "judge"])
+    assert ask_openai is not None
