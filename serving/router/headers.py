@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -37,6 +38,7 @@ KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 NOT_FORWARDED = _HOP_BY_HOP | frozenset(
     (*KEY_HEADERS, *b"host content-length expect cookie accept-encoding x-request-id".split())
 )
+_NO_CONTROLS = re.compile(rb"[^\x00-\x1f\x7f]*")
 # Ends the head of a WebSocket's handshake, and of the answer that accepts it.
 TO_WEBSOCKET = b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
 CLAUDE_SESSION_HEADER = b"x-claude-code-session-id"  # what Claude Code calls it
@@ -152,6 +154,13 @@ def of_preflight(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
         for name, value in headers
         if name == b"origin" or name.startswith(b"access-control-request-")
     ]
+
+
+def own_header(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A header of the router's own, of a text that is not. Raises ValueError for one that ends the line."""
+    if not _NO_CONTROLS.fullmatch(value):
+        raise ValueError(f"{name.decode()}: {value[:80]!r} holds what no header can hold")
+    return name, value
 
 
 def lines_of(headers: RawHeaders) -> list[bytes]:

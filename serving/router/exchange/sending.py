@@ -12,7 +12,15 @@ from serving.router.bodies.model_name import body_with_model
 from serving.router.exchange.attempts import Attempts
 from serving.router.exchange.context import RouterContext, Start
 from serving.router.exchange.continuation import Continuation
-from serving.router.headers import REQUEST_ID, RawHeaders, forwarded, is_preflight, of_preflight, value_of
+from serving.router.headers import (
+    REQUEST_ID,
+    RawHeaders,
+    forwarded,
+    is_preflight,
+    of_preflight,
+    own_header,
+    value_of,
+)
 from serving.router.types import Attempt, Body, Refusal, Request
 from serving.targets import Endpoint
 
@@ -177,7 +185,7 @@ class Sender:
 def _served_by(version: str, arm: int, epoch: int, revision: int) -> tuple[tuple[bytes, bytes], ...]:
     """The headers that say which version answered, by which table."""
     return (
-        (b"x-canaryctl-version", version.encode()),
+        own_header(b"x-canaryctl-version", version.encode()),
         (b"x-canaryctl-arm", b"canary" if arm == CANARY else b"stable"),
         (b"x-canaryctl-revision", b"%d.%d" % (epoch, revision)),
     )

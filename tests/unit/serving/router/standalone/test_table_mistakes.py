@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from serving.router.headers import own_header
 from serving.router.standalone.main import check
 from serving.router.standalone.table_file import source_of
 from serving.router.standalone.table_reader import TableFileError, read_file
@@ -141,3 +143,27 @@ def test_a_changed_file_that_names_the_router_itself_is_refused(path: Path) -> N
     assert "is the address of this router" in str(source.reload())
     assert source.specs["chat"].canary is not None
     assert source.specs["chat"].canary.url.endswith("8002")
+
+
+WRONG_VERSIONS = ["v7\n", "x\r\nset-cookie: evil=1", "a\0b", "a\tb", " v7", "v\u00b7", "v" * 129]
+
+
+@pytest.mark.parametrize("version", WRONG_VERSIONS)
+@pytest.mark.parametrize("arm", ["stable", "canary"])
+def test_a_version_that_no_header_can_hold_is_refused(path: Path, version: str, arm: str) -> None:
+    arms = {"stable": {"url": "http://127.0.0.1:8001"}, "canary": {"url": "http://127.0.0.1:8002"}}
+    arms[arm]["version"] = version
+    path.write_text(json.dumps({"service": "chat", **arms}))
+
+    with pytest.raises(TableFileError) as caught:
+        read_file(path, change=1)
+
+    assert f"{arm}.version {version!r}: becomes a header" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_of_the_routers_own_holds_no_control_character() -> None:
+    assert own_header(b"x-canaryctl-version", b"v7 (of 1.2)") == (b"x-canaryctl-version", b"v7 (of 1.2)")
+    for value in (b"v7\n", b"x\r", b"a\0b"):
+        with pytest.raises(ValueError, match="no header can hold"):
+            own_header(b"x-canaryctl-version", value)
