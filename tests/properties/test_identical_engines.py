@@ -41,11 +41,12 @@ from tests.fakes.virtual_wire import (
 )
 
 TOLERANCE_MS = 60.0  # the pool looks at its deadlines every 50 ms
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
+CHAT, COMPLETIONS, RESPONSES, MESSAGES, COHERE = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/messages",
+    "/cohere/v2/chat",
 )
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 USAGE = {"stream_options": {"include_usage": True}}
@@ -80,6 +81,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "n=2": (CHAT, {**STREAM, "n": 2}),
     "responses": (RESPONSES, {"input": "q", "stream": True}),
     "messages": (MESSAGES, STREAM),
+    "cohere": (COHERE, STREAM),
 }
 
 
@@ -105,6 +107,12 @@ def events_of(path: str, body: dict[str, Any]) -> list[bytes]:
         usage = {"input_tokens": 3, "output_tokens": 5}
         done = sse(type="response.completed", response={"id": "r", "usage": usage, "stop": "stop"})
         return [sse(type="response.created", response={"id": "r"}), *made, done]
+    if path == COHERE:
+        said = [{"message": {"content": {"text": word}}} for word in "abcde"]
+        usage = {"tokens": {"input_tokens": 3, "output_tokens": 5}}
+        done = sse(type="message-end", delta={"finish_reason": "COMPLETE", "usage": usage, "stop": "stop"})
+        first = sse(type="message-start", id="c", delta={"message": {"role": "assistant"}})
+        return [first, *(sse(type="content-delta", delta=one) for one in said), done]
     made = [sse(type="content_block_delta", delta={"type": "text_delta", "text": word}) for word in "abcde"]
     end = sse(type="message_delta", delta={"stop_reason": "stop"}, usage={"output_tokens": 5})
     return [sse(type="message_start", message={"id": "m"}), *made, end, sse(type="message_stop")]

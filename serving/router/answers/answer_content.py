@@ -23,7 +23,8 @@ LABELS = frozenset(
     {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
 )
 READ_LIMIT = 64 << 10  # bytes
-_ANSWER_PARTS = ("choices", "content", "output")
+_ANSWER_PARTS = ("choices", "content", "output", "message")
+_TOKENS = re.compile(rb'"token_ids"\s*:\s*\[\s*[0-9]')
 _EVENT_PARTS = ("choices", "delta", "content_block", "item", "part")
 _CHOICE_PARTS = ("message", "delta", "text")
 
@@ -45,7 +46,14 @@ def answer_says_something(text: bytes) -> bool:
     answer = json_object(text) or {}
     if answer.get("status") in ("queued", "in_progress"):
         return True
+    if not isinstance(answer.get("message"), dict):  # a text there tells of an error
+        answer["message"] = None
     return any(_holds(_said(answer, part)) for part in _ANSWER_PARTS)
+
+
+def holds_tokens(text: bytes) -> bool:
+    """Whether ids of generated tokens are found in it: the content of an answer without text."""
+    return _TOKENS.search(text) is not None
 
 
 def event_says_something(event: Mapping[str, Any]) -> bool:

@@ -109,8 +109,15 @@ class AnswerState(AnswerFacts):
     @property
     def fault(self) -> str | None:
         """What is wrong with an answer from which nothing more comes, as a fixed word; None: nothing."""
-        needs_finish = self.is_stream and self.path in TEXT_PATHS and not self._is_too_large
-        return "cut" if needs_finish and not (self.is_finished or self.has_error) else self.defect
+        is_read = self.is_stream and not (self._is_too_large or self.has_error)
+        return "cut" if is_read and self._lacks_end else self.defect
+
+    @property
+    def _lacks_end(self) -> bool:
+        """True for a stream whose last event has not come; streams of some servers of speech have none."""
+        if self.path in TEXT_PATHS:
+            return not self.is_finished
+        return self.events == 0 or (self._names_end and not (self.is_finished or self.is_done))
 
     @property
     def defect(self) -> str | None:

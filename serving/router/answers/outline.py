@@ -24,6 +24,7 @@ class _Inner(msgspec.Struct, gc=False):
 
     id: msgspec.Raw = _ABSENT
     stop_reason: msgspec.Raw = _ABSENT
+    finish_reason: msgspec.Raw = _ABSENT
     usage: msgspec.Raw = _ABSENT
     incomplete_details: msgspec.Raw = _ABSENT
 
