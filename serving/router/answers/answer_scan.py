@@ -54,7 +54,7 @@ from serving.router.answers.answer_events import (
 )
 from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_state import AnswerState
-from serving.router.answers.answer_values import lacks_values
+from serving.router.answers.answer_values import lacks_some, lacks_values
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import event_of, outline_of
 from serving.router.answers.usual_answer import usual_answer
@@ -167,7 +167,7 @@ class AnswerScan(AnswerState):
             may_be_value = is_named and self.path not in TEXT_PATHS
             is_read = self._is_too_large or self._read_json_answer(text) or (may_be_value and is_value(text))
             if is_read and not (self._is_too_large or self.has_error) and self.path in VALUE_PATHS:
-                self._lacks_values = self.has_input and lacks_values(text)
+                self._lacks_values = self.has_input and (lacks_values(text) or lacks_some(text, self.inputs))
         else:
             is_read = False  # such as a page that asks to log in
         is_page = self.content_type.startswith("text/html")

@@ -20,6 +20,7 @@ class AnswerState(AnswerFacts):
     choices: how many the request asked for; None: not known.
     takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream.
     asks_whole: it is known to ask for none.   has_input: it gives what an answer with values has some of.
+    inputs: of how many texts it asks for a value each; 0: not known.
     """
 
     path: str
@@ -28,6 +29,7 @@ class AnswerState(AnswerFacts):
     takes_ids: bool = False
     streams: bool = False
     has_input: bool = False
+    inputs: int = 0
     asks_whole: bool = False
     events: int = 0  # of a stream, without [DONE]
     is_blank: bool = True  # nothing has come, or white space, which is no answer

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from serving.messages import Arm, RequestRecord, RouteTable
 from serving.router.answers.answer_scan import AnswerScan
-from serving.router.bodies.inputs import gives_input, takes_events
+from serving.router.bodies.inputs import gives_input, inputs_of, takes_events
 from serving.router.exchange.held import HeldBytes
 from serving.router.types import VALUE_PATHS, Assignment, Body, Canary, Limits, Request
 from serving.router.upstreams.health import UpstreamHealth
@@ -64,7 +64,8 @@ class Start(Struct, frozen=True, gc=False):
         may_be_wrong = self.asks_whole and path in TEXT_PATHS and content_type.startswith("text/event-stream")
         is_whole = may_be_wrong and not takes_events(self.request)
         parts = path, content_type, self.choices, is_ours, self.streams
-        return AnswerScan(*parts, has_input=has_input, asks_whole=is_whole)
+        inputs = inputs_of(self.request) if has_input else 0
+        return AnswerScan(*parts, has_input=has_input, inputs=inputs, asks_whole=is_whole)
 
     def without_body(self) -> Start:
         """This, for a record that is made later."""
