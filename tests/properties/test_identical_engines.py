@@ -467,6 +467,31 @@ def test_a_router_that_stops_is_the_same_to_both_arms(kind: str, seconds: int) -
             assert b'"stopping"' in one.answer or b'"error"' in one.answer
 
 
+@pytest.mark.parametrize("engines", ["silent after the finish", "no content, then silent"])
+@pytest.mark.parametrize("kind", ["chat, usage", "tools", "tools, usage", "n=2", "messages", "cohere"])
+@pytest.mark.parametrize("stop_s", [3.0, 8.0])  # before and after a first keep-alive
+def test_what_is_whole_when_a_router_stops_is_the_clients_on_either_arm(
+    kind: str, engines: str, stop_s: float
+) -> None:
+    def says_nothing(path: str, body: dict[str, Any]) -> list[Piece]:
+        return [one for one in until_finish(path, body) if isinstance(one[1], str) or not is_content(one[1])]
+
+    behaviour = ENGINES.get(engines) or engine(says_nothing)
+    path, body = KINDS[kind]
+    seen = []
+    with virtual_time() as loop:
+        for arm in (0, 1):
+            of_wire: dict[str, Any] = {"limits": replace(Limits(), drain_s=1.0), "stop": (stop_s, 1.0)}
+            asked = ask(behaviour, HABITS["reads all"], arm=arm, path=path, body=body, **of_wire)
+            seen.append(loop.run_until_complete(asked))
+
+    stable, canary = seen
+    assert differences(stable.records, canary.records) == []
+    for one in seen if engines == "silent after the finish" else ():
+        assert [(record.outcome, record.error) for record in one.records] == [("answered", False)]
+        assert b'"stopping"' not in one.answer
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fleet", [{}, {"replicas": 2}, {"external": True}])
 @pytest.mark.parametrize("kind", KINDS)
