@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,59 @@ def test_a_header_of_the_routers_own_holds_no_control_character() -> None:
     for value in (b"v7\n", b"x\r", b"a\0b"):
         with pytest.raises(ValueError, match="no header can hold"):
             own_header(b"x-canaryctl-version", value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "::", "::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://127.0.0.1:80", "http://127.0.0.1", "http://LOCALHOST", "http://localhost./chat/v1"),
+        *("http://0.0.0.0", "http://[::]:80", "http://[::1]", "http://127.1", "http://[::ffff:127.0.0.1]"),
+        "http://chat.localhost",
+    ],
+)
+def test_a_router_is_its_own_upstream_in_no_spelling(path: Path, url: str, host: str) -> None:
+    path.write_text(json.dumps({"service": "chat", "stable": {"url": url}}))
+
+    assert check(path, host, 80) == 2
+    assert check(path, host, 81) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "code"),
+    [
+        ("http://127.0.0.2:8000", "0.0.0.0", 2),
+        ("http://127.0.0.2:8000", "127.0.0.1", 0),  # another server may listen there
+        ("http://10.0.0.5:8000", "10.0.0.5", 2),
+        ("http://0.0.0.0:8000", "10.0.0.5", 0),
+        (f"http://{socket.gethostname()}:8000", "0.0.0.0", 2),
+        ("http://engine:8000", "127.0.0.1", 0),
+    ],
+)
+def test_another_server_is_an_upstream(path: Path, url: str, host: str, code: int) -> None:
+    path.write_text(json.dumps({"service": "chat", "stable": {"url": url}}))
+
+    assert check(path, host, 8000) == code
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "is_one"),
+    [
+        ("http://h:1", "http://h:1/v1", True),
+        ("http://h:1", "http://h:1/", True),
+        ("http://h", "http://H:80", True),
+        ("https://h/v1", "https://h:443/v1/", True),
+        ("http://localhost:1", "http://LOCALHOST:1", True),
+        ("http://h", "https://h", False),
+        ("http://h:1", "http://h:2", False),
+        ("http://h/a", "http://h/b", False),
+    ],
+)
+def test_two_arms_that_are_one_upstream_are_told_in_any_spelling(
+    path: Path, capsys: pytest.CaptureFixture[str], stable: str, canary: str, is_one: bool
+) -> None:
+    arms = {"stable": {"url": stable}, "canary": {"url": canary}}
+    path.write_text(json.dumps({"service": "chat", **arms}))
+
+    assert check(path) == 0
+    assert ("are one upstream" in capsys.readouterr().err) is is_one
