@@ -44,6 +44,7 @@ class Start(Struct, frozen=True, gc=False):
     # or was ended with its canary's rollout.
     is_once: bool = False
     asks_whole: bool = False  # its body is known to ask for an answer that is no stream
+    via: bytes = b""  # through which routers it has come, this one included
     sent_bytes: int | None = None  # of the body of a request that has ended, without it; None: it is here
 
     @property
