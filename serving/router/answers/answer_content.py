@@ -22,6 +22,7 @@ _USUAL = b'"content":'  # of a chat; most often its text follows, after a blank 
 LABELS = frozenset(
     {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
 )
+NOT_MADE = ("queued", "in_progress")  # of a response that will be made later
 READ_LIMIT = 64 << 10  # bytes
 _ANSWER_PARTS = ("choices", "content", "output", "message")
 _TOKENS = re.compile(rb'"token_ids"\s*:\s*\[\s*[0-9]')
@@ -44,7 +45,7 @@ def answer_says_something(text: bytes) -> bool:
     if len(text) > READ_LIMIT:
         return True
     answer = json_object(text) or {}
-    if answer.get("status") in ("queued", "in_progress"):
+    if answer.get("status") in NOT_MADE:
         return True
     if not isinstance(answer.get("message"), dict):  # a text there tells of an error
         answer["message"] = None
