@@ -83,8 +83,8 @@ class AffinitySpec(BaseModel):
         return self
 
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-KeptSeconds = Annotated[float, Field(ge=1, le=3600, strict=True)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False)]
+KeptSeconds = Annotated[float, Field(ge=1, le=3600, strict=True, allow_inf_nan=False)]
 _DEFAULTS = Limits()
 
 

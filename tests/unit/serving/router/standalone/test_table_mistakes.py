@@ -224,3 +224,21 @@ def test_two_arms_that_are_one_upstream_are_told_in_any_spelling(
 
     assert check(path) == 0
     assert ("are one upstream" in capsys.readouterr().err) is is_one
+
+
+@pytest.mark.parametrize("name", ["idle_s", "upstream_age_s"])
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [("true", "True: is no number"), ('"30"', "'30': is no number"), (".nan", "nan: is no finite number")],
+)
+def test_a_limit_that_is_no_number_is_refused(path: Path, name: str, value: str, what: str) -> None:
+    path.write_text(f"service: chat\nstable: {{url: 'http://a'}}\nlimits: {{{name}: {value}}}\n")
+
+    with pytest.raises(TableFileError, match=f"limits.{name} {what}"):
+        read_file(path, change=1)
+
+
+def test_a_limit_may_be_a_whole_number(path: Path) -> None:
+    path.write_text("service: chat\nstable: {url: 'http://a'}\nlimits: {idle_s: 30, upstream_age_s: 60.5}\n")
+
+    assert read_file(path, change=1).limits.limits().idle_s == 30.0
