@@ -109,10 +109,10 @@ def events_of(path: str, body: dict[str, Any]) -> list[bytes]:
         return [sse(type="response.created", response={"id": "r"}), *made, done]
     if path == COHERE:
         said = [{"message": {"content": {"text": word}}} for word in "abcde"]
-        usage = {"tokens": {"input_tokens": 3, "output_tokens": 5}}
-        done = sse(type="message-end", delta={"finish_reason": "COMPLETE", "usage": usage, "stop": "stop"})
-        first = sse(type="message-start", id="c", delta={"message": {"role": "assistant"}})
-        return [first, *(sse(type="content-delta", delta=one) for one in said), done]
+        last = {"finish_reason": "COMPLETE", "usage": {"tokens": {"input_tokens": 3, "output_tokens": 5}}}
+        done = sse(type="message-end", delta=last, stop="stop")
+        started = sse(type="message-start", id="c", delta={"message": {"role": "assistant"}})
+        return [started, *(sse(type="content-delta", delta=one) for one in said), done]
     made = [sse(type="content_block_delta", delta={"type": "text_delta", "text": word}) for word in "abcde"]
     end = sse(type="message_delta", delta={"stop_reason": "stop"}, usage={"output_tokens": 5})
     return [sse(type="message_start", message={"id": "m"}), *made, end, sse(type="message_stop")]

@@ -5,7 +5,7 @@ Rules:
    good as none, unless the service requires one. A browser asks before it sends any (a CORS preflight): that
    question needs none, and is sent on with its own headers alone and no key of ours (`of_preflight`).
 2. Audience and category come from the key, and from the headers that the table names, which count only from
-   the networks that it trusts; of several lines the last one. Those headers reach no engine, whoever sent them.
+   the networks that it trusts: the last line of each. They reach no engine, whoever sent them.
 3. `w(key)` is the largest of the general weight and the weights of the client's audiences and categories.
 """
 

@@ -68,8 +68,7 @@ class Start(Struct, frozen=True, gc=False):
         inputs = inputs_of(self.request) if has_input else 0
         is_read = self.asks_whole or self.streams  # its body
         may_wait = self.is_background or not is_read or path != "/v1/responses"
-        of_request = {"has_input": has_input, "asks_whole": is_whole, "may_wait": may_wait}
-        return AnswerScan(*parts, inputs=inputs, **of_request)
+        return AnswerScan(*parts, has_input=has_input, inputs=inputs, asks_whole=is_whole, may_wait=may_wait)
 
     def without_body(self) -> Start:
         """This, for a record that is made later."""

@@ -22,7 +22,7 @@ def points_to_itself(rig: Rig, *, canary: bool) -> None:
     named = {"canary": itself, "weight_bp": 10_000} if canary else {"stable": itself, "canary": None}
     rig.core.on_table(
         replace(rig.core.table, change=9, revision=9, **named), sent_s=rig.core._polled_s or 0.0
-    )  # type: ignore[arg-type]
+    )
 
 
 async def test_a_router_that_is_its_own_upstream_answers_508_after_one_round() -> None:
