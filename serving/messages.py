@@ -20,7 +20,7 @@ from serving.judge_messages import JudgeOrder, JudgeRecord
 STABLE = 0
 CANARY = 1
 # Finish reasons of an answer that was cut at its token limit, in the words of the served APIs.
-LIMIT_REASONS = frozenset({"length", "max_tokens", "max_output_tokens"})
+LIMIT_REASONS = frozenset({"length", "max_tokens", "MAX_TOKENS", "max_output_tokens"})
 FULL_BP = 10_000
 
 # How a request was assigned. These are randomised, by request or by key; the others are excluded from the

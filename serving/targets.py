@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PATH_LIMIT = 1024  # bytes of a request's path
 QUERY_LIMIT = 8192
 
+COHERE_CHAT = "/cohere/v2/chat"
+
 # Routes that vLLM 0.32 serves for users, without the scale-out, SageMaker and development ones.
 # These ask a model for an answer, so they are assigned to an arm and recorded:
 ELIGIBLE_PATHS = frozenset(
@@ -35,12 +37,13 @@ ELIGIBLE_PATHS = frozenset(
         *("/v1/messages", "/v1/embeddings", "/v2/embed", "/v1/score", "/score", "/generative_scoring"),
         *("/v1/rerank", "/v2/rerank", "/rerank", "/pooling", "/classify", "/v1/systemone"),
         *("/v1/audio/transcriptions", "/v1/audio/translations", "/inference/v1/generate"),
-        "/cohere/v2/chat",
+        COHERE_CHAT,
     }
 )
-# Of these, those whose answers hold text, in one JSON object or in a stream that must finish. On others the
-# end of the body is enough.
-TEXT_PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+# Of these, those whose answers hold text, in one JSON object or in a stream that must finish.
+TEXT_PATHS = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", COHERE_CHAT}
+)
 REALTIME = "/v1/realtime"  # a WebSocket
 FEEDBACK = "/v1/feedback"  # answered by the router itself
 # These ask for no answer; they go to stable.

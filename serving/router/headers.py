@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TypeAlias
+
+from serving.engine_headers import VIA_HEADER
 
 RawHeaders: TypeAlias = Sequence[tuple[bytes, bytes]]
 
@@ -21,7 +25,7 @@ REASONS = {
     413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content",
     426: b"Upgrade Required", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
     500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway",
-    503: b"Service Unavailable", 504: b"Gateway Timeout",
+    503: b"Service Unavailable", 504: b"Gateway Timeout", 508: b"Loop Detected",
 }  # fmt: skip
 # Hop-by-hop headers (RFC 9110, 7.6.1).
 _HOP_BY_HOP = frozenset(
@@ -37,6 +41,9 @@ KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
 NOT_FORWARDED = _HOP_BY_HOP | frozenset(
     (*KEY_HEADERS, *b"host content-length expect cookie accept-encoding x-request-id".split())
 )
+VIA_LIMIT = 32  # routers, one behind the other
+_VIA = re.compile(r"[0-9a-f]{16}(?:,[0-9a-f]{16})*")
+_NO_CONTROLS = re.compile(rb"[^\x00-\x1f\x7f]*")
 # Ends the head of a WebSocket's handshake, and of the answer that accepts it.
 TO_WEBSOCKET = b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
 CLAUDE_SESSION_HEADER = b"x-claude-code-session-id"  # what Claude Code calls it
@@ -152,6 +159,30 @@ def of_preflight(headers: RawHeaders) -> list[tuple[bytes, bytes]]:
         for name, value in headers
         if name == b"origin" or name.startswith(b"access-control-request-")
     ]
+
+
+def own_header(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A header of the router's own, of a text that is not. Raises ValueError for one that ends the line."""
+    if not _NO_CONTROLS.fullmatch(value):
+        raise ValueError(f"{name.decode()}: {value[:80]!r} holds what no header can hold")
+    return name, value
+
+
+def hop_of(router: str, service: str) -> str:
+    """The name of a service's router among those that a request has passed, of which it tells nothing."""
+    return hashlib.blake2b(f"{router}\n{service}".encode(), digest_size=8).hexdigest()
+
+
+def via_of(headers: RawHeaders, hop: str) -> bytes | None:
+    """Through which routers a request has come, this one (`hop`) included; None: it has passed it before.
+
+    So has one through VIA_LIMIT routers: it may go round among some of which each forgets the others.
+    """
+    before = value_of(headers, VIA_HEADER)
+    if before is None or not _VIA.fullmatch(before):  # not of a router
+        return hop.encode()
+    passed = before.split(",")
+    return None if hop in passed or len(passed) >= VIA_LIMIT else f"{before},{hop}".encode()
 
 
 def lines_of(headers: RawHeaders) -> list[bytes]:

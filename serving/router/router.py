@@ -32,6 +32,7 @@ from serving.router.exchange.context import Start
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.held import HeldBytes
 from serving.router.exchange.trial import PendingRecord, Trials
+from serving.router.headers import hop_of, via_of
 from serving.router.records.counters import Counters
 from serving.router.records.outbox import Outbox
 from serving.router.types import Assignment, Canary, Limits, Refusal, Request
@@ -72,6 +73,7 @@ class RouterCore:
         """`lease_s` infinite: a router whose table no other process can withdraw (a file)."""
         self.service = service
         self.router = router
+        self.hop = hop_of(router, service)
         self.limits = limits or Limits()
         self.outbox = Outbox(router)
         self.counters = Counters()
@@ -153,6 +155,10 @@ class RouterCore:
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
             return Refusal(503, "no_table", message, retry_after_s=1)
+        via = via_of(request.headers, self.hop)
+        if via is None:
+            message = f"an upstream of service {self.service} leads back to this router"
+            return Refusal(508, "loop", f"{message}; the operator must correct it")
         client = self.assigner.identify(request)
         if isinstance(client, Refusal):
             return client
@@ -172,7 +178,8 @@ class RouterCore:
                 assignment = self.assigner.lookup(self.table, request_id)
             else:
                 assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
-            start = Start(request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
+            parts = (request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
+            start = Start(*parts, via=via)
             return Exchange(self, start)
         is_once = facts.is_once
         aside = self._aside() if is_once else None
@@ -201,6 +208,7 @@ class RouterCore:
             is_once=is_once,
             asks_whole=facts.asks_whole,
             is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, len(request.body)),
+            via=via,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange

@@ -17,7 +17,7 @@ from msgspec import Struct
 from serving.credentials import KeyReference
 from serving.messages import AssignedBy
 from serving.router.headers import RawHeaders, value_of
-from serving.targets import Endpoint, Target
+from serving.targets import COHERE_CHAT, Endpoint, Target
 
 SETTLE_S = 60.0  # the longest wait for the end of a request
 Canary: TypeAlias = tuple[str, str]  # (rollout, version)
@@ -194,6 +194,9 @@ class Refusal:
 
     def event(self, target: str) -> bytes:
         """The error as an event of a stream, on which clients of the target's API raise."""
+        if target.partition("?")[0].rstrip("/").endswith(COHERE_CHAT):
+            delta = {"finish_reason": "ERROR", "error": f"{self.message} ({self.code})"}
+            return b"data: " + json.dumps({"type": "message-end", "delta": delta}).encode() + b"\n\n"
         name = b"event: error\n" if is_anthropic(target) else b""
         return name + b"data: " + self.body(target) + b"\n\n"
 

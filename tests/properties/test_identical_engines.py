@@ -41,11 +41,12 @@ from tests.fakes.virtual_wire import (
 )
 
 TOLERANCE_MS = 60.0  # the pool looks at its deadlines every 50 ms
-CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
+CHAT, COMPLETIONS, RESPONSES, MESSAGES, COHERE = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/messages",
+    "/cohere/v2/chat",
 )
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 USAGE = {"stream_options": {"include_usage": True}}
@@ -80,6 +81,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "n=2": (CHAT, {**STREAM, "n": 2}),
     "responses": (RESPONSES, {"input": "q", "stream": True}),
     "messages": (MESSAGES, STREAM),
+    "cohere": (COHERE, STREAM),
 }
 
 
@@ -105,6 +107,12 @@ def events_of(path: str, body: dict[str, Any]) -> list[bytes]:
         usage = {"input_tokens": 3, "output_tokens": 5}
         done = sse(type="response.completed", response={"id": "r", "usage": usage, "stop": "stop"})
         return [sse(type="response.created", response={"id": "r"}), *made, done]
+    if path == COHERE:
+        said = [{"message": {"content": {"text": word}}} for word in "abcde"]
+        last = {"finish_reason": "COMPLETE", "usage": {"tokens": {"input_tokens": 3, "output_tokens": 5}}}
+        done = sse(type="message-end", delta=last, stop="stop")
+        started = sse(type="message-start", id="c", delta={"message": {"role": "assistant"}})
+        return [started, *(sse(type="content-delta", delta=one) for one in said), done]
     made = [sse(type="content_block_delta", delta={"type": "text_delta", "text": word}) for word in "abcde"]
     end = sse(type="message_delta", delta={"stop_reason": "stop"}, usage={"output_tokens": 5})
     return [sse(type="message_start", message={"id": "m"}), *made, end, sse(type="message_stop")]
@@ -457,6 +465,31 @@ def test_a_router_that_stops_is_the_same_to_both_arms(kind: str, seconds: int) -
         else:
             assert (record.outcome in ("failed", "cut"), record.error, record.cause) == (True, None, None)
             assert b'"stopping"' in one.answer or b'"error"' in one.answer
+
+
+@pytest.mark.parametrize("engines", ["silent after the finish", "no content, then silent"])
+@pytest.mark.parametrize("kind", ["chat, usage", "tools", "tools, usage", "n=2", "messages", "cohere"])
+@pytest.mark.parametrize("stop_s", [3.0, 8.0])  # before and after a first keep-alive
+def test_what_is_whole_when_a_router_stops_is_the_clients_on_either_arm(
+    kind: str, engines: str, stop_s: float
+) -> None:
+    def says_nothing(path: str, body: dict[str, Any]) -> list[Piece]:
+        return [one for one in until_finish(path, body) if isinstance(one[1], str) or not is_content(one[1])]
+
+    behaviour = ENGINES.get(engines) or engine(says_nothing)
+    path, body = KINDS[kind]
+    seen = []
+    with virtual_time() as loop:
+        for arm in (0, 1):
+            of_wire: dict[str, Any] = {"limits": replace(Limits(), drain_s=1.0), "stop": (stop_s, 1.0)}
+            asked = ask(behaviour, HABITS["reads all"], arm=arm, path=path, body=body, **of_wire)
+            seen.append(loop.run_until_complete(asked))
+
+    stable, canary = seen
+    assert differences(stable.records, canary.records) == []
+    for one in seen if engines == "silent after the finish" else ():
+        assert [(record.outcome, record.error) for record in one.records] == [("answered", False)]
+        assert b'"stopping"' not in one.answer
 
 
 @pytest.mark.slow

@@ -22,8 +22,10 @@ _USUAL = b'"content":'  # of a chat; most often its text follows, after a blank 
 LABELS = frozenset(
     {"id", "type", "role", "status", "object", "finish_reason", "stop_reason", "stop_sequence", "logprobs"}
 )
+NOT_MADE = ("queued", "in_progress")  # of a response that will be made later
 READ_LIMIT = 64 << 10  # bytes
-_ANSWER_PARTS = ("choices", "content", "output")
+_ANSWER_PARTS = ("choices", "content", "output", "message")
+_TOKENS = re.compile(rb'"token_ids"\s*:\s*\[\s*[0-9]')
 _EVENT_PARTS = ("choices", "delta", "content_block", "item", "part")
 _CHOICE_PARTS = ("message", "delta", "text")
 
@@ -43,9 +45,16 @@ def answer_says_something(text: bytes) -> bool:
     if len(text) > READ_LIMIT:
         return True
     answer = json_object(text) or {}
-    if answer.get("status") in ("queued", "in_progress"):
+    if answer.get("status") in NOT_MADE:
         return True
+    if not isinstance(answer.get("message"), dict):  # a text there tells of an error
+        answer["message"] = None
     return any(_holds(_said(answer, part)) for part in _ANSWER_PARTS)
+
+
+def holds_tokens(text: bytes) -> bool:
+    """Whether ids of generated tokens are found in it: the content of an answer without text."""
+    return _TOKENS.search(text) is not None
 
 
 def event_says_something(event: Mapping[str, Any]) -> bool:

@@ -16,8 +16,9 @@ MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 INDEX_LIMIT = 1 << 16  # of a choice; numbers can be made to collide, and a set of such takes seconds
 _INDEX_DIGITS = len(str(INDEX_LIMIT))
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
-# Finish reasons of a choice that its engine gave up, as vLLM's after a fault: the text before it is a part.
-_FAILED_REASONS = ("abort", "cancelled", "error")
+# Finish reasons of a choice that its engine gave up, as vLLM's after a fault, and of Cohere's API: the text
+# before it is a part.
+_FAILED_REASONS = ("abort", "cancelled", "error", "ERROR", "TIMEOUT")
 _NO_REASONS = frozenset({"null", "Null", "NULL", "none", "None", "NONE"})
 BOM = b"\xef\xbb\xbf"
 WHOLE = 64 << 10  # bytes; of a larger event no objects are made, for they cost by their number
@@ -25,13 +26,17 @@ _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
 
 METADATA = re.compile(
     rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
-    rb'|"object"\s*:\s*"error"|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|error|ping)"'
+    rb'|"object"\s*:\s*"error"|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|message-end|error|ping'
+    rb'|transcript\.text\.done)"'
 )
 LAST_TYPES = frozenset(
-    {"response.completed", "response.incomplete", "response.failed", "response.cancelled", "message_stop"}
+    {
+        *("response.completed", "response.incomplete", "response.failed", "response.cancelled"),
+        *("message_stop", "message-end", "transcript.text.done"),
+    }
 )
 _NAMES_OF_METADATA = (b'"usage"', b'"error"', b'"message', b'"type"', b"stop_reason", b"[DONE]")
-_FAILED = re.compile(rb'"(?:error|abort|cancelled)"')
+_FAILED = re.compile(rb'"(?:error|abort|cancelled|ERROR|TIMEOUT)"')
 _PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
 # Names of events that only keep a connection alive, whatever their data.
 _HEARTBEATS = frozenset({b"ping", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"})

@@ -29,7 +29,7 @@ CALLS_LIMIT = 64
 _STRING = rb'"([^"\\]*(?:\\.[^"\\]*)*)'  # perhaps without its end
 _TEXT = re.compile(rb'"(?:content|text|refusal)"\s*:\s*' + _STRING, re.DOTALL)
 _REFUSAL = re.compile(rb'"refusal"\s*:\s*"[^"]')
-_CALLED = re.compile(rb'"tool_calls"\s*:\s*\[\s*\{')
+_CALLED = re.compile(rb'"tool_calls"\s*:\s*(?:\[\s*)?\{')
 _TEXT_OF = msgspec.json.Decoder(str).decode
 _CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")  # the beginning of one
 # The same text comes again when a part of a response is done; a delta is known by its event's name.

@@ -48,6 +48,7 @@ class AnswerFacts:
     _goes_on: bool = field(default=False, init=False)  # a choice has spoken after its finish
     _is_other_open: bool = field(default=False, init=False)  # one without a finish has, since the last one
     _has_last_event: bool = field(default=False, init=False)
+    _names_end: bool = field(default=False, init=False)  # it is of an API whose streams name their end
     _has_stopped: bool = field(default=False, init=False)  # an event of Anthropic's API said why it stops
 
     @property
@@ -78,9 +79,12 @@ class AnswerFacts:
             for choice in choices:
                 if isinstance(choice, dict):
                     self._read_choice(choice, brings_usage=brings_usage)
+        self._names_end = self._names_end or isinstance(choices, list) or _is_transcript(kind)
         delta = data.get("delta")
-        if isinstance(delta, dict) and (reason := word_of(reason_of(delta.get("stop_reason")))):
-            self.finish_reason, self._has_stopped = reason, True
+        if isinstance(delta, dict):
+            self._read_end(delta)
+            if reason := word_of(reason_of(delta.get("stop_reason"))):
+                self.finish_reason, self._has_stopped = reason, True
 
     def _read_choice(self, choice: dict[str, Any], *, brings_usage: bool) -> None:
         index, reason = index_of(choice.get("index")), reason_of(choice.get("finish_reason"))
@@ -105,9 +109,23 @@ class AnswerFacts:
         details = fields.get("incomplete_details")
         if isinstance(details, dict):
             self.finish_reason = word_of(details.get("reason")) or self.finish_reason
+        self._read_end(fields)
+
+    def _read_end(self, fields: dict[str, Any]) -> None:
+        """Read the usage, and a reason that is of no choice: Cohere's last event has both in its delta."""
+        reason = reason_of(fields.get("finish_reason"))
+        self.has_error = self.has_error or has_failed(reason)
+        self.finish_reason = word_of(reason) or self.finish_reason
         usage = fields.get("usage")
         if isinstance(usage, dict):
+            tokens = usage.get("tokens")
+            usage = tokens if isinstance(tokens, dict) else usage
             self.prompt_tokens = count_of(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
             self.completion_tokens = count_of(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )
+
+
+def _is_transcript(kind: object) -> bool:
+    """Whether this is the type of an event of OpenAI's transcriptions."""
+    return isinstance(kind, str) and kind.startswith("transcript.")

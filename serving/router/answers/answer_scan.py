@@ -6,9 +6,9 @@ tokens of an event is taken out and its ids are kept (`token_ids`).
 
 Rules:
 1. A stream is complete when every choice has finished, when a message has said why it stops (that event is
-   the last with anything in it), or when its API's last event says so. `[DONE]` alone says nothing, and an
-   end of the body is enough only on paths whose answers hold no text. Where the number of choices is not
-   known, one must have finished, and then [DONE] or the end of the body completes it.
+   the last with anything in it), or when its API's last event says so. `[DONE]` alone says nothing
+   where answers hold text; elsewhere it is enough, as is the end of a body that names no other end. Where the
+   number of choices is not known, one must have finished; then [DONE] or the end of the body completes it.
 2. A comment is no event, nor is a ping or white space; an event without content (a role) commits nobody.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
@@ -26,7 +26,12 @@ from array import array
 from dataclasses import dataclass, field
 from functools import partial
 
-from serving.router.answers.answer_content import answer_says_something, event_says_something, holds_content
+from serving.router.answers.answer_content import (
+    answer_says_something,
+    event_says_something,
+    holds_content,
+    holds_tokens,
+)
 from serving.router.answers.answer_events import (
     BOM,
     METADATA,
@@ -49,13 +54,14 @@ from serving.router.answers.answer_events import (
 )
 from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_state import AnswerState
-from serving.router.answers.answer_values import lacks_values
+from serving.router.answers.answer_values import lacks_some, lacks_values
 from serving.router.answers.event_shape import EventShape, shape_of
 from serving.router.answers.outline import event_of, outline_of
 from serving.router.answers.usual_answer import usual_answer
 from serving.router.types import VALUE_PATHS
 from serving.targets import TEXT_PATHS
 
+GENERATE, SPEECH = "/inference/v1/generate", "/v1/audio/"
 BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 LINES_LIMIT = 4096  # of an event that comes in parts; each is a step, and beyond it is passed on so too
@@ -161,11 +167,13 @@ class AnswerScan(AnswerState):
             may_be_value = is_named and self.path not in TEXT_PATHS
             is_read = self._is_too_large or self._read_json_answer(text) or (may_be_value and is_value(text))
             if is_read and not (self._is_too_large or self.has_error) and self.path in VALUE_PATHS:
-                self._lacks_values = self.has_input and lacks_values(text)
+                self._lacks_values = self.has_input and (lacks_values(text) or lacks_some(text, self.inputs))
         else:
             is_read = False  # such as a page that asks to log in
         is_page = self.content_type.startswith("text/html")
-        self.is_malformed = not is_read and (is_named or is_page or self.path in TEXT_PATHS)
+        is_silent = self.path.startswith(SPEECH) and self.content_type.startswith("text/plain")
+        is_nothing = self.is_blank and not is_silent  # what was heard may hold no word
+        self.is_malformed = not is_read and (is_named or is_page or is_nothing or self.path in TEXT_PATHS)
 
     def _read_rest(self, lines: list[bytes]) -> None:
         """Read a last event without a blank line: events end so. It is of use only as the answer's end."""
@@ -297,6 +305,8 @@ class AnswerScan(AnswerState):
             return
         self.events += 1
         self.has_content = self.has_content or holds_content(data)
+        if self.path == GENERATE and not self.has_content:
+            self.has_content = holds_tokens(data)
         if self.events == 1 or not self.has_content or self._may_speak_on or METADATA.search(data):
             event = event_of(data)
             self.has_content = self.has_content or event_says_something(event or {})

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from serving.router.answers.answer_content import NOT_MADE
 from serving.router.answers.answer_events import has_data
 from serving.router.answers.answer_facts import AnswerFacts
 from serving.targets import TEXT_PATHS
@@ -20,6 +22,8 @@ class AnswerState(AnswerFacts):
     choices: how many the request asked for; None: not known.
     takes_ids: its engine's front names token ids in comments.   streams: the request asks for a stream.
     asks_whole: it is known to ask for none.   has_input: it gives what an answer with values has some of.
+    inputs: of how many texts it asks for a value each; 0: not known.
+    may_wait: False: it is known to ask for no response that is made later.
     """
 
     path: str
@@ -28,7 +32,9 @@ class AnswerState(AnswerFacts):
     takes_ids: bool = False
     streams: bool = False
     has_input: bool = False
+    inputs: int = 0
     asks_whole: bool = False
+    may_wait: bool = True
     events: int = 0  # of a stream, without [DONE]
     is_blank: bool = True  # nothing has come, or white space, which is no answer
     has_content: bool = False
@@ -44,6 +50,12 @@ class AnswerState(AnswerFacts):
     def __post_init__(self) -> None:
         self.is_stream = self.content_type.startswith("text/event-stream")
         self.streams = self.streams and not self.is_stream and self.path in TEXT_PATHS  # it is not known yet
+
+    def _read_object(self, data: dict[str, Any]) -> None:
+        AnswerFacts._read_object(self, data)
+        if not self.may_wait:  # nobody asks for it again, nor has cancelled it
+            is_open = not self.is_stream and data.get("status") in NOT_MADE
+            self.has_error = self.has_error or is_open or data.get("type") == "response.cancelled"
 
     @property
     def is_known(self) -> bool:
@@ -109,8 +121,15 @@ class AnswerState(AnswerFacts):
     @property
     def fault(self) -> str | None:
         """What is wrong with an answer from which nothing more comes, as a fixed word; None: nothing."""
-        needs_finish = self.is_stream and self.path in TEXT_PATHS and not self._is_too_large
-        return "cut" if needs_finish and not (self.is_finished or self.has_error) else self.defect
+        is_read = self.is_stream and not (self._is_too_large or self.has_error)
+        return "cut" if is_read and self._lacks_end else self.defect
+
+    @property
+    def _lacks_end(self) -> bool:
+        """True for a stream whose last event has not come; streams of some servers of speech have none."""
+        if self.path in TEXT_PATHS:
+            return not self.is_finished
+        return self.events == 0 or (self._names_end and not (self.is_finished or self.is_done))
 
     @property
     def defect(self) -> str | None:

@@ -10,8 +10,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+import msgspec
+
 from serving.json_value import json_value
 from serving.router.answers.answer_content import LABELS
+from serving.router.answers.answer_events import mended
+from serving.router.bodies.raw_values import NOTHING, first_byte
 
 SMALL: Final = 4 << 10  # bytes of an answer that may hold nothing; a larger one holds something
 _LOOKED_AT = 256  # vectors and scores of one answer
@@ -40,6 +44,45 @@ def lacks_values(text: bytes) -> bool:
     scores = [end for name in _SCORES for end in _ends_of(name, text)]
     has_none = any(_NO_NUMBER.match(text, end) for end in scores)
     return has_none and not any(_NUMBER.match(text, end) for end in scores)
+
+
+class _Listed(msgspec.Struct, gc=False):
+    """Where an answer has its vectors or scores, whatever they are."""
+
+    data: msgspec.Raw = NOTHING
+    embeddings: msgspec.Raw = NOTHING
+    scores: msgspec.Raw = NOTHING
+
+
+_LISTED = msgspec.json.Decoder(_Listed)
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+_BY_TYPE = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def lacks_some(text: bytes, count: int) -> bool:
+    """Whether a whole JSON answer has fewer than `count` vectors or scores; False where that is not known.
+
+    Check: b'{"data":[{"embedding":[1]}]}' lacks one of 2.
+    """
+    if count < 2:
+        return False
+    for one in (text, mended(text)):
+        try:
+            return 0 < _most(one) < count
+        except (ValueError, RecursionError):
+            continue
+    return False
+
+
+def _most(text: bytes) -> int:
+    """The values of the longest list of an answer; 0: it has none that is known. Raises ValueError."""
+    if text.lstrip().startswith(b"["):
+        return len(_LIST.decode(text))
+    found = _LISTED.decode(text)
+    lists = [found.data, found.scores, found.embeddings]
+    if first_byte(found.embeddings) == b"{":
+        lists += _BY_TYPE.decode(found.embeddings).values()
+    return max(len(_LIST.decode(one)) if first_byte(one) == b"[" else 0 for one in lists)
 
 
 def _ends_of(name: bytes, text: bytes) -> Iterator[int]:

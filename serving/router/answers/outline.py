@@ -24,6 +24,7 @@ class _Inner(msgspec.Struct, gc=False):
 
     id: msgspec.Raw = _ABSENT
     stop_reason: msgspec.Raw = _ABSENT
+    finish_reason: msgspec.Raw = _ABSENT
     usage: msgspec.Raw = _ABSENT
     incomplete_details: msgspec.Raw = _ABSENT
 
@@ -31,6 +32,7 @@ class _Inner(msgspec.Struct, gc=False):
 class _Answer(_Inner, gc=False):
     error: msgspec.Raw = _ABSENT
     type: msgspec.Raw = _ABSENT
+    status: msgspec.Raw = _ABSENT
     response: msgspec.Raw = _ABSENT
     message: msgspec.Raw = _ABSENT
     delta: msgspec.Raw = _ABSENT
@@ -73,7 +75,8 @@ def outline_of(text: bytes) -> dict[str, Any] | None:
         found = _decoded(mended(text))
     if found is None:
         return None
-    return {**_outlined(found), "delta": _value(found.delta), "choices": _choices(found.choices)}
+    more = {"status": _value(found.status), "delta": _value(found.delta)}
+    return {**_outlined(found), **more, "choices": _choices(found.choices)}
 
 
 def event_of(data: bytes, *, is_exact: bool = False) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ import struct
 from dataclasses import dataclass, replace
 
 from serving.messages import CANARY, FULL_BP, RouteTable
+from serving.router.headers import own_header
 
 AFFINITY_HEADER = b"x-canaryctl-affinity"
 COOKIE_NAME = "canaryctl-affinity"  # followed by - and the service's name
@@ -115,7 +116,7 @@ def headers_of(token: bytes, service: str, *, cookie: bool) -> tuple[tuple[bytes
     if not cookie:
         return (header,)
     value = b"%s-%s=%s; Path=/; Max-Age=%d; HttpOnly; SameSite=Lax"
-    return header, (b"set-cookie", value % (COOKIE_NAME.encode(), service.encode(), token, IDLE_S))
+    return header, own_header(b"set-cookie", value % (COOKIE_NAME.encode(), service.encode(), token, IDLE_S))
 
 
 def _mac(draw: bytes, key: bytes, generation: bytes) -> bytes:

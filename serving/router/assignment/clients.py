@@ -5,7 +5,7 @@ Rules:
    good as none, unless the service requires one. A browser asks before it sends any (a CORS preflight): that
    question needs none, and is sent on with its own headers alone and no key of ours (`of_preflight`).
 2. Audience and category come from the key, and from the headers that the table names, which count only from
-   the networks that it trusts. Those headers reach no engine, whoever sent them.
+   the networks that it trusts: the last line of each. They reach no engine, whoever sent them.
 3. `w(key)` is the largest of the general weight and the weights of the client's audiences and categories.
 """
 
@@ -19,7 +19,7 @@ from msgspec import structs
 
 from serving.access import Access, ClientKey, TrustedHeaders, digest_of
 from serving.router.assignment.client_keys import keys_of, without_keys
-from serving.router.headers import RawHeaders, is_preflight, value_of
+from serving.router.headers import RawHeaders, is_preflight, value_of, values_of
 from serving.router.types import Refusal, Request
 
 FORCE_HEADER = b"x-canaryctl-force"
@@ -116,9 +116,10 @@ def _with_headers(client: Client, trusted: TrustedHeaders, headers: RawHeaders) 
 
 
 def _labels(headers: RawHeaders, name: str | None) -> tuple[str, ...]:
-    value = value_of(headers, name.encode()) if name is not None else None
-    if not value:
+    values = values_of(headers, name.encode()) if name is not None else []
+    if not values:
         return ()
+    value = values[-1]  # what a proxy appends stands below what its client wrote
     return tuple(label.strip() for label in value.split(",", _LABELS_LIMIT)[:_LABELS_LIMIT] if label.strip())
 
 

@@ -296,12 +296,12 @@ class Attempts:
             is_replaced = status >= 400 and self.arm == CANARY
         else:
             self._note_failure(cause)
-            is_repeated = status in REPEATED_STATUSES and (status in (429, 503) or not self.creates)
-            can_repeat = self._may_repeat and is_repeated and bool(self._untried(self.current_arm))
+            may_be_made = self.creates and status >= 500 and status not in _NOTHING_MADE_STATUSES
+            can_repeat = self._may_repeat and status in REPEATED_STATUSES and not may_be_made
             self._may_repeat = False
-            if can_repeat and self.count < MAX_ATTEMPTS:
+            if can_repeat and self.count < MAX_ATTEMPTS and self._untried(self.current_arm):
                 return False
-            is_replaced = self.arm == CANARY and not (self.creates and status in (502, 504))
+            is_replaced = self.arm == CANARY and not may_be_made
         if is_replaced:
             self._fall_back()
         return not is_replaced

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from serving.messages import Arm, RequestRecord, RouteTable
 from serving.router.answers.answer_scan import AnswerScan
-from serving.router.bodies.inputs import gives_input, takes_events
+from serving.router.bodies.inputs import gives_input, inputs_of, takes_events
 from serving.router.exchange.held import HeldBytes
 from serving.router.types import VALUE_PATHS, Assignment, Body, Canary, Limits, Request
 from serving.router.upstreams.health import UpstreamHealth
@@ -45,6 +45,7 @@ class Start(Struct, frozen=True, gc=False):
     is_once: bool = False
     asks_whole: bool = False  # its body is known to ask for an answer that is no stream
     is_judged: bool = False  # its unit is among those of which a judge is asked
+    via: bytes = b""  # through which routers it has come, this one included
     sent_bytes: int | None = None  # of the body of a request that has ended, without it; None: it is here
 
     @property
@@ -65,7 +66,10 @@ class Start(Struct, frozen=True, gc=False):
         may_be_wrong = self.asks_whole and path in TEXT_PATHS and content_type.startswith("text/event-stream")
         is_whole = may_be_wrong and not takes_events(self.request)
         parts = path, content_type, self.choices, is_ours, self.streams
-        return AnswerScan(*parts, has_input=has_input, asks_whole=is_whole)
+        inputs = inputs_of(self.request) if has_input else 0
+        is_read = self.asks_whole or self.streams  # its body
+        may_wait = self.is_background or not is_read or path != "/v1/responses"
+        return AnswerScan(*parts, has_input=has_input, inputs=inputs, asks_whole=is_whole, may_wait=may_wait)
 
     def without_body(self) -> Start:
         """This, for a record that is made later."""

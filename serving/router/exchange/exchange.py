@@ -252,7 +252,7 @@ class Exchange:
             return self._of_continued(self._continued.broken(why))
         scan = self.seen.scan
         if scan is not None and scan.is_whole:
-            return self._complete(scan, b"", now_s)
+            return self._complete(scan, b"", now_s, is_end=self.seen.is_stopped and why == "cut")
         if not self._out.is_committed:
             return self._failed(why)
         if scan is not None and self._may_continue(scan):
@@ -260,13 +260,13 @@ class Exchange:
         self._finish("cut", "cut", now_s)
         return self._deliver(event := cut_event(self._context.service, scan), "end" if event else "break")
 
-    def _complete(self, scan: AnswerScan, rest: bytes, now_s: float) -> Action:
-        """The answer is whole, but not what its engine says after it. rest: a last event."""
-        last = rest_of(scan, rest)
-        if self.start.is_continuable and self._cover.lacks_usage(scan) and self._may_continue(scan):
+    def _complete(self, scan: AnswerScan, rest: bytes, now_s: float, *, is_end: bool = False) -> Action:
+        """Whole, but not what its engine says after it. rest: a last event. is_end: nobody else is asked."""
+        last, lacks_usage = rest_of(scan, rest), not is_end and self._cover.lacks_usage(scan)
+        if lacks_usage and self.start.is_continuable and self._may_continue(scan):
             return self._begin_continued(scan, last)
-        is_new = self._attempts.arm == CANARY and not (self._out.is_committed or self._has_left)
-        if is_new and (scan.is_void or self._cover.lacks_usage(scan)):
+        is_new = self._attempts.arm == CANARY and not (is_end or self._out.is_committed or self._has_left)
+        if is_new and (scan.is_void or lacks_usage):
             return self._failed("empty" if scan.is_void else None)
         self._finish("answered", scan.defect, now_s)
         is_done = scan.is_done or not self.start.request.path.endswith("completions")

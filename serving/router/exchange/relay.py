@@ -219,7 +219,8 @@ class Relay:
         action: Action = Step.AGAIN
         try:
             self._exchange.stopped()
-            if self._has_begun:
+            scan = self._exchange.seen.scan
+            if self._has_begun or (scan is not None and scan.is_whole):  # held back, or not
                 action = self._exchange.broken("cut", now_s=boot_s())
         except Exception:  # the client is told all the same
             log.exception("internal error", extra={"request": self._exchange.request_id})

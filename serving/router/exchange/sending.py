@@ -6,29 +6,40 @@ from functools import lru_cache
 from typing import Literal
 
 from serving.credentials import SECRET_HEADER, KeyReference
-from serving.engine_headers import REFUSED_HEADER, REVISION_HEADER
+from serving.engine_headers import REFUSED_HEADER, REVISION_HEADER, VIA_HEADER
 from serving.messages import CANARY, STABLE, Arm, Replica, RouteTable
 from serving.router.bodies.model_name import body_with_model
 from serving.router.exchange.attempts import Attempts
 from serving.router.exchange.context import RouterContext, Start
 from serving.router.exchange.continuation import Continuation
-from serving.router.headers import REQUEST_ID, RawHeaders, forwarded, is_preflight, of_preflight, value_of
-from serving.router.types import Attempt, Body, Refusal, Request
+from serving.router.headers import (
+    REQUEST_ID,
+    RawHeaders,
+    forwarded,
+    is_preflight,
+    of_preflight,
+    own_header,
+    value_of,
+)
+from serving.router.types import Attempt, Body, Refusal
 from serving.targets import Endpoint
 
 _PLAIN = (b"accept-encoding", b"identity")
 
 
 def engine_headers(
-    request: Request, table: RouteTable, arm: Arm, sent_id: str, *, is_canary: bool
+    start: Start, table: RouteTable, arm: Arm, sent_id: str, *, is_canary: bool
 ) -> list[tuple[bytes, bytes]]:
     """The headers with which a client's request is sent to a replica of this arm."""
+    request = start.request
     if request.method == "OPTIONS" and is_preflight(request.method, request.headers):
         headers = of_preflight(request.headers)
     else:
         headers = forwarded(request.headers, is_external=arm.external, has_key=arm.api_key is not None)
     headers += (_PLAIN, (REQUEST_ID, sent_id.encode()))
-    if arm.has_fence:
+    if not arm.has_fence:
+        headers.append((VIA_HEADER, start.via))
+    else:
         headers.append((SECRET_HEADER, table.secret.text.encode() if table.secret is not None else b""))
         if is_canary:
             headers.append((REVISION_HEADER, table.table_revision.encode()))
@@ -87,7 +98,7 @@ class Sender:
         start, table, is_canary = self._start, self._start.table, self._attempts.arm == CANARY
         count = self._attempts.count  # an engine may still hold the attempt before
         sent_id = start.request_id if count <= 1 else f"{start.request_id}-{count}"
-        headers = engine_headers(start.request, table, arm, sent_id, is_canary=is_canary)
+        headers = engine_headers(start, table, arm, sent_id, is_canary=is_canary)
         endpoint = Endpoint.parsed(replica.url)
         if continuation is None:
             limit_s = self._left_s()
@@ -106,7 +117,7 @@ class Sender:
         """The client's request to this replica of stable, beside an attempt. Raises NotRenamed."""
         start, endpoint = self._start, Endpoint.parsed(replica.url)
         sent_id = f"{start.request_id}-stop"
-        headers = engine_headers(start.request, start.table, arm, sent_id, is_canary=False)
+        headers = engine_headers(start, start.table, arm, sent_id, is_canary=False)
         path, body = endpoint.path(start.request.target), self._body_for(arm)
         limit_s = self._context.limits.stable_s
         parts = STABLE, endpoint, path, headers, body, limit_s, self.key_for(arm), arm.external
@@ -177,7 +188,7 @@ class Sender:
 def _served_by(version: str, arm: int, epoch: int, revision: int) -> tuple[tuple[bytes, bytes], ...]:
     """The headers that say which version answered, by which table."""
     return (
-        (b"x-canaryctl-version", version.encode()),
+        own_header(b"x-canaryctl-version", version.encode()),
         (b"x-canaryctl-arm", b"canary" if arm == CANARY else b"stable"),
         (b"x-canaryctl-revision", b"%d.%d" % (epoch, revision)),
     )

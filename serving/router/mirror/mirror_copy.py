@@ -79,7 +79,7 @@ class Copy:
             self._end("withheld", "not written")
             return
         sent_id = start.request_id + "-mirror"
-        headers = engine_headers(start.request, self._table, self._arm, sent_id, is_canary=True)
+        headers = engine_headers(start, self._table, self._arm, sent_id, is_canary=True)
         endpoint = Endpoint.parsed(self.url)
         first_s = min(limits.mirror_s, limits.canary_stream_s if start.streams else limits.canary_whole_s)
         attempt = Attempt(

@@ -25,7 +25,6 @@ from serving.router.standalone.table_summary import notes, summary
 
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 ANY = ("0.0.0.0", "::")
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
 FIRST_HANDED = 3  # file descriptor, by sd_listen_fds(3)
 
 log = logging.getLogger("canaryctl.router")
@@ -123,9 +122,9 @@ def _kept(records: str | Path | None, feedback: str | Path | None) -> KeptFiles 
 
 
 def _own_addresses(host: str, port: int) -> frozenset[str]:
-    """Addresses (host:port) at which this router is reached on this machine, as a URL writes them."""
-    is_local = _is_loopback(host) or host in ANY
-    return frozenset(f"{one}:{port}" for one in (host, *(LOCAL if is_local else ())))
+    """What this router listens at (host:port), and the machine's own name where that is all addresses."""
+    hosts = (_shown(host), *((socket.gethostname(),) if host in ANY else ()))
+    return frozenset(f"{one}:{port}" for one in hosts)
 
 
 def _print_mistakes(error: TableFileError) -> None:

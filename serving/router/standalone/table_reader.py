@@ -20,6 +20,7 @@ from serving.files.strict_yaml import YamlError, load_yaml
 from serving.judge_messages import JudgeOrder
 from serving.judging.questions import revision
 from serving.messages import Arm, Replica, RouteTable
+from serving.router.standalone.addresses import is_one_of
 from serving.router.standalone.table_mistakes import listed, mistakes
 from serving.router.standalone.table_schema import (
     SHARED,
@@ -29,7 +30,6 @@ from serving.router.standalone.table_schema import (
     TableSpec,
     UpstreamSpec,
 )
-from serving.targets import Endpoint
 
 SHORTEST_TOKEN_KEY = 16  # bytes
 ROLLOUT_LETTERS = 10
@@ -90,8 +90,8 @@ def read_tables(path: Path, *, change: int) -> dict[str, RouteTable]:
 def read_file(
     path: Path, *, change: int, known: TableFile | None = None, own: frozenset[str] = frozenset()
 ) -> TableFile:
-    """The file, its tables as revision `change`. Raises TableFileError. own: addresses (host:port) of this
-    router, which no upstream may have.
+    """The file, its tables as revision `change`. Raises TableFileError. own: addresses (host:port) that this
+    router listens at, which no upstream may have.
 
     known: what it says, where it is the same as when that was read: only keys are read again.
 
@@ -149,7 +149,7 @@ def circles(spec: TableSpec, own: frozenset[str]) -> list[str]:
     return [
         f"{spec.service}.{arm} {upstream.url} is the address of this router; name the server behind it"
         for arm, upstream in named
-        if Endpoint.parsed(upstream.url).authority in own
+        if is_one_of(upstream.url, own)
     ]
 
 

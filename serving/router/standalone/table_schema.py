@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +14,9 @@ from serving.router.types import Limits
 from serving.router.upstreams.health import FAILURES
 from serving.targets import RESERVED_NAMES, Endpoint
 
+VERSION_LIMIT = 128  # characters
+# It becomes a header of every answer, which any proxy and any client must read as one value.
+_VERSION = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 # Keys of a file that hold for several services.
 SHARED = ("keys", "keys_required", "trust", "affinity", "limits")
 
@@ -39,6 +43,16 @@ class UpstreamSpec(BaseModel):
     def _is_address(cls, url: str) -> str:
         Endpoint.parsed(url)
         return url.rstrip("/")
+
+    @field_validator("version")
+    @classmethod
+    def _is_header(cls, version: str) -> str:
+        if version and (len(version) > VERSION_LIMIT or not _VERSION.fullmatch(version)):
+            raise ValueError(
+                f"becomes a header of answers; write up to {VERSION_LIMIT} ASCII characters without "
+                "line ends, tabs and outer blanks"
+            )
+        return version
 
     @model_validator(mode="after")
     def _has_one_key(self) -> Self:
@@ -69,8 +83,8 @@ class AffinitySpec(BaseModel):
         return self
 
 
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-KeptSeconds = Annotated[float, Field(ge=1, le=3600, strict=True)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, strict=True, allow_inf_nan=False)]
+KeptSeconds = Annotated[float, Field(ge=1, le=3600, strict=True, allow_inf_nan=False)]
 _DEFAULTS = Limits()
 
 
@@ -129,7 +143,7 @@ class LimitsSpec(BaseModel):
 class TableSpec(ClientFields):
     """One service."""
 
-    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")
+    service: str = Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$", max_length=128)
     stable: UpstreamSpec
     canary: CanarySpec | None = None
     weight_bp: int = Field(0, ge=0, le=FULL_BP, strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from serving.messages import FULL_BP
+from serving.router.standalone.addresses import server_of
 from serving.router.standalone.table_schema import TableSpec, UpstreamSpec
 
 Facts = dict[str, tuple[object, str]]  # by name: the value that is compared, and how it reads
@@ -61,7 +62,7 @@ def notes(spec: TableSpec) -> list[str]:
     """What a reader of the table may not expect of a service, each in one line."""
     found = [line for line in (held_streams(spec),) if line is not None]
     canary = spec.canary
-    if canary is not None and (canary.url, canary.model) == (spec.stable.url, spec.stable.model):
+    if canary is not None and _is_same(canary, spec.stable):
         found.append(f"{spec.service}: canary and stable are one upstream, so that nothing is compared")
     for upstream in (spec.stable, *([canary] if canary is not None else [])):
         if upstream.url.endswith(f"/{spec.service}/v1"):
@@ -97,6 +98,10 @@ def held_streams(spec: TableSpec) -> str | None:
         f"{of} reach users when they are whole; late_commit: stream passes them on at once, and a canary "
         "that dies in mid-stream is then seen"
     )
+
+
+def _is_same(one: UpstreamSpec, other: UpstreamSpec) -> bool:
+    return one.model == other.model and server_of(one.url) == server_of(other.url)
 
 
 def _upstream(spec: UpstreamSpec) -> str:

@@ -14,19 +14,24 @@ from serving.router.headers import coding_of
 READ_LIMIT: Final = 8 << 20  # bytes that one read may become
 PIECE: Final = 16 << 10  # bytes that are read of an answer at once
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
+_GZIP = 0x1F  # its first byte
 _OF_CODING = frozenset({b"content-encoding", b"content-length"})
 
 
 class Decompressor:
-    """Feed it every byte of one body in gzip or zlib format."""
+    """Feed it every byte of one body in gzip or zlib format, or in deflate without a frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, coding: str = "") -> None:
+        """coding: as the answer's head names it."""
+        self._coding = coding
         self._decoder = zlib.decompressobj(zlib.MAX_WBITS | 32)  # either format, by its head
         self._has_begun = False
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """What these bytes stand for, PIECE bytes at most at a time, after an empty one for each step that it
         takes. Raises ValueError, before any, when they stand for nothing, or for too much."""
+        if not self._has_begun and self._coding == "deflate" and _is_bare(data):
+            self._decoder = zlib.decompressobj(-zlib.MAX_WBITS)
         self._has_begun = self._has_begun or bool(data)
         left, parts = READ_LIMIT, list[bytes]()
         for at in range(0, len(data), PIECE):  # a member that ends copies what follows it
@@ -54,6 +59,14 @@ class Decompressor:
         return self._decoder.eof or not self._has_begun
 
 
+def _is_bare(data: bytes) -> bool:
+    """Whether what is named deflate begins without a frame, as some servers write it.
+
+    Check: b'x' begins zlib's frame, whose first byte says 8 in its lower half, and b'K' none.
+    """
+    return bool(data) and data[0] & 0x0F != 8 and data[0] != _GZIP
+
+
 def cut(data: bytes) -> Iterator[bytes]:
     """The bytes, PIECE at most at a time, which end with an event where there is one."""
     at = 0
@@ -74,6 +87,6 @@ def decompressor_of(
     """
     for name, value in headers:
         is_named = name == b"content-encoding" and status != 206
-        if is_named and coding_of(value.decode("latin-1")) in _CODINGS:
-            return Decompressor(), [one for one in headers if one[0] not in _OF_CODING]
+        if is_named and (coding := coding_of(value.decode("latin-1"))) in _CODINGS:
+            return Decompressor(coding), [one for one in headers if one[0] not in _OF_CODING]
     return None, headers

@@ -65,6 +65,7 @@ class EngineConnection(asyncio.Protocol):
         self._head_bytes = self._answer_bytes = 0  # of the answer: with all that frames it
         self._body: list[bytes] = []
         self._pieces: Iterator[bytes] | None = None  # of the body, which have come and are not passed on yet
+        self._why = ""  # it is no HTTP; empty: it is
         self._is_broken = False  # what came after them is no HTTP
         self._lost: tuple[Exception | None] | None = None  # the connection, after them
         self._keeps_alive = self._is_framed = self._is_framed_twice = False
@@ -87,8 +88,10 @@ class EngineConnection(asyncio.Protocol):
         is_broken = False
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):  # a 101 that nobody asked for
-            is_broken = True
+        except httptools.HttpParserError as exc:
+            is_broken, self._why = True, str(exc.__context__ or exc)
+        except httptools.HttpParserUpgrade:
+            is_broken, self._why = True, "a 101 that nobody asked for"
         if not self._is_in_body:
             self._head_bytes += len(data)
             if is_broken or self._head_bytes > HEAD_LIMIT:
@@ -254,6 +257,8 @@ class EngineConnection(asyncio.Protocol):
 
     def _break(self, call: Call) -> None:
         """What came is not HTTP, or too long."""
+        why = self._why or f"more than {HEAD_LIMIT} bytes that frame an answer"
+        self._pool.reachability.garbled(self.origin, why, now_s=boot_s())
         self.drop()
         if not call.is_over:
             call.lost(has_bytes=True)

@@ -11,7 +11,7 @@ Rules:
 3. Stable is never set aside: nobody stands behind it.
 4. The log has a line when an upstream begins to fail, when it is set aside, every TELL_S while it goes on,
    and when it answers again, QUIET_S after the last failure. It is the only one, also of connections: it has
-   their reason from `reachability.py`, which then logs nothing.
+   their reason from `reachability.py`, which then logs only why an answer is no HTTP.
 
 `now_s` is CLOCK_BOOTTIME, set a few times a second: no request pays for reading a clock.
 """

@@ -62,6 +62,7 @@ class Reachability:
     def __init__(self) -> None:
         self.reasons: MutableMapping[str, Unreachable] = {}  # by origin of the endpoint
         self.is_logged = True  # False: `health.py` logs what fails
+        self._garbled_s: dict[str, float] = {}  # when it was logged that an endpoint answers what is no HTTP
         self._logged: set[str] = set()  # endpoints whose beginning was logged
         self._since_s: dict[str, float] = {}
         self._last_s: dict[str, float] = {}  # when anything was logged of an endpoint
@@ -86,6 +87,17 @@ class Reachability:
             self._last_s[endpoint] = now_s
             fields = {"endpoint": endpoint, "reason": reason, "error": str(error)[:DETAIL_LIMIT]}
             log.warning("endpoint cannot be reached", extra=fields)
+
+    def garbled(self, endpoint: str, why: str, *, now_s: float) -> None:
+        """What this endpoint answers is no HTTP. `health.py`, which logs what fails, does not know why."""
+        last_s = self._garbled_s.get(endpoint, -LOG_EVERY_S)
+        if now_s - last_s < LOG_EVERY_S:
+            return
+        if len(self._garbled_s) >= ENDPOINTS_LIMIT:
+            self._garbled_s.clear()
+        self._garbled_s[endpoint] = now_s
+        fields = {"endpoint": endpoint, "error": why[:DETAIL_LIMIT]}
+        log.warning("endpoint answers what is no HTTP; the connection is closed", extra=fields)
 
     def reached(self, endpoint: str, *, now_s: float) -> None:
         """A connection has been made."""

@@ -197,7 +197,9 @@ async def test_a_4xx_that_breaks_after_its_head_is_a_rejection_on_either_arm(arm
 # ---- answers of drawn paths that hold no text
 
 
-@pytest.mark.parametrize("path", ["v1/embeddings", "v1/rerank", "v1/audio/transcriptions", "cohere/v2/chat"])
+@pytest.mark.parametrize(
+    "path", ["v1/embeddings", "v1/rerank", "v1/audio/transcriptions", "inference/v1/generate"]
+)
 @pytest.mark.parametrize(
     ("status", "kind", "cause"),
     [

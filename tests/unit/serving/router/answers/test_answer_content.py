@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from serving.router.answers.answer_scan import AnswerScan
+from tests.fakes.router_rig import router_rig
+from tests.unit.serving.router.test_public_reports_content import answers
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 CALL = {"type": "tool_use", "id": "t1", "name": "list_files", "input": {}}
@@ -152,3 +154,45 @@ def test_a_response_that_was_cancelled_has_ended() -> None:
     ]
 
     assert stream(RESPONSES, *events) is None
+
+
+CANCELLED = {"type": "response.cancelled", "response": {"id": "r", "status": "cancelled"}}
+SAID = {"type": "message", "content": [{"type": "output_text", "text": "hi"}]}
+
+
+@pytest.mark.parametrize("size", [1, 5000])
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+def test_a_response_that_nobody_asks_for_again_must_be_made(status: str, size: int) -> None:
+    answer = response({**SAID, "content": [{"type": "output_text", "text": "h" * size}]}, status=status)
+    faults = [
+        scanned(RESPONSES, "application/json", json.dumps(answer).encode(), may_wait=may_wait)[1]
+        for may_wait in (True, False)
+    ]
+
+    assert faults == [None, "error in the answer"]
+
+
+def test_a_stream_that_nobody_can_cancel_fails_by_it() -> None:
+    delta = {"type": "response.output_text.delta", "delta": "hi"}
+
+    assert stream(RESPONSES, delta, CANCELLED) is None
+    assert stream(RESPONSES, delta, CANCELLED, may_wait=False) == "error in the answer"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(("background", "error"), [(True, False), (False, True), (None, True)])
+@pytest.mark.parametrize("arm", [0, 1])
+async def test_what_waits_is_an_answer_to_a_request_in_the_background_alone(
+    arm: int, background: bool | None, error: bool, streams: bool
+) -> None:
+    body = {"input": "q", "stream": streams} | ({} if background is None else {"background": background})
+    whole, kind = json.dumps(response(SAID, status="in_progress")).encode(), "application/json"
+    if streams:
+        whole, kind = b"data: %b\n\n" % json.dumps(CANCELLED | {"item": SAID}).encode(), "text/event-stream"
+    async with router_rig() as rig:
+        rig.publish(weight_bp=10_000 * arm, change=2)
+        (rig.canary if arm else rig.stable).behave = answers(whole, kind)
+        await rig.client.post(f"/chat{RESPONSES}", json=body)
+        record = await rig.record()
+
+    assert (record.arm, record.error) == (arm, error)

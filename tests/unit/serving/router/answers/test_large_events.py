@@ -136,9 +136,8 @@ def test_the_choices_of_an_answer_with_very_many_objects_are_not_read() -> None:
     assert event_of(texts[1].replace(b"{}", b"{   }")) == {
         "id": "a",
         "choices": LARGE,
-        **dict.fromkeys(
-            ("stop_reason", "usage", "incomplete_details", "type", "error", "delta", "response", "message")
-        ),
+        **dict.fromkeys(("stop_reason", "finish_reason", "usage", "incomplete_details", "type", "error")),
+        **dict.fromkeys(("delta", "response", "message")),
         **dict.fromkeys(("created", "model", "content_block", "item", "part")),
     }
 

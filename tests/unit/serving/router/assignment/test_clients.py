@@ -6,8 +6,10 @@ import pytest
 
 from serving.access import Access, ClientKey, TrustedHeaders, digest_of
 from serving.messages import CANARY, STABLE
+from serving.router.assignment.clients import Client, Clients
 from serving.router.exchange.exchange import Exchange
-from serving.router.types import Refusal
+from serving.router.types import Refusal, Request
+from serving.targets import Target
 from tests.fakes.routed import Routed
 
 KEYS = {
@@ -136,3 +138,23 @@ def test_a_service_that_requires_keys_refuses_all_others(path: str) -> None:
 
 def test_a_table_shows_no_key() -> None:
     assert "sk-staff" not in repr(ACCESS)
+
+
+@pytest.mark.parametrize(
+    ("lines", "audiences"),
+    [
+        (["public"], ("public",)),
+        (["staff", "public"], ("public",)),  # the client's own, and what its proxy appends
+        (["public", "staff, beta"], ("staff", "beta")),
+        (["staff", ""], ()),
+    ],
+)
+def test_of_several_lines_the_one_that_the_proxy_appends_counts(
+    lines: list[str], audiences: tuple[str, ...]
+) -> None:
+    headers = [(b"x-audience", one.encode()) for one in lines]
+    request = Request("POST", Target("/v1/completions"), headers, b"{}", "10.1.2.3")
+    found = Clients(Access(trusted=TRUST)).identify(request)
+
+    assert isinstance(found, Client)
+    assert found.audiences == audiences

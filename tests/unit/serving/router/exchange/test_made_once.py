@@ -34,17 +34,27 @@ def test_a_background_response_that_names_an_earlier_one_is_made_once(
     [(status, True) for status in (400, 404, 429, 501, 503)]
     + [(status, False) for status in (200, 500, 502, 504, 524)],
 )
-def test_it_goes_on_where_the_answer_says_that_nothing_was_made(status: int, goes_on: bool) -> None:
+@pytest.mark.parametrize("named", [{"previous_response_id": "r"}, {}])  # a lookup, or drawn for the canary
+def test_it_goes_on_where_the_answer_says_that_nothing_was_made(
+    status: int, goes_on: bool, named: dict[str, str]
+) -> None:
     stable = Arm("v-1", (Replica("http://stable"),), external=True)
     exchange = begin(
         core(replace(table(), stable=stable)),
-        request({"background": True, "previous_response_id": "r"}, path=RESPONSES),
+        request({"background": True, "input": "q", **named}, path=RESPONSES),
     )
     attempt(exchange)
     step = exchange.answered(status, JSON)
 
     assert (step is Step.AGAIN) is goes_on
     assert not goes_on or isinstance(exchange.next_attempt(), Attempt)
+
+
+def test_stable_is_asked_where_a_canary_only_names_another_place() -> None:
+    exchange = begin(core(), request({"background": True, "input": "q"}, path=RESPONSES))
+    attempt(exchange)
+
+    assert exchange.answered(307, JSON) is Step.AGAIN
 
 
 @pytest.mark.parametrize("why", ["refused", "key refused"])

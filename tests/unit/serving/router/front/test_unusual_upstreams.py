@@ -92,3 +92,28 @@ async def test_no_credential_of_a_client_reaches_an_engine(rig: Rig, name: str) 
     [seen] = rig.canary.seen
     assert name not in seen.headers
     assert "secret of a client" not in seen.headers.values()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (OK + KIND + b"content-length: 2\r\ncontent-length: 2\r\n\r\n{}", "Content-Length"),
+        ((OK + KIND + SIZED).replace(b"\r\n", b"\n"), ""),
+        (b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", "101"),
+        (b"hello\r\n\r\n", ""),
+        (OK + b"x: y\r\n" * 300 + SIZED, "more than 200 header lines"),
+        (OK + b"x: " + b"y" * (900 << 10) + b"\r\n" + SIZED, "more than 262144 bytes"),
+    ],
+)
+async def test_an_answer_that_is_no_http_is_told_with_its_reason(
+    rig: Rig, answer: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with raw_engine(answer) as (url, _):
+        publish(rig, url)
+        got = [(await rig.ask()).status_code for _ in range(2)]
+    told = [one for one in caplog.records if "is no HTTP" in one.message]
+
+    assert got == [503, 503]
+    assert [one.__dict__["endpoint"] for one in told] == [url]  # once a minute
+    assert why in told[0].__dict__["error"]
+    assert told[0].__dict__["error"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
 
 import pytest
 
+from serving.router.headers import own_header
 from serving.router.standalone.main import check
 from serving.router.standalone.table_file import source_of
 from serving.router.standalone.table_reader import TableFileError, read_file
@@ -141,3 +144,101 @@ def test_a_changed_file_that_names_the_router_itself_is_refused(path: Path) -> N
     assert "is the address of this router" in str(source.reload())
     assert source.specs["chat"].canary is not None
     assert source.specs["chat"].canary.url.endswith("8002")
+
+
+WRONG_VERSIONS = ["v7\n", "x\r\nset-cookie: evil=1", "a\0b", "a\tb", " v7", "v\u00b7", "v" * 129]
+
+
+@pytest.mark.parametrize("version", WRONG_VERSIONS)
+@pytest.mark.parametrize("arm", ["stable", "canary"])
+def test_a_version_that_no_header_can_hold_is_refused(path: Path, version: str, arm: str) -> None:
+    arms = {"stable": {"url": "http://127.0.0.1:8001"}, "canary": {"url": "http://127.0.0.1:8002"}}
+    arms[arm]["version"] = version
+    path.write_text(json.dumps({"service": "chat", **arms}))
+
+    with pytest.raises(TableFileError) as caught:
+        read_file(path, change=1)
+
+    assert f"{arm}.version {version!r}: becomes a header" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_header_of_the_routers_own_holds_no_control_character() -> None:
+    assert own_header(b"x-canaryctl-version", b"v7 (of 1.2)") == (b"x-canaryctl-version", b"v7 (of 1.2)")
+    for value in (b"v7\n", b"x\r", b"a\0b"):
+        with pytest.raises(ValueError, match="no header can hold"):
+            own_header(b"x-canaryctl-version", value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "::", "::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://127.0.0.1:80", "http://127.0.0.1", "http://LOCALHOST", "http://localhost./chat/v1"),
+        *("http://0.0.0.0", "http://[::]:80", "http://[::1]", "http://127.1", "http://[::ffff:127.0.0.1]"),
+        "http://chat.localhost",
+    ],
+)
+def test_a_router_is_its_own_upstream_in_no_spelling(path: Path, url: str, host: str) -> None:
+    path.write_text(json.dumps({"service": "chat", "stable": {"url": url}}))
+
+    assert check(path, host, 80) == 2
+    assert check(path, host, 81) == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "code"),
+    [
+        ("http://127.0.0.2:8000", "0.0.0.0", 2),
+        ("http://127.0.0.2:8000", "127.0.0.1", 0),  # another server may listen there
+        ("http://10.0.0.5:8000", "10.0.0.5", 2),
+        ("http://0.0.0.0:8000", "10.0.0.5", 0),
+        (f"http://{socket.gethostname()}:8000", "0.0.0.0", 2),
+        ("http://engine:8000", "127.0.0.1", 0),
+    ],
+)
+def test_another_server_is_an_upstream(path: Path, url: str, host: str, code: int) -> None:
+    path.write_text(json.dumps({"service": "chat", "stable": {"url": url}}))
+
+    assert check(path, host, 8000) == code
+
+
+@pytest.mark.parametrize(
+    ("stable", "canary", "is_one"),
+    [
+        ("http://h:1", "http://h:1/v1", True),
+        ("http://h:1", "http://h:1/", True),
+        ("http://h", "http://H:80", True),
+        ("https://h/v1", "https://h:443/v1/", True),
+        ("http://localhost:1", "http://LOCALHOST:1", True),
+        ("http://h", "https://h", False),
+        ("http://h:1", "http://h:2", False),
+        ("http://h/a", "http://h/b", False),
+    ],
+)
+def test_two_arms_that_are_one_upstream_are_told_in_any_spelling(
+    path: Path, capsys: pytest.CaptureFixture[str], stable: str, canary: str, is_one: bool
+) -> None:
+    arms = {"stable": {"url": stable}, "canary": {"url": canary}}
+    path.write_text(json.dumps({"service": "chat", **arms}))
+
+    assert check(path) == 0
+    assert ("are one upstream" in capsys.readouterr().err) is is_one
+
+
+@pytest.mark.parametrize("name", ["idle_s", "upstream_age_s"])
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [("true", "True: is no number"), ('"30"', "'30': is no number"), (".nan", "nan: is no finite number")],
+)
+def test_a_limit_that_is_no_number_is_refused(path: Path, name: str, value: str, what: str) -> None:
+    path.write_text(f"service: chat\nstable: {{url: 'http://a'}}\nlimits: {{{name}: {value}}}\n")
+
+    with pytest.raises(TableFileError, match=f"limits.{name} {what}"):
+        read_file(path, change=1)
+
+
+def test_a_limit_may_be_a_whole_number(path: Path) -> None:
+    path.write_text("service: chat\nstable: {url: 'http://a'}\nlimits: {idle_s: 30, upstream_age_s: 60.5}\n")
+
+    assert read_file(path, change=1).limits.limits().idle_s == 30.0

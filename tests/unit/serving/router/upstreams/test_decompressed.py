@@ -53,3 +53,15 @@ def test_members_that_come_in_parts_are_joined(size: int) -> None:
     read = b"".join(piece for at in range(0, len(body), size) for piece in one.pieces(body[at : at + size]))
 
     assert (read, one.is_whole) == (b"".join(texts), True)
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**6])
+@pytest.mark.parametrize("frame", [-zlib.MAX_WBITS, zlib.MAX_WBITS, zlib.MAX_WBITS | 16])
+@pytest.mark.parametrize("text", [b"", b"a", b'{"id":"a"}' * 999, bytes(range(256)) * 300])
+def test_deflate_is_read_with_and_without_a_frame(text: bytes, frame: int, size: int) -> None:
+    made = zlib.compressobj(wbits=frame)
+    body = made.compress(text) + made.flush()
+    one = Decompressor("deflate")
+    read = b"".join(piece for at in range(0, len(body), size) for piece in one.pieces(body[at : at + size]))
+
+    assert (read, one.is_whole) == (text, True)
