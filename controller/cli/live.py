@@ -10,9 +10,10 @@ from rich.text import Text
 
 from controller.cli.client import TIMEOUT_S, Client, poll
 from controller.cli.live_frame import frame
-from controller.cli.output import console, goes_on, told_on_interrupt
+from controller.cli.output import console, told_on_interrupt
 from controller.cli.render import CANNOT_DECIDE, log_line
 from controller.errors import CanaryctlError, RolledBack, TimedOut, Unreachable
+from controller.rollout.plan import ending_command, is_undo_id
 from controller.views.models import RolloutView, ServiceView
 
 CONNECTION_LOST_S = 60.0  # give up after this long without an answer of the controller
@@ -35,15 +36,19 @@ def watch(
 
     on_interrupt: what goes on when the user stops waiting; empty: the rollout.
     """
-    with told_on_interrupt(on_interrupt or goes_on(rollout, service)):
-        return _watch(client, service, rollout, timeout_s=timeout_s, is_silent=is_silent)
+    shown = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines(client)
+
+    def goes_on() -> str:
+        return f"{rollout} goes on; {_ways_on(service, rollout, shown.newest)}"
+
+    with told_on_interrupt(on_interrupt or goes_on):
+        return _watch(client, service, rollout, shown, timeout_s=timeout_s)
 
 
 def _watch(
-    client: Client, service: str, rollout: str, *, timeout_s: float | None, is_silent: bool
+    client: Client, service: str, rollout: str, display: _Silent, *, timeout_s: float | None
 ) -> RolloutView:
     ends_at_s = time.monotonic() + timeout_s if timeout_s is not None else None
-    display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines(client)
 
     def read() -> RolloutView:
         # By its id: another rollout may have started since, or the service may be gone.
@@ -55,17 +60,30 @@ def _watch(
             if view is None:
                 display.on_connection_lost()
             else:
+                display.newest = view
                 display.show(view)
                 if view.is_final:
                     return view
             if ends_at_s is not None and time.monotonic() >= ends_at_s:
                 problem = _problem(client, service)
-                why, bypass = (f": {CANNOT_DECIDE}: {problem}", " --direct") if problem else ("", "")
-                raise TimedOut(
-                    f"{rollout} is still running after {timeout_s:g} s{why}; "
-                    f"follow it: canaryctl watch {service}, or end it: canaryctl rollback {service}{bypass}"
-                )
+                why = f": {CANNOT_DECIDE}: {problem}" if problem else ""
+                ways = _ways_on(service, rollout, display.newest, is_stuck=problem is not None)
+                raise TimedOut(f"{rollout} is still running after {timeout_s:g} s{why}; {ways}")
     raise AssertionError("poll never ends by itself")
+
+
+def _ways_on(service: str, rollout: str, view: RolloutView | None, *, is_stuck: bool = False) -> str:
+    """How to follow what runs, and how to end it, unless it ends already.
+
+    view: the newest; None: there is none. is_stuck: the controller can decide nothing.
+    """
+    follow = f"follow it: canaryctl watch {service}"
+    is_leaving = view is not None and view.steps is not None and view.steps.leaving == view.canary
+    if is_leaving and not is_stuck:
+        return follow  # it ends already, and a second command would change nothing
+    end_it = ending_command(service, rollout, before=view.stable if view is not None else None)
+    bypass = " --direct" if is_stuck and not is_undo_id(rollout) else ""
+    return f"{follow}; end it: {end_it}{bypass}"
 
 
 def _problem(client: Client, service: str) -> str | None:
@@ -91,6 +109,8 @@ def raise_for_outcome(view: RolloutView) -> None:
 
 class _Silent:
     """Shows nothing; the other displays override what they show."""
+
+    newest: RolloutView | None = None  # of the rollout; None: none was read yet
 
     def __enter__(self) -> None:
         pass

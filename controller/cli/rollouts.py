@@ -262,8 +262,7 @@ def undo(
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     answer = client.undo(name, to=to, reason=reason)
-    leaving = f"the undo goes on; follow it: canaryctl watch {name}; end it: canaryctl rollback {name}"
-    _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
+    _show_return(client, name, answer, "", wait=wait, timeout_s=timeout, output=output)
 
 
 def _note_without_effect(*, wait: bool, timeout: float | None) -> None:

@@ -11,7 +11,11 @@ from controller.cli import live
 from controller.cli.client import Client, poll
 from controller.cli.http import Answer, NoAnswer
 from controller.errors import TimedOut, Unreachable
+from controller.rollout.plan import VersionRef
 from controller.settings import Settings
+from controller.views.models import StepsView
+from controller.views.rollout import rollout_view
+from tests.fakes.view_maker import in_stage
 
 
 class Clock:
@@ -73,3 +77,43 @@ def test_polling_gives_up_on_a_controller_that_is_gone(monkeypatch: pytest.Monke
         list(poll(read, give_up_s=30.0))
 
     assert clock.now_s - 1000.0 == pytest.approx(30.0, abs=1.0)
+
+
+LEAVING = StepsView(
+    leaving="v-2", staying="v-1", step="drain", cancelled=False,
+    traffic_shift_ms=None, drain_ms=None, unload_ms=None, total_ms=None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rollout", "steps", "ways"),
+    [
+        ("r-1", None, "follow it: canaryctl watch chat; end it: canaryctl rollback chat"),
+        ("u-1", None, "follow it: canaryctl watch chat; end it: canaryctl undo chat --to v-1"),
+        ("r-1", LEAVING, "follow it: canaryctl watch chat"),
+        ("u-1", LEAVING, "follow it: canaryctl watch chat"),
+    ],
+)
+def test_who_stops_waiting_is_told_what_ends_that_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rollout: str,
+    steps: StepsView | None, ways: str,
+) -> None:  # fmt: skip
+    """A `rollback` leaves an undo alone, so that typing it ended nothing."""
+    Clock(monkeypatch)
+    state = in_stage(id=rollout, stable=VersionRef("v-1"), canary=VersionRef("v-2"))
+    view = rollout_view(state).model_copy(update={"steps": steps})
+    monkeypatch.setattr(Client, "rollout", lambda *_, **__: view)
+    client = Client(Settings(home=tmp_path, database_url="sqlite://"))
+
+    with pytest.raises(TimedOut) as late:
+        live.watch(client, "chat", rollout, timeout_s=2.0, is_silent=True)
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        live.watch(client, "chat", rollout, timeout_s=2.0, is_silent=True)
+
+    assert str(late.value) == f"{rollout} is still running after 2 s; {ways}"
+    assert capsys.readouterr().err == f"{rollout} goes on; {ways}\n"
+
+
+def interrupt(_seconds: float) -> None:
+    raise KeyboardInterrupt
