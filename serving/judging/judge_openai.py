@@ -27,11 +27,16 @@ FAILURES_IN_A_ROW = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 TOP_LOGPROBS = 20
 ANSWER_LIMIT = 1 << 20  # bytes
+REFUSAL_LIMIT = 300  # characters
+OTHER_WORDS = "its answer is none of the words"
+NO_ANSWER = "no answer"
 
 
 @dataclass(slots=True)
 class JudgeOpenAI:
-    """One judge. `url`: its base URL as written. `trouble`: why its last question has no verdict."""
+    """One judge. `url`: its base URL as written. `trouble`: why its last question has no verdict.
+    `refusal`: what the endpoint said of the first question that it refused. It may repeat what it was sent,
+    so it is shown only where that is no user's text."""
 
     url: str
     model: str
@@ -40,6 +45,8 @@ class JudgeOpenAI:
     at_once: int = 4
     clock: Callable[[], float] = time.monotonic
     trouble: str | None = None  # None: it has one
+    first_trouble: str | None = None  # of the first question without a verdict; None: there was none
+    refusal: str = ""
     asked: int = 0
     tokens: int = 0  # of questions and answers, as the endpoint counts them
     _client: httpx.AsyncClient | None = field(default=None, repr=False)
@@ -64,6 +71,12 @@ class JudgeOpenAI:
     async def ask(self, question: Question) -> dict[str, float] | None:
         """The probability of each of the question's words; None: no verdict, and `trouble` says why."""
         assert self._places is not None, "enter the judge first"
+        found = await self._asked(question)
+        self.first_trouble = self.first_trouble or self.trouble
+        return found
+
+    async def _asked(self, question: Question) -> dict[str, float] | None:
+        assert self._places is not None, "enter the judge first"
         async with self._places:
             if self.clock() < self._paused_until_s:
                 self.trouble = "it is not asked for a while: it did not answer"
@@ -77,7 +90,7 @@ class JudgeOpenAI:
             return None
         self._failures = 0
         found = shares(question, *answer)
-        self.trouble = None if found is not None else "its answer is none of the words"
+        self.trouble = None if found is not None else OTHER_WORDS
         return found
 
     async def _answer(self, question: Question) -> tuple[str, list[tuple[str, float]]] | None:
@@ -98,10 +111,11 @@ class JudgeOpenAI:
             response = await self._client.post(str(url), json=body, headers=headers)
             if response.status_code != httpx.codes.OK or len(response.content) > ANSWER_LIMIT:
                 self.trouble = f"status {response.status_code}"
+                self.refusal = self.refusal or response.text[:REFUSAL_LIMIT]
                 return None
             return self._read(response.json())
         except httpx.TimeoutException:
-            self.trouble = f"no answer within {self.timeout_s:g} s"
+            self.trouble = f"{NO_ANSWER} within {self.timeout_s:g} s"
         except httpx.HTTPError as exc:
             self.trouble = type(exc).__name__
         except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
