@@ -19,6 +19,9 @@ from controller.views.models import RolloutView, ServiceView
 CONNECTION_LOST_S = 60.0  # give up after this long without an answer of the controller
 LAST_ANSWER_S = 0.5  # for the answer that is asked for at the end of a wait
 CONNECTION_LOST = "connection to the controller lost; retrying"
+SHOWN_AS_LOST = (
+    "the controller, which does not answer"  # what a rollout waits for then; its clocks mean nothing
+)
 REFRESH_PER_S = 4
 VIEW_TIMEOUT_S = 0.5  # of the versions beside the rollout, without which it is shown too
 
@@ -58,9 +61,9 @@ def _watch(
     with display:
         for view in poll(read, give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             if view is None:
-                display.on_connection_lost()
+                display.on_connection_lost(_lost_line(service, rollout, display))
             else:
-                display.newest = view
+                display.newest, display.lost_at_s = view, None
                 display.show(view)
                 if view.is_final:
                     return view
@@ -70,6 +73,14 @@ def _watch(
                 ways = _ways_on(service, rollout, display.newest, is_stuck=problem is not None)
                 raise TimedOut(f"{rollout} is still running after {timeout_s:g} s{why}; {ways}")
     raise AssertionError("poll never ends by itself")
+
+
+def _lost_line(service: str, rollout: str, display: _Silent) -> str:
+    """That the connection is lost, since when, and what helps."""
+    display.lost_at_s = display.lost_at_s or time.time()
+    at = time.strftime("%H:%M:%S", time.localtime(display.lost_at_s))
+    bypass = "" if is_undo_id(rollout) else f", or bypass it: canaryctl rollback {service} --direct"
+    return f"{CONNECTION_LOST}, since {at}; start it: canaryctl up{bypass}"
 
 
 def _ways_on(service: str, rollout: str, view: RolloutView | None, *, is_stuck: bool = False) -> str:
@@ -111,6 +122,7 @@ class _Silent:
     """Shows nothing; the other displays override what they show."""
 
     newest: RolloutView | None = None  # of the rollout; None: none was read yet
+    lost_at_s: float | None = None  # by the wall clock, when the connection was lost; None: it is not
 
     def __enter__(self) -> None:
         pass
@@ -121,7 +133,7 @@ class _Silent:
     def show(self, rollout: RolloutView) -> None:
         pass
 
-    def on_connection_lost(self) -> None:
+    def on_connection_lost(self, line: str) -> None:
         pass
 
 
@@ -147,10 +159,10 @@ class _LogLines(_Silent):
         self._problem = problem
         sys.stdout.flush()
 
-    def on_connection_lost(self) -> None:
+    def on_connection_lost(self, line: str) -> None:
         if not self._is_lost:
             self._is_lost = True
-            self._console.print(CONNECTION_LOST, soft_wrap=True)
+            self._console.print(line, soft_wrap=True)
 
 
 class _LiveView(_Silent):
@@ -179,11 +191,12 @@ class _LiveView(_Silent):
         self._rollout = rollout
         self._draw(notice=None)
 
-    def on_connection_lost(self) -> None:
+    def on_connection_lost(self, line: str) -> None:
         if self._rollout is None:
-            self._live.update(Text(CONNECTION_LOST, style="yellow"))
+            self._live.update(Text(line, style="yellow"))
         else:
-            self._draw(notice=CONNECTION_LOST)
+            self._rollout = self._rollout.as_it_stands(line, waits=SHOWN_AS_LOST)
+            self._draw(notice=line)
 
     def _draw(self, *, notice: str | None) -> None:
         if self._rollout is not None:

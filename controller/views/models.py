@@ -200,13 +200,14 @@ class RolloutView(_View):
     steps: StepsView | None
     log: tuple[LogView, ...]
 
-    def as_it_stands(self, problem: str | None) -> RolloutView:
+    def as_it_stands(
+        self, problem: str | None, *, waits: str = "the controller, which can decide nothing"
+    ) -> RolloutView:
         """The rollout of a controller with this problem; None: none. While it can decide nothing, a running
         one waits for that alone: neither its time nor its deadline ends anything."""
         if problem is None or self.is_final:
             return self
-        waits = ("the controller, which can decide nothing",)
-        return self.model_copy(update={"waiting_for": waits, "deadline_at_s": None})
+        return self.model_copy(update={"waiting_for": (waits,), "deadline_at_s": None})
 
 
 class VersionView(_View):

@@ -10,6 +10,7 @@ import pytest
 from controller.cli import live
 from controller.cli.client import Client, poll
 from controller.cli.http import Answer, NoAnswer
+from controller.cli.render import stages_line
 from controller.errors import TimedOut, Unreachable
 from controller.rollout.plan import VersionRef
 from controller.settings import Settings
@@ -117,3 +118,40 @@ def test_who_stops_waiting_is_told_what_ends_that_rollout(
 
 def interrupt(_seconds: float) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_lost_connection_says_since_when_and_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Clock(monkeypatch)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    monkeypatch.setattr(time, "localtime", time.gmtime)
+
+    def gone(*_: object, **__: object) -> None:
+        raise Unreachable("gone")
+
+    monkeypatch.setattr(Client, "rollout", gone)
+
+    with pytest.raises(Unreachable):
+        live.watch(Client(Settings(home=tmp_path, database_url="sqlite://")), "chat", "r-1", timeout_s=None)
+
+    assert capsys.readouterr().out == (
+        "connection to the controller lost; retrying, since 00:00:00; start it: canaryctl up, or bypass it: "
+        "canaryctl rollback chat --direct\n"
+    )
+
+
+def test_a_picture_without_a_controller_counts_nothing_down() -> None:
+    waits = {"deadline_at_s": 400.0, "waiting_for": ("58 s at 10 %",)}
+    view = rollout_view(in_stage()).model_copy(update=waits)
+
+    shown = view.as_it_stands("lost", waits=live.SHOWN_AS_LOST)
+
+    assert (shown.deadline_at_s, shown.waiting_for) == (None, ("the controller, which does not answer",))
+
+
+def test_the_stages_of_an_ab_test_end_with_b_removed() -> None:
+    """A stage of 100 % stood ahead, which can never come."""
+    view = rollout_view(in_stage()).model_copy(update={"ab_test": True})
+
+    assert stages_line(view).plain.endswith("○ ends with B removed")
