@@ -86,7 +86,8 @@ def as_json(shown: Shown) -> dict[str, object]:
         "gates": [_gate_as_json(report) for report in result.gates],
         "stages": [
             {
-                "stage": stage.stage,
+                "stage": stage.stage,  # as in the column, from 0
+                "number": stage.stage + 1,
                 "weight": stage.weight,
                 "canary_requests": stage.canary_requests,
                 "verdict": stage.verdict.value,
@@ -290,7 +291,7 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
     grid = table("stage", "weight", "canary", "verdict", "missing")
     for stage in result.stages:
         grid.add_row(
-            str(stage.stage),
+            str(stage.stage + 1),  # as in a plan and in `status`
             percent(round(stage.weight * FULL_BP)),
             str(stage.canary_requests),
             stage.verdict.value,

@@ -40,7 +40,7 @@ def test_no_stage_after_a_rollback_is_judged() -> None:
 
     assert result.decision == "rollback"
     assert verdicts(result) == ["FAIL", "UNDECIDED", "UNDECIDED"]
-    assert result.stages[2].missing == ("not reached: rolled back in stage 0",)
+    assert result.stages[2].missing == ("not reached: rolled back in stage 1",)
 
 
 def test_stages_before_a_rollback_keep_their_proof() -> None:
