@@ -299,6 +299,13 @@ class UnjudgedView(_View):
     text: str
 
 
+class RefusalView(_View):
+    """Why a deploy of this plan is refused as things stand, with the remedy, and its exit code."""
+
+    text: str
+    exit_code: int
+
+
 class PlanView(_View):
     """A plan: what a rollout would do, and its forecast."""
 
@@ -320,6 +327,7 @@ class PlanView(_View):
     alpha: float
     gates: tuple[str, ...]
     not_judged: tuple[UnjudgedView, ...] = ()
+    refusals: tuple[RefusalView, ...] = ()  # in the deploy's order; empty: it would begin
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     mirror: str = ""  # what is copied to the canary before the first stage; empty: nothing
     fits: bool
