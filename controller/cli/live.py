@@ -80,7 +80,7 @@ def _lost_line(service: str, rollout: str, display: _Silent) -> str:
     display.lost_at_s = display.lost_at_s or time.time()
     at = time.strftime("%H:%M:%S", time.localtime(display.lost_at_s))
     bypass = "" if is_undo_id(rollout) else f", or bypass it: canaryctl rollback {service} --direct"
-    return f"{CONNECTION_LOST}, since {at}; start it: canaryctl up{bypass}"
+    return f"{CONNECTION_LOST}, since {at}; start it: canaryctl up" + bypass
 
 
 def _ways_on(service: str, rollout: str, view: RolloutView | None, *, is_stuck: bool = False) -> str:
