@@ -40,6 +40,14 @@ _BYTES = re.compile(rf"({_NUMBER})\s*([kmgt]?i?b?)", re.IGNORECASE)
 _PERCENT = re.compile(rf"({_NUMBER})\s*%")
 
 
+def _percent_meant(text: str) -> str:
+    """How to write what a text without a percent sign may mean: of `0.5` 0.5% or 50%; else an example."""
+    if re.fullmatch(_NUMBER, text.strip()) is None:
+        return "2.5%"
+    number = float(text)
+    return f"{number:g}% or {number * 100:g}%" if 0 < number <= 1 else f"{number:g}%"
+
+
 def weight_bp(value: object) -> int:
     """Basis points of a percentage: `2.5%`, `2.5 %` and 2.5 give 250.
 
@@ -50,7 +58,7 @@ def weight_bp(value: object) -> int:
         _refuse_long(value)
         match = _PERCENT.fullmatch(value.strip())
         if match is None:
-            raise ValueError(f"{shown(value)} is not a percent; write 2.5%")
+            raise ValueError(f"{shown(value)} is not a percent; write {_percent_meant(value)}")
         percent = float(match[1])
     elif (number := finite(value)) is not None:
         percent = number

@@ -82,8 +82,8 @@ def observe_range(
     windows = [part for part in np.split(y[order], starts[1:]) if len(part) >= min_answers]
     if len(windows) < MIN_WINDOWS:
         raise ValueError(
-            f"{len(windows)} windows of {window_s:g} s hold {min_answers} answers, needed {MIN_WINDOWS}; "
-            "choose dates further apart, or shorter windows"
+            f"windows of {window_s:g} s that hold {min_answers} answers: {len(windows)}, needed "
+            f"{MIN_WINDOWS}; choose dates further apart, or shorter windows"
         )
     quantiles = np.array([np.quantile(part, percentiles) for part in windows])  # by window, percentile
     lows, highs = quantiles.min(axis=0).tolist(), quantiles.max(axis=0).tolist()

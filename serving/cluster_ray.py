@@ -39,6 +39,8 @@ CLUSTER_ENV = "CANARYCTL_RAY_CLUSTER"  # environment variable of every process: 
 OWNER_ENV = "CANARYCTL_RAY_OWNER"  # and this: whose it is
 START_TIMEOUT_S = 90
 STOP_GRACE_S = 5.0
+TOKEN = "token"  # the file's name in a cluster's folder
+REASON_LIMIT = 120  # characters of what Ray says, whose advice is for a cluster that is begun by hand
 CONNECT_ATTEMPTS = 3  # Ray times out after 30 s, which a loaded host can take to answer
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  # it only holds handles
 # A socket's path must fit in 108 bytes, of which Ray and Serve use up to 70 below the cluster's folder.
@@ -197,6 +199,12 @@ def _connect(handle: ClusterHandle) -> None:
         return
     if not is_running(handle):
         raise ClusterError(f"no Ray cluster answers at {handle.address}; start one with `canaryctl up`")
+    token = Path(handle.temp_dir) / TOKEN
+    if not token.exists():  # Ray would advise to make another, with which nothing can be reached
+        raise ClusterError(
+            f"the token of the Ray cluster at {handle.address} is not at {token}; put the file back, or run "
+            "this on the host where Ray was started"
+        )
     # Ray reads these at import, which may have been before the environment was set.
     ray_constants.ENABLE_RAY_CLUSTER = False
     Config.initialize("")
@@ -214,7 +222,10 @@ def _connect(handle: ClusterHandle) -> None:
         except (ConnectionError, RuntimeError, ValueError) as exc:
             ray.shutdown()
             if not attempts_left:
-                message = f"no Ray cluster answers at {handle.address} ({exc}); start a new one"
+                why = (str(exc).splitlines() or [type(exc).__name__])[0]
+                if len(why) > REASON_LIMIT:
+                    why = f"{why[:REASON_LIMIT].rpartition(' ')[0]} ..."
+                message = f"no Ray cluster answers at {handle.address} ({why}); start a new one"
                 raise ClusterError(message) from exc
 
 
@@ -313,7 +324,7 @@ def _folder(settings: ClusterSettings) -> Path:
             "paths of sockets below it would be too long; choose a shorter one"
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    token = folder / "token"
+    token = folder / TOKEN
     if not token.exists():
         descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

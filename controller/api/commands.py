@@ -181,7 +181,8 @@ class Commands(Returns):
         unprovable = () if waiver_of(body, "allow_unproven") else proposal.unprovable_stages()
         if lines := (*named, *unprovable):
             raise BadSpec(list(lines))
-        return proposal
+        missing = proposal.missing_key(self._environment.key_problem)
+        return replace(proposal, refusals=proposal.refused(missing, is_unjudged_allowed=bool(waiver)))
 
     def deploy(
         self,
@@ -388,7 +389,7 @@ class Commands(Returns):
         try:
             self._refuse_rejected(proposal.service.name, proposal.canary_id)
         except AlreadyRejected as exc:
-            return f"a deploy is refused without --retry: {exc}"
+            return str(exc)
         return None
 
     def _refuse_rejected(self, service: str, canary: str) -> None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from controller.api.bodies import flag_of
 from controller.api.keys import FindProblem, MissingKey, missing_key
 from controller.auth import Identity, Role
-from controller.errors import AlreadyRejected, BadInput, Conflict
+from controller.errors import AlreadyRejected, BadInput, BadSpec, CanaryctlError, Conflict, NoRoom
 from controller.evidence.records import LIVE_COVARIATES
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -38,7 +38,7 @@ from controller.spec.service import (
 )
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
-from controller.views.models import AttemptView, PlanView, UnjudgedView
+from controller.views.models import AttemptView, PlanView, RefusalView, UnjudgedView
 from controller.views.plan import forecast_view, plan_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
@@ -68,6 +68,7 @@ class Proposal:
     attempts: tuple[AttemptView, ...] = ()  # earlier rollouts of this version, newest first
     missing_keys: tuple[str, ...] = ()  # a line for each API key that cannot be read
     rejected: str | None = None  # why a deploy needs a retry; None: it needs none
+    refusals: tuple[CanaryctlError, ...] = ()  # that a deploy would raise, the first one first
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
     judge: JudgeSpec | None = None  # None: none is asked
     judge_note: str | None = None  # why the service's judge is not asked; None: it is, or it has none
@@ -105,6 +106,16 @@ class Proposal:
         name = self.name or short_source(self.version.url or "")
         return missing_key(self.canary_id, name, self.version, "canary", find)
 
+    def refused(self, missing: MissingKey | None, *, is_unjudged_allowed: bool) -> tuple[CanaryctlError, ...]:
+        """What a deploy of this plan would raise, in its order. missing: the canary's API key."""
+        unjudged = [] if is_unjudged_allowed else [o.text for o in self.not_judged if o.needs != "nothing"]
+        return (
+            *([AlreadyRejected(self.rejected)] if self.rejected is not None and not self.plan.twin else []),
+            *([Conflict(missing.text)] if missing is not None else []),
+            *([] if self.fit.fits else [NoRoom(self.fit.text)]),
+            *([BadSpec(unjudged)] if unjudged else []),
+        )
+
     def view(self) -> PlanView:
         """The view that `canaryctl plan` shows."""
         view = plan_view(
@@ -124,12 +135,21 @@ class Proposal:
             "attempts": self.attempts,
             "warnings": (
                 *view.warnings,
-                *([self.rejected] if self.rejected is not None else []),
+                *(
+                    [f"a deploy is refused without --retry: {self.rejected}"]
+                    if self.rejected is not None
+                    else []
+                ),
                 *self.cautions,
                 *self.missing_keys,
             ),
             "not_judged": tuple(map(UnjudgedView.model_validate, self.not_judged)),
             "judge": self._judge_line(),
+            "refusals": tuple(
+                RefusalView(text=line, exit_code=error.exit_code)
+                for error in self.refusals
+                for line in error.details
+            ),
         }
         if self.traffic is not None:
             update |= {

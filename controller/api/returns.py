@@ -14,7 +14,7 @@ from controller.auth import Identity
 from controller.errors import BadInput, Conflict, OlderDatabase
 from controller.planning.capacity import Device, require_fit
 from controller.rollout.observation import CommandKind
-from controller.rollout.plan import is_undo_id
+from controller.rollout.plan import ending_command, is_undo_id
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
@@ -245,7 +245,12 @@ class Returns:
             raise taken_back(service, running.id, wanted, heading)
         problem = self._ticks.last_tick(service).problem
         now = f"; now: {problem.text}" if problem is not None else ""
-        return Outcome("already", f"{service} is returning to {heading} already{now}", running.id)
+        end_it = ""
+        if running.plan.undo and heading != running.stable.id:  # a second way back does not end the first
+            command = ending_command(service, running.id, before=running.stable.id)
+            end_it = f"; to end that and keep {running.stable.id}: {command}"
+        text = f"{service} is returning to {heading} already{now}{end_it}"
+        return Outcome("already", text, running.id)
 
     def _heading(self, running: RolloutState) -> str:
         """The version that a rollout which returns to one leads to, by its departure and by what was asked

@@ -25,6 +25,11 @@ VERDICT_TEXT: dict[str, tuple[str, str]] = {
 
 
 LEAST_P = 1e-4  # what is below decides every test, and its digits say nothing more
+ENDED = ("ended", "ending")
+FILE_LEGEND = (
+    "units: each counts once; win rate: probability that B's outcome beats A's, ties count half; "
+    "d: Cohen's d, the difference in standard deviations; interval: of B minus A"
+)
 COMPARISONS = ("win_rate", "cohens_d", "interval", "p")
 
 
@@ -63,10 +68,16 @@ def p_text(value: float | None) -> str:
 def headline(view: AbView) -> Text:
     """The verdict, of what."""
     verdict, style = VERDICT_TEXT.get(view.verdict, (view.verdict, "bold"))
+    if _has_no_data(view) and view.verdict != AbVerdict.INVALID:  # "no difference" would read as a result
+        verdict, style = ("NO DATA" if view.phase in ENDED else "NO DATA YET"), "bold"
     direction = "higher" if view.higher_is_better else "lower"
     return Text.assemble(
         (verdict, style), f"  {view.metric} ({direction} is better), {view.service}, {view.id}"
     )
+
+
+def _has_no_data(view: AbView) -> bool:
+    return min(view.n_a, view.n_b) == 0
 
 
 def view_table(view: AbView) -> RenderableType:
@@ -94,7 +105,7 @@ def view_table(view: AbView) -> RenderableType:
     figures.add_row("Cohen's d", cell(view.cohens_d), "difference in standard deviations")
     figures.add_row(
         "p",
-        p_text(view.p_value),
+        p_text(None if _has_no_data(view) else view.p_value),
         f"alpha {view.alpha:g}, {view.mode}{size}",
     )
     return Group(*lines, Text(), grid, Text(), figures)
@@ -102,11 +113,11 @@ def view_table(view: AbView) -> RenderableType:
 
 def next_step(view: AbView) -> str:
     """Commands that follow from the phase and the verdict."""
-    if view.phase in ("ended", "ending"):
-        return (
-            f"start another: canaryctl ab create {view.service}; "
-            f"take B to production: canaryctl deploy {view.service} --model DIR"
-        )
+    if view.phase in ENDED:
+        again = f"start another: canaryctl ab create {view.service}"
+        if _has_no_data(view):
+            return again
+        return f"{again}; take B to production: canaryctl deploy {view.service} --model DIR (or --url URL)"
     if view.verdict in (AbVerdict.B_BETTER, AbVerdict.A_BETTER, AbVerdict.INVALID):
         return f"end it and remove B: canaryctl ab stop {view.service}"
     return f"check again: canaryctl ab status {view.service}; end it: canaryctl ab stop {view.service}"
@@ -142,4 +153,4 @@ def file_table(rows: Sequence[dict[str, object]], notes: Sequence[str]) -> Rende
         if "p" not in void and isinstance(p := row["p"], float):
             cells["p"] = p_text(p)
         grid.add_row(*cells.values())
-    return Group(grid, *notes)
+    return Group(grid, *notes, Text(FILE_LEGEND, style="dim"))

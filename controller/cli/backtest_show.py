@@ -86,7 +86,8 @@ def as_json(shown: Shown) -> dict[str, object]:
         "gates": [_gate_as_json(report) for report in result.gates],
         "stages": [
             {
-                "stage": stage.stage,
+                "stage": stage.stage,  # as in the column, from 0
+                "number": stage.stage + 1,
                 "weight": stage.weight,
                 "canary_requests": stage.canary_requests,
                 "verdict": stage.verdict.value,
@@ -225,10 +226,19 @@ def raised_alarms(reports: Sequence[GateReport]) -> list[GateReport]:
 def alarm_line(alarms: Sequence[GateReport]) -> str:
     """What the alarms show, in one line; they decide nothing."""
     shown = (
-        f"{a.metric} (stable {number(a.stable)}, canary {number(a.canary)}, after {a.decided_canary})"
+        f"{a.metric} (stable {number(a.stable)}, canary {number(a.canary)}, after {a.decided_canary}"
+        f"{_failed(a)})"
         for a in alarms
     )
     return f"ALARM, which decides nothing: worse {', '.join(shown)}"
+
+
+def _failed(alarm: GateReport) -> str:
+    """What may be all that the alarm shows: more requests of the canary than of stable without an answer."""
+    if alarm.unanswered is None or alarm.unanswered[1] <= alarm.unanswered[0]:
+        return ""
+    share = figure(100 * alarm.unanswered[1], 3)
+    return f"; {share} % of the canary's requests have no answer, which counts as the worst value"
 
 
 def _besides(shown: Shown) -> str:
@@ -290,7 +300,7 @@ def _stage_grid(result: BacktestResult) -> RenderableType:
     grid = table("stage", "weight", "canary", "verdict", "missing")
     for stage in result.stages:
         grid.add_row(
-            str(stage.stage),
+            str(stage.stage + 1),  # as in a plan and in `status`
             percent(round(stage.weight * FULL_BP)),
             str(stage.canary_requests),
             stage.verdict.value,

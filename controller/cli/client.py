@@ -154,12 +154,25 @@ class Client:
             answer = self._send(method, path, body, timeout_s=timeout_s)
         except NoAnswer as exc:
             raise Unreachable(f"no controller answers at {self._url}; {self._remedy()}") from exc
+        if _is_unknown_route(answer):
+            raise self._lacking_route()
         if answer.status >= 400:
             raise _error(answer, self._url)
         try:
             return answer.json()
         except ValueError as exc:
             raise _not_canaryctl(answer, self._url) from exc
+
+    def _lacking_route(self) -> Unreachable:
+        from controller.installed import own_version
+
+        health = self.health() or {}
+        release = health.get("version", "of another release")
+        return Unreachable(
+            f"the controller at {self._url} (canaryctl {release}) does not know what "
+            f"canaryctl {own_version()} asks; end it (kill {health.get('pid', 'PID')}), then start "
+            "it with this release: canaryctl up"
+        )
 
     def _remedy(self) -> str:
         from controller.wiring.elsewhere import no_service
@@ -282,6 +295,16 @@ def _error(answer: Answer, url: str) -> CanaryctlError:
         if known.exit_code == problem.get("exit_code"):
             return known(lines[0])
     return CanaryctlError(lines[0])
+
+
+def _is_unknown_route(answer: Answer) -> bool:
+    """Whether the controller has no such route: of another release. Its own 404s are of another type."""
+    if answer.status not in (404, 405):
+        return False
+    try:
+        return bool(answer.json()["type"] == "urn:canaryctl:http")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _not_canaryctl(answer: Answer, url: str) -> Unreachable:

@@ -29,6 +29,7 @@ FIRST_COMPACT, LAST_COMPACT = 19_700_101_000_000, 21_001_231_235_959  # in ms th
 GO_CLOCK = re.compile(r" m=[+-][\d.]+$")
 ZONE_NAME = re.compile(r" (?:(?P<offset>[+-]\d\d:?\d\d) [A-Z]{3,5}|UTC|GMT)$")  # without an offset only UTC
 ADDRESS = re.compile(r"unix:.+|\S+:\d+|[\d.]+|\[[0-9a-fA-F:]+\]")  # of a server, as nginx names it
+TRIES = re.compile(r",\s+|\s+:\s+")  # a comma alone may be decimal, or of thousands
 THOUSANDS = re.compile(r"[1-9]\d{0,2}(\.\d{3})+")
 DECIMAL_COMMA = re.compile(r"-?\d+,\d+%?")
 NO_RESPONSE = 0  # in a column of status codes, also 000: the request was never answered
@@ -116,9 +117,16 @@ def ambiguous_thousands(column: Sequence[object], file: Iterable[Sequence[object
 
 
 def length_s(value: object, unit: str, *, has_decimal_commas: bool = False) -> float | None:
-    """A length of time in seconds; unit: of a plain number, one of `UNITS`. None: not a length."""
+    """A length of time in seconds; unit: of a plain number, one of `UNITS`. None: not a length.
+
+    Of several tries (`0.1, 0.7`, as nginx lists them) their sum, for which the user waited.
+    """
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, str) and len(tries := TRIES.split(value.strip())) > 1:
+        each = [length_s(one, unit, has_decimal_commas=has_decimal_commas) for one in tries]
+        known = [one for one in each if one is not None and not math.isnan(one)]
+        return None if None in each else math.fsum(known) if known else math.nan
     found = number(value, has_decimal_commas=has_decimal_commas)
     return None if found is None else found * UNITS[unit]
 
@@ -171,6 +179,25 @@ def compact_time_s(number: float) -> float | None:
 def epoch_unit(seconds: float) -> str:
     """The unit of a number that is a time since the epoch: 1.78e9 is in s, 1.78e12 in ms."""
     return next(unit for limit, unit in EPOCH_UNITS if abs(seconds) < limit)
+
+
+def as_mapping(value: object) -> object:
+    """A list of pairs as the mapping that it is: a Parquet MAP's, or OpenTelemetry's of `key` and `value`,
+    whose value names its type (`{"stringValue": "b"}`). Anything else as it is."""
+    if not isinstance(value, list) or not value:
+        return value
+    if all(isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) for one in value):
+        return dict(value)
+    if not all(isinstance(one, dict) and one.keys() == {"key", "value"} for one in value):
+        return value
+    pairs = {str(one["key"]): one["value"] for one in value}
+    return {key: _untyped(inner) for key, inner in pairs.items()}
+
+
+def _untyped(value: object) -> object:
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)).endswith("Value"):
+        return next(iter(value.values()))
+    return value
 
 
 def attempts(value: object) -> list[str]:

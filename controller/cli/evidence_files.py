@@ -198,7 +198,7 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
     )
     if (failing := _failing_objects(table, own)) is not None and "error" not in given.keys() | options.ignore:
         own["error"] = failing
-    sources, notes = {**found, **own, **given}, [NOTE] if is_router else []
+    sources, notes = {**found, **own, **given}, [*table.notes, *([NOTE] if is_router else [])]
     notes += [*said, *(line for line in (joined, others) if line is not None)]
     if repeats:
         notes.append(f"{repeats} scores repeat one of the same request and name: the first counts, as live")

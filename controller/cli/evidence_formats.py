@@ -12,10 +12,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
+from controller.cli.evidence_cells import as_mapping
 from controller.errors import BadInput
 
 MAX_ROWS = 20_000_000
@@ -42,6 +43,7 @@ class RawTable:
     lines: list[int]
     word: str
     has_decimal_commas: bool = False  # 0,05 is a number, as spreadsheets write it beside `;`
+    notes: tuple[str, ...] = ()  # what may be wrong with the file, one line each
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -54,7 +56,7 @@ class RawTable:
         """The chosen rows, in that order."""
         columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
         lines = [self.lines[row] for row in rows]
-        return RawTable(self.name, columns, lines, self.word, self.has_decimal_commas)
+        return replace(self, columns=columns, lines=lines)
 
 
 def read_table(path: Path) -> RawTable:
@@ -205,7 +207,7 @@ def _flat(row: Mapping[str, object], prefix: str = "", depth: int = 1) -> dict[s
     """The row with nested objects, and the first item of lists of objects, as dotted names."""
     out: dict[str, object] = {}
     for key, value in row.items():
-        name = f"{prefix}{key}"
+        name, value = f"{prefix}{key}", as_mapping(value)
         if isinstance(value, list) and value and isinstance(value[0], dict) and not is_named_values(value):
             name, value = f"{name}.0", value[0]
         if isinstance(value, dict) and value and depth < MAX_DEPTH:
@@ -233,7 +235,8 @@ def _read_csv(path: Path) -> RawTable:
             reader.fieldnames = names
             _refuse_two(path, names)
             rows = _csv_rows(path, reader, skipped)
-            return _by_column(path, rows, word="line", names=names, has_decimal_commas=delimiter == ";")
+            table = _by_column(path, rows, word="line", names=names, has_decimal_commas=delimiter == ";")
+            return replace(table, notes=_swallowed(table, delimiter))
         except csv.Error as exc:
             line = reader.reader.line_num + skipped  # of the record that cannot be read, not of the last one
             raise BadInput(f"{path.name} line {line} is not CSV ({exc}); quote the cell") from exc
@@ -268,6 +271,24 @@ def _is_figure(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _swallowed(table: RawTable, delimiter: str) -> tuple[str, ...]:
+    """A note where a stray quote may have made one cell of several rows: it holds as many delimiters as each
+    of its line breaks would take with it."""
+    more = len(table.columns) - 1
+    found: dict[int, int] = {}  # rows that a cell may have taken in, by the row that it is in
+    for cells in table.columns.values() if more else ():
+        for row, cell in enumerate(cells):
+            if isinstance(cell, str) and "\n" in cell and cell.count(delimiter) == more * cell.count("\n"):
+                found[row] = found.get(row, 0) + cell.count("\n")
+    if not found:
+        return ()
+    at = table.place(next(iter(found)))
+    return (
+        f"{len(found)} cells hold line breaks that look like {sum(found.values())} rows of the file, as "
+        f"after a stray quote; the first ends at {at}",
+    )
 
 
 def _csv_rows(path: Path, reader: csv.DictReader[str], skipped: int) -> Rows:
@@ -310,7 +331,8 @@ def _read_parquet(path: Path) -> RawTable:
     rows: Rows = enumerate(
         (_flat(dict(zip(cells, row, strict=True))) for row in zip(*cells.values(), strict=True)), 1
     )
-    return _by_column(path, rows, word="row", names=cells)
+    maps = {field.name for field in table.schema if pa.types.is_map(field.type)}  # a column for each key
+    return _by_column(path, rows, word="row", names=[name for name in cells if name not in maps])
 
 
 PANDAS_INDEX = "__index_level_0__"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import BaseModel
 
 from controller.cli.output import Output, OutputOption, emit, note
+
+if TYPE_CHECKING:  # imported where used, as it takes httpx along
+    from serving.judging.judge_openai import JudgeOpenAI
 
 REFUSED = 3  # exit code: as of a conflict
 
@@ -50,6 +53,7 @@ def judge(
     with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer.
     """
     import asyncio
+    import os
     import time
 
     from controller.errors import BadInput, Unreachable
@@ -65,8 +69,10 @@ def judge(
         raise BadInput(f"--timeout {timeout:g} is outside 0.1..600 seconds; 30 suits most")
     try:
         key = KeyReference("env", api_key_env).read() if api_key_env is not None else None
-        asked = JudgeOpenAI(url, model, key, timeout_s=timeout, at_once=at_once)
+        asked = JudgeOpenAI(url, model, key, timeout_s=timeout, at_once=at_once, keeps_refusal=True)
     except (NoKey, ValueError) as exc:
+        if api_key_env is not None and not os.environ.get(api_key_env, "").strip():
+            raise BadInput(f"--api-key-env {api_key_env} is not set; export it") from exc
         raise BadInput(str(exc)) from exc
 
     async def run() -> Examined:
@@ -76,7 +82,7 @@ def judge(
     began_s = time.monotonic()
     said = asyncio.run(run())
     if all(called is None for *_, called in said.plants):
-        raise Unreachable(f"{url} gave no verdict: {asked.trouble}; check the address, --model and the key")
+        raise Unreachable(f"{url} gave no verdict: {_trouble(asked)}")
     found = admission([PlantVerdict(*one) for one in said.plants], [PairVerdict(*one) for one in said.pairs])
     kinds: dict[str, list[bool]] = {}
     for kind, is_bad, called in said.plants:
@@ -99,10 +105,26 @@ def judge(
         took_s=round(time.monotonic() - began_s, 1),
     )
     emit(report, output, lambda _is_wide: _shown(report))
-    if asked.trouble is not None and found.missing:
-        note(f"the last question without a verdict: {asked.trouble}")
+    if asked.first_trouble is not None and found.missing:
+        note(f"the first question without a verdict: {_trouble(asked)}")
     if not report.admitted:
         raise typer.Exit(REFUSED)
+
+
+def _trouble(asked: JudgeOpenAI) -> str:
+    """Why the first question without a verdict had none, what the endpoint said of it, and what to do."""
+    from serving.judging.judge_openai import NO_ANSWER, OTHER_WORDS
+
+    why = asked.first_trouble or "it was not asked"
+    if why == OTHER_WORDS:
+        return f"{why}; use a model that answers with one word, without thinking first"
+    if why.startswith(NO_ANSWER):
+        return f"{why}; wait longer (--timeout) or ask fewer at once (--at-once)"
+    said = " ".join(asked.refusal.split()) if why.startswith("status") else ""
+    remedy = {"status 401": "check --api-key-env", "status 403": "check --api-key-env"}.get(
+        why, "check the address and --model"
+    )
+    return f"{why}{f' ({said})' if said else ''}; {remedy}"
 
 
 def _shown(report: JudgeReport) -> str:

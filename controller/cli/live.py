@@ -10,14 +10,18 @@ from rich.text import Text
 
 from controller.cli.client import TIMEOUT_S, Client, poll
 from controller.cli.live_frame import frame
-from controller.cli.output import console, goes_on, told_on_interrupt
+from controller.cli.output import console, told_on_interrupt
 from controller.cli.render import CANNOT_DECIDE, log_line
 from controller.errors import CanaryctlError, RolledBack, TimedOut, Unreachable
+from controller.rollout.plan import ending_command, is_undo_id
 from controller.views.models import RolloutView, ServiceView
 
 CONNECTION_LOST_S = 60.0  # give up after this long without an answer of the controller
 LAST_ANSWER_S = 0.5  # for the answer that is asked for at the end of a wait
 CONNECTION_LOST = "connection to the controller lost; retrying"
+SHOWN_AS_LOST = (
+    "the controller, which does not answer"  # what a rollout waits for then; its clocks mean nothing
+)
 REFRESH_PER_S = 4
 VIEW_TIMEOUT_S = 0.5  # of the versions beside the rollout, without which it is shown too
 
@@ -35,15 +39,19 @@ def watch(
 
     on_interrupt: what goes on when the user stops waiting; empty: the rollout.
     """
-    with told_on_interrupt(on_interrupt or goes_on(rollout, service)):
-        return _watch(client, service, rollout, timeout_s=timeout_s, is_silent=is_silent)
+    shown = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines(client)
+
+    def goes_on() -> str:
+        return f"{rollout} goes on; {_ways_on(service, rollout, shown.newest)}"
+
+    with told_on_interrupt(on_interrupt or goes_on):
+        return _watch(client, service, rollout, shown, timeout_s=timeout_s)
 
 
 def _watch(
-    client: Client, service: str, rollout: str, *, timeout_s: float | None, is_silent: bool
+    client: Client, service: str, rollout: str, display: _Silent, *, timeout_s: float | None
 ) -> RolloutView:
     ends_at_s = time.monotonic() + timeout_s if timeout_s is not None else None
-    display = _Silent() if is_silent else _LiveView(client) if sys.stdout.isatty() else _LogLines(client)
 
     def read() -> RolloutView:
         # By its id: another rollout may have started since, or the service may be gone.
@@ -53,19 +61,40 @@ def _watch(
     with display:
         for view in poll(read, give_up_s=CONNECTION_LOST_S, until_s=ends_at_s):
             if view is None:
-                display.on_connection_lost()
+                display.on_connection_lost(_lost_line(service, rollout, display))
             else:
+                display.newest, display.lost_at_s = view, None
                 display.show(view)
                 if view.is_final:
                     return view
             if ends_at_s is not None and time.monotonic() >= ends_at_s:
                 problem = _problem(client, service)
-                why, bypass = (f": {CANNOT_DECIDE}: {problem}", " --direct") if problem else ("", "")
-                raise TimedOut(
-                    f"{rollout} is still running after {timeout_s:g} s{why}; "
-                    f"follow it: canaryctl watch {service}, or end it: canaryctl rollback {service}{bypass}"
-                )
+                why = f": {CANNOT_DECIDE}: {problem}" if problem else ""
+                ways = _ways_on(service, rollout, display.newest, is_stuck=problem is not None)
+                raise TimedOut(f"{rollout} is still running after {timeout_s:g} s{why}; {ways}")
     raise AssertionError("poll never ends by itself")
+
+
+def _lost_line(service: str, rollout: str, display: _Silent) -> str:
+    """That the connection is lost, since when, and what helps."""
+    display.lost_at_s = display.lost_at_s or time.time()
+    at = time.strftime("%H:%M:%S", time.localtime(display.lost_at_s))
+    bypass = "" if is_undo_id(rollout) else f", or bypass it: canaryctl rollback {service} --direct"
+    return f"{CONNECTION_LOST}, since {at}; start it: canaryctl up" + bypass
+
+
+def _ways_on(service: str, rollout: str, view: RolloutView | None, *, is_stuck: bool = False) -> str:
+    """How to follow what runs, and how to end it, unless it ends already.
+
+    view: the newest; None: there is none. is_stuck: the controller can decide nothing.
+    """
+    follow = f"follow it: canaryctl watch {service}"
+    is_leaving = view is not None and view.steps is not None and view.steps.leaving == view.canary
+    if is_leaving and not is_stuck:
+        return follow  # it ends already, and a second command would change nothing
+    end_it = ending_command(service, rollout, before=view.stable if view is not None else None)
+    bypass = " --direct" if is_stuck and not is_undo_id(rollout) else ""
+    return f"{follow}; end it: {end_it}{bypass}"
 
 
 def _problem(client: Client, service: str) -> str | None:
@@ -92,6 +121,9 @@ def raise_for_outcome(view: RolloutView) -> None:
 class _Silent:
     """Shows nothing; the other displays override what they show."""
 
+    newest: RolloutView | None = None  # of the rollout; None: none was read yet
+    lost_at_s: float | None = None  # by the wall clock, when the connection was lost; None: it is not
+
     def __enter__(self) -> None:
         pass
 
@@ -101,7 +133,7 @@ class _Silent:
     def show(self, rollout: RolloutView) -> None:
         pass
 
-    def on_connection_lost(self) -> None:
+    def on_connection_lost(self, line: str) -> None:
         pass
 
 
@@ -127,10 +159,10 @@ class _LogLines(_Silent):
         self._problem = problem
         sys.stdout.flush()
 
-    def on_connection_lost(self) -> None:
+    def on_connection_lost(self, line: str) -> None:
         if not self._is_lost:
             self._is_lost = True
-            self._console.print(CONNECTION_LOST, soft_wrap=True)
+            self._console.print(line, soft_wrap=True)
 
 
 class _LiveView(_Silent):
@@ -159,11 +191,12 @@ class _LiveView(_Silent):
         self._rollout = rollout
         self._draw(notice=None)
 
-    def on_connection_lost(self) -> None:
+    def on_connection_lost(self, line: str) -> None:
         if self._rollout is None:
-            self._live.update(Text(CONNECTION_LOST, style="yellow"))
+            self._live.update(Text(line, style="yellow"))
         else:
-            self._draw(notice=CONNECTION_LOST)
+            self._rollout = self._rollout.as_it_stands(line, waits=SHOWN_AS_LOST)
+            self._draw(notice=line)
 
     def _draw(self, *, notice: str | None) -> None:
         if self._rollout is not None:

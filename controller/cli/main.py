@@ -89,7 +89,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except UsageError as exc:
-        path = exc.ctx.command_path if exc.ctx is not None else "canaryctl"
+        path = exc.ctx.command_path if exc.ctx is not None else _typed(given)
         return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"), output)
     except CanaryctlError as exc:
         return _fail(exc, output)
@@ -111,6 +111,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
             traceback=format_exception(exc),
         )
     return result if isinstance(result, int) else 0
+
+
+def _typed(arguments: Sequence[str]) -> str:
+    """The command that was typed, of an error that does not say in which it was (an option without value)."""
+    words = ["canaryctl"]
+    if arguments and arguments[0] in COMMANDS:
+        words.append(arguments[0])
+        found = COMMANDS[arguments[0]].load()
+        inner = found.registered_commands if isinstance(found, typer.Typer) else []
+        named = {one.name or getattr(one.callback, "__name__", "") for one in inner}
+        words += [name for name in arguments[1:2] if name in named]
+    return " ".join(words)
 
 
 def _medium_advice(error: OSError) -> str | None:

@@ -175,7 +175,10 @@ def alpha_comment(gate: RangeGate) -> str:
 def _values(evidence: EvidenceFile, metric: str, option: str) -> NDArray[np.float64]:
     if metric not in VALUES or metric not in evidence.columns:
         available = ", ".join(sorted(VALUES & evidence.columns.keys())) or "none"
-        raise BadInput(f"{option} {metric} is not a column of values; the file has {available}")
+        why = (
+            "has no range: only times, tokens and costs do" if metric not in VALUES else "is not in the file"
+        )
+        raise BadInput(f"{option} {metric} {why}; of these the file has {available}")
     values = np.asarray(evidence.columns[metric], dtype=np.float64)
     return np.where(evidence.unanswered, np.nan, values)  # as in a live range: failing fast is not fast
 

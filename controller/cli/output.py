@@ -223,7 +223,7 @@ class _Told(KeyboardInterrupt):
 
 
 @contextmanager
-def told_on_interrupt(text: str) -> Iterator[None]:
+def told_on_interrupt(text: str | Callable[[], str]) -> Iterator[None]:
     """Print `text` on Ctrl-C: what goes on without this command, and how to follow or end it. Of several, one
     inside another, the innermost tells."""
     try:
@@ -231,13 +231,8 @@ def told_on_interrupt(text: str) -> Iterator[None]:
     except _Told:
         raise
     except KeyboardInterrupt as exc:
-        note(text)
+        note(text if isinstance(text, str) else text())
         raise _Told from exc
-
-
-def goes_on(rollout: str, service: str) -> str:
-    """For who stops waiting for a rollout."""
-    return f"{rollout} goes on; follow it: canaryctl watch {service}; end it: canaryctl rollback {service}"
 
 
 def requested_output(arguments: Sequence[str]) -> Output:

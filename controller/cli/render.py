@@ -319,6 +319,8 @@ def stages_line(view: RolloutView) -> Text:
         line.append(f"{symbol} {percent(stage.weight_bp)}{requests}   ", style=style)
     if view.twin:
         return line.append("○ nothing to promote", style="dim")
+    if view.ab_test:  # it ends with B leaving, so that 100 % never comes
+        return line.append(f"{NOT_REACHED if is_over else '○'} ends with B removed", style="dim")
     symbol, style = ("✓", "green") if view.phase == "succeeded" else ("○", "dim")
     return line.append(f"{NOT_REACHED if is_over else symbol} 100 %", style=style)
 

@@ -22,7 +22,7 @@ from controller.cli.output import (
 )
 from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, OlderDatabase, Unreachable
 from controller.settings import Settings, load_settings
-from controller.views.models import CommandResult, PlanView
+from controller.views.models import CommandResult
 
 # Without a controller one rollout is looked for by its id among the newest of a service: as many as the API
 # lists at most.
@@ -58,9 +58,11 @@ def plan(
 ) -> None:
     """Preview a deploy: risk, stages, duration, memory.
 
-    Changes nothing. Exit 2 when a stage cannot prove anything at this traffic. The simulation takes
-    seconds, on a busy host up to two minutes; --quick leaves it out.
+    Changes nothing. Exit 0 when `deploy` would begin it; otherwise as `deploy` would: 2 when a stage cannot
+    prove anything at this traffic or a gate is not judged, 3 when the version was rejected or does not fit.
+    The simulation takes seconds, on a busy host up to two minutes; --quick leaves it out.
     """
+    from controller.cli.plan_show import show_plan
     from controller.cli.request_bodies import change_body
 
     body = change_body(
@@ -72,13 +74,7 @@ def plan(
     if allow_unjudged is not None:
         body["allow_unjudged"] = allow_unjudged
     client = Client(load_settings())
-    _emit_plan(client.plan(client.resolve_service(service or service_), body), output)
-
-
-def _emit_plan(view: PlanView, output: Output) -> None:
-    from controller.cli.render_plan import decision, plan_detail
-
-    emit(view, output, lambda is_wide: plan_detail(view, is_wide=is_wide), decision=decision(view))
+    show_plan(client.plan(client.resolve_service(service or service_), body), output)
 
 
 def deploy(
@@ -131,7 +127,9 @@ def deploy(
     if allow_unproven is not None:
         body["allow_unproven"] = allow_unproven
     if dry_run:
-        _emit_plan(client.plan(serves, body), output)
+        from controller.cli.plan_show import show_plan
+
+        show_plan(client.plan(serves, {**body, "retry": retry}), output)
         return
     with told_on_interrupt(
         f"the controller may still start the rollout: canaryctl status {serves}; end it: canaryctl rollback "
@@ -262,8 +260,7 @@ def undo(
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
     answer = client.undo(name, to=to, reason=reason)
-    leaving = f"the undo goes on; follow it: canaryctl watch {name}; end it: canaryctl rollback {name}"
-    _show_return(client, name, answer, leaving, wait=wait, timeout_s=timeout, output=output)
+    _show_return(client, name, answer, "", wait=wait, timeout_s=timeout, output=output)
 
 
 def _note_without_effect(*, wait: bool, timeout: float | None) -> None:

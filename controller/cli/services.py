@@ -151,7 +151,8 @@ def status(
 ) -> None:
     """Show a service: its versions, its rollout and the evidence.
 
-    Without a controller: what the database knows of it (`known` of the problem document), and exit 4.
+    Without a controller: what the database knows of it (`known` of the problem document), and exit 4; also
+    exit 4 where the controller can decide nothing.
     """
     settings = load_settings()
     client, name = Client(settings), service or service_
@@ -175,6 +176,8 @@ def status(
         lambda is_wide: fitted(view, console=console(), is_wide=is_wide),
         decision=render_decision.service_decision(view),
     )
+    if view.problem is not None:  # what goes by the exit code alone would take it for health
+        raise typer.Exit(Unreachable.exit_code)
 
 
 def note_last_known(settings: Settings, service: str | None, output: Output) -> None:

@@ -77,7 +77,8 @@ def awaited(policy: PolicySpec, measured: MeasuredBaseline, judged: Collection[s
     """A line for each deciding gate on scores of which none has come, while it is too early to say that none
     will: without one, the rollout waits for a proof that cannot come. judged: metrics that a judge gives."""
     return tuple(
-        f"{gate}: no score of {metric} has come yet; nothing can be promoted without it; "
+        f"{gate}: no score of {metric} has come yet; nothing can be promoted without it, so the "
+        "rollout would end as not proven (hold_limit); "
         f"{_source(metric)}, or leave the gate out of the policy: gates: {{{gate}: null}}"
         for gate, metric in _awaited(policy, measured)
         if metric not in judged

@@ -20,6 +20,16 @@ def is_undo_id(rollout: str) -> bool:
     return rollout.startswith(UNDO_PREFIX)
 
 
+def ending_command(service: str, rollout: str, *, before: str | None) -> str:
+    """What ends this running rollout. before: the version that it replaces; None: not known.
+
+    `rollback` leaves an undo alone, for a second one must not take back the first.
+    """
+    if is_undo_id(rollout):
+        return f"canaryctl undo {service} --to {before or 'VERSION'}"
+    return f"canaryctl rollback {service}"
+
+
 @dataclass(frozen=True, slots=True)
 class VersionRef:
     """One arm of a rollout. external: an endpoint that we do not load, stop or fence."""

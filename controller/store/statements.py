@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from controller.auth import Identity
 from controller.errors import Conflict, RolloutRunning, StaleToken, UnknownService, UnreadCommand
-from controller.rollout.plan import is_undo_id
+from controller.rollout.plan import ending_command, is_undo_id
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.store import schema as t
@@ -59,16 +59,15 @@ def already_running(
     service: str, other: str, state: str = "running", *, before: str | None = None
 ) -> RolloutRunning:
     """The error of a second rollout on a service. before: the version that a running undo replaces."""
+    end_it = ending_command(service, other, before=before)
     if is_undo_id(other):
-        # `rollback` leaves an undo alone, for a second one must not take back the first.
-        to = before or "VERSION"
         return RolloutRunning(
             f"{service} has undo {other} {state}, one at a time; wait for it (canaryctl watch {service}) "
-            f"or end it (canaryctl undo {service} --to {to}, which serves until it has loaded)"
+            f"or end it ({end_it}, which serves until it has loaded)"
         )
     return RolloutRunning(
         f"{service} has rollout {other} {state}, one at a time; "
-        f"wait for it (canaryctl watch {service}) or end it (canaryctl rollback {service})"
+        f"wait for it (canaryctl watch {service}) or end it ({end_it})"
     )
 
 

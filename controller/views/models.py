@@ -219,13 +219,14 @@ class RolloutView(_View):
     steps: StepsView | None
     log: tuple[LogView, ...]
 
-    def as_it_stands(self, problem: str | None) -> RolloutView:
+    def as_it_stands(
+        self, problem: str | None, *, waits: str = "the controller, which can decide nothing"
+    ) -> RolloutView:
         """The rollout of a controller with this problem; None: none. While it can decide nothing, a running
         one waits for that alone: neither its time nor its deadline ends anything."""
         if problem is None or self.is_final:
             return self
-        waits = ("the controller, which can decide nothing",)
-        return self.model_copy(update={"waiting_for": waits, "deadline_at_s": None})
+        return self.model_copy(update={"waiting_for": (waits,), "deadline_at_s": None})
 
 
 class VersionView(_View):
@@ -317,6 +318,13 @@ class UnjudgedView(_View):
     text: str
 
 
+class RefusalView(_View):
+    """Why a deploy of this plan is refused as things stand, with the remedy, and its exit code."""
+
+    text: str
+    exit_code: int
+
+
 class PlanView(_View):
     """A plan: what a rollout would do, and its forecast."""
 
@@ -339,6 +347,7 @@ class PlanView(_View):
     gates: tuple[str, ...]
     not_judged: tuple[UnjudgedView, ...] = ()
     judge: str = ""  # which judge is asked of how many answers; empty: none is
+    refusals: tuple[RefusalView, ...] = ()  # in the deploy's order; empty: it would begin
     latency: tuple[str, ...] = ()  # at which stages it can be proven, at which not, and why
     mirror: str = ""  # what is copied to the canary before the first stage; empty: nothing
     preflight: str = ""  # what the canary is asked before it gets a user; empty: any answer at all

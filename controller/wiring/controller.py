@@ -22,7 +22,7 @@ from controller.api.bearer_auth import requires
 from controller.api.commands import Commands
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Role
-from controller.errors import BusyPort
+from controller.errors import BusyPort, LostDatabase, Unreachable
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.reader import RecordsReader
 from controller.evidence.records import gate_config
@@ -53,6 +53,7 @@ from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.direct_orders import carry_out_orders
+from controller.wiring.elsewhere import no_service
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.evidence_retention import EvidenceRetention
 from controller.wiring.launches import Versions
@@ -92,7 +93,12 @@ def build(settings: Settings) -> Controller:
     It creates no database: where one is missing, what this cluster serves may be in the one that was lost.
     `canaryctl up` creates it with a new cluster.
     """
-    store = SqlStore(settings.database_url, may_create=False)
+    try:
+        store = SqlStore(settings.database_url, may_create=False)
+    except LostDatabase as exc:
+        if settings.cluster_path.exists():
+            raise
+        raise Unreachable(no_service(settings)) from exc  # nothing was begun here, so nothing is lost
     cluster.connect(settings)
     # After connect: Ray reads the environment, and with it the cluster's token, when it is imported.
     from serving.fleet.fleet_ray import RayFleet

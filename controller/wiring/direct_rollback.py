@@ -99,7 +99,9 @@ def roll_back_directly(
     is_ready = rollback.is_ready(service, table)
     has_controller = is_led()
     start = "one runs: canaryctl" if has_controller else "start it: canaryctl up, then: canaryctl"
-    problem = _problem(service, table, stored, start, is_moved=is_moved, is_ready=is_ready)
+    ends = stored.running if stored is not None and stored.running in rollback.commanded else None
+    led = ends if has_controller else None
+    problem = _problem(service, table, stored, start, is_moved=is_moved, is_ready=is_ready, led=led)
     return rollback.result(problem, is_open=is_open, is_led=has_controller)
 
 
@@ -114,12 +116,14 @@ class _Stored:
 
 
 def _problem(
-    service: str, table: _Table, stored: _Stored | None, start: str, *, is_moved: bool, is_ready: bool | None
-) -> str | None:
+    service: str, table: _Table, stored: _Stored | None, start: str, *, is_moved: bool, is_ready: bool | None,
+    led: str | None,
+) -> str | None:  # fmt: skip
     """Why the service does not serve what it should; None: it does. It does if the table says so itself.
 
     stored: None: the store could not be read, or is older than the table. is_moved: a canary with traffic was
     tombstoned. is_ready: whether the version with all traffic has a ready replica; None: not known.
+    led: the rollout that a running controller is told to end; None: none is, or none runs.
     """
     if table.reach in UNSURE:
         return f"{UNSURE[table.reach].format(table.rollout, service)}; run this again"
@@ -142,10 +146,13 @@ def _problem(
         )
     if table.reach is Reach.NO_CLUSTER and stored.running is None:
         return None  # without a cluster no router sends anything anywhere
-    if table.reach is not Reach.APPLIED:
+    if table.reach is not Reach.APPLIED and led is not None:
         return (
-            "traffic has not moved: the route table could not be reached; run this on the host where Ray runs"
+            f"the route table could not be reached from here, but a controller runs and ends {led}: it moves "
+            f"the traffic; see that it did: canaryctl watch {service}"
         )
+    if table.reach is not Reach.APPLIED:
+        return "traffic has not moved: the route table could not be reached; run this where Ray runs"
     if table.serves is None or (stored.goal is None and is_moved):
         return None  # no version had traffic, or the canary has lost it
     goal = stored.goal or "the version before"  # of a state that another release wrote
@@ -189,7 +196,7 @@ class _Rollback:
         self._at_s = time.time()
         self._mark: DatabaseMark | None = None  # in the route table; None: none, or not known
         self.is_older = False  # the store is, than the one from which the table was set
-        self._commanded: set[str] = set()  # rollouts whose command the store has
+        self.commanded: set[str] = set()  # rollouts whose command the store has
         self._sent: set[str] = set()  # rollouts whose tombstone was sent, whatever became of it
         self.tombstoned: dict[str, _Table] = {}  # by rollout; every router follows these
 
@@ -283,7 +290,7 @@ class _Rollback:
 
     def keep_orders(self, service: str) -> None:
         """Keep who ended a rollout, when and why, where the store took no command for it."""
-        for rollout in self._sent - self._commanded:
+        for rollout in self._sent - self.commanded:
             try:
                 keep_order(self._settings, Order(service, rollout, self._reason, self._at_s))
                 self._succeeded.append("the reason is kept for the next controller's log")
@@ -300,7 +307,7 @@ class _Rollback:
         if newest is not None and newest.ended_at_s is None:
             goal = _found(newest.state, "rollout", "stable", "id")
             if is_rollback_asked(store, newest):
-                self._commanded.add(newest.id)
+                self.commanded.add(newest.id)
                 self._succeeded.append(
                     f"store: rollback of {newest.id} is requested already; the next controller completes it"
                 )
@@ -314,7 +321,7 @@ class _Rollback:
                 return _Stored(goal, running=newest.id)
             if queued is None:  # it has just ended: answer for what is true now
                 return self._command(store, service)
-            self._commanded.add(newest.id)
+            self.commanded.add(newest.id)
             self._succeeded.append(
                 f"store: rollback of {newest.id} requested; the next controller completes it"
             )

@@ -83,7 +83,7 @@ def admission(plants: Sequence[PlantVerdict], pairs: Sequence[PairVerdict] = ())
         reasons.append(f"{false_alarms:.0%} of the good plants called bad, at most {MAX_FALSE:.0%} may be")
     if pairs:
         share = _share(same)
-        reasons += _few("pairs judged in both orders", len(same), MIN_PAIRS)
+        reasons += _few("pairs in both orders", len(same), MIN_PAIRS)
         if share is not None and share < MIN_SAME:
             reasons.append(f"{share:.0%} of the pairs judged alike in both orders, needed {MIN_SAME:.0%}")
         low, high = FIRST_RANGE

@@ -245,7 +245,7 @@ def _as_decided(
         against = [f"{gate}: NOT JUDGED, it has no column" for gate in blocked]
         against += both_bad if index == last else ()
         if failed is not None and index > failed:
-            missing = (f"not reached: rolled back in stage {failed}",)
+            missing = (f"not reached: rolled back in stage {failed + 1}",)
             one = replace(one, verdict=Verdict.UNDECIDED, missing=missing)
         elif one.verdict is Verdict.PASS and against:
             one = replace(one, verdict=Verdict.UNDECIDED, missing=tuple(against))
@@ -254,14 +254,14 @@ def _as_decided(
 
 
 def _unproven(stages: Sequence[StageResult], planned: int, blocked: Sequence[str]) -> tuple[str, ...]:
-    """What stands against a promotion, stage by stage. Empty: nothing does."""
+    """What stands against a promotion, stage by stage, counted from 1. Empty: nothing does."""
     out = [f"{gate}: NOT JUDGED, it has no column" for gate in blocked]
     many = planned > 1
     for stage in stages:
         if stage.verdict is not Verdict.PASS:
-            prefix = f"stage {stage.stage} ({stage.weight * 100:.4g} %): " if many else ""
+            prefix = f"stage {stage.stage + 1} ({stage.weight * 100:.4g} %): " if many else ""
             out += [prefix + reason for reason in stage.missing or (stage.verdict.value,)]
     reached = {stage.stage for stage in stages}
-    if skipped := [str(index) for index in range(planned) if index not in reached]:
+    if skipped := [str(index + 1) for index in range(planned) if index not in reached]:
         out.append(f"no rows of stage {', '.join(skipped)}")
     return tuple(out)

@@ -31,13 +31,15 @@ FAILURES_IN_A_ROW = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 TOP_LOGPROBS = 20
 ANSWER_LIMIT = 1 << 20  # bytes
+REFUSAL_LIMIT = 300  # characters
+OTHER_WORDS = "its answer is none of the words"
+NO_ANSWER = "no answer"
 # A question that is too long for the judge's context, as a rule: the next one may be short.
 _OF_ONE_QUESTION = frozenset({"status 400", "status 413", "status 422"})
 
 
 # timeout: it did not come in time.  unreadable: not of the form, none of the words, or the question was
-# refused.  no judge: the
-# endpoint failed, refused whoever asks, or could not be reached, or is left alone for a while.
+# refused.  no judge: the endpoint failed, refused whoever asks, could not be reached, or is left alone.
 Cause: TypeAlias = Literal["timeout", "unreadable", "no judge"]
 
 
@@ -59,7 +61,9 @@ class _Answer:
 
 @dataclass(slots=True)
 class JudgeOpenAI:
-    """One judge. `url`: its base URL as written. `trouble`: why its last question has no verdict."""
+    """One judge. `url`: its base URL as written. `trouble`: why its last question has no verdict.
+    `refusal`: what the endpoint said of the first question that it refused. It may repeat what it was sent,
+    so `keeps_refusal` is for texts that are no user's."""
 
     url: str
     model: str
@@ -69,6 +73,9 @@ class JudgeOpenAI:
     clock: Callable[[], float] = time.monotonic
     uses_environment: bool = True  # proxies that the environment names; not for a judge that stands inside
     trouble: str | None = None  # None: it has one
+    first_trouble: str | None = None  # of the first question without a verdict; None: there was none
+    keeps_refusal: bool = False
+    refusal: str = ""
     asked: int = 0
     tokens: int = 0  # of questions and answers, as the endpoint counts them
     _client: httpx.AsyncClient | None = field(default=None, repr=False)
@@ -97,6 +104,11 @@ class JudgeOpenAI:
 
     async def said(self, question: Question) -> Said:
         """What it says to the question, or why that is no verdict."""
+        found = await self._asked(question)
+        self.first_trouble = self.first_trouble or self.trouble
+        return found
+
+    async def _asked(self, question: Question) -> Said:
         assert self._places is not None, "enter the judge first"
         async with self._places:
             if self.clock() < self._paused_until_s:
@@ -113,7 +125,7 @@ class JudgeOpenAI:
             return Said(None, answer)
         self._failures = 0
         found = shares(question, answer.text, answer.likely)
-        self.trouble = None if found is not None else "its answer is none of the words"
+        self.trouble = None if found is not None else OTHER_WORDS
         return Said(found, None if found is not None else "unreadable", answer.tokens)
 
     async def _answer(self, question: Question, *, with_logprobs: bool) -> _Answer | Cause:
@@ -139,6 +151,8 @@ class JudgeOpenAI:
             ):
                 if response.status_code != httpx.codes.OK:
                     self.trouble = f"status {response.status_code}"
+                    if self.keeps_refusal and not self.refusal:
+                        self.refusal = await _beginning(response)
                     return "unreadable" if self.trouble in _OF_ONE_QUESTION else "no judge"
                 data = bytearray()
                 async for piece in response.aiter_raw():
@@ -148,7 +162,7 @@ class JudgeOpenAI:
                         return "unreadable"
             return self._read(json.loads(bytes(data)))
         except (httpx.TimeoutException, TimeoutError):
-            self.trouble = f"no answer within {self.timeout_s:g} s"
+            self.trouble = f"{NO_ANSWER} within {self.timeout_s:g} s"
             return "timeout"
         except httpx.HTTPError as exc:
             self.trouble = type(exc).__name__
@@ -177,3 +191,13 @@ class JudgeOpenAI:
         if rounds >= 0:
             pause_s = min(FIRST_PAUSE_S * 2.0 ** min(rounds, 10), LONGEST_PAUSE_S)
             self._paused_until_s = self.clock() + pause_s
+
+
+async def _beginning(response: httpx.Response) -> str:
+    """What an endpoint says of an error, cut to REFUSAL_LIMIT."""
+    data = bytearray()
+    async for piece in response.aiter_bytes():
+        data += piece
+        if len(data) > 4 * REFUSAL_LIMIT:
+            break
+    return bytes(data).decode("utf-8", "replace")[:REFUSAL_LIMIT]

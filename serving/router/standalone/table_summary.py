@@ -64,6 +64,10 @@ def notes(spec: TableSpec) -> list[str]:
     canary = spec.canary
     if canary is not None and _is_same(canary, spec.stable):
         found.append(f"{spec.service}: canary and stable are one upstream, so that nothing is compared")
+    if canary is not None and canary.enabled and not (spec.weights or any(key.force for key in spec.keys)):
+        found.append(
+            f"{spec.service}: nobody gets the canary; give it a weight, an audience, or clients that force it"
+        )
     for upstream in (spec.stable, *([canary] if canary is not None else [])):
         if upstream.url.endswith(f"/{spec.service}/v1"):
             found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from controller.ab.spec import AbSpec
 from controller.api.ab import add_ab_routes
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Identity, Role
-from controller.cli.ab_show import next_step, view_table
+from controller.cli.ab_show import headline, next_step, view_table
 from controller.cli.main import app as cli
 from controller.cli.main import run
 from controller.cli.output import console
@@ -126,8 +127,31 @@ def test_next_step_follows_from_the_phase() -> None:
 
     assert steps == [
         "end it and remove B: canaryctl ab stop chat",
-        "start another: canaryctl ab create chat; take B to production: canaryctl deploy chat --model DIR",
+        "start another: canaryctl ab create chat; take B to production: canaryctl deploy chat --model DIR "
+        "(or --url URL)",
     ]
+
+
+@pytest.mark.parametrize(("phase", "words"), [("loading", "NO DATA YET"), ("ended", "NO DATA")])
+def test_a_test_without_a_unit_is_no_result(phase: str, words: str) -> None:
+    """It was NO DIFFERENCE SHOWN with p 1, and B was to be taken to production."""
+    view = VIEW.model_copy(
+        update={"phase": phase, "verdict": "no difference shown", "n_a": 0, "n_b": 0, "p_value": 1.0}
+    )
+    out = console()
+    with out.capture() as printed:
+        out.print(view_table(view))
+
+    assert headline(view).plain.startswith(f"{words}  quality")
+    assert re.search(r"^p +- ", printed.get(), re.MULTILINE)
+    assert "deploy" not in next_step(view)
+
+
+def test_the_words_of_a_files_table_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ab", "judge", str(write_scores(tmp_path / "e.jsonl"))]) in (0, 6)
+    out = capsys.readouterr().out
+    assert "win rate: probability that B's outcome beats A's" in out
+    assert "d: Cohen's d, the difference in standard deviations" in out
 
 
 def test_judge_names_a_missing_column(tmp_path: Path) -> None:

@@ -175,7 +175,9 @@ def test_a_canary_inside_the_observed_range_passes(
 
 @pytest.mark.slow
 def test_a_range_of_too_few_windows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(BadInput, match="--range latency_ms: 1 windows of 36000 s hold 50 answers, needed 3"):
+    with pytest.raises(
+        BadInput, match="--range latency_ms: windows of 36000 s that hold 50 answers: 1, needed 3"
+    ):
         range_verdicts(tmp_path, capsys, "--window", "10h")
 
 
@@ -204,7 +206,10 @@ def test_dates_without_a_zone_are_utc(text: str, seconds: float) -> None:
 
 @pytest.mark.slow
 def test_a_range_of_a_metric_without_values_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--range error is not a column of values; the file has latency_ms"):
+    with pytest.raises(
+        BadInput,
+        match="--range error has no range: only times, tokens and costs do; of these the file has latency_ms",
+    ):
         backtest(str(write(HARMLESS, tmp_path / "e.jsonl")), "--range", "error")
 
 

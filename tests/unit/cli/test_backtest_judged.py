@@ -263,7 +263,7 @@ def test_a_stage_that_was_left_unproven_is_not_promoted(
 
     assert answer["decision"] == "undecided"
     assert answer["stages"][0]["verdict"] == "UNDECIDED"
-    assert answer["reasons"][0].startswith("stage 0 (5 %): ")
+    assert answer["reasons"][0].startswith("stage 1 (5 %): ")
 
 
 @pytest.mark.slow
@@ -282,7 +282,7 @@ def test_a_ramp_that_ends_early_names_the_stages_without_rows(
     part = {name: np.asarray(values)[:4000] for name, values in ramp().items()}
     answer = decided(capsys, write(tmp_path / "e.csv", part), "--policy", rules)
 
-    assert (answer["decision"], answer["reasons"]) == ("undecided", ["no rows of stage 1"])
+    assert (answer["decision"], answer["reasons"]) == ("undecided", ["no rows of stage 2"])
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from controller.cli.backtest_show import alarm_line
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.report import Verdict
+from tests.fakes.view_maker import GATE
 
 PLAN = tuple(StagePlan(weight, 0, {"error": 5.0}, 0.02) for weight in (0.05, 0.1, 0.5))
 
@@ -40,7 +43,7 @@ def test_no_stage_after_a_rollback_is_judged() -> None:
 
     assert result.decision == "rollback"
     assert verdicts(result) == ["FAIL", "UNDECIDED", "UNDECIDED"]
-    assert result.stages[2].missing == ("not reached: rolled back in stage 0",)
+    assert result.stages[2].missing == ("not reached: rolled back in stage 1",)
 
 
 def test_stages_before_a_rollback_keep_their_proof() -> None:
@@ -81,3 +84,16 @@ def test_a_promotion_and_only_one_has_passed_every_stage(harm: list[float], requ
     has_passed = all(stage.verdict is Verdict.PASS for stage in result.stages)
     assert (result.decision == "promote") is has_passed
     assert (result.decision == "rollback") is ("FAIL" in verdicts(result))
+
+
+@pytest.mark.parametrize(
+    ("unanswered", "has_words"), [((0.0, 0.31), True), ((0.1, 0.1), False), (None, False)]
+)
+def test_an_alarm_says_that_failures_may_be_all_that_it_shows(
+    unanswered: tuple[float, float] | None, has_words: bool
+) -> None:
+    """Equal tokens of both arms were called worse, without a word that failed requests count as the most."""
+    alarm = replace(GATE, metric="tokens", is_alarm=True, decided_canary=36, unanswered=unanswered)
+
+    words = "; 31 % of the canary's requests have no answer, which counts as the worst value)"
+    assert alarm_line([alarm]).endswith(words) is has_words

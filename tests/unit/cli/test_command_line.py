@@ -160,13 +160,14 @@ def test_commands_on_a_controller_that_cannot_act_say_why(
     problem = Problem("the disk is full")
     monkeypatch.setattr(chat.runner, "last_tick", lambda name: LastTick(problem=problem))
 
+    looked = run(["status", "chat"])
     waited = run(["rollback", "chat", "--wait", "--timeout", "1s"])
     out, err = capsys.readouterr()
     problem = Problem("an older copy", loses_commands=True)
     monkeypatch.setattr(chat.environment, "knows_all", lambda name: None)
     refused = run(["rollback", "chat"])
 
-    assert (waited, refused) == (6, 4)
+    assert (looked, waited, refused) == (4, 6, 4)
     assert "the controller can decide nothing: the disk is full" in out
     assert "begins once the controller can act; now: the disk is full; or bypass it" in err
     assert "running after 1 s: the controller can decide nothing: the disk is full; follow it" in err

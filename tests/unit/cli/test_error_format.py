@@ -168,3 +168,19 @@ def test_an_unreadable_checkpoint_is_named_without_advice_on_the_state_folder(
 
     assert run(["validate", "--model", str(tmp_path / "model")]) == 2
     assert "CANARYCTL_HOME" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (["undo", "--to", "v2", "--reason"], "canaryctl undo"),
+        (["ab", "size", "--effect"], "canaryctl ab size"),
+        (["undo", "--frobnicate"], "canaryctl undo"),
+        (["--frobnicate"], "canaryctl"),
+    ],
+)
+def test_a_usage_error_names_the_help_of_its_own_command(
+    arguments: list[str], path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    assert capsys.readouterr().err.endswith(f"(usage: {path} --help)\n")

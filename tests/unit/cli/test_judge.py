@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -34,6 +35,49 @@ def test_an_endpoint_that_does_not_judge_is_unreachable(capsys: pytest.CaptureFi
     with judge_endpoint(lambda _body: (401, {})) as url:
         assert run(["judge", url, "--model", "m"]) == 4
     assert "gave no verdict: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("says", "line"),
+    [
+        ((401, {"error": "no such key"}), 'status 401 ({"error": "no such key"}); check --api-key-env'),
+        ((404, "no model m"), "status 404 (no model m); check the address and --model"),
+        (
+            spoken("Well, let us see"),
+            "its answer is none of the words; use a model that answers with one word, without thinking first",
+        ),
+    ],
+)
+def test_why_there_is_no_verdict_names_its_own_remedy(
+    says: tuple[int, Any], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each cause got the advice to check the address, the model and the key."""
+    with judge_endpoint(lambda _body: says) as url:
+        assert run(["judge", url, "--model", "m"]) == 4
+    assert capsys.readouterr().err.rstrip().endswith(f"gave no verdict: {line}")
+
+
+def test_a_slow_judge_is_told_of_the_timeout_not_of_the_pause_after_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    released = threading.Event()
+
+    def hang(_body: dict[str, Any]) -> tuple[int, Any]:
+        released.wait(60.0)
+        return spoken("yes")
+
+    with judge_endpoint(hang) as url:
+        code = run(["judge", url, "--model", "m", "--timeout", "0.1", "--at-once", "64"])
+        released.set()
+    assert code == 4
+    assert "no answer within 0.1 s; wait longer (--timeout)" in capsys.readouterr().err
+
+
+def test_an_unset_variable_is_no_advice_about_an_option_that_judge_has_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["judge", "http://127.0.0.1:9", "--model", "m", "--api-key-env", "NO_SUCH_KEY_HERE"]) == 2
+    assert capsys.readouterr().err == "error: --api-key-env NO_SUCH_KEY_HERE is not set; export it\n"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from controller.cli import processes
 from controller.cli.main import run
+from controller.errors import LostDatabase, Unreachable
 from controller.settings import load_settings
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
@@ -212,8 +213,12 @@ def test_the_first_up_creates_the_database_and_a_controller_none(
     from controller.wiring.controller import build
 
     monkeypatch.setattr(cluster, "connect", lambda settings: None)
-    with pytest.raises(Exception, match="is gone or empty; restore it"):
+    with pytest.raises(Unreachable, match=r"no service yet in the state folder .*; start one: canaryctl up"):
         build(load_settings())
+    (tmp_path / "cluster.json").touch()
+    with pytest.raises(LostDatabase, match="is gone or empty; restore it"):
+        build(load_settings())
+    (tmp_path / "cluster.json").unlink()
     assert not (tmp_path / "canaryctl.db").exists()
 
     class Started(Exception):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.cli.http import Answer as HttpAnswer
 from controller.cli.main import run
 from controller.rollout.observation import EvidenceStatus
 from controller.views.models import ServiceView
@@ -87,3 +88,24 @@ def test_a_view_of_another_version_is_refused_with_the_remedy(
 
     assert run(["status", "chat"]) == 4
     assert "(canaryctl 9.0) answers in a form that canaryctl" in capsys.readouterr().err
+
+
+def test_a_route_that_an_older_controller_lacks_is_named_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was `error: Not Found`."""
+    problem = {"type": "urn:canaryctl:http", "lines": ["Not Found"], "exit_code": 2}
+
+    def answer(method: str, url: str, **_: object) -> HttpAnswer:
+        if url.endswith("/healthz"):
+            return HttpAnswer(200, json.dumps(HEALTH | {"version": "0.0.1", "pid": 42}).encode())
+        return HttpAnswer(404, json.dumps(problem).encode())
+
+    monkeypatch.setenv("CANARYCTL_HOME", str(tmp_path))
+    monkeypatch.setattr("controller.cli.client.send", answer)
+    monkeypatch.setattr("controller.cli.client.require_own_listener", lambda url, home: None)
+
+    assert run(["ab", "status", "chat"]) == 4
+    err = capsys.readouterr().err
+    assert "(canaryctl 0.0.1) does not know what canaryctl " in err
+    assert err.endswith("end it (kill 42), then start it with this release: canaryctl up\n")

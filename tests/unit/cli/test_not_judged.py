@@ -63,9 +63,15 @@ def test_plan_prints_what_is_not_judged(
 ) -> None:
     capsys.readouterr()
 
-    assert run(["plan", *change(stages=STAGES), "--quick"]) == 0
+    planned = change(stages=STAGES)
+    assert run(["plan", *planned, "--quick"]) == 2
+    out, err = capsys.readouterr()
+    allowed = run(["plan", *planned, "--quick", "--allow-unjudged", "no grader"])
 
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(out.split())
+    assert err.startswith("deploy refuses it: hallucination NOT JUDGED")
+    assert err.endswith("or deploy without this gate: --allow-unjudged REASON\n")
+    assert allowed == 0
     assert "hallucination NOT JUDGED: none of stable's 4,500 requests has hallucinated" in text
     assert (
         "ttft_shape NOT JUDGED: none of stable's 5,000 requests has ttft_ms, because none was streamed"

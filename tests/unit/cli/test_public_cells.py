@@ -261,3 +261,83 @@ def test_latencies_in_buckets_name_the_remedy(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr()
     assert "1.2x cannot be proven by such values; record it in milliseconds" in " ".join(printed.out.split())
     assert "next: record latency in milliseconds" in printed.err
+
+
+# --- netdata/go.d.plugin PR #711, mozilla-services/heka #1343
+
+
+def test_the_times_of_several_tries_are_what_the_user_waited(tmp_path: Path) -> None:
+    """A list of times was no length of time, though the list of their upstreams was read."""
+    rows = [
+        row | {"upstream_response_time": "0.1, 0.7" if n == 3 else "0.5"} for n, row in enumerate(plain())
+    ]
+    rows[4]["upstream_response_time"] = "-, 0.25 : 0.5"
+    rows[5]["upstream_response_time"] = "-, -"
+
+    options = ReadOptions(("latency_ms=upstream_response_time:s",))
+    found = read_evidence(jsonl(tmp_path / "e.jsonl", rows), options=options).columns["latency_ms"]
+
+    assert [float(value) for value in found[2:5]] == pytest.approx([500.0, 800.0, 750.0])
+    assert float(found[5]) != float(found[5])  # not known
+
+
+@pytest.mark.parametrize("cell", ["0.1, fast", "1,257", "0.1,0.7"])
+def test_what_is_no_list_of_times_is_refused(tmp_path: Path, cell: str) -> None:
+    rows = [row | {"latency_ms": cell} for row in plain()]
+    with pytest.raises(BadInput, match="is not a length of time"):
+        read_evidence(jsonl(tmp_path / "e.jsonl", rows))
+
+
+# --- jexp/batch-import #50, heremaps/here-cli #156
+
+
+@pytest.mark.parametrize(
+    ("cells", "noted"),
+    [
+        (
+            {2: '"a', 4: 'd"'},
+            ["1 cells hold line breaks that look like 2 rows of the file, as after a stray"],
+        ),
+        ({2: '"a\nsecond line, with a comma\n"'}, []),
+        ({}, []),
+    ],
+)
+def test_rows_that_a_stray_quote_took_in_are_noted(
+    tmp_path: Path, cells: dict[int, str], noted: list[str]
+) -> None:
+    lines = ["t_s,arm,w,error,model"]
+    lines += [f"{T0 + n},{n % 2},0.5,0,{cells.get(n, 'm')}" for n in range(20)]
+    (tmp_path / "e.csv").write_text("\n".join(lines) + "\n")
+
+    notes = read_evidence(tmp_path / "e.csv").notes
+
+    assert [line[: len(noted[0])] for line in notes if "stray quote" in line] == noted
+
+
+# --- varchar-io/nebula #159, opensearch-project/OpenSearch PR #22741
+
+
+def test_attributes_of_open_telemetry_are_columns(tmp_path: Path) -> None:
+    rows = [
+        row | {"attr": [{"key": "variant", "value": {"stringValue": "b" if row["arm"] else "a"}}]}
+        for row in plain()
+    ]
+    expected = [int(row.pop("arm")) for row in rows]
+
+    found = read_evidence(jsonl(tmp_path / "e.jsonl", rows), options=ReadOptions(("arm=attr.variant",)))
+
+    assert [int(value) for value in found.columns["arm"]] == expected
+
+
+def test_a_map_of_a_parquet_file_is_a_column_for_each_key(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = plain()
+    attributes = [[("variant", "b" if row["arm"] else "a"), ("region", "eu")] for row in rows]
+    columns = {name: [row[name] for row in rows] for name in ("t_s", "w", "error")}
+    maps = pa.array(attributes, pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({**columns, "attr": maps}), tmp_path / "e.parquet")
+
+    found = read_evidence(tmp_path / "e.parquet", options=ReadOptions(("arm=attr.variant",)))
+
+    assert [int(value) for value in found.columns["arm"]] == [int(row["arm"]) for row in rows]

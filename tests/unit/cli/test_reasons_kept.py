@@ -248,5 +248,8 @@ def test_plan_says_that_a_deploy_needs_a_retry(
     assert run(["rollback", "chat", "--wait", "--timeout", "20s"]) == 0
     capsys.readouterr()
 
-    assert run(["plan", *source, "--quick"]) == 0
-    assert "a deploy is refused without --retry: v-" in capsys.readouterr().out
+    assert run(["plan", *source, "--quick"]) == 3  # as the deploy
+    out, err = capsys.readouterr()
+    assert "a deploy is refused without --retry: v-" in out
+    assert err.startswith("deploy refuses it: v-")
+    assert err.endswith("or give --retry\n")

@@ -42,14 +42,14 @@ def deploy(chat: FakeController, tmp_path: Path) -> Callable[..., int]:
     return start
 
 
-def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
     capsys.readouterr()
-    assert run(list(arguments)) == 0
+    assert run(list(arguments)) == code
     return capsys.readouterr().out
 
 
-def document(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    return json.loads(printed(capsys, *arguments, "-o", "json"))
+def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    return json.loads(printed(capsys, *arguments, "-o", "json", code=code))
 
 
 def test_every_list_and_log_line_shows_the_names(
@@ -98,12 +98,14 @@ def test_plan_says_that_the_version_was_rolled_back_and_why(
     assert run(["rollback", "chat", "--reason", "it rambles", "--wait", "--timeout", "20s"]) == 0
     arguments = ("plan", "chat", "--model", str(tmp_path / "v2-sft"), "--quick")
 
-    text = " ".join(printed(capsys, *arguments).split())
+    text = " ".join(printed(capsys, *arguments, code=3).split())
     assert "this version was rolled back on 20" in text
     assert "it rambles" in text.split("was rolled back on")[1]
     assert "by alice (admin): first try" in text
-    [attempt] = document(capsys, *arguments)["attempts"]
+    planned = document(capsys, *arguments, code=3)
+    [attempt], [refusal] = planned["attempts"], planned["refusals"]
     assert (attempt["phase"], attempt["actor"]) == ("rolled_back", "alice (admin)")
+    assert (refusal["exit_code"], refusal["text"].endswith("or give --retry")) == (3, True)
 
 
 @pytest.mark.slow

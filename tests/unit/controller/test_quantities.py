@@ -26,6 +26,15 @@ def test_a_malformed_percentage_is_refused(bad: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "written"),
+    [("0.5", "0.5% or 50%"), ("1", "1% or 100%"), ("50", "50%"), ("half", "2.5%"), ("50 percent", "2.5%")],
+)
+def test_a_percentage_without_its_sign_is_told_how_to_write_it(text: str, written: str) -> None:
+    with pytest.raises(ValueError, match=f"is not a percent; write {written}$"):
+        weight_bp(text)
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [("500ms", 0.5), ("30s", 30), ("10m", 600), ("1h30m", 5400), ("3d", 259_200), (7, 7), ("7", 7)],
 )

@@ -83,7 +83,7 @@ def test_a_stage_without_requests_does_not_pass() -> None:
     result = run(columns, ERRORS, stages=plan)
 
     assert result.decision == "undecided"
-    assert result.reasons == ("no rows of stage 1",)
+    assert result.reasons == ("no rows of stage 2",)
 
 
 def test_a_stage_outside_the_plan_is_refused() -> None:

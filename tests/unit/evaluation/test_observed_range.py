@@ -145,7 +145,7 @@ def test_one_window_is_not_enough_for_a_range() -> None:
     t_s, y = stable_day()
 
     with pytest.raises(
-        ValueError, match="1 windows of 3600 s hold 50 answers, needed 3; choose dates further"
+        ValueError, match="windows of 3600 s that hold 50 answers: 1, needed 3; choose dates further"
     ):
         observe_range(t_s, y, since_s=0.0, until_s=HOUR_S)
 
@@ -153,7 +153,7 @@ def test_one_window_is_not_enough_for_a_range() -> None:
 def test_a_rarer_percentile_needs_more_answers() -> None:
     t_s, y = stable_day()
 
-    with pytest.raises(ValueError, match="0 windows of 3600 s hold 2500 answers"):
+    with pytest.raises(ValueError, match="windows of 3600 s that hold 2500 answers: 0"):
         observe_range(t_s, y, since_s=0.0, until_s=24 * HOUR_S, percentiles=[0.999])
 
 

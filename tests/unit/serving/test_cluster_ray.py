@@ -120,3 +120,17 @@ def test_a_cluster_that_does_not_answer_leaves_no_variables_behind(
         cluster_ray.connect(ClusterHandle(f"127.0.0.1:{port}", 1, str(tmp_path), ()))
 
     assert {name: os.environ.get(name) for name in names} == before
+
+
+def test_a_cluster_whose_token_is_lost_is_named_so(tmp_path: Path) -> None:
+    """Ray's own 480 characters advised to make another, with which no cluster can be reached."""
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        handle = ClusterHandle(f"127.0.0.1:{head.getsockname()[1]}", 2, str(tmp_path), ())
+
+        with pytest.raises(ClusterError) as refused:
+            cluster_ray.connect(handle)
+
+    assert str(refused.value) == (
+        f"the token of the Ray cluster at {handle.address} is not at {tmp_path / 'token'}; put the file "
+        "back, or run this on the host where Ray was started"
+    )

@@ -67,3 +67,14 @@ async def test_after_a_failed_undo_the_same_command_tries_again(chat: Chat) -> N
     again = await chat.post("rollback")
 
     assert chat.load(again["rollout"]).canary.id == first
+
+
+async def test_a_rollback_that_leaves_an_undo_alone_names_what_would_end_it(chat: Chat) -> None:
+    """Its `already` was read at 3 a.m. as the end of the undo, which went on."""
+    first, second = await chat.up(), await chat.promote(2)
+    await chat.post("undo")
+
+    text = (await chat.post("rollback"))["text"]
+
+    ending = f"to end that and keep {second}: canaryctl undo chat --to {second}"
+    assert text == f"chat is returning to {first} already; {ending}"

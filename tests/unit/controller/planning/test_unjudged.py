@@ -90,7 +90,8 @@ def test_the_line_names_gate_cause_and_remedy() -> None:
 
 
 NO_QUALITY = (
-    "quality: no score of quality has come yet; nothing can be promoted without it; send quality scores: "
+    "quality: no score of quality has come yet; nothing can be promoted without it, so the rollout would end "
+    "as not proven (hold_limit); send quality scores: "
     "POST /v1/feedback, or leave the gate out of the policy: gates: {quality: null}"
 )
 

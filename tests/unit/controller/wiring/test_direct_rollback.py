@@ -96,6 +96,43 @@ def test_beside_a_controller_that_runs_none_is_to_be_started(table: Table, setti
     )
 
 
+@pytest.mark.parametrize("is_led", [True, False])
+@pytest.mark.parametrize("has_cluster", [True, False])
+def test_without_the_table_it_is_said_who_moves_the_traffic(
+    table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch, has_cluster: bool, is_led: bool
+) -> None:
+    """The last line said that traffic has not moved, when a controller moved it 3 s later."""
+
+    def unreachable(_settings: Settings) -> None:
+        raise Unreachable("no cluster")
+
+    table.split = None
+    if not has_cluster:
+        monkeypatch.setattr(cluster, "connect", unreachable)
+
+    problem = roll_back_directly(settings, "chat", reason="", is_led=lambda: is_led).problem
+
+    if is_led:
+        assert problem == (
+            "the route table could not be reached from here, but a controller runs and ends r-00000001: it "
+            "moves the traffic; see that it did: canaryctl watch chat"
+        )
+    else:
+        assert problem == (
+            "traffic has not moved: the route table could not be reached; run this where Ray runs"
+        )
+
+
+def test_a_command_that_was_not_stored_is_not_the_controllers(table: Table, settings: Settings) -> None:
+    table.split = None
+    full(settings.home / "state.db")
+
+    problem = roll_back_directly(settings, "chat", reason="", is_led=lambda: True).problem
+
+    assert problem is not None
+    assert problem.startswith("traffic has not moved: the route table could not be reached")
+
+
 def test_table_and_store_get_the_rollback(table: Table, settings: Settings) -> None:
     result = roll_back_directly(settings, "chat", reason="3 a.m.")
 

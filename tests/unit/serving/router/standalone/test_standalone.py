@@ -175,3 +175,12 @@ def test_a_router_that_would_ask_itself_is_refused(
 
     assert code == 2
     assert f"chat.stable {url} is the address of this router" in capsys.readouterr().err
+
+
+def test_a_canary_that_nobody_gets_is_noted(table: Path) -> None:
+    table.write_text(TABLE.replace("weight_bp: 2000", "weight_bp: 0"))
+    (spec,) = read_file(table, change=1).specs.values()
+
+    assert spec.weight_bp == 0
+    nobody = "chat: nobody gets the canary; give it a weight, an audience, or clients that force it"
+    assert nobody in notes(spec)
