@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from controller.ab.results import AbView
 from controller.ab.service import AbTests
 from controller.api.bodies import JsonBody
-from controller.api.slow_calls import SlowCalls
+from controller.api.slow_calls import SlowCalls, ab_calls, write_calls
 from controller.auth import Identity
 from controller.errors import BadInput
 from controller.views.models import CommandResult
@@ -26,6 +26,7 @@ def add_ab_routes(
 ) -> None:
     """Mount POST, GET and DELETE /v1/services/{service}/ab. viewer, operator: check the token's role."""
     may_write = Depends(operator)
+    shown, writes = ab_calls(), write_calls()
 
     @app.post("/v1/services/{service}/ab", status_code=201)
     async def create_ab(service: str, body: JsonBody = None, identity: Identity = may_write) -> AbView:
@@ -35,12 +36,12 @@ def add_ab_routes(
         return await slow.run(lambda: tests.create(service, body, identity))
 
     @app.get("/v1/services/{service}/ab", dependencies=[Depends(viewer)])
-    def get_ab(service: str) -> AbView:
-        """The service's newest A/B test and its current result."""
-        return tests.status(service)
+    async def get_ab(service: str) -> AbView:
+        """The service's newest A/B test and its current result. 503 while it is replayed from the store."""
+        return await shown.run(lambda: tests.status(service))
 
     @app.delete("/v1/services/{service}/ab", status_code=202)
-    def stop_ab(service: str, identity: Identity = may_write) -> CommandResult:
+    async def stop_ab(service: str, identity: Identity = may_write) -> CommandResult:
         """End the test and roll B back; the result stays readable."""
-        outcome, text = tests.stop(service, identity)
+        outcome, text = await writes.run(lambda: tests.stop(service, identity))
         return CommandResult(outcome=outcome, text=text)

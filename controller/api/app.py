@@ -36,7 +36,15 @@ from controller.api.bodies import (
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
 from controller.api.keys import FindProblem, key_problem, missing_keys
-from controller.api.slow_calls import SlowCalls, feedback_calls, history_calls, view_calls
+from controller.api.slow_calls import (
+    SlowCalls,
+    feedback_calls,
+    health_calls,
+    history_calls,
+    return_calls,
+    view_calls,
+    write_calls,
+)
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
 from controller.evidence.snapshot import stored_status
@@ -151,8 +159,8 @@ def make_app(
     slow: SlowCalls | None = None,
     find_key: FindProblem = key_problem,
 ) -> FastAPI:
-    """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
-    that may take long or come in floods: they hash a checkpoint, read rollouts, write scores (slow_calls.py).
+    """The application. Every route is asynchronous, and what it does that may wait runs in threads of its own
+    kind (slow_calls.py): a synchronous route would share its threads with all others.
 
     identities: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
     """
@@ -182,18 +190,15 @@ def _add_reads(
 ) -> None:
     may_view = requires(identities, Role.VIEWER)
     viewer = [Depends(may_view)]
-    histories, shown = history_calls(), view_calls()
+    histories, shown, healths = history_calls(), view_calls(), health_calls()
     streamed = _StreamedViews(store, views, shown)
 
     @app.get("/healthz")
-    def health() -> Health:
+    async def health() -> Health:
         """Liveness; needs no token."""
+        lost = await healths.run(lambda: store.database.lost)
         return Health(
-            status="ok",
-            pid=os.getpid(),
-            leading=runner.is_leading,
-            version=version,
-            lost_database=store.database.lost,
+            status="ok", pid=os.getpid(), leading=runner.is_leading, version=version, lost_database=lost
         )
 
     @app.get("/v1/services", dependencies=viewer)
@@ -243,7 +248,8 @@ def _add_reads(
 def _add_writes(
     app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
 ) -> None:
-    scores, may_operate = feedback_calls(), requires(identities, Role.OPERATOR)
+    scores, returns, writes = feedback_calls(), return_calls(), write_calls()
+    may_operate = requires(identities, Role.OPERATOR)
     operator = Depends(may_operate)
     admin = Depends(requires(identities, Role.ADMIN))
 
@@ -254,9 +260,9 @@ def _add_writes(
         return await slow.run(lambda: views.service(commands.up(given, identity)))
 
     @app.delete("/v1/services/{service}", status_code=202)
-    def delete_service(service: str, identity: Identity = admin) -> CommandResult:
+    async def delete_service(service: str, identity: Identity = admin) -> CommandResult:
         """Take the service down: routers, engines, route table. 409 while a rollout runs."""
-        commands.down(service, identity)
+        await writes.run(lambda: commands.down(service, identity))
         return CommandResult(outcome="asked", text=f"{service} is being taken down{commands.delay(service)}")
 
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
@@ -274,22 +280,23 @@ def _add_writes(
         return view.model_copy(update={"warnings": (*(line.text for line in state.log[1:]), *late)})
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
-    def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
+    async def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
         """Return to the version before: end a running rollout, or undo one that succeeded."""
         given = _mapping(body)
         refuse_unknown(given, RollbackBody.model_fields)
-        result = commands.rollback(service, identity, reason=text_of(given, "reason"))
+        reason = text_of(given, "reason")
+        result = await returns.run(lambda: commands.rollback(service, identity, reason=reason))
         return CommandResult(**result._asdict())
 
     @app.post("/v1/services/{service}/undo", status_code=202, openapi_extra=_schema(UndoBody))
-    def undo(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
+    async def undo(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
         """Serve an earlier version again, without proof; `already` when it serves."""
         given = _mapping(body)
         refuse_unknown(given, UndoBody.model_fields)
         to, reason = text_of(given, "to"), text_of(given, "reason")
         if given.get("to") is not None and not to:
             raise BadInput("to is empty, as an unset variable is; name a version, or leave it out")
-        result = commands.undo(service, identity, to=to or None, reason=reason)
+        result = await returns.run(lambda: commands.undo(service, identity, to=to or None, reason=reason))
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
