@@ -148,7 +148,8 @@ class AbTests:
         *,
         rollout_of: Callable[[str], RolloutState | None],
     ) -> None:
-        """rollout_of: the rollout of this id as last committed; None: there is none."""
+        """rollout_of: the rollout of this id as last committed; None: there is none, or it has ended and
+        another release wrote it."""
         self._store = store
         self._rollout_of = rollout_of
         self._rollouts = rollouts

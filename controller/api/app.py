@@ -63,6 +63,7 @@ from controller.views.rollout import rollout_view, service_view, unread_view
 
 EVENTS_POLL_S = 0.25
 HISTORY_LIMIT = 50
+NO_TICK = LastTick()
 
 
 class ViewBuilder:
@@ -80,7 +81,7 @@ class ViewBuilder:
         """The service with its newest rollout."""
         tick = self._runner.last_tick(row.name)
         newest = next(iter(self._store.rollouts(row.name, limit=1)), None)
-        view = self.rollout(newest, tick) if newest else None
+        view = self._newest(newest, tick) if newest else None
         running = view.canary if view is not None and not view.is_final else None
         shown = {row.stable, *(one.version for one in tick.versions or ())}
         return service_view(
@@ -115,23 +116,24 @@ class ViewBuilder:
         """A rollout with the evidence of its last tick, or else the stored one."""
         return self._view(state_from_json(row.state), tick, label_of(row))
 
-    def past(self, row: RolloutRow) -> RolloutView:
-        """A rollout in the history; one that this release cannot read says so, and hides no other."""
+    def _newest(self, row: RolloutRow, tick: LastTick) -> RolloutView:
+        return self.past(row, tick) if row.is_final else self.rollout(row, tick)
+
+    def past(self, row: RolloutRow, tick: LastTick = NO_TICK) -> RolloutView:
+        """A rollout to be shown; one that this release cannot read says so, and hides no other."""
         try:
-            return self.rollout(row, LastTick())
+            return self.rollout(row, tick)
         except UnreadableState as exc:
             return unread_view(row.service, row.id, label_of(row), str(exc), row.created_at_s, row.ended_at_s)
 
     def rollout_by_id(self, service: str, rollout: str) -> RolloutView:
         """One rollout of the service. Raises UnknownRollout."""
-        stored = self._store.load(rollout)
-        if stored is None or stored.state.service != service:
+        row = self._store.rollout(rollout)
+        if row is None or row.service != service:
             raise UnknownRollout(
                 f"{service} has no rollout {rollout}; canaryctl history {service} lists those it had"
             )
-        attempts = self._store.attempts(service, stored.state.canary.id)
-        label = label_of(next((row for row in attempts if row.id == rollout), None))
-        return self._view(stored.state, self._runner.last_tick(service), label)
+        return self.past(row, self._runner.last_tick(service))
 
     def begun(self, state: RolloutState) -> RolloutView:
         """A rollout that was just stored; also where it cannot be read back: it has begun."""

@@ -222,6 +222,17 @@ class SqlStore:
             raise unknown_rollout(rollout)
         return str(row.request)
 
+    def rollout(self, rollout: str) -> RolloutRow | None:
+        """One rollout by its columns, also where its state cannot be read; None: it does not exist."""
+        row = self._first(_ROLLOUT.where(t.rollouts.c.id == rollout))
+        return RolloutRow(*row) if row is not None else None
+
+    def canaries(self, service: str, *, limit: int) -> tuple[str, ...]:
+        """The canaries of the service's rollouts, newest first."""
+        c = t.rollouts.c
+        query = select(c.canary).where(c.service == service).order_by(c.seq.desc()).limit(limit)
+        return tuple(row.canary for row in self._all(query))
+
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
         """The service's rollouts, newest first."""
         c = t.rollouts.c

@@ -48,6 +48,7 @@ from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Settings
 from controller.spec.service import ServiceSpec
 from controller.store.ab import AbStore
+from controller.store.past import past_state
 from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
@@ -148,8 +149,8 @@ def build(settings: Settings) -> Controller:
         return ServiceWorkers(Reconciler(ports), keeper, measure, newest.require)
 
     def rollout_of(rollout: str) -> RolloutState | None:
-        stored = store.load(rollout)
-        return stored.state if stored is not None else None
+        row = store.rollout(rollout)
+        return past_state(row) if row is not None else None
 
     shorten_evidence = EvidenceRetention(store.database)
 

@@ -25,6 +25,7 @@ from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
+from controller.store.past import past_state
 from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
@@ -109,9 +110,11 @@ class Versions:
         """before: see `statements.began`; None: of every rollout."""
         wanted = [service.stable]
         for id in self._store.running(service.name):
-            stored = self._store.load(id)
-            if stored is not None and self._will_load(stored.state, before):
-                wanted.append(stored.state.canary.id)
+            rollout = self._store.rollout(id)
+            if rollout is None or rollout.is_final:  # only notices are left of it
+                continue
+            if self._will_load(state_from_json(rollout.state), before):
+                wanted.append(rollout.canary)
         rows = [self._store.version(service.name, version) for version in dict.fromkeys(wanted)]
         local = [(row, version_spec(row)) for row in rows if row is not None]
         local = [(row, spec) for row, spec in local if not spec.is_external]
@@ -182,8 +185,11 @@ class Versions:
     def promoted_at_s(self, service: str, version: str) -> float:
         """When the newest rollout of the version promoted it, seconds since the epoch; 0.0: it did not."""
         row = self._store.latest_attempt(service, version)
-        state = state_from_json(row.state) if row is not None else None
-        return state.entered_at_s if state is not None and state.serving == version else 0.0
+        if row is None:
+            return 0.0
+        if (state := past_state(row)) is not None:
+            return state.entered_at_s if state.serving == version else 0.0
+        return row.ended_at_s or 0.0  # it serves, and only its newest attempt can have promoted it
 
     def _row(self, service: str, version: str) -> VersionRow:
         row = self._store.version(service, version)

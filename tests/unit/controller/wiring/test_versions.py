@@ -20,6 +20,7 @@ from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec, parse_version
+from controller.store import schema as t
 from controller.store.digest_cache import read_digests
 from controller.store.row_specs import (
     comparable_fingerprint,
@@ -153,6 +154,16 @@ def test_a_version_is_promoted_since_its_newest_rollout_made_it_stable(versions:
 
     assert versions.promoted_at_s("chat", CANARY) == 7.0
     assert versions.promoted_at_s("chat", STABLE) == 0.0
+
+
+def test_a_version_whose_rollout_another_release_wrote_is_promoted_since_that_ended(
+    versions: Versions,
+) -> None:
+    versions._store.create_rollout(replace(a_rollout(), phase=Phase.SUCCEEDED), request="{}", at_s=1.0)
+    with versions._store.database.write() as db:
+        db.execute(sa.update(t.rollouts).values(state='{"format": 99}', ended_at_s=9.0))
+
+    assert versions.promoted_at_s("chat", CANARY) == 9.0
 
 
 def test_a_version_that_was_rolled_back_is_not_promoted(versions: Versions) -> None:
