@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import Depends, FastAPI
 
@@ -20,8 +20,8 @@ def add_ab_routes(
     app: FastAPI,
     tests: AbTests,
     *,
-    viewer: Callable[..., Identity],
-    operator: Callable[..., Identity],
+    viewer: Callable[..., Identity | Awaitable[Identity]],
+    operator: Callable[..., Identity | Awaitable[Identity]],
     slow: SlowCalls,
 ) -> None:
     """Mount POST, GET and DELETE /v1/services/{service}/ab. viewer, operator: check the token's role."""

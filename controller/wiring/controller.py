@@ -18,7 +18,7 @@ from controller import telemetry
 from controller.ab.service import AbTests
 from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
-from controller.api.bearer_auth import requires
+from controller.api.bearer_auth import TokenLookups, requires
 from controller.api.commands import Commands
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Role
@@ -175,14 +175,15 @@ def build(settings: Settings) -> Controller:
     admin = AdminToken(settings.home, store, clock)
     admin.store()
     remember_database(settings)
-    slow, viewer, operator = SlowCalls(), requires(admin, Role.VIEWER), requires(admin, Role.OPERATOR)
+    slow, lookups = SlowCalls(), TokenLookups(admin, held=admin.held)
+    viewer, operator = requires(lookups, Role.VIEWER), requires(lookups, Role.OPERATOR)
     app = make_app(
         store,
         commands,
         runner,
         base_url=settings.base_url,
         version=own_version(),
-        identities=admin,
+        lookups=lookups,
         slow=slow,
         find_key=environment.key_problem,
     )

@@ -95,16 +95,20 @@ class AdminToken:
             if self._held.digest not in (None, digest):  # the file has changed meanwhile
                 self._void |= {digest}
 
+    def held(self, digest: str) -> Identity | None:
+        """The admin where `admin.token` holds this token; None: it does not. Never waits for the database."""
+        self._read()
+        self._store_if_due()
+        return ADMIN if digest == self._held.digest else None
+
     def identity(self, digest: str) -> Identity | None:
         """Owner of the bearer token with this digest; None: unknown token.
 
         A broken `admin.token` makes none valid, and keeps no other token from being. Nor does a database that
         cannot be written: what the file holds is valid here.
         """
-        self._read()
-        self._store_if_due()
-        if digest == self._held.digest:
-            return ADMIN
+        if (found := self.held(digest)) is not None:
+            return found
         if digest in self._void:
             return None
         return self._store.identity(digest, since_s=self._clock.now_s() - EXPIRES_S)

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from controller.ab.service import AbTests
 from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
-from controller.api.bearer_auth import requires
+from controller.api.bearer_auth import TokenLookups, requires
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Role
 from tests.fakes.controller import FakeController
@@ -23,7 +23,8 @@ def routes(controller: FakeController) -> list[APIRoute]:
     app = make_app(
         controller.store, controller.commands, controller.runner, base_url=lambda name: name, version="test"
     )
-    viewer, operator = requires(controller.store, Role.VIEWER), requires(controller.store, Role.OPERATOR)
+    lookups = TokenLookups(controller.store)
+    viewer, operator = requires(lookups, Role.VIEWER), requires(lookups, Role.OPERATOR)
     unused: AbTests = None  # type: ignore[assignment]
     add_ab_routes(app, unused, viewer=viewer, operator=operator, slow=SlowCalls())
     return [route for route in app.routes if isinstance(route, APIRoute)]
@@ -34,3 +35,15 @@ def test_every_route_is_asynchronous(routes: list[APIRoute]) -> None:
     synchronous = [route.path for route in routes if not inspect.iscoroutinefunction(route.endpoint)]
 
     assert (synchronous, len(routes)) == ([], ROUTES)
+
+
+def test_no_dependency_of_a_route_is_synchronous(routes: list[APIRoute]) -> None:
+    """The token was looked up in the shared threads, so a database that stood still held up all routes."""
+    synchronous = [
+        (route.path, one.call)
+        for route in routes
+        for one in route.dependant.dependencies
+        if not inspect.iscoroutinefunction(one.call)
+    ]
+
+    assert synchronous == []
