@@ -23,10 +23,10 @@ from controller.api.bodies import (
     FeedbackItem,
     FeedbackResult,
     Health,
-    JsonBody,
     PlanBody,
     RollbackBody,
     UndoBody,
+    json_body,
     refuse_unknown,
     text_of,
 )
@@ -36,6 +36,7 @@ from controller.api.event_stream import StreamedViews, events, while_allowed
 from controller.api.keys import FindProblem, key_problem, missing_keys
 from controller.api.slow_calls import (
     SlowCalls,
+    body_calls,
     feedback_calls,
     health_calls,
     history_calls,
@@ -248,12 +249,15 @@ def _add_writes(
     app: FastAPI, commands: Commands, views: ViewBuilder, lookups: TokenLookups, slow: SlowCalls
 ) -> None:
     scores, returns, writes = feedback_calls(), return_calls(), write_calls()
-    operator = Depends(requires(lookups, Role.OPERATOR))
-    returner = Depends(requires(lookups, Role.OPERATOR, is_urgent=True))
-    admin = Depends(requires(lookups, Role.ADMIN))
+    may_operate, may_own = requires(lookups, Role.OPERATOR), requires(lookups, Role.ADMIN)
+    may_return = requires(lookups, Role.OPERATOR, is_urgent=True)
+    operator, returner, admin = Depends(may_operate), Depends(may_return), Depends(may_own)
+    bodies = body_calls()
+    of_operator, of_admin = json_body(may_operate, bodies), json_body(may_own, bodies)
+    of_returner = json_body(may_return, returns)
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
-    async def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
+    async def put_service(service: str, body: Any = of_admin, identity: Identity = admin) -> ServiceView:
         """Create the service. 409 if it exists and differs from the body."""
         given = {**_mapping(body), "service": service}
         return await slow.run(lambda: views.service(commands.up(given, identity)))
@@ -265,12 +269,12 @@ def _add_writes(
         return CommandResult(outcome="asked", text=f"{service} is being taken down{commands.delay(service)}")
 
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
-    async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
+    async def plan(service: str, body: Any = of_operator, identity: Identity = operator) -> PlanView:
         """The rollout that a deploy of this body would start; changes nothing."""
         return await slow.run(lambda: commands.plan(service, _mapping(body), identity).view())
 
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
-    async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
+    async def deploy(service: str, body: Any = of_operator, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
         state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
         view = await asyncio.to_thread(views.begun, state)
@@ -279,7 +283,7 @@ def _add_writes(
         return view.model_copy(update={"warnings": (*(line.text for line in state.log[1:]), *late)})
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
-    async def rollback(service: str, body: JsonBody = None, identity: Identity = returner) -> CommandResult:
+    async def rollback(service: str, body: Any = of_returner, identity: Identity = returner) -> CommandResult:
         """Return to the version before: end a running rollout, or undo one that succeeded."""
         given = _mapping(body)
         refuse_unknown(given, RollbackBody.model_fields)
@@ -288,7 +292,7 @@ def _add_writes(
         return CommandResult(**result._asdict())
 
     @app.post("/v1/services/{service}/undo", status_code=202, openapi_extra=_schema(UndoBody))
-    async def undo(service: str, body: JsonBody = None, identity: Identity = returner) -> CommandResult:
+    async def undo(service: str, body: Any = of_returner, identity: Identity = returner) -> CommandResult:
         """Serve an earlier version again, without proof; `already` when it serves."""
         given = _mapping(body)
         refuse_unknown(given, UndoBody.model_fields)
@@ -298,8 +302,8 @@ def _add_writes(
         result = await returns.run(lambda: commands.undo(service, identity, to=to or None, reason=reason))
         return CommandResult(**result._asdict())
 
-    @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem), dependencies=[operator])
-    async def feedback(body: JsonBody = None, service: str | None = None) -> FeedbackResult:
+    @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
+    async def feedback(body: Any = of_operator, service: str | None = None) -> FeedbackResult:
         """Scores of answers, one object or a list; an invalid one refuses the whole list.
 
         The answer says how many have a recorded request, and how many wait for one.

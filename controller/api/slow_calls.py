@@ -22,7 +22,7 @@ MAX_CALLS = 40  # running and waiting; waiting ones hold no thread
 HASHING = "hash checkpoints or plan"
 SLOW_DISK = "is the checkpoint's disk slow? "
 HISTORY_THREADS, VIEW_THREADS, FEEDBACK_THREADS, AB_THREADS, HEALTH_THREADS = 1, 2, 4, 2, 2
-RETURN_THREADS, WRITE_THREADS, LOOK_UP_THREADS = 8, 4, 4
+RETURN_THREADS, WRITE_THREADS, LOOK_UP_THREADS, BODY_THREADS = 8, 4, 4, 1
 MAX_READS = 200
 MAX_FEEDBACK = 200  # a records log that does not answer holds each for 0.25 s
 RETRY_AFTER_S = 1
@@ -138,4 +138,11 @@ def look_up_calls() -> SlowCalls:
     """For the owners of tokens, which a request without a known one asks for, too."""
     return SlowCalls(
         threads=LOOK_UP_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="wait for a token", hint=""
+    )
+
+
+def body_calls() -> SlowCalls:
+    """For bodies, which are parsed where they keep no other request waiting."""
+    return SlowCalls(
+        threads=BODY_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="send a body", hint=""
     )

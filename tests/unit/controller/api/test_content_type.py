@@ -20,8 +20,8 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 def routes_with_a_body(controller: FakeController) -> Iterator[tuple[str, str]]:
     for route in controller.app.routes:
-        if isinstance(route, APIRoute) and route.body_field is not None:
-            for method in route.methods:
+        if isinstance(route, APIRoute):
+            for method in route.methods & {"POST", "PUT"}:
                 yield method, route.path.replace("{service}", "chat")
 
 

@@ -47,3 +47,8 @@ def test_no_dependency_of_a_route_is_synchronous(routes: list[APIRoute]) -> None
     ]
 
     assert synchronous == []
+
+
+def test_no_route_reads_a_body_before_the_token(routes: list[APIRoute]) -> None:
+    """FastAPI reads a body that a route declares before any dependency is asked."""
+    assert [route.path for route in routes if route.body_field is not None] == []
