@@ -52,6 +52,7 @@ from controller.store.past import past_state
 from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.connections import Connections, bounded_protocol
 from controller.wiring.direct_orders import carry_out_orders
 from controller.wiring.environment import HostEnvironment
 from controller.wiring.evidence_retention import EvidenceRetention
@@ -203,6 +204,8 @@ def run_controller(settings: Settings) -> None:
         controller.app,
         host=settings.host,
         port=settings.config.api_port,
+        http=bounded_protocol(Connections()),
+        ws="none",  # its protocol would take the connection out of these bounds
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,
