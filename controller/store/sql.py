@@ -374,6 +374,12 @@ class SqlStore:
         with self.database.write() as db:
             replace_token(db, digest, identity, at_s=at_s, origin=origin)
 
+    def forget_tokens(self, identity: Identity, *, origin: str) -> None:
+        """Delete the identity's tokens of this origin, so that they are valid for no controller."""
+        c = t.tokens.c
+        with self.database.write() as db:
+            db.execute(delete(t.tokens).where((c.name == identity.name) & (c.origin == origin)))
+
     def identity(self, digest: str, *, since_s: float = 0.0) -> Identity | None:
         """Owner of this bearer token; None: unknown, or a controller's that was stored before `since_s`."""
         c = t.tokens.c
