@@ -103,6 +103,7 @@ def build(settings: Settings) -> Controller:
     clock, traffic, fleet, tables = SystemClock(), RayTraffic(), RayFleet(), OpenTables()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store, fleet.observe), RecordsAdapter(traffic)
+    versions.measure_devices()
     environment = HostEnvironment(
         versions, log, has_variable=lambda name: cluster.has_variable(settings, name)
     )
@@ -125,7 +126,7 @@ def build(settings: Settings) -> Controller:
         reader = environment.readers[service] = RecordsReader(service, log, budget)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
-            target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),
+            target=lambda name, version: probe_target(fleet, traffic, versions.address(name, version)),
             preflight=versions.preflight,
             rate_per_s=environment.requests_per_s,
         )
