@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from controller.api.attempts import attempt_views, refuse_tried, tried
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
-from controller.api.engine_rights import refuse_new_arguments
+from controller.api.engine_rights import refuse_new_arguments, refuse_new_code
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import unjudged_lines, unprovable_lines, with_forecast
 from controller.api.keys import missing_keys
@@ -289,6 +289,7 @@ class Commands(Returns):
         refuse_new_arguments(version, self._known(service, stable), identity)
         fingerprint = self._environment.fingerprint(version)
         current = comparable_fingerprint(stable, self._environment.fingerprint)
+        refuse_new_code(version, fingerprint, self._known_code(service, stable, current), identity)
         refuse_same(row, current, fingerprint, is_twin=policy.twin)
         assessment = assess(current, fingerprint)
         if policy.twin:
@@ -353,6 +354,13 @@ class Commands(Returns):
     def _known(self, service: str, stable: VersionRow) -> Iterator[VersionSpec]:
         """Specs of the versions that the service has or had."""
         return (version_spec(row) for row in chain([stable], tried(self._store, service)))
+
+    def _known_code(
+        self, service: str, stable: VersionRow, current: Fingerprint
+    ) -> Iterator[tuple[VersionSpec, Fingerprint]]:
+        """The same with their fingerprints. current: stable's."""
+        yield version_spec(stable), current
+        yield from ((version_spec(row), fingerprint_of(row)) for row in tried(self._store, service))
 
     def _rejected(self, proposal: Proposal) -> str | None:
         """Why a deploy of this version needs a retry; None: it needs none."""
