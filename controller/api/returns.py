@@ -28,6 +28,8 @@ from controller.store.sql import SqlStore
 from controller.store.statements import already_running, taken_back, unknown_rollout
 from serving.credentials import KeyReference
 
+SHOWN_ATTEMPTS = 100  # of a version, for the hint on how to go further back
+
 
 class Ticks(Protocol):
     """Port: the ticks of the services (adapter: `runtime.runner`)."""
@@ -291,8 +293,8 @@ class Returns:
         return None if newest is None or newest.is_final else state_from_json(newest.state)
 
     def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
-        """The rollouts of this version that can be read, newest first, however long ago."""
-        states = map(past_state, self._store.attempts(service, canary))
+        """The newest rollouts of this version that can be read, newest first."""
+        states = map(past_state, self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS))
         return tuple(state for state in states if state is not None)
 
 

@@ -239,8 +239,8 @@ class SqlStore:
         newest_first = _ROLLOUT.where(c.service == service).order_by(c.seq.desc())
         return tuple(RolloutRow(*row) for row in self._all(newest_first.limit(limit)))
 
-    def attempts(self, service: str, canary: str, *, limit: int = 100) -> tuple[RolloutRow, ...]:
-        """The rollouts of this version, newest first, however long ago."""
+    def attempts(self, service: str, canary: str, *, limit: int | None = None) -> tuple[RolloutRow, ...]:
+        """The rollouts of this version, newest first, however long ago. limit None: all of them."""
         c = t.rollouts.c
         here = _ROLLOUT.where((c.service == service) & (c.canary == canary))
         rows = self._all(here.order_by(c.seq.desc()).limit(limit))

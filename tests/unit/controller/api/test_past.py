@@ -11,6 +11,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from controller.planning.forecast import MIN_RATE
 from controller.rollout.state import Cause, CauseKind, Departure, DepartureStep, Phase
 from controller.store import schema as t
 from controller.store.rows import RolloutRow
@@ -127,6 +128,25 @@ async def test_a_version_whose_verdict_cannot_be_read_needs_a_retry(past: Past) 
     assert f"was tried in {rollout.id}, and another release wrote how that ended" in refused.text
     assert [one["phase"] for one in planned.json()["attempts"]] == ["unreadable"]
     assert begun.status_code == 201
+
+
+async def test_a_rejection_stands_after_any_number_of_retries_without_a_verdict(past: Past) -> None:
+    stored = past.controller.store.load(await past.ended(1, promoted=False))
+    assert stored is not None
+    failed = replace(stored.state, phase=Phase.FAILED, cause=Cause(CauseKind.PROBE, "too slow"))
+    for count in range(101):
+        again = replace(failed, id=f"r-{count:08x}")
+        past.controller.store.create_rollout(again, request="{}", at_s=float(count))
+
+    refused = await past.deploy(1)
+
+    assert (refused.status_code, "was rolled back in" in refused.text) == (409, True)
+
+
+async def test_the_lowest_rate_of_a_plan_is_planned_for(past: Past) -> None:
+    body = {"version": {"model": past.model(1)}, "quick": True, **WAIVED}
+
+    assert (await past.api.post(f"{URL}/plan", json={**body, "rate": MIN_RATE})).status_code == 200
 
 
 async def test_what_a_newer_release_knows_of_a_fingerprint_refuses_no_deploy(past: Past) -> None:
