@@ -29,7 +29,7 @@ def served() -> Iterator[Callable[[Connections], int]]:
     def serve(bounds: Connections) -> int:
         listener = socket.create_server(("127.0.0.1", 0))
         config = uvicorn.Config(
-            app,  # type: ignore[arg-type]
+            app,
             http=bounded_protocol(bounds),
             ws="none",
             lifespan="off",
