@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from controller.ab.outcomes import MAX_PENDING, OutcomeLedger
 from controller.ab.results import AbEvaluator, AbView, ab_view
 from controller.ab.spec import AbSpec, parse_ab
 from controller.auth import Identity, Role
-from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite
+from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, Unreachable
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.quantities import duration
@@ -35,6 +36,8 @@ from controller.store.rows import AbRow
 _SUBSCRIBER = "ab"
 _SELF = Identity("controller", Role.OPERATOR)
 REPLAY_WAIT_S = 0.2  # of a tick; 200,000 outcomes take seconds
+STATUS_WAIT_S = 10.0  # of a request, for the replay; less than the command line waits
+RETRY_AFTER_S = 2
 
 
 class Ended(Protocol):
@@ -145,7 +148,8 @@ class AbTests:
         *,
         rollout_of: Callable[[str], RolloutState | None],
     ) -> None:
-        """rollout_of: the rollout of this id as last committed; None: there is none."""
+        """rollout_of: the rollout of this id as last committed; None: there is none, or it has ended and
+        another release wrote it."""
         self._store = store
         self._rollout_of = rollout_of
         self._rollouts = rollouts
@@ -194,15 +198,29 @@ class AbTests:
             self._faults.pop(service, None)
 
     def status(self, service: str) -> AbView:
-        """The service's newest test. Raises BadInput when it never had one."""
+        """The service's newest test. Raises BadInput when it never had one, Unreachable while it is replayed
+        from the store for over `STATUS_WAIT_S`."""
+        ends_at_s = time.monotonic() + STATUS_WAIT_S
         while True:
-            replay = self._replay(self._newest(service)).result()
+            replay = self._replayed(service, ends_at_s)
             with replay.lock:
                 row = self._newest(service)  # within the lock: this controller's tick writes it
                 if replay.row.id == row.id and replay.follow(row, self._store):
                     left_out = replay.ledger.left_out
                     return ab_view(row, replay.evaluator, self._rollout_of(row.rollout), left_out=left_out)
             self._forget(replay)
+
+    def _replayed(self, service: str, ends_at_s: float) -> _Replay:
+        """The service's newest test, once it is replayed. Raises Unreachable."""
+        row = self._newest(service)
+        try:
+            return self._replay(row).result(max(0.0, ends_at_s - time.monotonic()))
+        except TimeoutError as exc:
+            raise Unreachable(
+                f"A/B test {row.id} is being read from the store, which takes over {STATUS_WAIT_S:g} s; it "
+                "goes on, ask again later",
+                retry_after_s=RETRY_AFTER_S,
+            ) from exc
 
     def stop(self, service: str, identity: Identity) -> tuple[str, str]:
         """End the test and roll B back: ('asked' | 'already', one line). The result stays readable."""

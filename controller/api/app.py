@@ -7,38 +7,45 @@ whose `exit_code` is the command line's; no route waits for a load, a drain or a
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
 from controller import telemetry
-from controller.api.bearer_auth import Identities, requires
+from controller.api.bearer_auth import TokenLookups, requires
 from controller.api.bodies import (
     DeployBody,
     FeedbackItem,
     FeedbackResult,
     Health,
-    JsonBody,
     PlanBody,
     RollbackBody,
     UndoBody,
+    json_body,
     refuse_unknown,
     text_of,
 )
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
+from controller.api.event_stream import StreamedViews, events, while_allowed
 from controller.api.keys import FindProblem, key_problem, missing_keys
-from controller.api.slow_calls import SlowCalls, feedback_calls, history_calls, view_calls
+from controller.api.slow_calls import (
+    SlowCalls,
+    body_calls,
+    feedback_calls,
+    health_calls,
+    history_calls,
+    return_calls,
+    view_calls,
+    write_calls,
+)
 from controller.auth import Identity, Role
-from controller.errors import BadInput, CanaryctlError, UnknownRollout, UnknownService
+from controller.errors import BadInput, CanaryctlError, UnknownRollout
 from controller.evidence.snapshot import stored_status
 from controller.quantities import whole
 from controller.rollout.serialization import UnreadableState, state_from_json
@@ -53,8 +60,8 @@ from controller.store.sql import SqlStore
 from controller.views.models import CommandResult, PlanView, RolloutView, ServiceView, build_views
 from controller.views.rollout import rollout_view, service_view, unread_view
 
-EVENTS_POLL_S = 0.25
 HISTORY_LIMIT = 50
+NO_TICK = LastTick()
 
 
 class ViewBuilder:
@@ -72,7 +79,7 @@ class ViewBuilder:
         """The service with its newest rollout."""
         tick = self._runner.last_tick(row.name)
         newest = next(iter(self._store.rollouts(row.name, limit=1)), None)
-        view = self.rollout(newest, tick) if newest else None
+        view = self._newest(newest, tick) if newest else None
         running = view.canary if view is not None and not view.is_final else None
         shown = {row.stable, *(one.version for one in tick.versions or ())}
         return service_view(
@@ -107,23 +114,24 @@ class ViewBuilder:
         """A rollout with the evidence of its last tick, or else the stored one."""
         return self._view(state_from_json(row.state), tick, label_of(row))
 
-    def past(self, row: RolloutRow) -> RolloutView:
-        """A rollout in the history; one that this release cannot read says so, and hides no other."""
+    def _newest(self, row: RolloutRow, tick: LastTick) -> RolloutView:
+        return self.past(row, tick) if row.is_final else self.rollout(row, tick)
+
+    def past(self, row: RolloutRow, tick: LastTick = NO_TICK) -> RolloutView:
+        """A rollout to be shown; one that this release cannot read says so, and hides no other."""
         try:
-            return self.rollout(row, LastTick())
+            return self.rollout(row, tick)
         except UnreadableState as exc:
             return unread_view(row.service, row.id, label_of(row), str(exc), row.created_at_s, row.ended_at_s)
 
     def rollout_by_id(self, service: str, rollout: str) -> RolloutView:
         """One rollout of the service. Raises UnknownRollout."""
-        stored = self._store.load(rollout)
-        if stored is None or stored.state.service != service:
+        row = self._store.rollout(rollout)
+        if row is None or row.service != service:
             raise UnknownRollout(
                 f"{service} has no rollout {rollout}; canaryctl history {service} lists those it had"
             )
-        attempts = self._store.attempts(service, stored.state.canary.id)
-        label = label_of(next((row for row in attempts if row.id == rollout), None))
-        return self._view(stored.state, self._runner.last_tick(service), label)
+        return self.past(row, self._runner.last_tick(service))
 
     def begun(self, state: RolloutState) -> RolloutView:
         """A rollout that was just stored; also where it cannot be read back: it has begun."""
@@ -147,22 +155,22 @@ def make_app(
     *,
     base_url: Callable[[str], str],
     version: str,
-    identities: Identities | None = None,
+    lookups: TokenLookups | None = None,
     slow: SlowCalls | None = None,
     find_key: FindProblem = key_problem,
 ) -> FastAPI:
-    """The application. Routes are synchronous and run in the thread pool, but for the event stream and those
-    that may take long or come in floods: they hash a checkpoint, read rollouts, write scores (slow_calls.py).
+    """The application. Every route is asynchronous, and what it does that may wait runs in threads of its own
+    kind (slow_calls.py): a synchronous route would share its threads with all others.
 
-    identities: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
+    lookups: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
     """
-    identities = identities or store
+    lookups = lookups if lookups is not None else TokenLookups(store)
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
     build_views()
     views = ViewBuilder(store, runner, base_url, find_key)
     add_error_handling(app)
-    _add_reads(app, store, views, runner, version, identities)
-    _add_writes(app, commands, views, identities, slow if slow is not None else SlowCalls())
+    _add_reads(app, store, views, runner, version, lookups)
+    _add_writes(app, commands, views, lookups, slow if slow is not None else SlowCalls())
     return app
 
 
@@ -178,22 +186,19 @@ def _add_reads(
     views: ViewBuilder,
     runner: Runner,
     version: str,
-    identities: Identities,
+    lookups: TokenLookups,
 ) -> None:
-    may_view = requires(identities, Role.VIEWER)
+    may_view = requires(lookups, Role.VIEWER)
     viewer = [Depends(may_view)]
-    histories, shown = history_calls(), view_calls()
-    streamed = _StreamedViews(store, views, shown)
+    histories, shown, healths = history_calls(), view_calls(), health_calls()
+    streamed = StreamedViews(store, lambda row: views.service(row), shown)
 
     @app.get("/healthz")
-    def health() -> Health:
+    async def health() -> Health:
         """Liveness; needs no token."""
+        lost = await healths.run(lambda: store.database.lost)
         return Health(
-            status="ok",
-            pid=os.getpid(),
-            leading=runner.is_leading,
-            version=version,
-            lost_database=store.database.lost,
+            status="ok", pid=os.getpid(), leading=runner.is_leading, version=version, lost_database=lost
         )
 
     @app.get("/v1/services", dependencies=viewer)
@@ -236,36 +241,40 @@ def _add_reads(
         await asyncio.to_thread(store.service, service)
         last = whole(request.headers.get("last-event-id", ""))
         start = after if after is not None else last or 0
-        events = _while_allowed(_events(store, streamed, service, start), lambda: may_view(request))
-        return StreamingResponse(events, media_type="text/event-stream")
+        allowed = while_allowed(events(store, streamed, service, start), lambda: may_view(request))
+        return StreamingResponse(allowed, media_type="text/event-stream")
 
 
 def _add_writes(
-    app: FastAPI, commands: Commands, views: ViewBuilder, identities: Identities, slow: SlowCalls
+    app: FastAPI, commands: Commands, views: ViewBuilder, lookups: TokenLookups, slow: SlowCalls
 ) -> None:
-    scores, may_operate = feedback_calls(), requires(identities, Role.OPERATOR)
-    operator = Depends(may_operate)
-    admin = Depends(requires(identities, Role.ADMIN))
+    scores, returns, writes = feedback_calls(), return_calls(), write_calls()
+    may_operate, may_own = requires(lookups, Role.OPERATOR), requires(lookups, Role.ADMIN)
+    may_return = requires(lookups, Role.OPERATOR, is_urgent=True)
+    operator, returner, admin = Depends(may_operate), Depends(may_return), Depends(may_own)
+    bodies = body_calls()
+    of_operator, of_admin = json_body(may_operate, bodies), json_body(may_own, bodies)
+    of_returner = json_body(may_return, returns)
 
     @app.put("/v1/services/{service}", openapi_extra=_schema(ServiceSpec))
-    async def put_service(service: str, body: JsonBody = None, identity: Identity = admin) -> ServiceView:
+    async def put_service(service: str, body: Any = of_admin, identity: Identity = admin) -> ServiceView:
         """Create the service. 409 if it exists and differs from the body."""
         given = {**_mapping(body), "service": service}
         return await slow.run(lambda: views.service(commands.up(given, identity)))
 
     @app.delete("/v1/services/{service}", status_code=202)
-    def delete_service(service: str, identity: Identity = admin) -> CommandResult:
+    async def delete_service(service: str, identity: Identity = admin) -> CommandResult:
         """Take the service down: routers, engines, route table. 409 while a rollout runs."""
-        commands.down(service, identity)
+        await writes.run(lambda: commands.down(service, identity))
         return CommandResult(outcome="asked", text=f"{service} is being taken down{commands.delay(service)}")
 
     @app.post("/v1/services/{service}/plan", openapi_extra=_schema(PlanBody))
-    async def plan(service: str, body: JsonBody = None, identity: Identity = operator) -> PlanView:
+    async def plan(service: str, body: Any = of_operator, identity: Identity = operator) -> PlanView:
         """The rollout that a deploy of this body would start; changes nothing."""
         return await slow.run(lambda: commands.plan(service, _mapping(body), identity).view())
 
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
-    async def deploy(service: str, body: JsonBody = None, identity: Identity = operator) -> RolloutView:
+    async def deploy(service: str, body: Any = of_operator, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
         state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
         view = await asyncio.to_thread(views.begun, state)
@@ -274,110 +283,37 @@ def _add_writes(
         return view.model_copy(update={"warnings": (*(line.text for line in state.log[1:]), *late)})
 
     @app.post("/v1/services/{service}/rollback", status_code=202, openapi_extra=_schema(RollbackBody))
-    def rollback(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
+    async def rollback(service: str, body: Any = of_returner, identity: Identity = returner) -> CommandResult:
         """Return to the version before: end a running rollout, or undo one that succeeded."""
         given = _mapping(body)
         refuse_unknown(given, RollbackBody.model_fields)
-        result = commands.rollback(service, identity, reason=text_of(given, "reason"))
+        reason = text_of(given, "reason")
+        result = await returns.run(lambda: commands.rollback(service, identity, reason=reason))
         return CommandResult(**result._asdict())
 
     @app.post("/v1/services/{service}/undo", status_code=202, openapi_extra=_schema(UndoBody))
-    def undo(service: str, body: JsonBody = None, identity: Identity = operator) -> CommandResult:
+    async def undo(service: str, body: Any = of_returner, identity: Identity = returner) -> CommandResult:
         """Serve an earlier version again, without proof; `already` when it serves."""
         given = _mapping(body)
         refuse_unknown(given, UndoBody.model_fields)
         to, reason = text_of(given, "to"), text_of(given, "reason")
         if given.get("to") is not None and not to:
             raise BadInput("to is empty, as an unset variable is; name a version, or leave it out")
-        result = commands.undo(service, identity, to=to or None, reason=reason)
+        result = await returns.run(lambda: commands.undo(service, identity, to=to or None, reason=reason))
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))
-    async def feedback(request: Request, body: JsonBody = None, service: str | None = None) -> FeedbackResult:
+    async def feedback(body: Any = of_operator, service: str | None = None) -> FeedbackResult:
         """Scores of answers, one object or a list; an invalid one refuses the whole list.
 
         The answer says how many have a recorded request, and how many wait for one.
         """
 
         def write() -> FeedbackResult:
-            may_operate(request)  # not as a dependency, which takes a thread of the others
             items = body if isinstance(body, list) else [_mapping(body)]
             return commands.feedback([_mapping(item) for item in items], service=service)
 
         return await scores.run(write)
-
-
-class _StreamedViews:
-    """Views of services, read once for all streams that follow one service. Of one event loop."""
-
-    def __init__(self, store: SqlStore, views: ViewBuilder, calls: SlowCalls) -> None:
-        self._store = store
-        self._views = views
-        self._calls = calls
-        self._newest: dict[str, tuple[float, asyncio.Future[tuple[str, int]]]] = {}
-
-    async def of(self, service: str) -> tuple[str, int]:
-        """The view as JSON and the number of the log's newest line, both as of `EVENTS_POLL_S` ago at most.
-
-        Raises UnknownService, Unreachable.
-        """
-        now_s = asyncio.get_running_loop().time()
-        at_s, reading = self._newest.get(service, (-math.inf, None))
-        if reading is None or (reading.done() and now_s - at_s >= EVENTS_POLL_S / 2):
-            reading = asyncio.ensure_future(self._calls.run(lambda: self._read(service)))
-            # Its streams may have ended, and an error that nobody reads would be reported.
-            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-            self._newest[service] = now_s, reading
-        try:
-            return await asyncio.shield(reading)
-        except CanaryctlError:
-            self._newest.pop(service, None)
-            raise
-
-    def _read(self, service: str) -> tuple[str, int]:
-        newest = self._store.last_event(service)  # before the view, which may tell more than this line
-        view = self._views.service(self._store.service(service)).model_dump_json()
-        return view, newest.seq if newest is not None else 0
-
-
-async def _events(store: SqlStore, views: _StreamedViews, service: str, after: int) -> AsyncIterator[str]:
-    sent_view = ""
-    while True:
-        view: str | None
-        try:
-            try:
-                view, newest = await views.of(service)
-            except UnknownService:
-                view, newest = None, after + 1  # its last lines tell of the removal
-            rows = await asyncio.to_thread(store.events, service, after_seq=after) if newest > after else ()
-        except CanaryctlError as exc:
-            # The service is not gone: its client connects again, and is told what is wrong if that lasts.
-            telemetry.warning("event stream ended", service=service, why=str(exc))
-            return
-        for row in rows:
-            after = row.seq
-            data = {"at_s": row.at_s, "rollout": row.rollout, "actor": row.actor, "text": row.text}
-            yield f"id: {row.seq}\nevent: log\ndata: {json.dumps(data)}\n\n"
-        if view is None:
-            yield "event: gone\ndata: {}\n\n"
-            return
-        if view != sent_view:
-            sent_view = view
-            yield f"event: view\ndata: {view}\n\n"
-        await asyncio.sleep(EVENTS_POLL_S)
-
-
-async def _while_allowed(events: AsyncIterator[str], check: Callable[[], object]) -> AsyncIterator[str]:
-    """The events until `check` raises: a token may be revoked while its stream goes on for days.
-
-    The client connects again, and is told what is wrong.
-    """
-    async for event in events:
-        try:
-            await asyncio.to_thread(check)
-        except (HTTPException, CanaryctlError):
-            return
-        yield event
 
 
 def _mapping(body: object) -> Mapping[str, Any]:

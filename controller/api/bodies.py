@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
 
-from fastapi import Body
-from pydantic import AfterValidator, BaseModel
+from fastapi import Depends, Request
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
+from controller.api.slow_calls import SlowCalls
+from controller.auth import Identity
 from controller.errors import BadInput
 from controller.quantities import shown
 from controller.spec.label import one_line_text
@@ -16,18 +21,49 @@ from controller.spec.service import VersionSpec
 from serving.files.plain_text import unstorable
 
 
-def _storable_body(body: Any) -> Any:
-    """The body. Raises BadInput for one that is not said to be JSON, and for a text that no database or
-    terminal can take."""
-    if isinstance(body, bytes):  # FastAPI leaves any other content type unread
-        raise BadInput(
-            "the body came without the header content-type: application/json; add it "
-            "(curl: -H 'content-type: application/json')"
-        )
+def json_body(caller: Callable[..., Any], calls: SlowCalls) -> Any:
+    """A FastAPI dependency: the JSON of a request whose caller is known; None: it has no body.
+
+    caller: the dependency that checks the token, by the head alone, before a byte of the body is asked for.
+    calls: threads in which it is parsed, for a megabyte of brackets takes seconds. The route reads the values
+    itself, so that every error is one of canaryctl's own.
+    """
+
+    known = Depends(caller)
+
+    async def read(request: Request, _caller: Identity = known) -> Any:
+        try:
+            data = await request.body()
+        except ClientDisconnect as exc:
+            raise HTTPException(400, "the connection was lost within the body") from exc
+        if not data:
+            return None
+        if not _is_json(request.headers.get("content-type", "")):
+            raise BadInput(
+                "the body came without the header content-type: application/json; add it "
+                "(curl: -H 'content-type: application/json')"
+            )
+        return await calls.run(lambda: _parsed(data))
+
+    return Depends(read)
+
+
+def _is_json(content_type: str) -> bool:
+    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def _parsed(data: bytes) -> Any:
+    """The JSON. Raises BadInput for what is none, and for a text that no database or terminal can take."""
     try:
+        body = json.loads(data)
         found = unstorable(body)
     except RecursionError:
         raise BadInput("body is nested too deep; write it flatter") from None
+    except json.JSONDecodeError as exc:
+        raise BadInput(f"body.{exc.pos}: JSON decode error ({exc.msg}); correct it") from None
+    except ValueError as exc:
+        raise BadInput(f"body cannot be read ({exc}); correct it") from None
     if found is not None:
         path, text = found
         raise BadInput(
@@ -35,10 +71,6 @@ def _storable_body(body: Any) -> Any:
             "UTF-16 pair; leave that out"
         )
     return body
-
-
-# A body that the handler parses itself, so that every error is one of canaryctl's own.
-JsonBody = Annotated[Any, Body(), AfterValidator(_storable_body)]
 
 
 class Health(BaseModel):

@@ -13,8 +13,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Protocol
 
+from controller.api.attempts import attempt_views, refuse_tried, tried
 from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_of, waiver_of
-from controller.api.engine_rights import refuse_new_arguments
+from controller.api.engine_rights import refuse_new_arguments, refuse_new_code
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import unjudged_lines, unprovable_lines, with_forecast
 from controller.api.keys import missing_keys
@@ -25,7 +26,6 @@ from controller.api.proposal import (
     new_rollout_id,
     preflight_s,
     refuse_new_key,
-    refuse_rejected,
     refuse_same,
     refuse_unkept,
     refuse_unknown_audiences,
@@ -47,7 +47,6 @@ from controller.rollout.journal import log
 from controller.rollout.machine import begin
 from controller.rollout.plan import Plan
 from controller.rollout.ports import Clock
-from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.golden_file import pinned
 from controller.spec.differences import changed_in_place, refuse_change
@@ -58,7 +57,6 @@ from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_policy
 from controller.store.row_specs import (
     comparable_fingerprint,
     fingerprint_of,
-    label_of,
     service_spec,
     version_row,
     version_spec,
@@ -66,16 +64,12 @@ from controller.store.row_specs import (
 from controller.store.rows import AbRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running
-from controller.views.models import AttemptView
-from controller.views.plan import attempt_view
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
 WAIVERS = ("allow_unproven", "allow_unjudged")
 DEPLOY_KEYS = ("version", "policy", "twin", "retry", "reason", *WAIVERS, *LABEL_KEYS)
 PLAN_KEYS = (*DEPLOY_KEYS, *FORECAST_KEYS)
-SHOWN_ATTEMPTS = 3
-HISTORY_LIMIT = 200  # rollouts that are looked through for earlier versions
 
 
 class Environment(Host, Protocol):
@@ -172,7 +166,7 @@ class Commands(Returns):
         proposal = with_forecast(proposal, self._environment, is_quick=overrides.is_quick)
         proposal = replace(
             proposal,
-            attempts=self._attempt_views(service, proposal.canary_id),
+            attempts=attempt_views(self._store, service, proposal.canary_id),
             missing_keys=self._missing_keys(proposal, identity),
             rejected=None if flag_of(body, "retry") else self._rejected(proposal),
         )
@@ -201,14 +195,14 @@ class Commands(Returns):
         self._require_kept(service)
         may_retry, reason = flag_of(body, "retry"), text_of(body, "reason")
         self._active_service(service)
-        newest = self._newest_rollout(service)
-        if newest is not None and not newest.is_final:
-            raise already_running(service, newest.id, f"in {newest.phase.value}", before=newest.stable.id)
+        newest = self._newest(service)
+        if (running := self._running(newest)) is not None:
+            raise already_running(service, running.id, f"in {running.phase.value}", before=running.stable.id)
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
         self._refuse_new_key(proposal, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
         if not proposal.plan.twin and not may_retry:
-            self._refuse_rejected(service, proposal.canary_id)
+            refuse_tried(self._store, service, proposal.canary_id)
         if (missing := proposal.missing_key(self._environment.key_problem)) is not None:
             raise Conflict(missing.text)
         if not proposal.fit.fits:
@@ -267,11 +261,6 @@ class Commands(Returns):
         missing = proposal.missing_key(find)
         return tuple(lines) if missing is None else (*lines, missing.text)
 
-    def _attempt_views(self, service: str, canary: str) -> tuple[AttemptView, ...]:
-        """Earlier rollouts of this version, newest first."""
-        rows = self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS)
-        return tuple(attempt_view(state_from_json(row.state), label_of(row), row.ended_at_s) for row in rows)
-
     def _propose(
         self,
         service: str,
@@ -306,6 +295,7 @@ class Commands(Returns):
         refuse_new_arguments(version, self._known(service, stable), identity)
         fingerprint = self._environment.fingerprint(version)
         current = comparable_fingerprint(stable, self._environment.fingerprint)
+        refuse_new_code(version, fingerprint, self._known_code(service, stable, current), identity)
         refuse_same(row, current, fingerprint, is_twin=policy.twin)
         assessment = assess(current, fingerprint)
         if policy.twin:
@@ -341,7 +331,7 @@ class Commands(Returns):
 
     def _stored_id(self, service: str, fingerprint: Fingerprint) -> str | None:
         """Id of an earlier attempt of this version that older rules computed; None: there is none."""
-        for row in self._tried(service):
+        for row in tried(self._store, service):
             if fingerprint_of(row).is_current and fingerprint.kind != "external":
                 continue
             if comparable_fingerprint(row, self._environment.fingerprint).digest == fingerprint.digest:
@@ -373,30 +363,21 @@ class Commands(Returns):
 
     def _known(self, service: str, stable: VersionRow) -> Iterator[VersionSpec]:
         """Specs of the versions that the service has or had."""
-        return (version_spec(row) for row in chain([stable], self._tried(service)))
+        return (version_spec(row) for row in chain([stable], tried(self._store, service)))
 
-    def _tried(self, service: str) -> Iterator[VersionRow]:
-        """The versions that were tried, each once, the newest attempt first."""
-        rollouts = self._store.rollouts(service, limit=HISTORY_LIMIT)
-        for id in dict.fromkeys(state_from_json(row.state).canary.id for row in rollouts):
-            if (row := self._store.version(service, id)) is not None:
-                yield row
+    def _known_code(
+        self, service: str, stable: VersionRow, current: Fingerprint
+    ) -> Iterator[tuple[VersionSpec, Fingerprint]]:
+        """The same with their fingerprints. current: stable's."""
+        yield version_spec(stable), current
+        yield from ((version_spec(row), fingerprint_of(row)) for row in tried(self._store, service))
 
     def _rejected(self, proposal: Proposal) -> str | None:
         """Why a deploy of this version needs a retry; None: it needs none."""
         if proposal.plan.twin:
             return None
         try:
-            self._refuse_rejected(proposal.service.name, proposal.canary_id)
+            refuse_tried(self._store, proposal.service.name, proposal.canary_id)
         except AlreadyRejected as exc:
             return str(exc)
         return None
-
-    def _refuse_rejected(self, service: str, canary: str) -> None:
-        """Raises AlreadyRejected for a version that was rolled back or undone, and has not served since."""
-        refuse_rejected(self._attempts(service, canary))
-        undone = next((one.undone for one in self._store.served(service) if one.version.id == canary), None)
-        undo = self._store.load(undone) if undone is not None else None
-        if undo is not None:
-            why = "; ".join(undo.state.plan.reasons)
-            raise AlreadyRejected(f"{canary} was undone in {undone} {why}; change it, or give --retry")

@@ -18,14 +18,17 @@ from controller.rollout.plan import ending_command, is_undo_id
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
-from controller.rollout.status import rollback_effect
+from controller.rollout.status import ended_effect, rollback_effect
 from controller.runtime.newest_database import older_text
 from controller.runtime.service_loop import LastTick
+from controller.store.past import past_state
 from controller.store.row_specs import fingerprint_of, version_spec
-from controller.store.rows import ServedRow, ServiceRow, VersionRow
+from controller.store.rows import RolloutRow, ServedRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import already_running, taken_back, unknown_rollout
 from serving.credentials import KeyReference
+
+SHOWN_ATTEMPTS = 100  # of a version, for the hint on how to go further back
 
 
 class Ticks(Protocol):
@@ -61,19 +64,22 @@ class Returns:
         return _with_lost_reason(self._rollback(service, identity, reason=reason), reason)
 
     def _rollback(self, service: str, identity: Identity, *, reason: str) -> Outcome:
+        newest = self._newest(service)
         try:
-            state = self._newest_rollout(service)
+            state = self._running(newest)
         except UnreadableState:
             # It takes no more than the rollout's id to end it, by the release that can read it.
             return self._end_unread(service, identity, reason)
         row = self._store.service(service)  # after the rollout, whose step may have changed it
         effect = rollback_effect(state)
+        if newest is not None and newest.is_final:
+            effect = ended_effect(is_undo=is_undo_id(newest.id), serves=newest.canary == row.stable)
         if effect == "undo" and way_back(self._store.served(service), row.stable) is None:
             effect = "already"  # the rollout is of an earlier service of this name
         if effect == "undo":
             return self._undo(service, identity, to=None, reason=reason)
         if effect == "already" or state is None:
-            if state is not None and not state.is_final:
+            if state is not None:
                 return self._returning(state, way_back_of(state))
             return Outcome("already", f"{service}: already serving {row.stable}{self._hint(row)}")
         # None: it ended since it was read above, so answer for what is true now.
@@ -100,16 +106,16 @@ class Returns:
 
         Raises UnknownService, OlderDatabase.
         """
-        stored = self._store.load(rollout)
-        if stored is None:
+        row = self._store.rollout(rollout)
+        if row is None:
             raise unknown_rollout(rollout)
-        self._require_kept(stored.state.service)
-        state, ended = stored.state, None
-        if not state.is_final:
+        self._require_kept(row.service)
+        state, ended = self._running(row), None
+        if state is not None:
             if state.is_canary_leaving:
                 return self._returning(state, state.stable.id)
             ended = self._end(state, identity, reason)
-        service = self._store.service(state.service)
+        service = self._store.service(row.service)
         return ended or Outcome("already", f"{service.name}: already serving {service.stable}")
 
     def undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
@@ -124,10 +130,10 @@ class Returns:
         return _with_lost_reason(self._undo(service, identity, to=to, reason=reason), reason)
 
     def _undo(self, service: str, identity: Identity, *, to: str | None, reason: str) -> Outcome:
-        newest = self._newest_rollout(service)
+        running = self._running(self._newest(service))
         row, served = self._active_service(service), self._store.served(service)
-        if newest is not None and not newest.is_final:
-            ended = self._undo_while(newest, served, identity, to, reason)
+        if running is not None:
+            ended = self._undo_while(running, served, identity, to, reason)
             return ended or self._undo(service, identity, to=to, reason=reason)
         if to is not None:
             target: str | None = named_version(to, service, [one.version for one in served])
@@ -194,9 +200,9 @@ class Returns:
 
     def _done_by_another(self, service: str, target: str) -> Outcome | None:
         """The answer if another has just begun or completed the undo to `target`; None: no one has."""
-        newest = self._newest_rollout(service)
-        if newest is not None and newest.plan.undo and newest.canary.id == target and not newest.is_final:
-            return self._returning(newest, target)
+        running = self._running(self._newest(service))
+        if running is not None and running.plan.undo and running.canary.id == target:
+            return self._returning(running, target)
         if self._store.service(service).stable == target:
             return Outcome("already", f"{service}: already serving {target}")
         return None
@@ -284,13 +290,17 @@ class Returns:
             raise Conflict(f"{service} is being taken down; wait until it is gone, then canaryctl up")
         return row
 
-    def _newest_rollout(self, service: str) -> RolloutState | None:
-        newest = next(iter(self._store.rollouts(service, limit=1)), None)
-        return state_from_json(newest.state) if newest is not None else None
+    def _newest(self, service: str) -> RolloutRow | None:
+        return next(iter(self._store.rollouts(service, limit=1)), None)
+
+    def _running(self, newest: RolloutRow | None) -> RolloutState | None:
+        """The newest rollout while it runs; None: none does. Raises UnreadableState."""
+        return None if newest is None or newest.is_final else state_from_json(newest.state)
 
     def _attempts(self, service: str, canary: str) -> tuple[RolloutState, ...]:
-        """The rollouts of this version, newest first, however long ago."""
-        return tuple(state_from_json(row.state) for row in self._store.attempts(service, canary))
+        """The newest rollouts of this version that can be read, newest first."""
+        states = map(past_state, self._store.attempts(service, canary, limit=SHOWN_ATTEMPTS))
+        return tuple(state for state in states if state is not None)
 
 
 def _with_lost_reason(outcome: Outcome, reason: str) -> Outcome:

@@ -1,8 +1,8 @@
-"""Calls of the API that take long, as hashing a checkpoint or reading a history do, or that come in floods,
-as scores do, in threads of their own.
+"""Calls of the API in threads of their own, one pool for each kind: what takes long, as hashing a checkpoint
+does, what comes in floods, as scores do, and what must never wait for either, as `rollback` must not.
 
-Invariant: the other routes, `rollback` first, never wait for a thread that such a call holds; of those that
-only read, few run at once, because all threads share one processor.
+Invariant: no route runs in the threads that synchronous routes would share, so none waits for a thread that
+another kind of call holds; of those that only read, few run at once, because all threads share one processor.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ LIMIT_S = 3600.0  # a checkpoint of 140 GB on a slow disk takes half an hour
 MAX_CALLS = 40  # running and waiting; waiting ones hold no thread
 HASHING = "hash checkpoints or plan"
 SLOW_DISK = "is the checkpoint's disk slow? "
-HISTORY_THREADS, VIEW_THREADS, FEEDBACK_THREADS = 1, 2, 4
+HISTORY_THREADS, VIEW_THREADS, FEEDBACK_THREADS, AB_THREADS, HEALTH_THREADS = 1, 2, 4, 2, 2
+RETURN_THREADS, WRITE_THREADS, LOOK_UP_THREADS, BODY_THREADS = 8, 4, 4, 1
 MAX_READS = 200
 MAX_FEEDBACK = 200  # a records log that does not answer holds each for 0.25 s
 RETRY_AFTER_S = 1
@@ -102,4 +103,46 @@ def feedback_calls() -> SlowCalls:
     """For scores, which clients send by the thousand, and whose log may not answer."""
     return SlowCalls(
         threads=FEEDBACK_THREADS, max_calls=MAX_FEEDBACK, limit_s=READ_LIMIT_S, what="write scores", hint=""
+    )
+
+
+def ab_calls() -> SlowCalls:
+    """For the results of A/B tests, which wait while a test is replayed."""
+    return SlowCalls(
+        threads=AB_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="read an A/B test", hint=""
+    )
+
+
+def health_calls() -> SlowCalls:
+    """For the health of the process, which looks at the database's file."""
+    return SlowCalls(
+        threads=HEALTH_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="ask for the health", hint=""
+    )
+
+
+def return_calls() -> SlowCalls:
+    """For `rollback` and `undo`, which share their threads with nothing else."""
+    return SlowCalls(
+        threads=RETURN_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="return to a version", hint=""
+    )
+
+
+def write_calls() -> SlowCalls:
+    """For the removal of services and the end of A/B tests."""
+    return SlowCalls(
+        threads=WRITE_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="write to the store", hint=""
+    )
+
+
+def look_up_calls() -> SlowCalls:
+    """For the owners of tokens, which a request without a known one asks for, too."""
+    return SlowCalls(
+        threads=LOOK_UP_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="wait for a token", hint=""
+    )
+
+
+def body_calls() -> SlowCalls:
+    """For bodies, which are parsed where they keep no other request waiting."""
+    return SlowCalls(
+        threads=BODY_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="send a body", hint=""
     )

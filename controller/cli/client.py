@@ -38,7 +38,6 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.api_url
-        self._token = _token_in(settings.home)
         self._home = settings.home
         self._settings = settings
         self._is_own = False  # its user was looked at too
@@ -205,7 +204,9 @@ class Client:
         if not self._is_own:
             require_own_listener(self._url, self._home)
             self._is_own = True
-        return send(method, self._url + path, body=body, token=self._token, timeout_s=timeout_s)
+        # Not before a controller listens: a command that only reads makes no file.
+        token = _token_in(self._home)
+        return send(method, self._url + path, body=body, token=token, timeout_s=timeout_s)
 
     def _healthz(self, timeout_s: float) -> Answer:
         """Answer of the one route that needs no token, and is sent none. Raises NoAnswer."""
@@ -231,8 +232,10 @@ def _health_in(answer: Answer) -> Mapping[str, Any] | None:
 
 
 def _token_in(home: Path) -> str:
-    """The folder's token. A folder without one that cannot be written has no controller, yet what is stored
-    in it can be read: then one that nobody knows."""
+    """The folder's token. A folder that is missing, or without one and not to be written, has no controller:
+    then one that nobody knows."""
+    if not home.is_dir():
+        return make_token()
     try:
         return admin_token(home)
     except OSError as exc:

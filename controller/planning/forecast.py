@@ -22,7 +22,8 @@ from evaluation.forecast.stages import MAX_RUNS, StageForecast, simulate_plan
 
 KEYED_SHARE = 0.5  # of the requests, from which on units are keys in a forecast
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
-MAX_RATE = 1e6
+# A request in 11 days: below, no stage would end in the time that a duration can be written in.
+MIN_RATE, MAX_RATE = 1e-6, 1e6
 NOTABLE_SESSION = 0.2  # of a stage's deadline: from there on the wait for sessions to end is worth naming
 
 
@@ -47,8 +48,10 @@ class TrafficOverrides:
         """The FORECAST_KEYS of a request body. Raises BadInput."""
         rate, unit, users = (body.get(key) for key in FORECAST_KEYS[:3])
         is_quick = body.get("quick", False)
-        if rate is not None and not 0 < (finite(rate) or 0.0) <= MAX_RATE:
-            raise BadInput(f"rate {shown(rate)} is not in (0, {MAX_RATE:g}] requests/s; give --rate 50")
+        if rate is not None and not MIN_RATE <= (finite(rate) or 0.0) <= MAX_RATE:
+            raise BadInput(
+                f"rate {shown(rate)} is outside {MIN_RATE:g}..{MAX_RATE:g} requests/s; give --rate 50"
+            )
         if unit is not None and not 1 <= (finite(unit) or 0.0) <= 10_000:
             raise BadInput(f"unit_requests {shown(unit)} is outside 1..10000; 1 means no sticky units")
         if users is not None and not (isinstance(users, int) and 2 <= (finite(users) or 0.0) <= 1e9):

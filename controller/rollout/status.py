@@ -41,6 +41,12 @@ def rollback_effect(
     return "switch_back" if state.phase is Phase.BAKING else "abort"
 
 
+def ended_effect(*, is_undo: bool, serves: bool) -> Literal["undo", "already"]:
+    """The same of a rollout that has ended, by what every release can read of it. serves: whether its canary
+    is in production, as it is after a success."""
+    return "undo" if serves != is_undo else "already"
+
+
 def is_urgent(state: RolloutState) -> bool:
     """True: a weight is being applied or a version is leaving, so the next tick should follow at once."""
     return not state.is_final and (

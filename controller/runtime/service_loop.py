@@ -13,8 +13,9 @@ from controller import telemetry
 from controller.errors import CanaryctlError, OlderDatabase, StaleToken, StaleWrite, UnknownService
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionStatus
 from controller.rollout.ports import Clock
+from controller.rollout.serialization import UnreadableState
 from controller.runtime.faults import Faults, reason
-from controller.runtime.reconciler import Reconciler
+from controller.runtime.reconciler import Performed, Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import Lease, ServiceRow
 from controller.store.sql import SqlStore
@@ -210,7 +211,7 @@ class ServiceLoop:
         # Also of ticks without the lease: a rollback that waits on a slow disk is not carried out either.
         is_stuck = self._is_stuck or self._clock.boot_s() - (self._completed_s or 0.0) >= STUCK_S
         loaded = [
-            reconciler.perform(id, token=token, is_stuck=is_stuck)
+            self._perform(reconciler, id, token=token, is_stuck=is_stuck)
             for id in self._store.running(self._service)
         ]
         performed = [rollout for rollout in loaded if rollout is not None]
@@ -238,7 +239,31 @@ class ServiceLoop:
                     raise UnknownService(f"service {self._service} was removed")
                 pause_s = min(pause_s, next_in_s)
             self._keep_at_s = plane.boot_s + KEEP_S
-            workers.measure(plane.read_at_s)
+            self._measure(workers, plane.read_at_s)
         elif running is None:
             pause_s = 0.0  # the rollout ended in this tick: the next one keeps the service
         return pause_s
+
+    def _measure(self, workers: ServiceWorkers, now_s: float) -> None:
+        """Count the traffic. Its faults are told, and keep no rollout from being rolled back."""
+        place = f"measuring of {self._service}"
+        try:
+            workers.measure(now_s)
+        except (StaleToken, UnknownService):
+            raise
+        except Exception as exc:  # noqa: BLE001 - what is measured serves plans, and no decision
+            self._faults.failed(place, exc, service=self._service)
+        else:
+            self._faults.works(place)
+
+    def _perform(
+        self, reconciler: Reconciler, rollout: str, *, token: int, is_stuck: bool
+    ) -> Performed | None:
+        """See `Reconciler.perform`; None, too: it has ended, and another release knows its last notices."""
+        try:
+            return reconciler.perform(rollout, token=token, is_stuck=is_stuck)
+        except UnreadableState:
+            row = self._store.rollout(rollout)
+            if row is None or not row.is_final:
+                raise
+            return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from controller.errors import BadCheckpoint
 from controller.planning.fingerprint import Fingerprint
@@ -58,8 +58,9 @@ def service_spec(row: ServiceRow) -> ServiceSpec:
 
 
 def fingerprint_of(row: VersionRow) -> Fingerprint:
-    """Fingerprint of a stored version."""
-    values = json.loads(row.fingerprint)
+    """Fingerprint of a stored version; what a newer release knows of it beside is left out."""
+    known = {one.name for one in fields(Fingerprint)}
+    values = {name: value for name, value in json.loads(row.fingerprint).items() if name in known}
     pairs = {
         name: tuple((key, value) for key, value in values.get(name, ()))
         for name in ("parts", "sampling", "engine", "files")

@@ -57,6 +57,8 @@ class RolloutRow:
     source: str | None = None
     actor: str | None = None
     message: str | None = None
+    canary: str = ""  # id of its version
+    is_final: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,14 +222,25 @@ class SqlStore:
             raise unknown_rollout(rollout)
         return str(row.request)
 
+    def rollout(self, rollout: str) -> RolloutRow | None:
+        """One rollout by its columns, also where its state cannot be read; None: it does not exist."""
+        row = self._first(_ROLLOUT.where(t.rollouts.c.id == rollout))
+        return RolloutRow(*row) if row is not None else None
+
+    def canaries(self, service: str, *, limit: int) -> tuple[str, ...]:
+        """The canaries of the service's rollouts, newest first."""
+        c = t.rollouts.c
+        query = select(c.canary).where(c.service == service).order_by(c.seq.desc()).limit(limit)
+        return tuple(row.canary for row in self._all(query))
+
     def rollouts(self, service: str, *, limit: int = 50) -> tuple[RolloutRow, ...]:
         """The service's rollouts, newest first."""
         c = t.rollouts.c
         newest_first = _ROLLOUT.where(c.service == service).order_by(c.seq.desc())
         return tuple(RolloutRow(*row) for row in self._all(newest_first.limit(limit)))
 
-    def attempts(self, service: str, canary: str, *, limit: int = 100) -> tuple[RolloutRow, ...]:
-        """The rollouts of this version, newest first, however long ago."""
+    def attempts(self, service: str, canary: str, *, limit: int | None = None) -> tuple[RolloutRow, ...]:
+        """The rollouts of this version, newest first, however long ago. limit None: all of them."""
         c = t.rollouts.c
         here = _ROLLOUT.where((c.service == service) & (c.canary == canary))
         rows = self._all(here.order_by(c.seq.desc()).limit(limit))
@@ -362,6 +373,12 @@ class SqlStore:
         """
         with self.database.write() as db:
             replace_token(db, digest, identity, at_s=at_s, origin=origin)
+
+    def forget_tokens(self, identity: Identity, *, origin: str) -> None:
+        """Delete the identity's tokens of this origin, so that they are valid for no controller."""
+        c = t.tokens.c
+        with self.database.write() as db:
+            db.execute(delete(t.tokens).where((c.name == identity.name) & (c.origin == origin)))
 
     def identity(self, digest: str, *, since_s: float = 0.0) -> Identity | None:
         """Owner of this bearer token; None: unknown, or a controller's that was stored before `since_s`."""

@@ -18,7 +18,7 @@ from controller import telemetry
 from controller.ab.service import AbTests
 from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
-from controller.api.bearer_auth import requires
+from controller.api.bearer_auth import TokenLookups, requires
 from controller.api.commands import Commands
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Role
@@ -49,9 +49,11 @@ from controller.runtime.service_loop import ServiceWorkers
 from controller.settings import Settings
 from controller.spec.service import ServiceSpec
 from controller.store.ab import AbStore
+from controller.store.past import past_state
 from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
+from controller.wiring.connections import Connections, bounded_protocol
 from controller.wiring.direct_orders import carry_out_orders
 from controller.wiring.elsewhere import no_service
 from controller.wiring.environment import HostEnvironment
@@ -108,6 +110,7 @@ def build(settings: Settings) -> Controller:
     clock, traffic, fleet, tables = SystemClock(), RayTraffic(), RayFleet(), OpenTables()
     translated(lambda: fleet.open(http_port=settings.config.ingress_port))
     versions, log = Versions(settings, store, fleet.observe), RecordsAdapter(traffic)
+    versions.measure_devices()
     environment = HostEnvironment(
         versions, log, has_variable=lambda name: cluster.has_variable(settings, name)
     )
@@ -130,7 +133,7 @@ def build(settings: Settings) -> Controller:
         reader = environment.readers[service] = RecordsReader(service, log, budget)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
-            target=lambda name, version: probe_target(fleet, traffic, versions.launch(name, version, 1)),
+            target=lambda name, version: probe_target(fleet, traffic, versions.address(name, version)),
             preflight=versions.preflight,
             rate_per_s=environment.requests_per_s,
         )
@@ -155,8 +158,8 @@ def build(settings: Settings) -> Controller:
         return ServiceWorkers(Reconciler(ports), keeper, measure, newest.require)
 
     def rollout_of(rollout: str) -> RolloutState | None:
-        stored = store.load(rollout)
-        return stored.state if stored is not None else None
+        row = store.rollout(rollout)
+        return past_state(row) if row is not None else None
 
     shorten_evidence = EvidenceRetention(store.database)
 
@@ -181,14 +184,15 @@ def build(settings: Settings) -> Controller:
     admin = AdminToken(settings.home, store, clock)
     admin.store()
     remember_database(settings)
-    slow, viewer, operator = SlowCalls(), requires(admin, Role.VIEWER), requires(admin, Role.OPERATOR)
+    slow, lookups = SlowCalls(), TokenLookups(admin, held=admin.held)
+    viewer, operator = requires(lookups, Role.VIEWER), requires(lookups, Role.OPERATOR)
     app = make_app(
         store,
         commands,
         runner,
         base_url=settings.base_url,
         version=own_version(),
-        identities=admin,
+        lookups=lookups,
         slow=slow,
         find_key=environment.key_problem,
     )
@@ -208,6 +212,8 @@ def run_controller(settings: Settings) -> None:
         controller.app,
         host=settings.host,
         port=settings.config.api_port,
+        http=bounded_protocol(Connections()),
+        ws="none",  # its protocol would take the connection out of these bounds
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=2,

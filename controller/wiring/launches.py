@@ -25,6 +25,7 @@ from controller.rollout.state import RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
+from controller.store.past import past_state
 from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
@@ -45,15 +46,20 @@ class Versions:
         settings: Settings,
         store: SqlStore,
         observe: Callable[[str], Sequence[VersionStatus] | None] = lambda service: None,
+        start: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
-        """observe: the fleet's versions of a service; None: it cannot be read."""
+        """observe: the fleet's versions of a service; None: it cannot be read. start: runs work beside the
+        ticks; None: in a thread."""
         self._settings = settings
         self._store = store
         self._observe = observe
         self._hashing = KeyedLocks()  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
-        self._devices: Sequence[Device] = ()  # as last measured
+        self._start = start or _in_thread
+        self._devices: Sequence[Device] | None = None  # as last measured; None: not yet
+        self._devices_fault = ""  # of the last measurement that failed
+        self._measuring = threading.Lock()  # held while a thread measures them
 
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint; Unreachable while another call
@@ -83,8 +89,30 @@ class Versions:
         rollouts that planned into the same memory at once, the earlier one loads. May wait some seconds for
         a node.
         """
-        self._devices = devices()
-        return unreserved(self._devices, self._reservations(restoring, rollout))
+        found = self._devices = devices()
+        return unreserved(found, self._reservations(restoring, rollout))
+
+    def measure_devices(self) -> None:
+        """Measure the devices of the cluster beside the ticks, for `launch`; returns at once."""
+        if self._measuring.acquire(blocking=False):
+            self._start(self._measure)
+
+    def _measure(self) -> None:
+        try:
+            self._devices = devices()
+        except Exception as exc:  # noqa: BLE001 - told by `launch`, and tried again by the next tick
+            self._devices_fault = str(exc)
+        finally:
+            self._measuring.release()
+
+    def _known_devices(self) -> Sequence[Device]:
+        """The devices as last measured. Raises Unreachable where they are not yet: the next tick may know."""
+        if self._devices is None:
+            self.measure_devices()
+        if self._devices is None:
+            why = self._devices_fault or "they are being measured"
+            raise Unreachable(f"the cluster's devices are not known yet ({why}); trying again")
+        return self._devices
 
     def _reservations(self, restoring: str | None, rollout: RolloutState | None) -> tuple[Reservation, ...]:
         """Replicas of stable versions and canaries that are not ready.
@@ -109,9 +137,11 @@ class Versions:
         """before: see `statements.began`; None: of every rollout."""
         wanted = [service.stable]
         for id in self._store.running(service.name):
-            stored = self._store.load(id)
-            if stored is not None and self._will_load(stored.state, before):
-                wanted.append(stored.state.canary.id)
+            rollout = self._store.rollout(id)
+            if rollout is None or rollout.is_final:  # only notices are left of it
+                continue
+            if self._will_load(state_from_json(rollout.state), before):
+                wanted.append(rollout.canary)
         rows = [self._store.version(service.name, version) for version in dict.fromkeys(wanted)]
         local = [(row, version_spec(row)) for row in rows if row is not None]
         local = [(row, spec) for row, spec in local if not spec.is_external]
@@ -139,15 +169,17 @@ class Versions:
         return {one.version: one.ready_replicas for one in statuses}
 
     def launch(self, service: str, version: str, replicas: int) -> Launch:
-        """The fleet's launch of the version. Raises UnknownService when it is not stored."""
+        """The fleet's launch of the version. Raises UnknownService when it is not stored, Unreachable while
+        the cluster's devices are not known. Never waits: it is made within a tick."""
         row = self._row(service, version)
         # A service that was taken down and created again has another secret, a version may have moved.
         secret = self._store.service(service).secret
         key = (service, secret, version, row.spec)
         known = self._launches.get(key)
         if known is None:
-            # A launch is made within a tick, which cannot wait for every node; kind and size do not change.
-            spec, host = version_spec(row), self._devices or devices()
+            # Kind and size of the devices do not change, so what was measured once is enough.
+            spec = version_spec(row)
+            host = () if spec.is_external else self._known_devices()
             memory = need_bytes(spec, fingerprint_of(row), host[0]) if host else None
             on_gpu = bool(host) and host[0].kind == "gpu"
             known = launch_of(
@@ -155,6 +187,13 @@ class Versions:
             )
             self._launches[key] = known
         return replace(known, replicas=replicas)
+
+    def address(self, service: str, version: str) -> Launch:
+        """The launch as far as a probe needs it, to reach the version and be let in: without its devices."""
+        row, secret = self._row(service, version), self._store.service(service).secret
+        return launch_of(
+            service, version, secret, version_spec(row), replicas=1, on_gpu=False, memory_bytes=None
+        )
 
     def preflight(self, rollout: RolloutState) -> None:
         """Return if stable is ready, the canary's files are unchanged and it fits into free memory.
@@ -182,8 +221,11 @@ class Versions:
     def promoted_at_s(self, service: str, version: str) -> float:
         """When the newest rollout of the version promoted it, seconds since the epoch; 0.0: it did not."""
         row = self._store.latest_attempt(service, version)
-        state = state_from_json(row.state) if row is not None else None
-        return state.entered_at_s if state is not None and state.serving == version else 0.0
+        if row is None:
+            return 0.0
+        if (state := past_state(row)) is not None:
+            return state.entered_at_s if state.serving == version else 0.0
+        return row.ended_at_s or 0.0  # it serves, and only its newest attempt can have promoted it
 
     def _row(self, service: str, version: str) -> VersionRow:
         row = self._store.version(service, version)
@@ -223,6 +265,10 @@ class KeyedLocks:
                 lock, users = self._locks.pop(key)
                 if users > 1:
                     self._locks[key] = (lock, users - 1)
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="devices", daemon=True).start()
 
 
 def devices() -> tuple[Device, ...]:

@@ -85,7 +85,11 @@ class AdminToken:
         """Store the token; created (0600) if it is missing. MUST come before the first `identity`. Raises
         Unreachable, BadInput, OSError."""
         now_s = self._clock.now_s()
-        digest = token_digest(admin_token(self._home))
+        try:
+            digest = token_digest(admin_token(self._home))
+        except BadInput:
+            self._revoke()
+            raise
         self._read()
         void = self._void
         self._store.put_token(digest, ADMIN, at_s=now_s, origin=self._origin)
@@ -95,24 +99,29 @@ class AdminToken:
             if self._held.digest not in (None, digest):  # the file has changed meanwhile
                 self._void |= {digest}
 
+    def held(self, digest: str) -> Identity | None:
+        """The admin where `admin.token` holds this token; None: it does not. Never waits for the database."""
+        self._read()
+        self._store_if_due()
+        return ADMIN if digest == self._held.digest else None
+
     def identity(self, digest: str) -> Identity | None:
         """Owner of the bearer token with this digest; None: unknown token.
 
-        A broken `admin.token` makes none valid, and keeps no other token from being. Nor does a database that
-        cannot be written: what the file holds is valid here.
+        A broken or missing `admin.token` makes none valid, and keeps no other token from being. Nor does a
+        database that cannot be written: what the file holds is valid here.
         """
-        self._read()
-        self._store_if_due()
-        if digest == self._held.digest:
-            return ADMIN
+        if (found := self.held(digest)) is not None:
+            return found
         if digest in self._void:
             return None
         return self._store.identity(digest, since_s=self._clock.now_s() - EXPIRES_S)
 
     def _read(self) -> None:
-        """Read the file where it is another than before. `store` makes a missing one."""
+        """Read the file where it is another than before. What it held is void, also where it is broken or
+        gone: so is a token revoked that has leaked. `store` makes a missing one."""
         file = self._file()
-        if file is None or file == self._held.file:
+        if file == self._held.file:
             return
         digest = None
         try:
@@ -121,16 +130,21 @@ class AdminToken:
         except BadInput as exc:
             self._log("the admin's token cannot be read", exc)
         with self._lock:
-            if digest is not None:
-                before = (self._held.digest, self._stored)
-                self._void = (self._void | {one for one in before if one is not None}) - {digest}
+            before = (self._held.digest, self._stored)
+            self._void = (self._void | {one for one in before if one is not None}) - {digest}
             self._held = _Held(file, digest)
+
+    def _revoke(self) -> None:
+        """Delete the folder's token from the database: its file is broken."""
+        self._store.forget_tokens(ADMIN, origin=self._origin)
+        with self._lock:
+            self._stored = None
 
     def _store_if_due(self) -> None:
         now_s = self._clock.now_s()
         with self._lock:
             is_fresh = 0.0 <= now_s - self._stored_at_s < RENEW_S
-            is_known = self._held.digest in (None, self._stored)
+            is_known = self._held.file is not None and self._held.digest == self._stored
             has_just_failed = self._failed_at_s is not None and 0.0 <= now_s - self._failed_at_s < RETRY_S
             if self._is_storing or has_just_failed or (is_fresh and is_known):
                 return

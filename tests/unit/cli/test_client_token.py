@@ -45,3 +45,13 @@ def test_a_controller_is_asked_once_without_the_token_then_with_it(
         ("/v1/services", True),
         ("/v1/services", True),
     ]
+
+
+def test_a_missing_state_folder_is_not_made_for_another_ones_controller(
+    listener: JsonServer, tmp_path: Path
+) -> None:
+    listener.answer = lambda path: {"leading": True} if path == "/healthz" else []
+
+    client(tmp_path / "typo" / "deep", listener.port).services()
+
+    assert list(tmp_path.rglob("*")) == []

@@ -147,3 +147,16 @@ def test_status_says_that_the_database_of_a_running_cluster_is_gone(
     assert run(["status"]) == 4
     err = capsys.readouterr().err
     assert f"the database {home / 'canaryctl.db'} is gone or empty; restore it before canaryctl up" in err
+
+
+@pytest.mark.parametrize("words", [["status"], ["list"], ["history", "chat"], ["rollback", "chat"]])
+@pytest.mark.parametrize("name", ["", "typo/deep"])
+def test_a_command_without_a_controller_makes_no_file(
+    home: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], name: str
+) -> None:
+    """A mistyped CANARYCTL_HOME became a state folder with an admin's token in it."""
+    monkeypatch.setenv("CANARYCTL_HOME", str(home / name))
+
+    run(words)
+
+    assert [str(path.relative_to(home)) for path in home.rglob("*")] == []

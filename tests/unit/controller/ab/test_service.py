@@ -19,7 +19,7 @@ from controller.ab.service import AbTests
 from controller.ab.spec import parse_ab
 from controller.api.bodies import Outcome
 from controller.auth import Identity, Role
-from controller.errors import BadInput, Conflict, RolloutRunning
+from controller.errors import BadInput, Conflict, RolloutRunning, Unreachable
 from controller.evidence.reader import RecordsReader
 from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.spec.policy import PolicySpec
@@ -342,6 +342,24 @@ def test_a_long_replay_holds_up_neither_another_service_nor_the_tick(
     restarted.poll("chat", now_s=501.0)
     after = restarted.status("chat")
     assert (view[0].n_a, after.n_a + after.n_b) == (0, 40)
+
+
+def test_a_status_does_not_wait_for_a_long_replay(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.tests.create("chat", BODY, ADMIN)
+    restarted, is_read, real = bench.restarted(), threading.Event(), AbStore.outcomes
+
+    def slow(self: AbStore, test: str, **kwargs: Any) -> tuple[AbOutcome, ...]:
+        assert is_read.wait(60.0)
+        return real(self, test, **kwargs)
+
+    monkeypatch.setattr(AbStore, "outcomes", slow)
+    monkeypatch.setattr(service, "STATUS_WAIT_S", 0.01)
+    with pytest.raises(Unreachable, match="is being read from the store") as refused:
+        restarted.status("chat")
+    is_read.set()
+    monkeypatch.setattr(service, "STATUS_WAIT_S", 60.0)
+
+    assert (refused.value.retry_after_s, restarted.status("chat").n_a) == (service.RETRY_AFTER_S, 0)
 
 
 def test_a_standby_reads_only_the_outcomes_that_are_new(

@@ -551,7 +551,7 @@ async def test_a_last_event_id_that_is_no_number_starts_at_the_beginning(
         starts.append(after)
         yield ""
 
-    monkeypatch.setattr("controller.api.app._events", none)
+    monkeypatch.setattr("controller.api.app.events", none)
     await api.put("/v1/services/chat", json={"model": str(model)})
 
     headers = [(b"last-event-id", last.encode("latin-1"))]
@@ -706,7 +706,7 @@ async def test_an_event_stream_ends_with_its_token(
         controller.store.put_token("another", ada, at_s=2.0, origin="a")  # the token before is void
         yield "second"
 
-    monkeypatch.setattr("controller.api.app._events", two)
+    monkeypatch.setattr("controller.api.app.events", two)
 
     answer = await api.get("/v1/services/chat/events", headers={"authorization": "Bearer ada"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,43 @@ async def test_a_long_inline_template_is_cut_in_the_reasons(
 
     assert deployed.status_code == 201
     assert len(controller.store.rollouts("chat", limit=1)[0].state) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "status"),
+    [
+        (None, "", 201),  # other tensors alone
+        ("modeling_mine.py", "import os", 422),
+        ("modeling.py", "import os", 422),
+        ("config.json", None, 422),  # names the code of another folder
+    ],
+)
+async def test_the_right_to_run_a_checkpoints_code_is_to_that_code(
+    controller: FakeController,
+    api: httpx.AsyncClient,
+    tmp_path: Path,
+    file: str | None,
+    text: str | None,
+    status: int,
+) -> None:
+    """An operator got any code of his own to run as the controller's user, which reads admin.token."""
+    trusted, other = write_checkpoint(tmp_path / "trusted", seed=1), write_checkpoint(tmp_path / "o", seed=2)
+    for folder in (trusted, other):
+        (folder / "modeling.py").write_text("class Model: ...")
+    if text is not None and file is not None:
+        (other / file).write_text(text)
+    elif file is not None:
+        config = json.loads((other / file).read_text())
+        config["auto_map"] = {"AutoConfig": "/home/mallory--modeling.Model"}
+        (other / file).write_text(json.dumps(config))
+    given = {"model": str(trusted), "engine": {"trust_remote_code": True}}
+    assert (await api.put(URL, json=given)).status_code == 200
+    controller.store.put_token(token_digest("op"), Identity("op", Role.OPERATOR), at_s=0.0)
+    asked = {**body(), "version": {"model": str(other)}}
+
+    answer = await api.post(f"{URL}/rollouts", json=asked, headers={"authorization": "Bearer op"})
+
+    assert answer.status_code == status, answer.text
+    if status == 422:
+        assert "runs the code of" in answer.text
+        assert (await api.post(f"{URL}/rollouts", json=asked)).status_code == 201  # an admin's

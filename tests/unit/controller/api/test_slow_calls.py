@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.api.app import EVENTS_POLL_S, ViewBuilder, _StreamedViews
+from controller.api.app import ViewBuilder
+from controller.api.event_stream import EVENTS_POLL_S, StreamedViews
 from controller.api.slow_calls import MAX_CALLS, MAX_FEEDBACK, SlowCalls, view_calls
 from controller.errors import Unreachable
 from controller.planning.fingerprint import Fingerprint
@@ -121,13 +122,13 @@ async def test_all_streams_of_a_service_share_one_reading(monkeypatch: pytest.Mo
     """400 streams read the same view 1,600 times a second."""
     reads: list[str] = []
 
-    def read(self: _StreamedViews, service: str) -> tuple[str, int]:
+    def read(self: StreamedViews, service: str) -> tuple[str, int]:
         reads.append(service)
         return f"view {len(reads)}", 7
 
-    monkeypatch.setattr(_StreamedViews, "_read", read)
+    monkeypatch.setattr(StreamedViews, "_read", read)
     nothing: Any = None
-    views = _StreamedViews(nothing, nothing, view_calls())
+    views = StreamedViews(nothing, nothing, view_calls())
 
     shown = await asyncio.gather(*(views.of("chat") for _ in range(50)), views.of("code"))
     await asyncio.sleep(EVENTS_POLL_S)

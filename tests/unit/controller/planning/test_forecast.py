@@ -162,7 +162,8 @@ def test_with_too_few_requests_typical_figures_are_used_and_the_summary_says_so(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"rate": -1}, "rate -1 is not in (0, 1e+06]"),
+        ({"rate": -1}, "rate -1 is outside 1e-06..1e+06 requests/s"),
+        ({"rate": 1e-320}, "rate 1e-320 is outside 1e-06..1e+06 requests/s"),
         ({"users": 1}, "users 1 is not a whole number from 2"),
         ({"users": 2.5}, "users 2.5 is not a whole number"),
         ({"users": True}, "users True is not a whole number"),

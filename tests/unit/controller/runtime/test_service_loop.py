@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from controller.auth import Identity, Role
 from controller.errors import BadInput, CanaryctlError, OlderDatabase, StaleToken, StaleWrite, Unreachable
 from controller.rollout.observation import CommandKind, VersionPhase
+from controller.rollout.serialization import UnreadableState
 from controller.rollout.state import Phase, RolloutState
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import Problem, ServiceLoop, ServiceWorkers
+from controller.store import schema as t
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from tests.database_rig import sqlite_url
@@ -42,6 +45,8 @@ class Rig:
         )
         assert self.store.acquire_lease("test", ttl_s=60.0) is not None  # token 1
         self.newest_error: CanaryctlError | None = None
+        self.measured: list[float] = []
+        self.measuring_error: Exception | None = None
         traffic = FakeTraffic(self.clock)
         self.ingress = FakeIngress(traffic)
         self.fleet, self.traffic = Counted(FakeFleet(self.clock)), Counted(traffic)
@@ -51,7 +56,12 @@ class Rig:
         evidence, probes, notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
         ports = Ports(self.store, self.fleet, self.traffic, evidence, probes, notifier, self.clock)
         keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, self.clock)
-        return ServiceWorkers(Reconciler(ports), keeper, lambda now_s: None, self._require_newest)
+        return ServiceWorkers(Reconciler(ports), keeper, self._measure, self._require_newest)
+
+    def _measure(self, now_s: float) -> None:
+        if self.measuring_error is not None:
+            raise self.measuring_error
+        self.measured.append(now_s)
 
     def _require_newest(self, token: int) -> None:
         if self.newest_error is not None:
@@ -119,6 +129,46 @@ def test_a_front_that_fails_does_not_block_a_rollback(
 
     rig.tick_until(Phase.ROLLED_BACK)
     assert rig.traffic.tables["chat"].canary is None
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), UnreadableState("rollout state cannot be read")])
+def test_traffic_that_cannot_be_measured_stops_no_tick(rig: Rig, error: Exception) -> None:
+    rig.measuring_error = error
+    rig.deploy()
+    rig.tick_until(Phase.STAGE)
+
+    assert rig.loop.last.problem is None
+
+    rig.measuring_error = None
+    rig.clock.advance(5.0)
+    rig.loop.tick(1)
+    assert rig.measured
+
+
+def test_the_last_notices_of_a_rollout_that_another_release_ended_stop_no_tick(rig: Rig) -> None:
+    rig.deploy()
+    with rig.store.database.write() as db:
+        values = {
+            "state": '{"format": 99}',
+            "is_final": True,
+            "ended_at_s": 9.0,
+            "pending": '[{"kind": "x"}]',
+        }
+        db.execute(sa.update(t.rollouts).values(**values))
+
+    rig.loop.tick(1)
+
+    assert rig.loop.last.problem is None
+
+
+def test_a_running_rollout_that_another_release_wrote_stops_the_ticks(rig: Rig) -> None:
+    rig.deploy()
+    with rig.store.database.write() as db:
+        db.execute(sa.update(t.rollouts).values(state='{"format": 99}'))
+
+    rig.loop.tick(1)
+
+    assert rig.loop.last.problem is not None
 
 
 def fail_commits(rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

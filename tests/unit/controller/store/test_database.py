@@ -61,6 +61,7 @@ WRITES: dict[str, Callable[[SqlStore, AbStore], object]] = {
     ),
     "ab.end": lambda store, ab: ab.end("ab-1", at_s=3.0),
     "release_lease": lambda store, ab: store.release_lease(1),
+    "forget_tokens": lambda store, ab: store.forget_tokens(ADA, origin="host:/file"),
 }
 # On a database with a service alone.
 REMOVALS: dict[str, Callable[[SqlStore, AbStore], object]] = {
@@ -74,7 +75,9 @@ READS: dict[str, Callable[[SqlStore, AbStore], object]] = {
     "commands": lambda store, ab: store.commands("r-00000001", after_seq=0),
     "evidence": lambda store, ab: store.evidence("r-00000001"),
     "request": lambda store, ab: store.request("r-00000001"),
+    "rollout": lambda store, ab: store.rollout("r-00000001"),
     "rollouts": lambda store, ab: store.rollouts("chat"),
+    "canaries": lambda store, ab: store.canaries("chat", limit=9),
     "attempts": lambda store, ab: store.attempts("chat", CANARY),
     "latest_attempt": lambda store, ab: store.latest_attempt("chat", CANARY),
     "services": lambda store, ab: store.services(),

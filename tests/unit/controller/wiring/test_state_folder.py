@@ -258,3 +258,33 @@ def test_a_broken_token_file_keeps_no_other_token_from_being_valid(
     assert token.identity(token_digest("x")) is None
     with pytest.raises(BadInput, match="remove it, and the controller writes another"):
         admin_token(tmp_path)
+
+
+@pytest.mark.parametrize("held", [b"", b"x", b"\xff\xfe" * 20, None])
+def test_a_token_is_void_once_its_file_is_broken_or_gone(
+    tmp_path: Path, store: SqlStore, token: AdminToken, held: bytes | None
+) -> None:
+    """So people revoke one that has leaked; it was valid for as long as the database had it."""
+    path = tmp_path / "admin.token"
+    old = token_digest(admin_token(tmp_path))
+    assert token.identity(old) == ADMIN
+    if held is None:
+        path.unlink()
+    else:
+        path.write_bytes(held)
+
+    assert token.identity(old) is None
+    assert store.identity(old) is None  # for no other controller either
+    if held is None:
+        assert token.identity(token_digest(admin_token(tmp_path))) == ADMIN
+
+
+def test_a_token_that_comes_back_is_valid_again(tmp_path: Path, token: AdminToken) -> None:
+    path = tmp_path / "admin.token"
+    old, text = token_digest(admin_token(tmp_path)), path.read_text()
+    path.write_text("")
+    assert token.identity(old) is None
+
+    write_private(path, text.strip())
+
+    assert token.identity(old) == ADMIN

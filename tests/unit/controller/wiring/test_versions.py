@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ import sqlalchemy as sa
 
 from controller.errors import CanaryctlError, Unreachable
 from controller.planning.capacity import Device, fit
-from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint
+from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint, fingerprint_external
 from controller.quantities import GIB
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.settings import Settings
 from controller.spec.service import VersionSpec, parse_version
+from controller.store import schema as t
 from controller.store.digest_cache import read_digests
 from controller.store.row_specs import (
     comparable_fingerprint,
@@ -153,6 +155,16 @@ def test_a_version_is_promoted_since_its_newest_rollout_made_it_stable(versions:
 
     assert versions.promoted_at_s("chat", CANARY) == 7.0
     assert versions.promoted_at_s("chat", STABLE) == 0.0
+
+
+def test_a_version_whose_rollout_another_release_wrote_is_promoted_since_that_ended(
+    versions: Versions,
+) -> None:
+    versions._store.create_rollout(replace(a_rollout(), phase=Phase.SUCCEEDED), request="{}", at_s=1.0)
+    with versions._store.database.write() as db:
+        db.execute(sa.update(t.rollouts).values(state='{"format": 99}', ended_at_s=9.0))
+
+    assert versions.promoted_at_s("chat", CANARY) == 9.0
 
 
 def test_a_version_that_was_rolled_back_is_not_promoted(versions: Versions) -> None:
@@ -338,12 +350,59 @@ def test_nothing_is_launched_while_the_clusters_devices_are_not_known(
 
     monkeypatch.setattr(launches, "devices", DEVICES)
     monkeypatch.setattr(launches, "cluster_devices", silent)
+    versions._start = lambda work: work()
     with pytest.raises(Unreachable, match="no node with a GPU answers"):
         versions.launch("chat", STABLE, 1)
 
     gpu = DeviceMemory("gpu", "GPU 0", 80 * GIB, 80 * GIB)
     monkeypatch.setattr(launches, "cluster_devices", lambda: (NodeDevices("10.0.0.2", (gpu,), 1.0),))
     assert versions.launch("chat", STABLE, 1).gpus_per_replica == 1.0
+
+
+def test_a_launch_never_waits_for_the_clusters_devices(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that does not answer held each tick of a controller that had just started for 8 s."""
+    answers, asked, is_measured = threading.Event(), [], threading.Event()
+
+    def silent() -> tuple[Device, ...]:
+        asked.append(threading.current_thread().name)
+        assert answers.wait(60.0)
+        return (Device("gpu", "GPU 0", 80 * GIB, 80 * GIB),)
+
+    def beside(work: Callable[[], None]) -> None:
+        def measured() -> None:
+            work()
+            is_measured.set()
+
+        threading.Thread(target=measured, name="devices", daemon=True).start()
+
+    monkeypatch.setattr(launches, "devices", silent)
+    versions._start = beside
+    for _ in range(3):
+        with pytest.raises(Unreachable, match="devices are not known yet"):
+            versions.launch("chat", STABLE, 1)
+    answers.set()
+    assert is_measured.wait(60.0)
+
+    assert versions.launch("chat", STABLE, 1).gpus_per_replica == 1.0
+    assert asked == ["devices"]
+
+
+def test_an_endpoint_and_a_probe_need_no_devices(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent() -> tuple[Device, ...]:
+        raise AssertionError("asked for devices")
+
+    monkeypatch.setattr(launches, "devices", silent)
+    versions._start = lambda work: work()
+    url = "http://127.0.0.1:9"
+    spec, fingerprint = parse_version({"url": url}), fingerprint_external(url)
+    row = version_row("chat", spec, fingerprint, 1.0)
+    versions._store.put_version(row)
+
+    assert versions.launch("chat", row.id, 1).url == url
+    assert versions.address("chat", STABLE).secret == versions._store.service("chat").secret
+    assert versions._devices_fault == ""
 
 
 def test_a_canary_that_leaves_or_has_left_reserves_nothing(two_services: Versions) -> None:

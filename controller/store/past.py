@@ -1,0 +1,23 @@
+"""A rollout of the past. What it did is in its row's columns, which every release can read: its canary,
+whether and when it ended. Its state is read to be shown, and may be of another release.
+
+Invariant: nothing that the past holds keeps a service from being ticked, planned for, deployed to or
+returned to an earlier version.
+"""
+
+from __future__ import annotations
+
+from controller.rollout.serialization import UnreadableState, state_from_json
+from controller.rollout.state import RolloutState
+from controller.store.rows import RolloutRow
+
+
+def past_state(row: RolloutRow) -> RolloutState | None:
+    """The rollout's state; None: it has ended, and another release wrote it. Raises UnreadableState for one
+    that runs, which nobody can go on with."""
+    try:
+        return state_from_json(row.state)
+    except UnreadableState:
+        if row.is_final:
+            return None
+        raise
