@@ -66,7 +66,7 @@ def test_the_moments_are_bounded() -> None:
 
 
 def test_thinning_never_adds_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a watch that keeps all moments, where the change is at the second one, which the first thinning keeps."""
+    """Against one that keeps all moments; the change is at the second, which the first thinning keeps."""
     whole, thinned = RateChange(), RateChange()
     for n in range(400):
         is_event = n >= 16 and n % 2 == 0
