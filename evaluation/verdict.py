@@ -294,8 +294,8 @@ def _proof_report(
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
-    elif metric.presence.is_uneven:
-        text = f"{names[shown]} not proven: more values are missing on one arm than chance explains"
+    elif (doubt := metric.doubt()) is not None:
+        text = f"{names[shown]} not proven: {doubt}"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
         estimates = point_estimates(metric, gate, _unanswered(pipeline))

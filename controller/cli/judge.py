@@ -27,6 +27,7 @@ class JudgeReport(BaseModel):
     false_alarms: float | None
     same_in_both_orders: float | None
     first_position: float | None
+    better_won: float | None  # share of the comparisons won by the answer that is known to be right
     missing: float
     found_by_kind: dict[str, float]
     questions: int
@@ -49,7 +50,7 @@ def judge(
 ) -> None:
     """Examine a judge of answers before it may vote.
 
-    Asks it of 60 answers whose truth is known, and of 12 pairs in both orders. Sends only texts that ship
+    Asks it of 100 answers whose truth is known, and of 20 pairs in both orders. Sends only texts that ship
     with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer.
     """
     import asyncio
@@ -86,8 +87,8 @@ def judge(
     found = admission([PlantVerdict(*one) for one in said.plants], [PairVerdict(*one) for one in said.pairs])
     kinds: dict[str, list[bool]] = {}
     for kind, is_bad, called in said.plants:
-        if is_bad and called is not None:
-            kinds.setdefault(kind, []).append(called)
+        if is_bad:
+            kinds.setdefault(kind, []).append(called is True)
     report = JudgeReport(
         url=url,
         model=model,
@@ -98,6 +99,7 @@ def judge(
         false_alarms=found.false_alarms,
         same_in_both_orders=found.same,
         first_position=found.first,
+        better_won=found.better,
         missing=found.missing,
         found_by_kind={kind: sum(called) / len(called) for kind, called in kinds.items()},
         questions=asked.asked,
@@ -129,7 +131,7 @@ def _trouble(asked: JudgeOpenAI) -> str:
 
 def _shown(report: JudgeReport) -> str:
     """The report as lines."""
-    from evaluation.judging.admission import FIRST_RANGE, MAX_FALSE, MIN_FOUND, MIN_SAME
+    from evaluation.judging.admission import FIRST_RANGE, MAX_FALSE, MIN_FOUND, MIN_OF_KIND, MIN_SAME
 
     low, high = FIRST_RANGE
 
@@ -137,11 +139,14 @@ def _shown(report: JudgeReport) -> str:
         return "not judged" if value is None else f"{value:.0%}"
 
     kinds = ", ".join(f"{kind} {value:.0%}" for kind, value in report.found_by_kind.items())
+    needed = f"needed {MIN_FOUND:.0%}, {MIN_OF_KIND:.0%} of each kind"
     lines = [
-        f"bad answers found     {share(report.found)} (needed {MIN_FOUND:.0%}): {kinds}",
+        f"bad answers found     {share(report.found)} ({needed})",
+        f"                      {kinds}",
         f"good ones called bad  {share(report.false_alarms)} (at most {MAX_FALSE:.0%})",
         f"same in both orders   {share(report.same_in_both_orders)} (needed {MIN_SAME:.0%})",
         f"first position won    {share(report.first_position)} ({low:.0%} to {high:.0%})",
+        f"right answer won      {share(report.better_won)} (needed {MIN_FOUND:.0%})",
         f"no verdict            {report.missing:.0%} of {report.questions} questions, "
         f"{report.tokens:,} tokens, {report.took_s:g} s",
     ]

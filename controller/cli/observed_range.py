@@ -10,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.cli.evidence_files import EvidenceFile
+from controller.cli.output import note
 from controller.errors import BadInput
 from controller.quantities import duration_s
 from evaluation.metrics import CATALOGUE, VALUES
-from evaluation.observed_range import ObservedRange, PercentileEstimate, RangeMonitor, observe_range
+from evaluation.observed_range import (
+    EXACT_FROM,
+    ObservedRange,
+    PercentileEstimate,
+    RangeMonitor,
+    observe_range,
+)
 from evaluation.policy.observed_ranges import RangeGate
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
@@ -130,6 +137,11 @@ def range_gate(
         observed = observe_range(
             t_s[stable], values[stable], since_s=begin_s, until_s=until_s, window_s=_window_s(window)
         )
+        if observed.windows < EXACT_FROM:
+            note(
+                f"{observed.windows} windows say little of how {metric} varies: each end is widened by what "
+                f"chance may have left out; from {EXACT_FROM} windows on it is not"
+            )
         return RangeGate(
             name,
             metric,

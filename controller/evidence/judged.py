@@ -177,7 +177,8 @@ class JudgedAnswers:
 
 
 def _rate(data: Mapping[str, Any]) -> RateChange:
-    return RateChange(data["n"], data["events"], data["every"], [(n, k) for n, k in data["moments"]])
+    moments = [(n, k, number) for n, k, number in data["moments"]]
+    return RateChange(data["n"], data["events"], data["every"], moments, data["born"])
 
 
 def without_judge(report: EvaluationReport, metric: str, why: str) -> EvaluationReport:

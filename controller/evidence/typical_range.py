@@ -2,11 +2,14 @@
 
 Rules:
 1. A range is learned of stable's answers to requests of a size (in powers of four bytes) from before the
-   rollout: of the newest KEPT, at most UNIT_LIMIT of one unit, and from LEARNED_FROM answers on.
+   rollout: of the newest KEPT, and from LEARNED_FROM answers on. Of one unit the newest UNIT_LIMIT are kept
+   from the start, so that a unit with many requests takes the place of its own alone.
 2. It is fixed when the rollout's first draw comes, for all answers alike. So each flag is a function of the
    past and of one answer, whose rate can be tested: nothing of a unit's own coin is in it.
-3. Where no range of any size is known the flags are missing; where only this size's is not, all is usual.
+3. Where the range of a request's size is not known the flag is missing: nobody knows what is usual there.
 4. A text that is too short for a signal is usual in it. Its length says the rest.
+5. Whether the rollout's traffic is like what was learned is not known here: `evaluation/units/own_range.py`
+   counts how many of stable's own answers are outside.
 
 Source: the extremes of n values, or what stands TAIL of them from each end, leave about 1 % outside.
 """
@@ -14,8 +17,8 @@ Source: the extremes of n values, or what stands TAIL of them from each end, lea
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serving.messages import STABLE, RequestRecord
@@ -31,12 +34,37 @@ FLAGS = {
 }
 
 
+class _Newest:
+    """The newest KEPT values, at most UNIT_LIMIT of one unit: its own oldest makes room for its next."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[str, float]] = OrderedDict()  # number -> (digest of unit, value)
+        self._of_unit: dict[str, deque[int]] = {}  # numbers of each unit's, oldest first
+        self._added = 0
+
+    def __iter__(self) -> Iterator[tuple[str, float]]:
+        """Oldest first."""
+        return iter(self._kept.values())
+
+    def add(self, unit: str, value: float) -> None:
+        own = self._of_unit.setdefault(unit, deque())
+        if len(own) == UNIT_LIMIT:
+            del self._kept[own.popleft()]
+        elif len(self._kept) == KEPT:
+            number, (oldest, _) = self._kept.popitem(last=False)
+            self._of_unit[oldest].remove(number)
+            if not self._of_unit[oldest] and oldest != unit:
+                del self._of_unit[oldest]
+        self._added += 1
+        own.append(self._added)
+        self._kept[self._added] = (unit, value)
+
+
 class TypicalRanges:
     """The ranges of one rollout. Nothing is known until `fix`."""
 
     def __init__(self) -> None:
-        # By flag and size: (digest of the unit, value) of the newest answers.
-        self._seen: dict[str, deque[tuple[str, float]]] = {}
+        self._seen: dict[str, _Newest] = {}  # by flag and size
         self._fixed: dict[str, tuple[float, float]] | None = None  # None: still learning
 
     def learn(self, record: RequestRecord) -> None:
@@ -47,8 +75,7 @@ class TypicalRanges:
         for flag, name in FLAGS.items():
             value = getattr(record.signals, name)
             if value is not None:
-                seen = self._seen.setdefault(_key(flag, record), deque(maxlen=KEPT))
-                seen.append((record.unit[:16], float(value)))
+                self._seen.setdefault(_key(flag, record), _Newest()).add(record.unit[:16], float(value))
 
     def fix(self) -> None:
         """The rollout has begun: what is known now is what its answers are compared with."""
@@ -56,14 +83,8 @@ class TypicalRanges:
             return
         self._fixed = {}
         for key, seen in self._seen.items():
-            counted: Counter[str] = Counter()
-            values = []
-            for unit, value in reversed(seen):
-                counted[unit] += 1
-                if counted[unit] <= UNIT_LIMIT:
-                    values.append(value)
+            values = sorted(value for _, value in seen)
             if len(values) >= LEARNED_FROM:
-                values.sort()
                 outside = int(TAIL * len(values))
                 self._fixed[key] = (values[outside], values[-1 - outside])
         self._seen.clear()
@@ -74,9 +95,9 @@ class TypicalRanges:
             return {}
         found = {}
         for flag, name in FLAGS.items():
-            value = getattr(record.signals, name)
-            low, high = self._fixed.get(_key(flag, record), (-math.inf, math.inf))
-            found[flag] = value is not None and not low <= value <= high
+            if (range_of := self._fixed.get(_key(flag, record))) is not None:
+                value = getattr(record.signals, name)
+                found[flag] = value is not None and not range_of[0] <= value <= range_of[1]
         return found
 
     def to_mapping(self) -> dict[str, Any]:
@@ -89,7 +110,9 @@ class TypicalRanges:
         """The ranges of `to_mapping`; None: of an older release, nothing is known."""
         made = cls()
         for key, values in (data or {}).get("seen", {}).items():
-            made._seen[key] = deque(((str(unit), float(value)) for unit, value in values), maxlen=KEPT)
+            made._seen[key] = _Newest()
+            for unit, value in values:
+                made._seen[key].add(str(unit), float(value))
         if (fixed := (data or {}).get("fixed")) is not None:
             made._fixed = {key: (float(low), float(high)) for key, (low, high) in fixed.items()}
         return made

@@ -3,25 +3,35 @@
 Rules:
 1. Plants are judged blind, among others: answers made wrong (an entity or a number swapped, another
    question's answer, cut off, looped, empty) and answers known to be good.
-2. A judge that compares two answers sees each pair in both orders. What it says of a pair must not depend on
-   the order, nor may it prefer a position.
-3. A verdict that is missing is none: a plant without one is neither found nor passed.
+2. No kind of wrong answer may pass as a rule: a canary can have that fault alone.
+3. A judge that compares two answers sees each pair in both orders. What it says of a pair must not depend on
+   the order, nor may it prefer a position; it must decide, and where the better one is known, for that.
+4. A verdict that is missing is none: a plant without one is neither found nor passed. It counts against its
+   own group, of which MAX_MISSING may be missing, and not against all that was asked.
 
 Source: the thresholds are those of the design; positions as in Zheng et al. 2023 (MT-Bench), section 3.4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-MIN_BAD, MIN_GOOD = 30, 10
-MIN_PAIRS = 10
-MIN_FOUND = 0.8  # of the bad plants
+T = TypeVar("T")
+
+MIN_BAD, MIN_GOOD = (
+    30,
+    30,
+)  # with 10 good ones, a judge that calls a quarter of them bad passed by chance: 24 %
+MIN_PAIRS = 20  # with 10, a coin was admitted in 17 % of examinations
+MIN_DECIDED = 10  # pairs with the same winner in both orders: a judge of ties would prove any margin
+MIN_FOUND = 0.8  # of the bad plants, and of the comparisons whose better answer is known
+MIN_OF_KIND = 0.5  # of the bad plants of each kind
 MAX_FALSE = 0.1  # of the good ones
 MIN_SAME = 0.7  # of the pairs, in both orders
 FIRST_RANGE = (0.35, 0.65)  # share of the decided comparisons that the first position wins
-MAX_MISSING = 0.1
+MAX_MISSING = 0.1  # of the bad plants, of the good ones, of the comparisons
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +49,22 @@ class PairVerdict:
 
     shown_as_is: float | None
     shown_swapped: float | None
+    first_is_bad: bool | None = None  # of the two as they are; None: nobody knows which is better
+
+    @property
+    def is_out_of_range(self) -> bool:
+        """Whether a preference is no number from 0 to 1."""
+        return any(value is not None and not 0.0 <= value <= 1.0 for value in self.shown)
+
+    @property
+    def shown(self) -> tuple[float | None, float | None]:
+        """Both preferences."""
+        return self.shown_as_is, self.shown_swapped
 
     @property
     def is_same(self) -> bool | None:
         """Whether the same answer won, or neither did, in both orders; None: one is missing."""
-        if self.shown_as_is is None or self.shown_swapped is None:
+        if self.shown_as_is is None or self.shown_swapped is None or self.is_out_of_range:
             return None
         return _side(self.shown_as_is) == -_side(self.shown_swapped)
 
@@ -52,12 +73,13 @@ class PairVerdict:
 class Admission:
     """The result. None: no such plant or pair was judged. `reasons`: why it is refused; empty: it is not."""
 
-    found: float | None  # share of the bad plants that it called bad
-    false_alarms: float | None  # share of the good ones
+    found: float | None  # share of the bad plants that it called bad; one without a verdict is not found
+    false_alarms: float | None  # share of the good ones, of those with a verdict
     same: float | None  # share of the pairs with the same verdict in both orders
     first: float | None  # share of the decided comparisons that the first position won
     missing: float  # share of all verdicts
     reasons: tuple[str, ...]
+    better: float | None = None  # share of the comparisons won by the answer that is known to be better
 
     @property
     def is_admitted(self) -> bool:
@@ -67,34 +89,98 @@ class Admission:
 
 def admission(plants: Sequence[PlantVerdict], pairs: Sequence[PairVerdict] = ()) -> Admission:
     """Whether a judge is admitted by these verdicts. pairs: of a judge that compares; empty: it does not."""
-    bad = [one.called_bad for one in plants if one.is_bad and one.called_bad is not None]
-    good = [one.called_bad for one in plants if not one.is_bad and one.called_bad is not None]
-    same = [one.is_same for one in pairs if one.is_same is not None]
-    shown = [value for pair in pairs for value in (pair.shown_as_is, pair.shown_swapped)]
-    sides = [_side(value) for value in shown if value is not None]
-    wins = [side > 0 for side in sides if side]
-    asked = len(plants) + len(shown)
-    missing = sum(one.called_bad is None for one in plants) + sum(value is None for value in shown)
-    found, false_alarms, first = _share(bad), _share(good), _share(wins)
-    reasons = [*_few("bad plants", len(bad), MIN_BAD), *_few("good plants", len(good), MIN_GOOD)]
+    bad = [one.called_bad for one in plants if one.is_bad]
+    good = [one.called_bad for one in plants if not one.is_bad]
+    valid = [one for one in pairs if not one.is_out_of_range]
+    shown = [value for pair in valid for value in pair.shown]
+    found, false_alarms = _share([called is True for called in bad]), _share(_known(good))
+    reasons = [
+        *_few("bad plants", len(_known(bad)), MIN_BAD),
+        *_few("good plants", len(_known(good)), MIN_GOOD),
+    ]
     if found is not None and found < MIN_FOUND:
         reasons.append(f"{found:.0%} of the bad plants found, needed {MIN_FOUND:.0%}")
+    reasons += _missed_kinds(plants)
     if false_alarms is not None and false_alarms > MAX_FALSE:
         reasons.append(f"{false_alarms:.0%} of the good plants called bad, at most {MAX_FALSE:.0%} may be")
+    if len(valid) < len(pairs):
+        reasons.append(f"{len(pairs) - len(valid)} pairs with a preference that is no number from 0 to 1")
     if pairs:
-        share = _share(same)
-        reasons += _few("pairs in both orders", len(same), MIN_PAIRS)
-        if share is not None and share < MIN_SAME:
-            reasons.append(f"{share:.0%} of the pairs judged alike in both orders, needed {MIN_SAME:.0%}")
-        low, high = FIRST_RANGE
-        if first is not None and not low <= first <= high:
-            allowed = f"allowed {low:.0%} to {high:.0%}"
-            reasons.append(f"the first position won {first:.0%} of the comparisons, {allowed}")
-    if asked and missing / asked > MAX_MISSING:
-        reasons.append(f"{missing / asked:.0%} of the verdicts are missing, at most {MAX_MISSING:.0%} may be")
+        reasons += _of_pairs(valid)
+    groups = (("bad plants", bad), ("good plants", good), ("comparisons", shown))
+    reasons += [reason for what, said in groups for reason in _missing(what, said)]
+    said = [*bad, *good, *shown]
     return Admission(
-        found, false_alarms, _share(same), first, missing / asked if asked else 0.0, tuple(reasons)
+        found,
+        false_alarms,
+        _share(_known([one.is_same for one in valid])),
+        _share(_first_wins(valid)),
+        sum(one is None for one in said) / len(said) if said else 0.0,
+        tuple(reasons),
+        _share(_better_wins(valid)),
     )
+
+
+def _missed_kinds(plants: Sequence[PlantVerdict]) -> list[str]:
+    """The kinds of bad plants of which it found too few."""
+    kinds: dict[str, list[bool]] = {}
+    for one in plants:
+        if one.is_bad:
+            kinds.setdefault(one.kind, []).append(one.called_bad is True)
+    shares = {kind: sum(found) / len(found) for kind, found in kinds.items()}
+    return [
+        f"{share:.0%} of the bad plants of the kind {kind!r} found, needed {MIN_OF_KIND:.0%} of each"
+        for kind, share in shares.items()
+        if share < MIN_OF_KIND
+    ]
+
+
+def _of_pairs(pairs: Sequence[PairVerdict]) -> list[str]:
+    """Why its comparisons do not count."""
+    same = _known([one.is_same for one in pairs])
+    decided = sum(one.is_same is True and _side(one.shown_as_is or 0.0) != 0 for one in pairs)
+    share, first, better = _share(same), _share(_first_wins(pairs)), _share(_better_wins(pairs))
+    reasons = _few("pairs in both orders", len(same), MIN_PAIRS)
+    if decided < MIN_DECIDED:
+        reasons.append(f"{decided} pairs with one winner in both orders, needed {MIN_DECIDED}")
+    if share is not None and share < MIN_SAME:
+        reasons.append(f"{share:.0%} of the pairs judged alike in both orders, needed {MIN_SAME:.0%}")
+    low, high = FIRST_RANGE
+    if first is not None and not low <= first <= high:
+        allowed = f"allowed {low:.0%} to {high:.0%}"
+        reasons.append(f"the first position won {first:.0%} of the comparisons, {allowed}")
+    if better is not None and better < MIN_FOUND:
+        reasons.append(f"the better answer won {better:.0%} of the comparisons, needed {MIN_FOUND:.0%}")
+    return reasons
+
+
+def _first_wins(pairs: Sequence[PairVerdict]) -> list[bool]:
+    """Of the decided comparisons, whether the first shown won."""
+    return [side > 0 for pair in pairs for value in _known(pair.shown) if (side := _side(value))]
+
+
+def _better_wins(pairs: Sequence[PairVerdict]) -> list[bool]:
+    """Of the comparisons whose better answer is known, whether it won; a tie and none are no win."""
+    wins = []
+    for pair in pairs:
+        if pair.first_is_bad is not None:
+            sides = [0 if value is None else _side(value) for value in pair.shown]
+            wins += [
+                sides[0] == (-1 if pair.first_is_bad else 1),
+                sides[1] == (1 if pair.first_is_bad else -1),
+            ]
+    return wins
+
+
+def _missing(what: str, said: Sequence[object | None]) -> list[str]:
+    share = sum(one is None for one in said) / len(said) if said else 0.0
+    if share <= MAX_MISSING:
+        return []
+    return [f"{share:.0%} of the {what} have no verdict, at most {MAX_MISSING:.0%} may have none"]
+
+
+def _known(values: Iterable[T | None]) -> list[T]:
+    return [value for value in values if value is not None]
 
 
 def _side(preference: float) -> int:

@@ -10,7 +10,9 @@ For a change after s of t verdicts, k of them wrong, the evidence is the ratio
     KT(first s) KT(the rest) / max_p p**k (1 - p)**(t - k),    KT: the mixture over a Beta(1/2, 1/2)
 
 which is at most one in the mean under every constant p, at whatever moment one looks (universal inference).
-The evidence is the mean over the moments s, with weights that sum to one. Half of alpha is each label's.
+The evidence is the sum over the moments s, with weights that sum to one: 1 / (i (i + 1)) for the i-th, fixed
+when it is born. Of too many moments every second one is dropped with its weight, and no other gets it: a bet
+that was made is not raised by what has been seen since. Half of alpha is each label's.
 
 Source: Wasserman, Ramdas and Balakrishnan 2020 (universal inference), section 7; anchors: arXiv 2606.15474.
 """
@@ -31,12 +33,14 @@ class RateChange:
     n: int = 0
     events: int = 0
     every: int = EVERY
-    moments: list[tuple[int, int]] = field(default_factory=list)  # verdicts and events before each
+    moments: list[tuple[int, int, int]] = field(default_factory=list)  # verdicts, events before; its number
+    born: int = 0  # moments so far, dropped ones included
 
     def add(self, is_event: bool) -> None:
         """One more trial."""
         if self.n and self.n % self.every == 0:
-            self.moments.append((self.n, self.events))
+            self.born += 1
+            self.moments.append((self.n, self.events, self.born))
             if len(self.moments) >= MAX_MOMENTS:
                 self.moments, self.every = self.moments[1::2], self.every * 2
         self.n += 1
@@ -49,8 +53,8 @@ class RateChange:
             return 0.0
         whole = _log_max(self.events, self.n)
         logs = [
-            self._log_parted(moment) - whole - math.log(number * (number + 1))
-            for number, moment in enumerate(self.moments, start=1)
+            self._log_parted(moment) - whole - math.log(moment[2] * (moment[2] + 1))
+            for moment in self.moments
         ]
         top = max(logs)
         return top + math.log(sum(math.exp(one - top) for one in logs))
@@ -60,9 +64,9 @@ class RateChange:
         """After how many trials the change most likely began; None: no moment is known."""
         return max(self.moments, key=self._log_parted)[0] if self.moments else None
 
-    def _log_parted(self, moment: tuple[int, int]) -> float:
+    def _log_parted(self, moment: tuple[int, int, int]) -> float:
         """Log probability of what was seen, with another rate from this moment on."""
-        s, k = moment
+        s, k, _ = moment
         return _log_kt(k, s) + _log_kt(self.events - k, self.n - s)
 
 
@@ -89,7 +93,7 @@ class AnchorWatch:
 
     def _described(self, rate: RateChange, *, is_bad: bool) -> str:
         began = rate.change_at or 0
-        before = next(k for s, k in rate.moments if s == began)
+        before = next(k for s, k, _ in rate.moments if s == began)
         old, new = before / began, (rate.events - before) / (rate.n - began)
         what = "bad answers that it passes" if is_bad else "good answers that it calls bad"
         return f"the judge drifted: {what} went from {old:.0%} to {new:.0%} after {began} of {rate.n} anchors"

@@ -31,6 +31,7 @@ from evaluation.units.judged import judged_probability, without_failed
 from evaluation.units.later_feed import LaterValues, feed_parts
 from evaluation.units.missingness import OneValue, Presence
 from evaluation.units.offered import Offered
+from evaluation.units.own_range import OWN_RANGE, OwnRange
 from evaluation.units.own_speed import OwnSpeed
 from evaluation.units.points import Points
 from evaluation.units.released import Released
@@ -100,6 +101,7 @@ class MetricEvidence:
         self.counts: Floats = np.zeros(2)
         self.own_speed = OwnSpeed()
         self.offered = Offered()
+        self.own_range = OwnRange() if metric in OWN_RANGE and not self.is_alarm else None
         for track in self.tracks:
             if track.use == "pairs":  # they may come before the first bet
                 parts = channel_alphas(policy, track.gate, sticky=False)
@@ -113,7 +115,8 @@ class MetricEvidence:
 
     @property
     def __state__(self) -> tuple[str, ...]:
-        return (*_STATE, "covariates") if self.covariates.names else _STATE
+        more = ["covariates"] if self.covariates.names else []
+        return (*_STATE, *more, *(["own_range"] if self.own_range is not None else []))
 
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
@@ -335,7 +338,14 @@ class MetricEvidence:
 
     def invalid_reason(self) -> str | None:
         """Why the metric is INVALID now; None: it is not."""
-        return self.presence.reason() or self.covariates.reason()
+        unfit = None if self.own_range is None else self.own_range.invalid_reason()
+        return self.presence.reason() or self.covariates.reason() or unfit
+
+    def doubt(self) -> str | None:
+        """Why nothing is proven by its values now, though it may be chance; None: no reason."""
+        if self.presence.is_uneven:
+            return "more values are missing on one arm than chance explains"
+        return None if self.own_range is None else self.own_range.doubt()
 
     @property
     def unexplained_share(self) -> float:
@@ -360,6 +370,8 @@ class MetricEvidence:
         """Count present and missing values, and sum them for display; return which are missing (or present,
         if those are rarer), NaN where no value is expected. raw: comparable values."""
         present = ~np.isnan(raw)
+        if self.own_range is not None:
+            self.own_range.count(rows, raw, present)
         missing = np.full(len(rows), np.nan)
         if not self.is_alarm:  # an alarm's values may be missing
             expected = rows.w > 0.0

@@ -20,10 +20,11 @@ class Judge(Protocol):
 @dataclass(frozen=True, slots=True)
 class Examined:
     """What a judge said. plants: (kind, whether it is bad, whether it was called bad; None: no verdict).
-    pairs: how much the first shown was preferred, as they are and exchanged."""
+    pairs: how much the first shown was preferred, as they are and exchanged; whether the first is the bad
+    one."""
 
     plants: tuple[tuple[str, bool, bool | None], ...]
-    pairs: tuple[tuple[float | None, float | None], ...]
+    pairs: tuple[tuple[float | None, float | None, bool], ...]
 
 
 async def examine(judge: Judge) -> Examined:
@@ -41,5 +42,5 @@ async def examine(judge: Judge) -> Examined:
             (one.kind, one.is_bad, None if said is None else said[YES] > 0.5)
             for one, said in zip(asked_plants, verdicts, strict=True)
         ),
-        tuple(zip(values[::2], values[1::2], strict=True)),
+        tuple(zip(values[::2], values[1::2], (first.is_bad for first, _ in asked_pairs), strict=True)),
     )

@@ -16,7 +16,8 @@ def test_a_judge_that_knows_is_admitted(capsys: pytest.CaptureFixture[str]) -> N
     with judge_endpoint(truthful) as url:
         assert run(["judge", url, "--model", "m"]) == 0
     out = capsys.readouterr().out
-    assert "bad answers found     100% (needed 80%)" in out
+    assert "bad answers found     100% (needed 80%, 50% of each kind)" in out
+    assert "right answer won      100% (needed 80%)" in out
     assert "ADMITTED (m, revision " in out
 
 

@@ -163,3 +163,10 @@ def test_a_file_without_an_arm_says_that_every_row_counts_as_stables(
         said.append("every row counts as stable's" in "".join(capsys.readouterr()))
 
     assert said == [False, True]
+
+
+def test_few_windows_are_said_to_say_little(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    canaryctl("observed", str(file), "--window", "8h")
+    assert "6 windows say little of how latency_ms varies: each end is widened" in capsys.readouterr().err
+    canaryctl("observed", str(file), "--window", "2h")
+    assert "windows" not in capsys.readouterr().err

@@ -157,6 +157,31 @@ def test_a_rarer_percentile_needs_more_answers() -> None:
         observe_range(t_s, y, since_s=0.0, until_s=24 * HOUR_S, percentiles=[0.999])
 
 
+def test_the_ends_of_few_windows_are_order_statistics() -> None:
+    """Of 1..100 in each of 3 windows, at SHORT ** (1 / 3) = 0.0464: binomial tables give 42 and 59."""
+    t_s, y = np.arange(300) * 36.0, np.tile(np.arange(1.0, 101.0), 3)
+
+    p50 = observe_range(t_s, y, since_s=0.0, until_s=3 * HOUR_S).ranges[0]
+    assert (p50.low, p50.high) == (42.0, 59.0)
+
+
+def falsely_outside(windows: int, answers: int, seed: int) -> bool:
+    """Whether a canary like stable is shown outside the range of so many windows of so many answers."""
+    rng = np.random.default_rng(seed)
+    t_s = (np.arange(windows * answers) + 0.5) * HOUR_S / answers
+    y = 800 * np.exp(0.5 * rng.standard_normal((windows * answers) + 6000))
+    ranges = observe_range(t_s, y[: windows * answers], since_s=0.0, until_s=windows * HOUR_S).ranges
+    of = RangeMonitor(RangeGate("r", "latency_ms", ranges, on_outside="rollback"), alpha=0.0005)
+    of.add(y[windows * answers :])
+    return of.peak >= of.limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("windows", "answers"), [(3, 80), (3, 300), (6, 100)])
+def test_a_canary_like_stable_is_not_outside_the_range_of_few_windows(windows: int, answers: int) -> None:
+    assert not any(falsely_outside(windows, answers, seed) for seed in range(40))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), -1.0])
 def test_bad_values_are_refused_and_change_nothing(bad: float) -> None:
     range_monitor = monitor()

@@ -76,9 +76,31 @@ def test_the_newest_answers_are_the_range() -> None:
     assert ranges.flags_of(_record(1, 50))["unusual_length"]
 
 
-def test_requests_of_an_unknown_size_have_no_unusual_answers() -> None:
+def test_of_a_size_without_a_range_nobody_knows_what_is_unusual() -> None:
     large = replace(_record(1, 9_000), body_bytes=60_000)
-    assert _learned().flags_of(large)["unusual_length"] is False
+    assert _learned().flags_of(large) == {}
+
+
+def test_a_unit_with_many_requests_does_not_push_out_what_others_showed() -> None:
+    ranges, rng = TypicalRanges(), random.Random(3)
+    for n in range(400):
+        ranges.learn(_record(n, _usual(rng), unit=f"unit {n}"))
+    for n in range(1500):
+        ranges.learn(_record(n, 390 + n % 20, unit="one batch"))
+    kept = json.loads(json.dumps(ranges.to_mapping()))["seen"]
+    ranges = TypicalRanges.of({"seen": kept, "fixed": None})
+    ranges.fix()
+    flags = [ranges.flags_of(_record(n, size))["unusual_length"] for n, size in enumerate((3, 400, 20_000))]
+    assert flags == [True, False, True]
+    assert sum(unit == "one batch" for unit, _ in kept["unusual_length 4"]) == 10
+
+
+def test_what_a_unit_showed_last_counts_of_it() -> None:
+    ranges = TypicalRanges()
+    for n in range(3000):
+        ranges.learn(_record(n, 50 if n < 1500 else 400 + n % 7, unit=f"unit {n % 40}"))
+    ranges.fix()
+    assert ranges.flags_of(_record(1, 50))["unusual_length"]
 
 
 def test_a_text_that_is_too_short_to_repeat_itself_is_usual_in_that() -> None:

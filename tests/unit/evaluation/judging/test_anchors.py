@@ -65,6 +65,21 @@ def test_the_moments_are_bounded() -> None:
     assert rate.log_e < 0
 
 
+def test_thinning_never_adds_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against one that keeps all moments; the change is at the second, which the first thinning keeps."""
+    whole, thinned = RateChange(), RateChange()
+    for n in range(400):
+        is_event = n >= 16 and n % 2 == 0
+        monkeypatch.setattr("evaluation.judging.anchors.MAX_MOMENTS", 1000)
+        whole.add(is_event)
+        monkeypatch.setattr("evaluation.judging.anchors.MAX_MOMENTS", 8)
+        thinned.add(is_event)
+        assert thinned.log_e <= whole.log_e + 1e-12
+    assert whole.change_at == 16
+    assert len(thinned.moments) < 8
+    assert sum(1 / (number * (number + 1)) for _, _, number in thinned.moments) < 1
+
+
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
 def test_an_impossible_alpha_is_refused(alpha: float) -> None:
     with pytest.raises(ValueError, match="is outside"):

@@ -32,9 +32,10 @@ def _admitted(found: Examined) -> tuple[str, ...]:
 
 def test_there_are_enough_plants_of_each_kind() -> None:
     kinds = [one.kind for one in plants()]
-    assert (len(kinds), kinds.count("good"), len(pairs())) == (60, 24, 12)
+    assert (len(kinds), kinds.count("good"), len(pairs())) == (100, 40, 20)
+    assert min(kinds.count(kind) for kind in set(kinds)) == 5
     assert set(kinds) == {"good", "swapped", "another's", "cut off", "looped", "empty", "order"}
-    assert sum(first.is_bad for first, _ in pairs()) == 6
+    assert sum(first.is_bad for first, _ in pairs()) == 10
 
 
 async def test_a_judge_that_knows_is_admitted() -> None:
