@@ -8,12 +8,14 @@ from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.latency import ShapeProof
 from evaluation.betting.left import FEW_LEFT
 from evaluation.betting.wealth import Channel
+from evaluation.metrics import UNANSWERED
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.report import GateReport, Verdict
 from evaluation.units.gate_channels import Track
 from evaluation.units.metric_evidence import MetricEvidence
 
+FEW_UNKNOWN = 0.0005  # share of requests without an outcome that is not named
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 
 
@@ -70,6 +72,8 @@ def why_not(metric: MetricEvidence, track: Track) -> str:
         return " at the percentile of stable's recent values"
     if track.missing_as in ("near", "far"):
         return " at what stable's percentile may be, of some thousand values"
+    if metric.name in UNANSWERED and (share := metric.unexplained_share) >= FEW_UNKNOWN:
+        return f": {share:.1%} of requests have no {metric.name}: a proof counts one for each of the canary's"
     if track.missing_as != "harm" or metric.unexplained_share < MUCH_MISSING:
         return ""
     return (

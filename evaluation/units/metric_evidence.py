@@ -35,7 +35,7 @@ from evaluation.units.own_speed import OwnSpeed
 from evaluation.units.points import Points
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
-from evaluation.units.value_columns import ValueSettings, value_columns
+from evaluation.units.value_columns import ValueSettings, value_columns, with_worst
 
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
@@ -175,7 +175,7 @@ class MetricEvidence:
         """The metric's columns (C x n). raw: comparable values, NaN where missing. cancelled: those of the
         unanswered that their client left, after `left_ms`; NaN and None: not known."""
         if not self.takes_values:
-            return raw[None, :]
+            return raw[None, :] if self._bets.worst is None else with_worst(raw, unanswered, rows.arm)
         settings = ValueSettings(self._bets, self._longest, self._failures, is_wait=self.name in WAITS)
         return value_columns(settings, raw, unanswered, cancelled, rows, left_ms, self.offered.apart(rows))
 
