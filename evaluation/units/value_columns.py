@@ -15,12 +15,14 @@ from evaluation.units.sessions import Rows
 
 class ValueSettings(NamedTuple):
     """What a metric's columns depend on. longest: where values are censored. failures: how many times as many
-    requests without an answer the canary may have. is_wait: its clients wait for it."""
+    requests without an answer the canary may have. is_wait: its clients wait for it. is_of_all: every answer
+    has one."""
 
     bets: GateChannels
     longest: float
     failures: float
     is_wait: bool
+    is_of_all: bool
 
 
 def value_columns(
@@ -45,15 +47,24 @@ def value_columns(
         slowest = np.where(raw >= settings.longest, np.inf, slowest)
     out = _of_shape(waited, slowest, rows, apart) if settings.bets.has_shape_columns else []
     left = None
-    if settings.bets.exceedances and (is_left := unanswered & cancelled & ~rows.cold).any():
+    is_lacking = np.isnan(raw) & ~unanswered & ~rows.cold & settings.is_of_all
+    is_left = unanswered & cancelled & ~rows.cold
+    if settings.bets.exceedances and (is_left | is_lacking).any():
         # A limit is of those who waited: where 9 % leave, its tail would hold little but them.
         waited, slowest = (np.where(is_left, np.nan, values) for values in (waited, slowest))
         is_wait = left_ms is not None and settings.is_wait
-        left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
+        after = (
+            np.where(is_left, left_ms, np.nan)
+            if is_wait and left_ms is not None
+            else np.full(len(raw), np.nan)
+        )
+        # An answer whose time was not recorded hides it as one that was left nobody knows when does.
+        left = Left(is_left | is_lacking, after)
     for exceedance, divisors in zip(settings.bets.exceedances, settings.bets.divisors, strict=True):
         known, second, *of_proofs = exceedance.of_channels(
             waited, slowest, rows.arm, divisors, rows.of_draws, left, apart, rows.order
         )
+        second[0][is_lacking] = np.nan  # a rollback leaves them out, on both arms
         if settings.failures > 1.0:
             excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])
             known[0][excused] = second[0][excused] = exceedance.discounted(settings.failures)
