@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.latency import ShapeProof
 from evaluation.betting.left import FEW_LEFT
 from evaluation.betting.wealth import Channel
+from evaluation.metrics import UNANSWERED
 from evaluation.pipeline import Pipeline, stage_proofs
-from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.gates import Gate, Proof, StagePlan
 from evaluation.report import GateReport, Verdict
 from evaluation.units.gate_channels import Track
 from evaluation.units.metric_evidence import MetricEvidence
 
+SHAPE_TO = 0.99  # a shape's proof is of what lies below: its rarest alternatives begin there (`latency.py`)
+FEW_UNKNOWN = 0.0005  # share of requests without an outcome that is not named
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
 
 
@@ -59,6 +63,25 @@ def of_those_who_waited(report: GateReport, pipeline: Pipeline) -> GateReport:
     return replace(report, reason=report.reason + whom)
 
 
+def what_forbids(metric: MetricEvidence, gate: Gate, proofs: Sequence[Proof]) -> str:
+    """Why nothing of a gate is proven meanwhile, by which values are missing; empty: nothing forbids it."""
+    if (doubt := metric.doubt()) is not None:
+        return doubt
+    if metric.lacking is None:
+        return ""
+    most = FEW_LEFT * (1.0 - (SHAPE_TO if gate.percentile is None else gate.percentile))
+    scopes = {not proof.is_whole for proof in proofs}
+    above = [of_stage for of_stage in sorted(scopes) if metric.lacking.is_above(most, of_stage=of_stage)]
+    if not above:
+        return ""
+    stable, canary = metric.lacking.shares(of_stage=above[0])
+    return (
+        f"{stable:.1%} of stable's and {canary:.1%} of the canary's answers have no {metric.name}, and could "
+        f"be the slowest ones ({most:.2%} may); if what is recorded is sampled by a coin tossed before the "
+        "answer, state its `sampling`"
+    )
+
+
 def why_not(metric: MetricEvidence, track: Track) -> str:
     """What keeps a proof open, where that is values that are missing without a stated cause, or clients who
     left."""
@@ -70,6 +93,8 @@ def why_not(metric: MetricEvidence, track: Track) -> str:
         return " at the percentile of stable's recent values"
     if track.missing_as in ("near", "far"):
         return " at what stable's percentile may be, of some thousand values"
+    if metric.name in UNANSWERED and (share := metric.unexplained_share) >= FEW_UNKNOWN:
+        return f": {share:.1%} of requests have no {metric.name}: a proof counts one for each of the canary's"
     if track.missing_as != "harm" or metric.unexplained_share < MUCH_MISSING:
         return ""
     return (

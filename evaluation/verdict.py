@@ -10,7 +10,7 @@ from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, beyond, harm, margin, requests_text
 from evaluation.metrics import STREAMED, UNANSWERED, VALUES, Kind
-from evaluation.open_proofs import of_those_who_waited, step_notes, steps_text, why_not
+from evaluation.open_proofs import of_those_who_waited, step_notes, steps_text, what_forbids, why_not
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
@@ -294,8 +294,8 @@ def _proof_report(
         verdict, text = Verdict.INVALID, invalid_reason
     elif not is_begun[shown]:
         log_e, text = 0.0, "no unit of this stage has settled yet"
-    elif (doubt := metric.doubt()) is not None:
-        text = f"{names[shown]} not proven: {doubt}"
+    elif forbidden := what_forbids(metric, gate, proofs):
+        text = f"{names[shown]} not proven: {forbidden}"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
         estimates = point_estimates(metric, gate, _unanswered(pipeline))

@@ -12,6 +12,9 @@ to differ in length (`TurnsBet`). Where values can be missing, a second channel 
 Where units are sticky, a gate also bets on their later sessions (`units.py`), of each part in channels of its
 own: for rollback once a unit and round (`rounds.py`), together with a test of everyone who was drawn
 (`everyone.py`), for promotion once a unit and stage.
+
+Whether a request failed or was rejected is known of each. Where it is not, the canary's may all be events
+and stable's none: a proof holds even then (`Column` `worst`), by one channel.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import PairLoss, ScoreProof
 from evaluation.betting.tails import MOST_OFF, TailChannel, TailProof
 from evaluation.betting.wealth import Bettor, Channel
-from evaluation.metrics import CATALOGUE, Kind
+from evaluation.metrics import CATALOGUE, UNANSWERED, Kind
 from evaluation.policy.alpha_split import has_no_value_unanswered, log_limit
 from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
@@ -138,7 +141,8 @@ class Column:
 class GateChannels:
     """The columns and channels of all gates of one metric, made from the policy.
 
-    `columns`: fed with every row. `with_missing`: those whose units include requests without a value, by
+    `columns`: fed with every row. `worst`: the one of the events of a proof, where one that is missing counts
+    against it; None: there is none. `with_missing`: those whose units include requests without a value, by
     which. `divisors`: of each exceedance, the tolerance, then the margins. `tail_columns`: by
     percentile gate. `pairs`: streams of mirrored answers, one a gate that reserves alpha for them
     (`pair_gates`).
@@ -163,6 +167,7 @@ class GateChannels:
         self.columns: list[Column] = []
         self.exceedances: list[Exceedance] = []
         self.divisors: list[tuple[float, ...]] = []
+        self.worst: Column | None = None
         self.has_shape_columns = False
         self.tail_columns: dict[str, Column] = {}
         self.with_missing: dict[Counted, Column] = {}
@@ -180,6 +185,9 @@ class GateChannels:
                     estimate = EventCounts() if gate.kind is Kind.RATE else MeanGap()
                     column = Column(with_histogram=False, estimate=estimate, covariates=self._covariates)
                     self.columns.append(column)
+                if proofs and self.worst is None and self._metric in UNANSWERED and not self._is_sampled:
+                    self.worst = Column(with_histogram=False, covariates=self._covariates)
+                    self.columns.append(self.worst)
                 self._add_bounded(gate, self.columns[0], proofs)
             case Kind.SHAPE:
                 self._add_shape(gate, proofs)
@@ -198,7 +206,7 @@ class GateChannels:
             if gate.kind is Kind.SCORE:
                 self._add_score_proof(gate, proof)
             else:
-                self._add_rate_proof(gate, column, proof)
+                self._add_rate_proof(gate, self.worst or column, proof)
 
     def _missing(self, which: Counted) -> Column:
         """The column in which such requests without a value count."""

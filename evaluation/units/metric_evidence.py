@@ -29,14 +29,14 @@ from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import Column, GateChannels
 from evaluation.units.judged import judged_probability, without_failed
 from evaluation.units.later_feed import LaterValues, feed_parts
-from evaluation.units.missingness import OneValue, Presence
+from evaluation.units.missingness import Lacking, OneValue, Presence
 from evaluation.units.offered import Offered
 from evaluation.units.own_range import OWN_RANGE, OwnRange
 from evaluation.units.own_speed import OwnSpeed
 from evaluation.units.points import Points
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
-from evaluation.units.value_columns import ValueSettings, value_columns
+from evaluation.units.value_columns import ValueSettings, value_columns, with_worst
 
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
@@ -96,6 +96,7 @@ class MetricEvidence:
             is_judged=is_judged,
             is_counted=not self.is_alarm,
         )
+        self.lacking = None if is_partial or not self.takes_values else Lacking()
         self.points = Points(with_histogram=self.takes_values)
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
@@ -116,7 +117,8 @@ class MetricEvidence:
     @property
     def __state__(self) -> tuple[str, ...]:
         more = ["covariates"] if self.covariates.names else []
-        return (*_STATE, *more, *(["own_range"] if self.own_range is not None else []))
+        more += ["own_range"] if self.own_range is not None else []
+        return (*_STATE, *more, *(["lacking"] if self.lacking is not None else []))
 
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
@@ -178,8 +180,14 @@ class MetricEvidence:
         """The metric's columns (C x n). raw: comparable values, NaN where missing. cancelled: those of the
         unanswered that their client left, after `left_ms`; NaN and None: not known."""
         if not self.takes_values:
-            return raw[None, :]
-        settings = ValueSettings(self._bets, self._longest, self._failures, is_wait=self.name in WAITS)
+            return raw[None, :] if self._bets.worst is None else with_worst(raw, unanswered, rows.arm)
+        settings = ValueSettings(
+            self._bets,
+            self._longest,
+            self._failures,
+            is_wait=self.name in WAITS,
+            is_of_all=self.lacking is not None,
+        )
         return value_columns(settings, raw, unanswered, cancelled, rows, left_ms, self.offered.apart(rows))
 
     def can_skip(self, raw: Floats) -> bool:
@@ -380,6 +388,8 @@ class MetricEvidence:
             if self.takes_values:
                 expected &= ~rows.cold
             self.presence.count(present, expected, rows.firsts, rows.at_s)
+            if self.lacking is not None:
+                self.lacking.count(rows.arm[expected], rows.stage[expected], present[expected])
             missing = self.presence.indicator(present, expected)
         self.points.add(rows.arm, judged_probability(self._sampling, rows.w), raw)
         for arm in (0, 1):

@@ -318,6 +318,44 @@ class Presence:
             start = stop
 
 
+class Lacking:
+    """How many answers lack a value that each has, by arm: in the rollout, and in its present stage.
+
+    Where both arms lack as many, the bets on missing values see nothing, and yet the canary's may be its
+    slowest answers: with 3 % lost at random on stable, and the slowest 3 % of the canary's, 5 times slower,
+    a p99 below 1.2x was proven in 25 of 30 runs.
+    """
+
+    __state__ = ("answers", "without", "stage")
+
+    def __init__(self) -> None:
+        self.answers: Floats = np.zeros((2, 2))  # of the rollout, of the stage; by arm
+        self.without: Floats = np.zeros((2, 2))
+        self.stage = 0
+
+    def count(self, arm: Flags, stage: Ints, present: Flags) -> None:
+        """Count answers in order of assignment."""
+        if len(stage) and (last := int(stage.max())) > self.stage:
+            self.stage = last
+            self.answers[1] = self.without[1] = 0.0
+        for scope, rows in enumerate((np.ones(len(arm), dtype=np.bool_), stage == self.stage)):
+            for of_arm in (0, 1):
+                chosen = rows & (arm == bool(of_arm))
+                self.answers[scope, of_arm] += np.count_nonzero(chosen)
+                self.without[scope, of_arm] += np.count_nonzero(chosen & ~present)
+
+    def is_above(self, share: float, *, of_stage: bool) -> bool:
+        """Whether more than this share of an arm's answers lack it, by more than a standard error: a proof of
+        250 answers is not held up by one."""
+        few = share * self.answers[int(of_stage)]
+        return bool((self.without[int(of_stage)] > few + np.sqrt(few)).any())
+
+    def shares(self, *, of_stage: bool) -> tuple[float, float]:
+        """Stable's and the canary's shares of answers that lack it."""
+        stable, canary = (self.without[int(of_stage)] / np.maximum(self.answers[int(of_stage)], 1.0)).tolist()
+        return stable, canary
+
+
 def excess_log_e(share: float, units: int, limit: float) -> float:
     """Log wealth against "a unit misses at most `limit` of its values", when `units` of them missed `share`.
 

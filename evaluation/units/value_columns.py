@@ -1,4 +1,4 @@
-"""Columns of a metric that takes values: waits, and who is above a percentile, as its bettors see them."""
+"""Columns of a metric as its bettors see them: waits, who is above a percentile, missing events."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from evaluation.units.sessions import Rows
 
 class ValueSettings(NamedTuple):
     """What a metric's columns depend on. longest: where values are censored. failures: how many times as many
-    requests without an answer the canary may have. is_wait: its clients wait for it."""
+    requests without an answer the canary may have. is_wait: its clients wait for it. is_of_all: every answer
+    has one."""
 
     bets: GateChannels
     longest: float
     failures: float
     is_wait: bool
+    is_of_all: bool
 
 
 def value_columns(
@@ -45,15 +47,24 @@ def value_columns(
         slowest = np.where(raw >= settings.longest, np.inf, slowest)
     out = _of_shape(waited, slowest, rows, apart) if settings.bets.has_shape_columns else []
     left = None
-    if settings.bets.exceedances and (is_left := unanswered & cancelled & ~rows.cold).any():
+    is_lacking = np.isnan(raw) & ~unanswered & ~rows.cold & settings.is_of_all
+    is_left = unanswered & cancelled & ~rows.cold
+    if settings.bets.exceedances and (is_left | is_lacking).any():
         # A limit is of those who waited: where 9 % leave, its tail would hold little but them.
         waited, slowest = (np.where(is_left, np.nan, values) for values in (waited, slowest))
         is_wait = left_ms is not None and settings.is_wait
-        left = Left(is_left, left_ms if is_wait and left_ms is not None else np.full(len(raw), np.nan))
+        after = (
+            np.where(is_left, left_ms, np.nan)
+            if is_wait and left_ms is not None
+            else np.full(len(raw), np.nan)
+        )
+        # An answer whose time was not recorded hides it as one that was left nobody knows when does.
+        left = Left(is_left | is_lacking, after)
     for exceedance, divisors in zip(settings.bets.exceedances, settings.bets.divisors, strict=True):
         known, second, *of_proofs = exceedance.of_channels(
             waited, slowest, rows.arm, divisors, rows.of_draws, left, apart, rows.order
         )
+        second[0][is_lacking] = np.nan  # a rollback leaves them out, on both arms
         if settings.failures > 1.0:
             excused = np.isinf(waited) & rows.arm & ~np.isnan(known[0])
             known[0][excused] = second[0][excused] = exceedance.discounted(settings.failures)
@@ -61,6 +72,16 @@ def value_columns(
         for of_proof in zip(*(channel[1:] for channel in (known, second, *of_proofs)), strict=True):
             out.extend(of_proof)
     return np.stack(out)
+
+
+def with_worst(raw: Floats, unanswered: Flags, arm: Flags) -> Floats:
+    """Events (0 or 1), and the same for proofs: one that is missing is one on the canary, and none on stable.
+
+    Not where the request is known to be unanswered otherwise. Counted alike on both arms, 6 % of failures
+    among 6 % of unknown outcomes were proven below 3x in 30 of 30 runs.
+    """
+    is_unknown = np.isnan(raw) & ~unanswered
+    return np.stack((raw, np.where(is_unknown, arm.astype(np.float64), raw)))
 
 
 def _of_shape(waited: Floats, slowest: Floats, rows: Rows, apart: Flags | None) -> list[Floats]:

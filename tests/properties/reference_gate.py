@@ -241,6 +241,14 @@ class Rollout:
             for row, (v, failed) in enumerate(zip(values, self.failed, strict=True))
         ]
 
+    def events(self, gate: Gate) -> list[float]:
+        """The events of a proof: whether a request failed or was rejected counts against it if unknown."""
+        raw, is_sampled = self.raw(gate.metric), min(gate.sampling.stable, gate.sampling.canary) < 1.0
+        if gate.metric not in ("error", "rejected") or is_sampled:
+            return raw
+        rows = zip(raw, self.failed, self.columns["arm"], strict=True)
+        return [float(arm) if math.isnan(y) and not failed else y for y, failed, arm in rows]
+
     def slowest(self, metric: str) -> list[float]:
         """The values of a shape or a percentile, where an unanswered request is slowest."""
         return [
@@ -601,7 +609,7 @@ def proof_bet(rollout: Rollout, gate: Gate, proof: Proof) -> tuple[Bet, list[flo
     """The bet of one margin, and its values."""
     match gate.kind:
         case Kind.RATE:
-            return PlainRateProof(proof.margin, proof.floor), rollout.raw(gate.metric)
+            return PlainRateProof(proof.margin, proof.floor), rollout.events(gate)
         case Kind.PERCENTILE:
             return PlainTail(gate), rollout.exceeds(gate, proof.margin, proof=True)
     return PlainShape(proof.margin, proof=True), rollout.slowest(gate.metric)
