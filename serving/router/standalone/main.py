@@ -21,7 +21,7 @@ from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.log_lines import log_lines
 from serving.router.standalone.table_file import FileTableSource, front_of, source_of
 from serving.router.standalone.table_reader import TableFileError, read_file
-from serving.router.standalone.table_summary import notes, summary
+from serving.router.standalone.table_summary import notes, summary, unused
 
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 ANY = ("0.0.0.0", "::")
@@ -42,7 +42,7 @@ def check(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> 
         return BAD_INPUT
     for spec in file.specs.values():
         _print_line(summary(spec))
-        for line in notes(spec):
+        for line in (*notes(spec), *unused(spec)):
             _print_line(line)
     for line in file.problems:
         _print_line(line)

@@ -58,16 +58,22 @@ def _canary_rules(spec: TableSpec) -> list[str]:
     return rules
 
 
+def unused(spec: TableSpec) -> list[str]:
+    """A line for a canary that nobody gets: of a check, not of a change, which may be a rollback."""
+    canary = spec.canary
+    if canary is None or not canary.enabled or spec.weights or any(key.force for key in spec.keys):
+        return []
+    return [
+        f"{spec.service}: nobody gets the canary; give it a weight, an audience, or clients that force it"
+    ]
+
+
 def notes(spec: TableSpec) -> list[str]:
     """What a reader of the table may not expect of a service, each in one line."""
     found = [line for line in (held_streams(spec),) if line is not None]
     canary = spec.canary
     if canary is not None and _is_same(canary, spec.stable):
         found.append(f"{spec.service}: canary and stable are one upstream, so that nothing is compared")
-    if canary is not None and canary.enabled and not (spec.weights or any(key.force for key in spec.keys)):
-        found.append(
-            f"{spec.service}: nobody gets the canary; give it a weight, an audience, or clients that force it"
-        )
     for upstream in (spec.stable, *([canary] if canary is not None else [])):
         if upstream.url.endswith(f"/{spec.service}/v1"):
             found.append(

@@ -140,8 +140,8 @@ def test_an_observed_range_is_the_same_in_every_time_zone(
         common = {"t_s": NIGHT_S + i * 30, "arm": 0, "w": 0, "assigned_by": "request", "unit": f"u{i}"}
         rows.append({**common, "latency_ms": 300 + i % 50 + (200 if i < 720 else 0)})
     path = write(tmp_path / "night.csv", rows)
-    text = printed(capsys, "observed", path, "--since", since, "--until", until, "-o", "json")[1]
-    found = json.loads(text)["observed_ranges"]["latency_ms_range"]
+    assert run(["observed", path, "--since", since, "--until", until, "-o", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["observed_ranges"]["latency_ms_range"]
 
     assert {name: found[name] for name in RANGE} == RANGE
     assert all(low >= 300 and high <= 350 for low, high in found["ranges"].values())

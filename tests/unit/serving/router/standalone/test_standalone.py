@@ -20,7 +20,7 @@ from serving.router.standalone import main as standalone
 from serving.router.standalone.main import check, main
 from serving.router.standalone.table_file import source_of
 from serving.router.standalone.table_reader import read_file
-from serving.router.standalone.table_summary import notes
+from serving.router.standalone.table_summary import notes, unused
 
 TABLE = """
 service: chat
@@ -183,4 +183,4 @@ def test_a_canary_that_nobody_gets_is_noted(table: Path) -> None:
 
     assert spec.weight_bp == 0
     nobody = "chat: nobody gets the canary; give it a weight, an audience, or clients that force it"
-    assert nobody in notes(spec)
+    assert unused(spec) == [nobody]
