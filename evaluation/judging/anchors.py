@@ -12,7 +12,11 @@ For a change after s of t verdicts, k of them wrong, the evidence is the ratio
 which is at most one in the mean under every constant p, at whatever moment one looks (universal inference).
 The evidence is the sum over the moments s, with weights that sum to one: 1 / (i (i + 1)) for the i-th, fixed
 when it is born. Of too many moments every second one is dropped with its weight, and no other gets it: a bet
-that was made is not raised by what has been seen since. Half of alpha is each label's.
+that was made is not raised by what has been seen since.
+
+A judge that was admitted by luck, or that has changed before the first anchor, shows no change: against it
+stands what admission allows (`admission.py`), of which more than that share is evidence as well
+(`units/missingness.py`). A quarter of alpha is each label's, for either test.
 
 Source: Wasserman, Ramdas and Balakrishnan 2020 (universal inference), section 7; anchors: arXiv 2606.15474.
 """
@@ -22,8 +26,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from evaluation.judging.admission import MAX_FALSE, MIN_FOUND
+from evaluation.units.missingness import excess_log_e
+
 EVERY = 8  # verdicts of one label between two moments at which a change may have begun
 MAX_MOMENTS = 512  # beyond which every second one is kept
+_WHAT = {True: "bad answers that it passes", False: "good answers that it calls bad"}  # by the label
 
 
 @dataclass(slots=True)
@@ -72,9 +80,10 @@ class RateChange:
 
 @dataclass(slots=True)
 class AnchorWatch:
-    """The verdicts of one judge on anchors since its admission. `drift`: what changed; None: nothing."""
+    """The verdicts of one judge on anchors since its admission. `drift`: what changed, or which of its rates
+    is beyond what admission allows; None: nothing."""
 
-    alpha: float = 0.01  # probability of calling an unchanged judge changed, ever
+    alpha: float = 0.01  # probability of naming a judge that has not changed and may vote, ever
     misses: RateChange = field(default_factory=RateChange)  # bad anchors that it passed
     alarms: RateChange = field(default_factory=RateChange)  # good anchors that it called bad
     drift: str | None = None
@@ -87,16 +96,22 @@ class AnchorWatch:
         """One more verdict; what changed, once it is shown. It stays: each judge has a watch of its own."""
         rate = self.misses if is_bad else self.alarms
         rate.add(called_bad is not is_bad)
-        if self.drift is None and rate.log_e >= math.log(2.0 / self.alpha):
-            self.drift = self._described(rate, is_bad=is_bad)
+        if self.drift is None:
+            enough, most = math.log(4.0 / self.alpha), 1.0 - MIN_FOUND if is_bad else MAX_FALSE
+            share = rate.events / rate.n
+            if rate.log_e >= enough:
+                self.drift = self._described(rate, is_bad=is_bad)
+            elif share > most and excess_log_e(share, rate.n, most) >= enough:
+                of = f"{share:.0%} of {rate.n} anchors"
+                self.drift = f"the judge drifted: {_WHAT[is_bad]} are {of}, at most {most:.0%} may be"
         return self.drift
 
     def _described(self, rate: RateChange, *, is_bad: bool) -> str:
         began = rate.change_at or 0
         before = next(k for s, k, _ in rate.moments if s == began)
         old, new = before / began, (rate.events - before) / (rate.n - began)
-        what = "bad answers that it passes" if is_bad else "good answers that it calls bad"
-        return f"the judge drifted: {what} went from {old:.0%} to {new:.0%} after {began} of {rate.n} anchors"
+        change = f"went from {old:.0%} to {new:.0%} after {began} of {rate.n} anchors"
+        return f"the judge drifted: {_WHAT[is_bad]} {change}"
 
 
 def _log_kt(events: int, n: int) -> float:

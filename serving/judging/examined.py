@@ -1,4 +1,8 @@
-"""The examination of a judge: every plant and every pair in both orders, asked side by side."""
+"""The examination of a judge: every plant and every pair in both orders, asked side by side.
+
+It is asked as it will be of live answers: without the right answer beside them. One that can only compare
+with a reference would be admitted, and then find nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +34,10 @@ class Examined:
 async def examine(judge: Judge) -> Examined:
     """Ask a judge of every plant and pair."""
     asked_plants, asked_pairs = plants(), pairs()
-    questions = [about(Fault.WRONG, one.prompt, one.answer, reference=one.reference) for one in asked_plants]
+    questions = [about(Fault.WRONG, one.prompt, one.answer) for one in asked_plants]
     for first, second in asked_pairs:
         both = (first.answer, second.answer), (second.answer, first.answer)
-        questions += [which(first.prompt, *shown, reference=first.reference) for shown in both]
+        questions += [which(first.prompt, *shown) for shown in both]
     found = await asyncio.gather(*map(judge.ask, questions))
     verdicts, preferred = found[: len(asked_plants)], found[len(asked_plants) :]
     values = [None if one is None else preference(one) for one in preferred]

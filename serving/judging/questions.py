@@ -83,7 +83,7 @@ def which(
 def revision(model: str) -> str:
     """Digest of the judge: its model and the words of its questions."""
     parts = [model, _SYSTEM, *_FAULTS.values()]
-    for question in (about(Fault.WRONG, "p", "a", reference="r", mark="m"), which("p", "a", "b", mark="m")):
+    for question in (about(Fault.WRONG, "p", "a", mark="m"), which("p", "a", "b", mark="m")):
         parts += [message["content"] for message in question.messages]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 

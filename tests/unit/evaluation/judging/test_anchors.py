@@ -39,11 +39,29 @@ def test_a_changed_judge_is_found_and_not_before(after: tuple[float, float]) -> 
 def test_a_judge_that_has_become_better_is_another_judge_too() -> None:
     watch = AnchorWatch()
     for n in range(400):
-        watch.add(is_bad=True, called_bad=n % 3 > 0)
-    for _ in range(200):
+        watch.add(is_bad=True, called_bad=n % 6 > 0)
+    for _ in range(400):
         watch.add(is_bad=True, called_bad=True)
     assert watch.drift is not None
-    assert watch.drift.startswith("the judge drifted: bad answers that it passes went from 34% to 0%")
+    assert watch.drift.startswith("the judge drifted: bad answers that it passes went from 17% to 0%")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "is_bad", "said"), [(0.6, True, "passes are"), (0.3, False, "calls bad are")]
+)
+def test_a_judge_that_never_was_as_admitted_is_named(wrong: float, is_bad: bool, said: str) -> None:
+    """One that can only compare with a reference is blind to live answers, and to anchors from the first."""
+    for seed in range(5):
+        rng, watch = random.Random(seed), AnchorWatch()
+        for _ in range(150):
+            watch.add(is_bad=is_bad, called_bad=is_bad is not (rng.random() < wrong))
+        assert watch.drift is not None
+        assert said in watch.drift
+
+
+def test_a_judge_just_good_enough_is_not_named() -> None:
+    limit = (0.2, 0.1)
+    assert [drifts_after(seed, limit, at=0, count=400) for seed in range(100, 108)] == [None] * 8
 
 
 def test_what_was_said_stays() -> None:

@@ -42,6 +42,16 @@ async def test_a_judge_that_knows_is_admitted() -> None:
     assert _admitted(await _examined(truthful)) == ()
 
 
+async def test_a_judge_that_can_only_compare_with_a_reference_is_refused() -> None:
+    """It was admitted, by questions that showed the right answer; live ones show none."""
+
+    def compares(body: dict[str, Any]) -> tuple[int, Any]:
+        is_shown = "KNOWN TO BE RIGHT" in body["messages"][1]["content"]
+        return truthful(body) if is_shown else spoken("T" if "ANSWER A" in str(body) else "no")
+
+    assert "0% of the bad plants found, needed 80%" in _admitted(await _examined(compares))
+
+
 async def test_a_judge_that_always_says_the_first_word_is_refused() -> None:
     def first(body: dict[str, Any]) -> tuple[int, Any]:
         return spoken("A" if "ANSWER A" in body["messages"][1]["content"] else "no")
