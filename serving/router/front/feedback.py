@@ -91,8 +91,10 @@ def _vote(index: int, item: Any) -> tuple[str, str, float]:
     if not isinstance(item, dict):
         raise _Bad(f"{where} is no JSON object; send {{'id': ..., 'thumb': 'up'}}".replace("'", '"'))
     id, said = item.get("id"), {name: value for name, value in item.items() if name != "id"}
-    if not isinstance(id, str) or not 1 <= len(id) <= ID_LIMIT:
-        raise _Bad(f"{where}: id is not 1 to {ID_LIMIT} characters; give the answer's id or its request id")
+    # What is not printable (half of a surrogate pair) is no answer's id, and in no line of a file.
+    if not (isinstance(id, str) and 1 <= len(id) <= ID_LIMIT and id.isprintable()):
+        what = f"{where}: id is not 1 to {ID_LIMIT} printable characters"
+        raise _Bad(f"{what}; give the answer's id or its request id")
     match said:
         case {"thumb": "up" | "down" as thumb, **rest} if not rest:
             return id, "thumbs", float(thumb == "up")
