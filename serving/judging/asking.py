@@ -111,7 +111,6 @@ class Asking:
         order = self._order
         timeout_s = self._deadline_s * ANSWER_SHARE
         judge = JudgeOpenAI(order.url, order.model, timeout_s=timeout_s, at_once=AT_ONCE)
-        judge.uses_environment = not self._is_inside
         async with judge:
             tasks = [asyncio.create_task(self._consume(judge)) for _ in range(AT_ONCE)]
             await self._closing.wait()

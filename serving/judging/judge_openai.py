@@ -1,13 +1,15 @@
 """A judge behind any OpenAI-compatible endpoint: one question, one token, its probabilities.
 
 Rules:
-1. An answer that does not come in time, or cannot be read, is no verdict: `None`. Nothing is asked twice.
+1. An answer that does not come in time, or cannot be read, is no verdict: `None`. Nothing is asked twice, but
+   for a 400 while `logprobs` are asked for: such an endpoint is asked once more without them.
 2. Never more questions at once than `at_once`; the others wait.
 3. After FAILURES_IN_A_ROW without an answer the judge is not asked for a while, twice as long each time
    (circuit breaker). What would be asked then is no verdict. A refusal of one question (400, 413, 422) says
    nothing of the next, and does not count.
 4. Of its answer ANSWER_LIMIT bytes are read, as they are sent: no compression, which could hide more. One
    that comes in drops has `timeout_s` in all.
+5. To a judge inside (`Endpoint.is_inside`) no proxy of the environment is used: it would see texts and key.
 
 Invariant: no text that is judged is in a log or an error.
 """
@@ -71,7 +73,6 @@ class JudgeOpenAI:
     timeout_s: float = 30.0
     at_once: int = 4
     clock: Callable[[], float] = time.monotonic
-    uses_environment: bool = True  # proxies that the environment names; not for a judge that stands inside
     trouble: str | None = None  # None: it has one
     first_trouble: str | None = None  # of the first question without a verdict; None: there was none
     keeps_refusal: bool = False
@@ -89,7 +90,9 @@ class JudgeOpenAI:
         Endpoint.parsed(self.url)
 
     async def __aenter__(self) -> JudgeOpenAI:
-        self._client = httpx.AsyncClient(timeout=self.timeout_s, trust_env=self.uses_environment)
+        # With a transport of its own the client reads no proxies; certificates of the environment hold.
+        direct = httpx.AsyncHTTPTransport() if Endpoint.parsed(self.url).is_inside else None
+        self._client = httpx.AsyncClient(timeout=self.timeout_s, transport=direct)
         self._places = asyncio.Semaphore(self.at_once)
         return self
 
