@@ -141,7 +141,7 @@ async def test_votes_go_to_a_file_of_their_own_in_the_form_that_backtest_reads(t
     kept = KeptFiles(feedback=RecordsFile(path, option="--feedback"))
     source = source_of(table, kept)
     core = source.cores["chat"]
-    core.outbox.votes.add("req-1", "thumbs", 0.0, now_s=1e6, wall_s=2.0)
+    core.outbox.votes.add(("req-1", "thumbs", 0.0), client="key a", now_s=1e6, wall_s=2.0)
     source.take_records(core)
     await kept.close()
 
