@@ -7,6 +7,7 @@ Rules:
 3. A live question and an anchor are made by the same code and look alike. An anchor is asked at a random
    moment after the answer that it was drawn beside, or each would come with a twin.
 4. A judge outside (`Endpoint.is_inside`) gets redacted texts only, anchors too.
+5. Whatever ends the thread but `close` is told to `on_end`, last of all: what waits is forgotten.
 
 Invariant: a text is in no log, record or error, and leaves memory with its verdict.
 """
@@ -64,10 +65,16 @@ class Asking:
     """Asks one judge. Each question that is `put` ends in one call of `finish`, unless this is closed."""
 
     def __init__(
-        self, order: JudgeOrder, finish: Finish, *, deadline_s: float, clock: Callable[[], float]
+        self,
+        order: JudgeOrder,
+        finish: Finish,
+        *,
+        on_end: Callable[[Asking], None],
+        deadline_s: float,
+        clock: Callable[[], float],
     ) -> None:
         """Starts the thread. Raises ValueError for a URL that is none."""
-        self._order, self._finish = order, finish
+        self._order, self._finish, self._on_end = order, finish, on_end
         self._deadline_s, self._clock = deadline_s, clock
         self._is_inside = Endpoint.parsed(order.url).is_inside
         self._loop = asyncio.new_event_loop()
@@ -102,10 +109,12 @@ class Asking:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
-        except Exception as exc:  # noqa: BLE001 - by its kind alone: its message may quote a text
-            log.error("the judge is asked no more", extra={"kind": type(exc).__name__})
+        except BaseException as exc:  # noqa: BLE001 - by its kind alone: its message may quote a text
+            log.error("the judge's thread has ended", extra={"kind": type(exc).__name__})
         finally:
             self._loop.close()
+            if not self._closing.is_set():
+                self._on_end(self)
 
     async def _serve(self) -> None:
         order = self._order
@@ -113,10 +122,16 @@ class Asking:
         judge = JudgeOpenAI(order.url, order.model, timeout_s=timeout_s, at_once=AT_ONCE)
         async with judge:
             tasks = [asyncio.create_task(self._consume(judge)) for _ in range(AT_ONCE)]
-            await self._closing.wait()
+            tasks.append(asyncio.create_task(self._closed()))
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for task in ended:
+                task.result()  # raises what ended one that asks
+
+    async def _closed(self) -> None:
+        await self._closing.wait()
 
     async def _consume(self, judge: JudgeOpenAI) -> None:
         while True:
