@@ -207,7 +207,7 @@ class RouterCore:
             is_background=facts.is_background,
             is_once=is_once,
             asks_whole=facts.asks_whole,
-            is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, len(request.body)),
+            is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, request.body),
             via=via,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
