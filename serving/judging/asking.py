@@ -50,6 +50,7 @@ class Item:
     body: bytes = field(repr=False)
     answer: str = field(repr=False)
     until_s: float  # monotonic: the deadline
+    via: bytes = b""  # routers through which the request came, this one included; goes on with the question
 
     @property
     def size(self) -> int:
@@ -157,7 +158,7 @@ class Asking:
             return None, "no judge", 0
         try:
             async with asyncio.timeout(item.until_s - self._clock()):
-                said = await judge.said(question)
+                said = await judge.said(question, via=item.via)
         except TimeoutError:
             judge.trouble = f"no answer within {self._deadline_s:g} s"
             return None, "timeout", 0

@@ -26,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 import httpx
 
+from serving.engine_headers import VIA_HEADER
 from serving.judging.questions import Question, shares
 from serving.targets import Endpoint, Target
 
@@ -105,21 +106,22 @@ class JudgeOpenAI:
         found = (await self.said(question)).shares
         return None if found is None else dict(found)
 
-    async def said(self, question: Question) -> Said:
-        """What it says to the question, or why that is no verdict."""
-        found = await self._asked(question)
+    async def said(self, question: Question, *, via: bytes = b"") -> Said:
+        """What it says to the question, or why that is no verdict. via: through which routers the request
+        came whose answer is judged: where the question comes to one of them it is refused (508)."""
+        found = await self._asked(question, via)
         self.first_trouble = self.first_trouble or self.trouble
         return found
 
-    async def _asked(self, question: Question) -> Said:
+    async def _asked(self, question: Question, via: bytes) -> Said:
         assert self._places is not None, "enter the judge first"
         async with self._places:
             if self.clock() < self._paused_until_s:
                 self.trouble = "it is not asked for a while: it did not answer"
                 return Said(None, "no judge")
-            answer = await self._answer(question, with_logprobs=self._has_logprobs)
+            answer = await self._answer(question, via, with_logprobs=self._has_logprobs)
             if self._has_logprobs and self.trouble == "status 400":
-                answer = await self._answer(question, with_logprobs=False)
+                answer = await self._answer(question, via, with_logprobs=False)
                 if isinstance(answer, _Answer):
                     self._has_logprobs = False  # it refuses what it does not know
         if isinstance(answer, str):
@@ -131,7 +133,7 @@ class JudgeOpenAI:
         self.trouble = None if found is not None else OTHER_WORDS
         return Said(found, None if found is not None else "unreadable", answer.tokens)
 
-    async def _answer(self, question: Question, *, with_logprobs: bool) -> _Answer | Cause:
+    async def _answer(self, question: Question, via: bytes, *, with_logprobs: bool) -> _Answer | Cause:
         """Its answer, or why there is none; then `trouble` says it in more words."""
         assert self._client is not None, "enter the judge first"
         self.asked += 1
@@ -146,6 +148,8 @@ class JudgeOpenAI:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         headers["accept-encoding"] = "identity"
+        if via:
+            headers[VIA_HEADER.decode()] = via.decode()
         url = str(Endpoint.parsed(self.url).url(Target("/v1/chat/completions")))
         try:
             async with (

@@ -90,19 +90,19 @@ class JudgeWorker:
             self._tokens, self._filled_s = _capacity(order), self._clock()
             self._asking = self._begun(order)
 
-    def ask(self, rollout: str, request_id: str, body: bytes, answer: str) -> None:
-        """Ask of this answer. body: of its request."""
+    def ask(self, rollout: str, request_id: str, body: bytes, answer: str, via: bytes = b"") -> None:
+        """Ask of this answer. body: of its request; via: the routers that it came through, with this one."""
         order, asking = self._order, self._asking
         if order is not None and asking is None and self._clock() >= self._begin_at_s:
             asking = self._asking = self._begun(order)
         if order is None or asking is None or rollout != self._rollout:
             self.no_verdict(rollout, request_id, "no judge")
             return
-        item = self._item(request_id, None, body, answer)
+        item = self._item(request_id, None, body, answer, via)
         with self._lock:
             if self._place == self._anchor_at and self._without_room(order, 0) is None:
                 self._step()
-                self._put(asking, self._anchor(), delay_s=self._random.uniform(0.01, self._anchor_delay_s))
+                self._put(asking, self._anchor(via), delay_s=self._random.uniform(0.01, self._anchor_delay_s))
             if (cause := self._without_room(order, item.size)) is None:
                 self._step()
                 self._put(asking, item)
@@ -154,17 +154,17 @@ class JudgeWorker:
                 self._asking, self._begin_at_s = None, self._clock() + AGAIN_S
                 self._end_all("no judge")
 
-    def _item(self, request_id: str, label: bool | None, body: bytes, answer: str) -> Item:
+    def _item(self, request_id: str, label: bool | None, body: bytes, answer: str, via: bytes) -> Item:
         assert self._order is not None
         until_s = self._clock() + self._deadline_s + (self._anchor_delay_s if label is not None else 0.0)
         of_judge = self._rollout, self._order.revision
-        return Item(next(self._numbers), *of_judge, request_id, label, body, answer, until_s)
+        return Item(next(self._numbers), *of_judge, request_id, label, body, answer, until_s, via)
 
-    def _anchor(self) -> Item:
+    def _anchor(self, via: bytes) -> Item:
         """One of the plants, drawn with replacement, in the form of a live question."""
         plant = self._random.choice(_PLANTS)
         body = json.dumps({"messages": [{"role": "user", "content": plant.prompt}]}).encode()
-        return self._item("", plant.is_bad, body, plant.answer)
+        return self._item("", plant.is_bad, body, plant.answer, via)
 
     def _step(self) -> None:
         """One more question of the block."""

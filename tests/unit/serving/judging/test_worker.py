@@ -105,7 +105,7 @@ def test_anchors_of_both_labels_are_drawn_at_other_places() -> None:
         worker = JudgeWorker("r", lambda _record: None)
         worker._order = ORDER
         places.add(worker._anchor_at)
-        labels.add(worker._anchor().label)
+        labels.add(worker._anchor(b"").label)
     assert (len(places) > 5, labels) == (True, {True, False})
 
 

@@ -42,7 +42,8 @@ class NotedJudge:
     def use(self, order: JudgeOrder | None, _rollout: str) -> None:
         self.orders.append(order)
 
-    def ask(self, rollout: str, request_id: str, body: bytes, answer: str) -> None:
+    def ask(self, rollout: str, request_id: str, body: bytes, answer: str, via: bytes) -> None:
+        assert via  # its own hop at least
         self.questions.append((rollout, request_id, body, answer))
 
     def no_verdict(self, rollout: str, request_id: str, cause: str) -> None:
