@@ -49,7 +49,8 @@ class JudgeRecord:
     bad: bool | None  # the verdict; None: there is none
     # Why there is none, a fixed word; None: there is one.  no answer: the assigned arm gave none whole at the
     # first attempt.  timeout.  unreadable: the request, or what the judge said.  over budget: beyond
-    # `per_minute`, or too many wait.  no judge: it fails, or is another than examined.  stopped.
+    # `per_minute`.  judge too slow: within it, and too many wait.  no judge: it fails, or is another than
+    # examined.  stopped.
     cause: str | None
     tokens: int  # of question and answer, as the endpoint counts them
     router: str

@@ -7,6 +7,7 @@ Rules:
 3. A live question and an anchor are made by the same code and look alike. An anchor is asked at a random
    moment after the answer that it was drawn beside, or each would come with a twin.
 4. A judge outside (`Endpoint.is_inside`) gets redacted texts only, anchors too.
+5. Whatever ends the thread but `close` is told to `on_end`, last of all: what waits is forgotten.
 
 Invariant: a text is in no log, record or error, and leaves memory with its verdict.
 """
@@ -49,6 +50,7 @@ class Item:
     body: bytes = field(repr=False)
     answer: str = field(repr=False)
     until_s: float  # monotonic: the deadline
+    via: bytes = b""  # routers through which the request came, this one included; goes on with the question
 
     @property
     def size(self) -> int:
@@ -64,10 +66,16 @@ class Asking:
     """Asks one judge. Each question that is `put` ends in one call of `finish`, unless this is closed."""
 
     def __init__(
-        self, order: JudgeOrder, finish: Finish, *, deadline_s: float, clock: Callable[[], float]
+        self,
+        order: JudgeOrder,
+        finish: Finish,
+        *,
+        on_end: Callable[[Asking], None],
+        deadline_s: float,
+        clock: Callable[[], float],
     ) -> None:
         """Starts the thread. Raises ValueError for a URL that is none."""
-        self._order, self._finish = order, finish
+        self._order, self._finish, self._on_end = order, finish, on_end
         self._deadline_s, self._clock = deadline_s, clock
         self._is_inside = Endpoint.parsed(order.url).is_inside
         self._loop = asyncio.new_event_loop()
@@ -102,22 +110,29 @@ class Asking:
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
-        except Exception as exc:  # noqa: BLE001 - by its kind alone: its message may quote a text
-            log.error("the judge is asked no more", extra={"kind": type(exc).__name__})
+        except BaseException as exc:  # noqa: BLE001 - by its kind alone: its message may quote a text
+            log.error("the judge's thread has ended", extra={"kind": type(exc).__name__})
         finally:
             self._loop.close()
+            if not self._closing.is_set():
+                self._on_end(self)
 
     async def _serve(self) -> None:
         order = self._order
         timeout_s = self._deadline_s * ANSWER_SHARE
         judge = JudgeOpenAI(order.url, order.model, timeout_s=timeout_s, at_once=AT_ONCE)
-        judge.uses_environment = not self._is_inside
         async with judge:
             tasks = [asyncio.create_task(self._consume(judge)) for _ in range(AT_ONCE)]
-            await self._closing.wait()
+            tasks.append(asyncio.create_task(self._closed()))
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for task in ended:
+                task.result()  # raises what ended one that asks
+
+    async def _closed(self) -> None:
+        await self._closing.wait()
 
     async def _consume(self, judge: JudgeOpenAI) -> None:
         while True:
@@ -143,7 +158,7 @@ class Asking:
             return None, "no judge", 0
         try:
             async with asyncio.timeout(item.until_s - self._clock()):
-                said = await judge.said(question)
+                said = await judge.said(question, via=item.via)
         except TimeoutError:
             judge.trouble = f"no answer within {self._deadline_s:g} s"
             return None, "timeout", 0

@@ -13,6 +13,7 @@ Invariant: no text of a request or an answer, and no key, is in a log, an error 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ CHAT = Target("/v1/chat/completions")
 # The endpoint did not judge the request: the key, a limit, overload, or what stands before it
 # (409: an engine of ours, whose route table has moved on).
 _NOT_ASKED = frozenset({401, 402, 403, 407, 408, 409, 425, 429, 502, 503, 504})
+_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+NO_WORD = "no word"  # in place of a finish reason that is a text: the endpoint's own, which may hold anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Answer:
     """The first choice of a chat completion."""
 
     text: str = field(repr=False)
-    finish: str | None  # finish reason; None: there is none
+    finish: str | None  # finish reason, or NO_WORD; None: there is none
     calls: tuple[ToolCall, ...] = ()
     is_reasoning: bool = False  # it holds reasoning beside its text
     tokens: int = 0  # of prompt and answer, as the endpoint counts them; 0: it does not
@@ -254,7 +257,9 @@ def _text(content: Any) -> str:
 
 def _finish(choice: Mapping[str, Any]) -> str | None:
     reason = choice.get("finish_reason")
-    return reason if isinstance(reason, str) and reason else None
+    if not isinstance(reason, str) or not reason:
+        return None
+    return reason if _WORD.fullmatch(reason) else NO_WORD
 
 
 def _reasons(message: Mapping[str, Any]) -> bool:

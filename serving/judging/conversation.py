@@ -50,6 +50,8 @@ def _turns(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     listed = body.get("messages")
     if listed is None:
         listed = body.get("prompt") if body.get("prompt") is not None else body.get("input")
+    if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], str):
+        listed = listed[0]  # a prompt; of several each has an answer of its own
     if isinstance(listed, str):
         yield "user", listed
         return
@@ -65,7 +67,11 @@ def _turn(turn: Mapping[str, Any]) -> str:
     if turn.get("output"):
         parts.append(_text(turn["output"]))
     calls = turn.get("tool_calls")
-    parts += [_call(one.get("function")) for one in calls if isinstance(one, dict)] if calls else []
+    parts += (
+        [_call(one.get("function")) for one in calls if isinstance(one, dict)]
+        if isinstance(calls, list)
+        else []
+    )
     parts += [_call(turn)] if turn.get("type") == "function_call" else []
     return "\n".join(part for part in parts if part)
 

@@ -1,13 +1,15 @@
 """A judge behind any OpenAI-compatible endpoint: one question, one token, its probabilities.
 
 Rules:
-1. An answer that does not come in time, or cannot be read, is no verdict: `None`. Nothing is asked twice.
+1. An answer that does not come in time, or cannot be read, is no verdict: `None`. Nothing is asked twice, but
+   for a 400 while `logprobs` are asked for: such an endpoint is asked once more without them.
 2. Never more questions at once than `at_once`; the others wait.
 3. After FAILURES_IN_A_ROW without an answer the judge is not asked for a while, twice as long each time
    (circuit breaker). What would be asked then is no verdict. A refusal of one question (400, 413, 422) says
    nothing of the next, and does not count.
 4. Of its answer ANSWER_LIMIT bytes are read, as they are sent: no compression, which could hide more. One
    that comes in drops has `timeout_s` in all.
+5. To a judge inside (`Endpoint.is_inside`) no proxy of the environment is used: it would see texts and key.
 
 Invariant: no text that is judged is in a log or an error.
 """
@@ -24,6 +26,7 @@ from typing import Any, Literal, TypeAlias
 
 import httpx
 
+from serving.engine_headers import VIA_HEADER
 from serving.judging.questions import Question, shares
 from serving.targets import Endpoint, Target
 
@@ -71,7 +74,6 @@ class JudgeOpenAI:
     timeout_s: float = 30.0
     at_once: int = 4
     clock: Callable[[], float] = time.monotonic
-    uses_environment: bool = True  # proxies that the environment names; not for a judge that stands inside
     trouble: str | None = None  # None: it has one
     first_trouble: str | None = None  # of the first question without a verdict; None: there was none
     keeps_refusal: bool = False
@@ -89,7 +91,9 @@ class JudgeOpenAI:
         Endpoint.parsed(self.url)
 
     async def __aenter__(self) -> JudgeOpenAI:
-        self._client = httpx.AsyncClient(timeout=self.timeout_s, trust_env=self.uses_environment)
+        # With a transport of its own the client reads no proxies; certificates of the environment hold.
+        direct = httpx.AsyncHTTPTransport() if Endpoint.parsed(self.url).is_inside else None
+        self._client = httpx.AsyncClient(timeout=self.timeout_s, transport=direct)
         self._places = asyncio.Semaphore(self.at_once)
         return self
 
@@ -102,21 +106,22 @@ class JudgeOpenAI:
         found = (await self.said(question)).shares
         return None if found is None else dict(found)
 
-    async def said(self, question: Question) -> Said:
-        """What it says to the question, or why that is no verdict."""
-        found = await self._asked(question)
+    async def said(self, question: Question, *, via: bytes = b"") -> Said:
+        """What it says to the question, or why that is no verdict. via: through which routers the request
+        came whose answer is judged: where the question comes to one of them it is refused (508)."""
+        found = await self._asked(question, via)
         self.first_trouble = self.first_trouble or self.trouble
         return found
 
-    async def _asked(self, question: Question) -> Said:
+    async def _asked(self, question: Question, via: bytes) -> Said:
         assert self._places is not None, "enter the judge first"
         async with self._places:
             if self.clock() < self._paused_until_s:
                 self.trouble = "it is not asked for a while: it did not answer"
                 return Said(None, "no judge")
-            answer = await self._answer(question, with_logprobs=self._has_logprobs)
+            answer = await self._answer(question, via, with_logprobs=self._has_logprobs)
             if self._has_logprobs and self.trouble == "status 400":
-                answer = await self._answer(question, with_logprobs=False)
+                answer = await self._answer(question, via, with_logprobs=False)
                 if isinstance(answer, _Answer):
                     self._has_logprobs = False  # it refuses what it does not know
         if isinstance(answer, str):
@@ -128,7 +133,7 @@ class JudgeOpenAI:
         self.trouble = None if found is not None else OTHER_WORDS
         return Said(found, None if found is not None else "unreadable", answer.tokens)
 
-    async def _answer(self, question: Question, *, with_logprobs: bool) -> _Answer | Cause:
+    async def _answer(self, question: Question, via: bytes, *, with_logprobs: bool) -> _Answer | Cause:
         """Its answer, or why there is none; then `trouble` says it in more words."""
         assert self._client is not None, "enter the judge first"
         self.asked += 1
@@ -143,6 +148,8 @@ class JudgeOpenAI:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         headers["accept-encoding"] = "identity"
+        if via:
+            headers[VIA_HEADER.decode()] = via.decode()
         url = str(Endpoint.parsed(self.url).url(Target("/v1/chat/completions")))
         try:
             async with (

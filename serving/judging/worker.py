@@ -3,11 +3,14 @@
 Rules:
 1. Every request whose unit is drawn ends in one `JudgeRecord`: a verdict, or a cause why there is none. What
    waits when the router stops, or its judge changes, ends as 'stopped' or 'no judge'.
-2. Bounded: QUEUE_LIMIT questions and QUEUE_BYTES wait. A token bucket holds `per_minute`, anchors included;
-   what is above has no verdict ('over budget'): the newest goes, whichever arm answered.
+2. Bounded: QUEUE_LIMIT questions and QUEUE_BYTES wait. A token bucket holds `per_minute`, anchors included.
+   What is above has no verdict, 'over budget' or, while the budget has room, 'judge too slow': the newest
+   goes, whichever arm answered.
 3. Of BLOCK questions one is an anchor (`plants.py`), at a random place: an answer whose truth is known, asked
    as live ones are, by which it shows whether the judge still judges alike.
 4. Only the judge that was examined is asked: with another revision each question ends as 'no judge'.
+5. When the thread ends by an error, what waits ends as 'no judge', and the first answer after AGAIN_S begins
+   another.
 
 Threads: one for the questions (`asking.py`), while there is an order. `use`, `ask` and `stop` never block for
 longer than a copy.
@@ -20,6 +23,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import random
 import threading
 import time
@@ -35,6 +39,7 @@ QUEUE_BYTES = 8 << 20  # of their requests and answers
 BLOCK = 20  # questions of which one is an anchor
 ANCHOR_DELAY_S = 10.0  # the longest, after the answer that an anchor was drawn beside
 BURST_S = 15.0  # whose share of `per_minute` may be asked at once
+AGAIN_S = 30.0  # without a thread after one has ended by an error
 STOP_S = 1.0  # for the end of the thread when the router stops
 
 log = logging.getLogger("canaryctl.router")
@@ -59,7 +64,8 @@ class JudgeWorker:
         self._order: JudgeOrder | None = None
         self._rollout = ""
         self._is_stopped = False
-        self._asking: Asking | None = None  # None: no order, or none that can be followed
+        self._asking: Asking | None = None  # None: no order, or none that can be followed now
+        self._begin_at_s = math.inf  # when it is tried again
         self._lock = threading.RLock()
         self._pending: dict[int, Item] = {}  # by number; whoever takes an item out records it
         self._bytes = 0
@@ -78,27 +84,30 @@ class JudgeWorker:
         if self._asking is not None:
             self._asking.close()
             self._asking = None
+        self._begin_at_s = math.inf
         self._end_all("no judge")
         if order is not None:
             self._tokens, self._filled_s = _capacity(order), self._clock()
             self._asking = self._begun(order)
 
-    def ask(self, rollout: str, request_id: str, body: bytes, answer: str) -> None:
-        """Ask of this answer. body: of its request."""
+    def ask(self, rollout: str, request_id: str, body: bytes, answer: str, via: bytes = b"") -> None:
+        """Ask of this answer. body: of its request; via: the routers that it came through, with this one."""
         order, asking = self._order, self._asking
+        if order is not None and asking is None and self._clock() >= self._begin_at_s:
+            asking = self._asking = self._begun(order)
         if order is None or asking is None or rollout != self._rollout:
             self.no_verdict(rollout, request_id, "no judge")
             return
-        item = self._item(request_id, None, body, answer)
+        item = self._item(request_id, None, body, answer, via)
         with self._lock:
-            if self._place == self._anchor_at and self._admits(order, 0):
+            if self._place == self._anchor_at and self._without_room(order, 0) is None:
                 self._step()
-                self._put(asking, self._anchor(), delay_s=self._random.uniform(0.01, self._anchor_delay_s))
-            if self._admits(order, item.size):
+                self._put(asking, self._anchor(via), delay_s=self._random.uniform(0.01, self._anchor_delay_s))
+            if (cause := self._without_room(order, item.size)) is None:
                 self._step()
                 self._put(asking, item)
             else:
-                self._record(item, None, "over budget", 0)
+                self._record(item, None, cause, 0)
 
     def no_verdict(self, rollout: str, request_id: str, cause: str) -> None:
         """There is nothing to ask of this request: 'no answer', or another fixed word."""
@@ -120,29 +129,42 @@ class JudgeWorker:
     # ---- inside
 
     def _begun(self, order: JudgeOrder) -> Asking | None:
-        """None: this judge is not the one that was examined, or has no address."""
+        """None: this judge is not the one that was examined, has no address, or no thread can begin now."""
+        self._begin_at_s = math.inf
         own = revision(order.model)
         if own != order.revision:
             extra = {"examined": order.revision, "own": own}
             log.error("the judge is not asked: another release examined it; update all", extra=extra)
             return None
         try:
-            return Asking(order, self._finish, deadline_s=self._deadline_s, clock=self._clock)
+            return Asking(
+                order, self._finish, on_end=self._ended, deadline_s=self._deadline_s, clock=self._clock
+            )
         except ValueError as exc:
             log.error("the judge is not asked", extra={"error": str(exc)})
-            return None
+        except (RuntimeError, OSError) as exc:  # no more threads, no more files
+            log.error("the judge is not asked for a while", extra={"error": str(exc)})
+            self._begin_at_s = self._clock() + AGAIN_S
+        return None
 
-    def _item(self, request_id: str, label: bool | None, body: bytes, answer: str) -> Item:
+    def _ended(self, asking: Asking) -> None:
+        """Its thread has ended by an error; from that thread."""
+        with self._lock:
+            if self._asking is asking:
+                self._asking, self._begin_at_s = None, self._clock() + AGAIN_S
+                self._end_all("no judge")
+
+    def _item(self, request_id: str, label: bool | None, body: bytes, answer: str, via: bytes) -> Item:
         assert self._order is not None
         until_s = self._clock() + self._deadline_s + (self._anchor_delay_s if label is not None else 0.0)
         of_judge = self._rollout, self._order.revision
-        return Item(next(self._numbers), *of_judge, request_id, label, body, answer, until_s)
+        return Item(next(self._numbers), *of_judge, request_id, label, body, answer, until_s, via)
 
-    def _anchor(self) -> Item:
+    def _anchor(self, via: bytes) -> Item:
         """One of the plants, drawn with replacement, in the form of a live question."""
         plant = self._random.choice(_PLANTS)
         body = json.dumps({"messages": [{"role": "user", "content": plant.prompt}]}).encode()
-        return self._item("", plant.is_bad, body, plant.answer)
+        return self._item("", plant.is_bad, body, plant.answer, via)
 
     def _step(self) -> None:
         """One more question of the block."""
@@ -150,15 +172,17 @@ class JudgeWorker:
         if self._place == BLOCK:
             self._place, self._anchor_at = 0, self._random.randrange(BLOCK)
 
-    def _admits(self, order: JudgeOrder, size: int) -> bool:
-        """Whether there is room and budget for one more question; takes its token."""
+    def _without_room(self, order: JudgeOrder, size: int) -> str | None:
+        """Why one more question cannot be asked now; None: it can, and its token is taken."""
         now_s = self._clock()
         earned = max(now_s - self._filled_s, 0.0) * order.per_minute / 60.0
         self._tokens, self._filled_s = min(self._tokens + earned, _capacity(order)), now_s
-        if len(self._pending) >= QUEUE_LIMIT or self._bytes + size > QUEUE_BYTES or self._tokens < 1.0:
-            return False
+        if self._tokens < 1.0:
+            return "over budget"
+        if len(self._pending) >= QUEUE_LIMIT or self._bytes + size > QUEUE_BYTES:
+            return "judge too slow"
         self._tokens -= 1.0
-        return True
+        return None
 
     def _put(self, asking: Asking, item: Item, *, delay_s: float = 0.0) -> None:
         self._pending[item.number] = item

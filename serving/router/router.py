@@ -207,7 +207,7 @@ class RouterCore:
             is_background=facts.is_background,
             is_once=is_once,
             asks_whole=facts.asks_whole,
-            is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, len(request.body)),
+            is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, request.body),
             via=via,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
@@ -270,7 +270,7 @@ class RouterCore:
         if text is None or text.body is None or answer is None:
             self.judge.no_verdict(record.rollout, record.request_id, cause)
         else:
-            self.judge.ask(record.rollout, record.request_id, text.body, answer)
+            self.judge.ask(record.rollout, record.request_id, text.body, answer, text.via)
 
     def _on_verdict(self, record: JudgeRecord) -> None:
         """What came of a question; from the judge's thread too, one at a time."""

@@ -37,6 +37,7 @@ class AnswerText:
     body: bytes | None  # None: it is too large to be read
     excerpt: AnswerExcerpt
     finish_reason: str | None
+    via: bytes = b""  # through which routers the request came, this one included
 
     def signals(self) -> Signals:
         """Its signals: some 0.1 ms for a short answer, 1 ms for one of 4000 tokens."""

@@ -54,4 +54,4 @@ class Recording:
             return None
         body = self._start.request.body
         kept = bytes(body) if len(body) <= REQUEST_LIMIT else None
-        return AnswerText(kept, scan.excerpt, scan.finish_reason)
+        return AnswerText(kept, scan.excerpt, scan.finish_reason, self._start.via)

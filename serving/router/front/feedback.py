@@ -21,10 +21,10 @@ from typing import Any
 
 from serving.clock import boot_s
 from serving.json_value import json_value
-from serving.router.front.admission import Sent, admit
+from serving.router.front.admission import Sent, admit, usable_services
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
-from serving.router.records.votes import Votes, VotesWaiting
+from serving.router.records.votes import Vote, Votes, VotesWaiting
 from serving.router.router import RouterCore
 from serving.router.types import Deliver, Refusal, json_answer
 
@@ -55,30 +55,34 @@ def answer_feedback(
         votes = _votes(json_value(bytes(parsed.body)))
     except _Bad as exc:
         return Refusal(400, "bad_feedback", str(exc))
-    services = tuple(cores) if found.service is None else (found.service,)
+    services = usable_services(cores, sent) if found.service is None else (found.service,)
+    if isinstance(services, Refusal):
+        return services
     kept = [cores[name].outbox.votes for name in services]
     if not all(one.are_kept for one in kept):
         return Refusal(501, "no_feedback", "this router keeps no feedback; start it with --feedback FILE")
-    repeated = 0
     try:
-        for id, metric, value in votes:
-            repeated += not _add(kept, id, metric, value)
+        new = _add(kept, votes, client)
     except VotesWaiting as exc:
         return Refusal(429, "feedback_waits", f"{exc}; send it again", retry_after_s=1)
-    counted = {"taken": len(votes) - repeated, "repeated": repeated}
+    counted = {"taken": new, "repeated": len(votes) - new}
     return json_answer(202, json.dumps(counted).encode())
 
 
-def _add(kept: list[Votes], id: str, metric: str, value: float) -> bool:
-    """Add it to the service that has this answer; to all, where none here knows it."""
+def _add(kept: list[Votes], votes: list[Vote], client: str) -> int:
+    """Add each to the service that has this answer; to all that the client may use, where none of them knows
+    it. How many are new. Raises VotesWaiting, and then none was added."""
     now_s, wall_s = boot_s(), time.time()
-    is_new = False
-    for one in [one for one in kept if one.knows(id)] or kept:
-        is_new = one.add(id, metric, value, now_s=now_s, wall_s=wall_s) or is_new
-    return is_new
+    to = [(vote, [one for one in kept if one.knows(vote[0])] or kept) for vote in votes]
+    for one in kept:
+        one.check([vote for vote, takers in to if one in takers], client=client, now_s=now_s)
+    taken = (
+        [one.add(vote, client=client, now_s=now_s, wall_s=wall_s) for one in takers] for vote, takers in to
+    )
+    return sum(map(any, taken))
 
 
-def _votes(body: Any) -> list[tuple[str, str, float]]:
+def _votes(body: Any) -> list[Vote]:
     """Id, metric and value of each item. Raises _Bad, naming the first item that is wrong."""
     items = body if isinstance(body, list) else [body]
     if not 1 <= len(items) <= ITEMS_LIMIT:
@@ -86,13 +90,15 @@ def _votes(body: Any) -> list[tuple[str, str, float]]:
     return [_vote(index, item) for index, item in enumerate(items)]
 
 
-def _vote(index: int, item: Any) -> tuple[str, str, float]:
+def _vote(index: int, item: Any) -> Vote:
     where = f"feedback {index}"
     if not isinstance(item, dict):
         raise _Bad(f"{where} is no JSON object; send {{'id': ..., 'thumb': 'up'}}".replace("'", '"'))
     id, said = item.get("id"), {name: value for name, value in item.items() if name != "id"}
-    if not isinstance(id, str) or not 1 <= len(id) <= ID_LIMIT:
-        raise _Bad(f"{where}: id is not 1 to {ID_LIMIT} characters; give the answer's id or its request id")
+    # What is not printable (half of a surrogate pair) is no answer's id, and in no line of a file.
+    if not (isinstance(id, str) and 1 <= len(id) <= ID_LIMIT and id.isprintable()):
+        what = f"{where}: id is not 1 to {ID_LIMIT} printable characters"
+        raise _Bad(f"{what}; give the answer's id or its request id")
     match said:
         case {"thumb": "up" | "down" as thumb, **rest} if not rest:
             return id, "thumbs", float(thumb == "up")

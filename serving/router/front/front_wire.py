@@ -94,7 +94,7 @@ class WireFront:
             core.held = self.held
         for core in self.cores.values():
             if core not in cores:
-                core.judge.stop()
+                core.judge.use(None, "")  # until it is served again; `stop` is for good
         self.core, self.cores = cores[0], {core.service: core for core in cores}
         self.services = tuple(self.cores)
         self.load.client_idle_s = self.core.limits.client_idle_s

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from serving.judge_messages import JudgeRecord
 from serving.messages import MirrorRecord, RecordBatch, RequestRecord
-from serving.router.records.votes import Votes
+from serving.router.records.votes import WAITING_LIMIT, Votes
 from serving.router.types import Canary
 
 OUTBOX_LIMIT = 20_000  # records
@@ -123,15 +123,17 @@ class Outbox:
             self._unconfirmed.append(one)
 
     def next_batch(self, *, now_s: float, last: bool = False) -> RecordBatch:
-        """The next batch; the same one again until it is acknowledged. `now_s`: wall clock."""
+        """The next batch; the same one again until it is acknowledged. `now_s`: wall clock. last: no
+        other comes after it, so that it takes all."""
         if self._unacknowledged is None:
-            records = tuple(self._ready.popleft() for _ in range(min(len(self._ready), BATCH_LIMIT)))
+            most = OUTBOX_LIMIT + WAITING_LIMIT if last else BATCH_LIMIT
+            records = tuple(self._ready.popleft() for _ in range(min(len(self._ready), most)))
             self._number += 1
             watermark_s = self._low_watermark_s(now_s)
             self._unacknowledged = RecordBatch(
                 *(self._router, self._number, records, watermark_s, self._dropped, last),
                 mirrored=tuple(self._mirrored),
-                scores=self.votes.take(BATCH_LIMIT),
+                scores=self.votes.take(most),
                 # One by one: another thread may add to them.
                 verdicts=tuple(self._verdicts.popleft() for _ in range(len(self._verdicts))),
             )

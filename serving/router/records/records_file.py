@@ -7,7 +7,7 @@ prompt, an answer or a key; `unit` is an HMAC.
 
 The file is opened for each batch and closed after it, so that one that was moved away by a rotation is begun
 anew. Batches are written in a thread: a slow disk delays no request. What waits is bounded; beyond that the
-newest records are dropped and counted.
+newest records are dropped and counted. So is a record of which no line can be made: it blocks no other.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -27,6 +28,8 @@ from serving.messages import RecordBatch, RequestRecord, ScoreRecord
 from serving.router.records.counters import ARM_NAMES
 
 LIMIT = 20_000  # records that wait
+
+_T = TypeVar("_T")
 
 # `seq` is the position in the records log of a cluster.
 FIELDS = tuple(one.name for one in dataclasses.fields(RequestRecord) if one.name != "seq")
@@ -78,24 +81,35 @@ class RecordsFile:
         self._waiting: list[bytes] = []
         self._writing: asyncio.Task[None] | None = None
         self._error: str | None = None  # of the last batch; None: it was written
+        self._unmade: set[str] = set()  # kinds of errors of which a line was not made, each logged once
 
     def add(
         self, records: Iterable[RequestRecord], service: str, verdicts: Iterable[JudgeRecord] = ()
     ) -> None:
         """Take these records."""
-        self._take(line_of(record, service) for record in records)
-        self._take(verdict_line_of(verdict, service) for verdict in verdicts)
+        self._take(records, lambda record: line_of(record, service))
+        self._take(verdicts, lambda verdict: verdict_line_of(verdict, service))
 
     def add_scores(self, scores: Iterable[ScoreRecord], service: str) -> None:
         """Take these votes."""
-        self._take(score_line(score, service) for score in scores)
+        self._take(scores, lambda score: score_line(score, service))
 
-    def _take(self, lines: Iterable[bytes]) -> None:
-        for line in lines:
-            if len(self._waiting) < self._limit:
-                self._waiting.append(line)
-            else:
+    def _take(self, taken: Iterable[_T], line: Callable[[_T], bytes]) -> None:
+        for one in taken:
+            if len(self._waiting) >= self._limit:
                 self.dropped += 1
+                continue
+            try:
+                self._waiting.append(line(one))
+            except Exception as exc:  # noqa: BLE001 - of one record; the others are to be written
+                self.dropped += 1
+                self._tell_unmade(type(exc).__name__)
+
+    def _tell_unmade(self, kind: str) -> None:
+        """Log it, once for each kind: its message may quote what a client sent."""
+        if kind not in self._unmade:
+            self._unmade.add(kind)
+            log.error(f"a record could not be written ({kind}): {self._path}; dropped, as others will be")
 
     def check(self) -> None:
         """Raises OSError when the file cannot be written."""

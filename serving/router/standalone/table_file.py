@@ -115,10 +115,12 @@ class FileTableSource:
     async def stop(self) -> None:
         """Stop checking; write the last records."""
         await self._loops.stop()
-        for core in (*self.cores.values(), *self._leaving):
-            core.unread.read_all()
-            self.take_records(core)
-        await self._kept.close()
+        try:
+            for core in (*self.cores.values(), *self._leaving):
+                core.unread.read_all()
+                self.take_records(core)
+        finally:
+            await self._kept.close()
 
     @property
     def loops(self) -> tuple[LoopState, ...]:
@@ -287,8 +289,8 @@ class FileTableSource:
         has_more = True
         while has_more:
             batch = core.report(now_s=boot_s(), wall_s=time.time())
+            core.outbox.acknowledge()  # first: a batch that could not be kept would come again for ever
             self._kept.add(batch, core.service)
-            core.outbox.acknowledge()
             has_more = bool(batch.records or batch.scores)
 
     def tell_health(self, now_s: float) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from serving.judging import chat_client
 from serving.judging.chat_client import (
+    NO_WORD,
     Answer,
     ChatClient,
     Malformed,
@@ -20,6 +21,7 @@ from serving.judging.chat_client import (
     Rejected,
     Said,
     ToolCall,
+    _finish,
     streamed_answer,
     whole_answer,
 )
@@ -115,3 +117,10 @@ def test_no_answer_breaks_the_reading(value: Any) -> None:
 def test_no_choice_breaks_the_reading(choices: list[Any]) -> None:
     whole_answer({"choices": choices, "usage": choices})
     streamed_answer(f"data: {json.dumps({'choices': choices})}\n\n".encode())
+
+
+@pytest.mark.parametrize("reason", ["x" * 65, "a user's\nsecret", "\ud800", "a secret of two words"])
+def test_a_finish_reason_that_is_no_word_is_not_repeated(reason: str) -> None:
+    """It is the endpoint's own text, and stands in the whys of a smoke test."""
+    assert _finish({"finish_reason": reason}) == NO_WORD
+    assert _finish({"finish_reason": "tool_calls"}) == "tool_calls"

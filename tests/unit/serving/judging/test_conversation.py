@@ -24,6 +24,7 @@ def user(content: Any) -> dict[str, Any]:
     [
         ({"messages": [user("Hi")]}, "Hi"),
         ({"prompt": "Once"}, "Once"),
+        ({"prompt": ["Once"]}, "Once"),
         ({"input": "Hi"}, "Hi"),
         ({"system": "Be short.", "messages": [user("Hi")]}, "system: Be short.\n\nuser: Hi"),
         ({"instructions": "Be short.", "input": "Hi"}, "system: Be short.\n\nuser: Hi"),
@@ -65,6 +66,11 @@ def test_each_api_says_what_was_said(body: dict[str, Any], text: str) -> None:
     "body",
     [
         *(b"", b"no json", b"[]", b"{}", b'{"messages": []}', b'{"messages": 7}', b'{"messages": [7]}'),
+        *(
+            b'{"messages": [{"role": "user", "tool_calls": 5}]}',
+            b'{"prompt": [1, 2]}',
+            b'{"prompt": ["a", "b"]}',
+        ),
         b'{"messages": [' + b"[" * 5_000 + b"]" * 5_000 + b"]}",
         b'{"prompt": "' + b"x" * BODY_LIMIT + b'"}',
         b'{"prompt": "x", "more": [' + b"1," * 20_000 + b"1]}",

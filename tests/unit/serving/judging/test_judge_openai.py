@@ -13,6 +13,7 @@ from serving.judging.examined import Examined, examine
 from serving.judging.judge_openai import FAILURES_IN_A_ROW, JudgeOpenAI
 from serving.judging.plants import pairs, plants
 from serving.judging.questions import NO, YES, Fault, about
+from serving.targets import Endpoint
 from tests.fakes.judge_endpoint import Says, judge_endpoint, spoken, truthful
 
 ASKED = about(Fault.WRONG, "What is 2 + 2?", "5")
@@ -172,3 +173,22 @@ async def test_an_answer_without_an_end_is_read_to_a_limit_and_for_a_time() -> N
         piece, pause_s = b" ", 0.05  # each comes in time, and they never end
         slow = await judge.said(ASKED)
     assert (large.cause, slow.cause) == ("unreadable", "timeout")
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+async def test_to_a_judge_inside_no_proxy_of_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch, is_inside: bool
+) -> None:
+    def noted(name: str) -> Says:
+        return lambda _body: (asked.append(name), spoken("yes"))[1]  # type: ignore[func-returns-value]
+
+    asked: list[str] = []
+    monkeypatch.setattr(Endpoint, "is_inside", property(lambda _self: is_inside))
+    with judge_endpoint(noted("judge")) as url, judge_endpoint(noted("proxy")) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        async with JudgeOpenAI(url, "m", "secret-key-1") as judge:
+            await judge.ask(ASKED)
+    assert asked == ["judge" if is_inside else "proxy"]

@@ -18,6 +18,7 @@ import pytest
 from serving.credentials import KeyReference
 from serving.judge_messages import JudgeOrder, JudgeRecord
 from serving.judging import asking
+from serving.judging.judge_openai import JudgeOpenAI
 from serving.judging.plants import plants
 from serving.judging.questions import revision
 from serving.judging.worker import BLOCK, QUEUE_BYTES, QUEUE_LIMIT, JudgeWorker
@@ -104,7 +105,7 @@ def test_anchors_of_both_labels_are_drawn_at_other_places() -> None:
         worker = JudgeWorker("r", lambda _record: None)
         worker._order = ORDER
         places.add(worker._anchor_at)
-        labels.add(worker._anchor().label)
+        labels.add(worker._anchor(b"").label)
     assert (len(places) > 5, labels) == (True, {True, False})
 
 
@@ -174,8 +175,8 @@ def test_a_judge_that_hangs_holds_nobody_up_and_what_waits_is_bounded() -> None:
         wait(lambda: len(of_answers(records)) == number)
         released.set()
     causes = {one.cause for one in records}
-    assert causes <= {"over budget", "timeout", "no judge"}
-    assert {"over budget", "timeout"} <= causes
+    assert causes <= {"judge too slow", "timeout", "no judge"}  # the budget would have held for all
+    assert {"judge too slow", "timeout"} <= causes
     assert worker._bytes == 0
 
 
@@ -337,6 +338,32 @@ def test_no_text_is_in_a_record_or_a_log_whatever_fails(
     for text in (caplog.text, repr(records), repr([vars(one) for one in caplog.records])):
         assert MARKED not in text
     assert not worker._pending
+
+
+@pytest.mark.parametrize(("of", "where"), [(JudgeOpenAI, "__aenter__"), (asking.Asking, "_tell")])
+def test_when_the_thread_dies_what_waits_ends_and_another_begins(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of: type, where: str
+) -> None:
+    def dies(*_args: Any, **_options: Any) -> None:
+        raise RuntimeError(f"of {MARKED}")
+
+    with monkeypatch.context() as patch, asked(lambda _body: spoken("no")) as (worker, records):
+        order = worker._order
+        worker.use(None, "r-1")
+        patch.setattr(of, where, dies)
+        worker.use(order, "r-1")
+        worker._anchor_at = BLOCK - 1
+        for number in range(9):
+            worker.ask("r-1", f"q-{number}", _body("?"), "!")
+        wait(lambda: len(records) == 9)
+        patch.undo()
+        worker.ask("r-1", "q-9", _body("?"), "!")
+        worker._begin_at_s = 0.0  # AGAIN_S have passed
+        worker.ask("r-1", "q-10", _body("?"), "!")
+        wait(lambda: len(records) == 11)
+    assert [(one.bad, one.cause) for one in records] == 10 * [(None, "no judge")] + [(False, None)]
+    assert caplog.text.count("the judge's thread has ended") == 1
+    assert MARKED not in caplog.text
 
 
 def test_without_an_order_there_is_no_thread() -> None:

@@ -42,7 +42,8 @@ class NotedJudge:
     def use(self, order: JudgeOrder | None, _rollout: str) -> None:
         self.orders.append(order)
 
-    def ask(self, rollout: str, request_id: str, body: bytes, answer: str) -> None:
+    def ask(self, rollout: str, request_id: str, body: bytes, answer: str, via: bytes) -> None:
+        assert via  # its own hop at least
         self.questions.append((rollout, request_id, body, answer))
 
     def no_verdict(self, rollout: str, request_id: str, cause: str) -> None:
@@ -191,6 +192,33 @@ def test_no_text_is_in_the_log_where_an_answer_cannot_be_read(
 
 # ---- the coin
 
+READABLE = json.dumps(ASKED).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [9906, 1917]},
+        {"prompt": [[9906, 1917]]},
+        {**ASKED, "tools": [[]] * 20_001},
+        {"messages": [{"role": "user", "tool_calls": 5}]},
+    ],
+)
+def test_a_request_that_cannot_be_read_is_not_drawn_for_the_judge(body: dict[str, Any]) -> None:
+    """Known before its answer: a service of many such would have too many verdicts missing for ever."""
+    coin = JudgeCoin(TABLE, ORDER)
+    drawn = Assignment(0, 0.1, 5, "u", "k", "sticky", ("r-1", "v2"))
+    assert coin.falls(drawn, CHAT, BodyFacts(), READABLE)
+    assert not coin.falls(drawn, CHAT, BodyFacts(), json.dumps(body).encode())
+
+
+def test_one_text_in_a_list_is_read() -> None:
+    choice = {"index": 0, "text": "A baker.", "finish_reason": "stop"}
+    answer = json.dumps({"id": "a", "choices": [choice]}).encode()
+    pieces: list[Piece] = [(0.1, head(kind="application/json", length=len(answer)) + answer)]
+    record, judge = run(pieces, path="/v1/completions", messages=None, prompt=["Who is it?"])
+    assert (record.judged, [one[3] for one in judge.questions]) == (True, ["A baker."])
+
 
 def _falls(unit: str, *, arm: int = 0, table: RouteTable = TABLE, share_bp: int = 2000, **drawn: Any) -> bool:
     coin = JudgeCoin(table, replace(ORDER, share_bp=share_bp))
@@ -198,7 +226,7 @@ def _falls(unit: str, *, arm: int = 0, table: RouteTable = TABLE, share_bp: int 
     assignment = Assignment(
         arm, fields["w"], fields["bucket"], unit, "k", fields["assigned_by"], fields["canary"]
     )
-    return coin.falls(assignment, CHAT, BodyFacts(), 100)
+    return coin.falls(assignment, CHAT, BodyFacts(), READABLE)
 
 
 @given(st.text(max_size=40), st.integers(1, 10_000), st.floats(0, 1))
@@ -221,7 +249,7 @@ def test_units_of_both_arms_have_the_same_share() -> None:
     for number in range(20_000):
         arm = int(draw.bucket_of(f"user-{number}") < 3000)
         drawn = Assignment(arm, 0.3, 1, units.of(f"user-{number}"), "k", "sticky", ("r-1", "v2"))
-        judged[arm][0] += coin.falls(drawn, CHAT, BodyFacts(), 100)
+        judged[arm][0] += coin.falls(drawn, CHAT, BodyFacts(), READABLE)
         judged[arm][1] += 1
     shares = [fell / all_ for fell, all_ in judged.values()]
     assert shares == pytest.approx([0.2, 0.2], abs=0.02)  # 4 standard errors of the smaller arm

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from serving.engine_headers import VIA_HEADER
+from serving.judge_messages import JudgeOrder, JudgeRecord
+from serving.judging.questions import revision
 from serving.messages import Arm, Replica
 from serving.router.router import RouterCore
 from serving.router.types import Limits
@@ -45,6 +48,23 @@ async def test_a_canary_that_is_the_router_itself_is_an_error_and_stable_answers
 
     assert answer.status_code == 200
     assert (record.error, record.cause, record.served_arm) == (True, "status 508", 0)
+
+
+async def test_a_judge_that_is_the_services_own_route_is_asked_nothing() -> None:
+    async with router_rig(LIMITS) as rig:
+        table, records = rig.core.table, list[JudgeRecord]()
+        assert table is not None
+        rig.core.judge._on_record = records.append
+        order = JudgeOrder(f"{rig.base}/chat/v1", "m", None, revision("m"), 10_000, "quality", 6000)
+        rig.core.on_table(replace(table, change=9, judge=order), sent_s=rig.core._polled_s or 0.0)
+        await rig.client.post("/chat/v1/chat/completions", json=ASKED, timeout=60)
+        async with asyncio.timeout(60):
+            while not any(one.label is None for one in records):  # noqa: ASYNC110 - from another thread
+                await asyncio.sleep(0.02)
+        asked = len(rig.stable.seen) + len(rig.canary.seen)
+
+    assert {one.cause for one in records} == {"no judge"}
+    assert asked == 1  # by the client
 
 
 @pytest.mark.parametrize("via", ["", "0123456789abcdef", "x, y", "a" * 9000])

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving.access import digest_of
 from serving.messages import ScoreRecord
+from serving.router.front.admission import Sent
+from serving.router.front.feedback import answer_feedback
+from serving.router.front.paths import Found, find_target
+from serving.router.front.request_parser import ParsedRequest
+from serving.router.records.records_file import KeptFiles, RecordsFile
+from serving.router.standalone.table_file import source_of
+from serving.router.types import Refusal
 from serving.table.records_log import RecordLog
+from tests.fakes.feed_maker import a_record
 from tests.fakes.virtual_wire import Wire, head, virtual_time, wire
 
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
@@ -40,7 +51,7 @@ def _said(*feedback: Any) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[
         answers = [await _sent(made, FEEDBACK, one) for one in feedback]
         log = RecordLog()
         log.append_batch(made.core.report(now_s=1e3, wall_s=1e3), now_s=0.0, wall_s=1e3)
-        page = log.read(0, 100, now_s=0.0, wall_s=1e3)
+        page = log.read(0, 1000, now_s=0.0, wall_s=1e3)
         scores = [(e.id, e.metric, e.value) for e in page.events if isinstance(e, ScoreRecord)]
         await made.close()
         return answers, scores, made
@@ -87,8 +98,10 @@ def test_a_second_vote_on_an_answer_is_told_and_does_not_count() -> None:
         ([], "0 items in one request; send 1 to 100"),
         ([{"id": "a", "thumb": "up"}] * 101, "101 items"),
         ("up", "feedback 0 is no JSON object"),
-        ({"thumb": "up"}, "id is not 1 to 200 characters"),
-        ({"id": "a" * 201, "thumb": "up"}, "id is not 1 to 200 characters"),
+        ({"thumb": "up"}, "id is not 1 to 200 printable characters"),
+        ({"id": "a" * 201, "thumb": "up"}, "id is not 1 to 200 printable characters"),
+        ({"id": "x\ud800", "thumb": "up"}, "id is not 1 to 200 printable characters"),
+        ({"id": "x\ny", "thumb": "up"}, "id is not 1 to 200 printable characters"),
         ({"id": "a"}, "it says none, or more than one, of thumb, accepted"),
         ({"id": "a", "thumb": "sideways"}, "it says none"),
         ({"id": "a", "thumb": "up", "accepted": True}, "more than one"),
@@ -118,3 +131,47 @@ def test_a_router_without_a_place_for_feedback_says_so() -> None:
         status, body = loop.run_until_complete(run())
 
     assert (status, body["error"]["code"]) == (501, "no_feedback")
+
+
+def test_unknown_votes_are_taken_whole_or_not_at_all() -> None:
+    hundred = [{"id": f"invented-{n}", "thumb": "up"} for n in range(100)]
+    more = [{"id": f"other-{n}", "thumb": "up"} for n in range(100)]
+
+    answers, scores, _ = _said(hundred, [*more[:99], {"id": "chatcmpl-1", "thumb": "up"}])
+
+    assert [status for status, _ in answers] == [202, 429]
+    assert len(scores) == 100
+    assert all(id.startswith("invented") for id, *_ in scores)
+
+
+TWO = """
+services:
+  - service: a
+    stable: {{url: "http://127.0.0.1:8001"}}
+    keys: [{{name: one, sha256: "{one}"}}]
+    keys_required: true
+  - service: b
+    stable: {{url: "http://127.0.0.1:8002"}}
+    keys: [{{name: two, sha256: "{two}"}}]
+    keys_required: true
+"""
+
+
+def test_a_key_of_one_service_votes_on_no_answer_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text(TWO.format(one=digest_of("sk-one"), two=digest_of("sk-two")))
+    feedback = KeptFiles(feedback=RecordsFile(tmp_path / "feedback.jsonl"))
+    cores = source_of(path, feedback).cores
+    cores["b"].outbox.votes.answered(replace(a_record(1), request_id="req-b", answer_id="c-b"))
+    headers = ((b"authorization", b"Bearer sk-one"),)
+    body = json.dumps([{"id": id, "thumb": "down"} for id in ("c-b", "unknown")]).encode()
+    parsed = ParsedRequest("POST", FEEDBACK.encode(), headers, body, True, True)
+    sent = Sent("POST", FEEDBACK.encode(), headers, "10.0.0.1")
+    found = find_target("POST", FEEDBACK.encode(), tuple(cores))
+    assert isinstance(found, Found)
+
+    answer = answer_feedback(cores, parsed, found, sent)
+
+    assert not isinstance(answer, Refusal)
+    assert [one.id for one in cores["a"].outbox.votes.take(9)] == ["c-b", "unknown"]
+    assert cores["b"].outbox.votes.take(9) == ()

@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 
 from serving.judge_messages import JudgeRecord
-from serving.router.records.outbox import OUTBOX_LIMIT, VERDICTS_LIMIT, Outbox
+from serving.messages import ScoreRecord
+from serving.router.records.outbox import BATCH_LIMIT, OUTBOX_LIMIT, VERDICTS_LIMIT, Outbox
+from serving.router.records.votes import WAITING_LIMIT
 from tests.unit.serving.table.test_records_log import record
 
 CANARY = ("r-1", "v-2")
@@ -111,3 +113,16 @@ def test_verdicts_go_with_the_next_batch_once_and_the_oldest_are_lost_and_counte
     outbox.acknowledge()
     last = outbox.next_batch(now_s=1.0).verdicts
     assert (len(last), last[0].request_id, outbox.lost_verdicts) == (VERDICTS_LIMIT, "q3", 3)
+
+
+def test_the_last_batch_takes_all_records_and_votes() -> None:
+    outbox = Outbox("r")
+    for _ in range(BATCH_LIMIT + 1):
+        outbox.add(record(), assigned_s=1.0, canary=None)
+    outbox.votes.waiting.extend([ScoreRecord(0, "req-0", "thumbs", 1.0, 0.0)] * WAITING_LIMIT)
+    usual = outbox.next_batch(now_s=101.0)
+    outbox.acknowledge()
+    last = outbox.next_batch(now_s=102.0, last=True)
+
+    assert (len(usual.records), len(usual.scores)) == (BATCH_LIMIT, BATCH_LIMIT)
+    assert (len(last.records), len(last.scores)) == (1, WAITING_LIMIT - BATCH_LIMIT)

@@ -95,6 +95,24 @@ async def test_a_file_that_was_moved_away_is_begun_anew(table: Path) -> None:
     assert [len(one.read_text().splitlines()) for one in (path.with_suffix(".1"), path)] == [1, 2]
 
 
+async def test_a_vote_of_which_no_line_can_be_made_blocks_no_other(
+    table: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = table.parent / "feedback.jsonl"
+    feedback = RecordsFile(path, option="--feedback")
+    source = source_of(table, KeptFiles(feedback=feedback))
+    core = source.cores["chat"]
+    for id in ("before", "x\ud800", "after"):
+        core.outbox.votes.waiting.append(ScoreRecord(0, id, "thumbs", 1.0, 1.0))
+    source.take_records(core)
+    source.take_records(core)
+    await source.stop()
+
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["before", "after"]
+    assert feedback.dropped == 1
+    assert "a record could not be written" in caplog.text
+
+
 async def test_records_wait_within_bounds_while_the_file_cannot_be_written(table: Path) -> None:
     folder = table.parent / "later"
     records = RecordsFile(folder / "records.jsonl", limit=3)
@@ -123,7 +141,7 @@ async def test_votes_go_to_a_file_of_their_own_in_the_form_that_backtest_reads(t
     kept = KeptFiles(feedback=RecordsFile(path, option="--feedback"))
     source = source_of(table, kept)
     core = source.cores["chat"]
-    core.outbox.votes.add("req-1", "thumbs", 0.0, now_s=1e6, wall_s=2.0)
+    core.outbox.votes.add(("req-1", "thumbs", 0.0), client="key a", now_s=1e6, wall_s=2.0)
     source.take_records(core)
     await kept.close()
 

@@ -8,12 +8,29 @@ import pytest
 
 from serving.messages import ScoreRecord
 from serving.router.records import votes as module
-from serving.router.records.votes import UNKNOWN_PER_S, WAITING_LIMIT, Votes, VotesWaiting
+from serving.router.records.votes import (
+    ALL_UNKNOWN_AT_ONCE,
+    ALL_UNKNOWN_PER_S,
+    CLIENTS_LIMIT,
+    UNKNOWN_AT_ONCE,
+    UNKNOWN_PER_S,
+    WAITING_LIMIT,
+    Votes,
+    VotesWaiting,
+)
 from tests.fakes.feed_maker import a_record
 
 
-def _add(votes: Votes, id: str, metric: str = "thumbs", value: float = 1.0, now_s: float = 1e6) -> bool:
-    return votes.add(id, metric, value, now_s=now_s, wall_s=5.0)
+def _add(
+    votes: Votes,
+    id: str,
+    metric: str = "thumbs",
+    value: float = 1.0,
+    now_s: float = 1e6,
+    client: str = "key a",
+) -> bool:
+    votes.check([(id, metric, value)], client=client, now_s=now_s)
+    return votes.add((id, metric, value), client=client, now_s=now_s, wall_s=5.0)
 
 
 def test_the_first_vote_on_an_answer_counts_by_either_of_its_ids() -> None:
@@ -50,8 +67,33 @@ def test_of_invented_ids_few_a_second_are_taken_and_known_ones_are_not_held_up()
         except VotesWaiting:
             continue
 
-    assert taken == pytest.approx(11 * UNKNOWN_PER_S, abs=2)
+    assert taken == pytest.approx(UNKNOWN_AT_ONCE + 10 * UNKNOWN_PER_S, abs=2)
     assert _add(votes, "req-1")
+    assert _add(votes, "of another router", client="key b", now_s=1e6 + 10)
+
+
+def test_what_many_clients_invent_is_bounded_and_so_is_what_is_known_of_them() -> None:
+    votes, taken = Votes(), 0
+    for n in range(10_000):
+        try:
+            taken += _add(votes, f"invented-{n}", client=f"address {n}", now_s=1e6 + n / 1000)
+        except VotesWaiting:
+            continue
+
+    assert taken == pytest.approx(ALL_UNKNOWN_AT_ONCE + 10 * ALL_UNKNOWN_PER_S, abs=2)
+    assert len(votes._unknown_of) == CLIENTS_LIMIT
+
+
+def test_votes_of_one_request_are_checked_before_one_is_taken() -> None:
+    votes = Votes()
+    hundred = [(f"invented-{n}", "thumbs", 1.0) for n in range(100)]
+    votes.check(hundred, client="key a", now_s=1e6)
+    votes.add(("another", "thumbs", 1.0), client="key a", now_s=1e6, wall_s=5.0)
+    with pytest.raises(VotesWaiting, match="does not know"):
+        votes.check(hundred, client="key a", now_s=1e6)
+
+    votes.check([*hundred[:99], *hundred[:99]], client="key a", now_s=1e6)  # twice the same is one
+    assert len(votes.take(1000)) == 1
 
 
 def test_what_waits_and_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ canary: {url: "http://127.0.0.1:8002"}
 weight_bp: 5000
 judge: {url: "http://127.0.0.1:8003/v1", model: judge}
 """
+OTHER = 'service: other, stable: {url: "http://127.0.0.1:8004"}'
 MARKED = "Zebulon-Quarterstaff"
 
 
@@ -100,6 +101,29 @@ def test_a_table_that_is_no_more_is_judged_no_more(path: Path, tmp_path: Path) -
     path.write_text(TABLE.replace("judge:", "# judge:"))
     assert source.reload() is None
     assert core.judge._asking is None
+
+
+def test_a_service_that_left_and_came_back_while_a_request_was_open_is_judged(
+    path: Path, tmp_path: Path
+) -> None:
+    source = source_of(path, KeptFiles(RecordsFile(tmp_path / "r.jsonl")))
+    front_of(source)
+    core = source.cores["chat"]
+    core.outbox.opened("req-1", 1.0)
+    both = f"services:\n  - {{{OTHER}}}\n"
+    with_judged = both + "  - " + "    ".join(TABLE.strip().splitlines(keepends=True)) + "\n"
+    path.write_text(with_judged)
+    assert source.reload() is None
+    path.write_text(both)
+    assert source.reload() is None
+    assert core.judge._asking is None
+    core.judge.ask("", "req-1", b"{}", "")
+    path.write_text(with_judged)
+    assert source.reload() is None
+
+    assert source.cores["chat"] is core
+    assert core.judge._asking is not None
+    core.judge.stop()
 
 
 class _Marked(Engine):
