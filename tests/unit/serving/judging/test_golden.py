@@ -179,6 +179,14 @@ def asked(canary: list[Reply], stable: list[Reply]) -> Golden:
 RIGHT, WRONG, GONE = Reply("right"), Reply("no"), Reply(status=503)
 
 
+def test_of_the_answers_only_the_beginning_is_kept_and_only_to_be_shown() -> None:
+    cases = golden_set(line(reference="x"), name="g").cases
+    chat = ModelChat(lambda _body: Reply("wrong " * 1000))
+    assert asyncio.run(ask_golden(cases, chat, chat)).canary[0].text == ""
+    shown = asyncio.run(ask_golden(cases, chat, chat, kept=8))
+    assert (shown.canary[0].text, shown.stable and shown.stable[0].text) == ("wrong wr", "")
+
+
 def test_pairs_are_counted_in_all_and_by_tag() -> None:
     found = asked([WRONG, WRONG, RIGHT, RIGHT, Reply(status=400)], [RIGHT, RIGHT, WRONG, RIGHT, RIGHT])
     assert found.total == Tally(5, 2, 0, 4, 0, lost=3, won=1)
