@@ -32,7 +32,7 @@ from controller.api.bodies import (
 )
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
-from controller.api.event_stream import StreamedViews, events, while_allowed
+from controller.api.event_stream import HeldStream, StreamedViews, Streams, events, while_allowed
 from controller.api.keys import FindProblem, key_problem, missing_keys
 from controller.api.slow_calls import (
     SlowCalls,
@@ -157,19 +157,24 @@ def make_app(
     version: str,
     lookups: TokenLookups | None = None,
     slow: SlowCalls | None = None,
+    streams: Streams | None = None,
     find_key: FindProblem = key_problem,
 ) -> FastAPI:
     """The application. Every route is asynchronous, and what it does that may wait runs in threads of its own
     kind (slow_calls.py): a synchronous route would share its threads with all others.
 
-    lookups: owners of the bearer tokens; None: as stored. find_key: why an endpoint's key cannot be read.
+    lookups: owners of the bearer tokens; None: as stored. streams: of events; None: bounded by default.
+    find_key: why an endpoint's key cannot be read.
     """
     lookups = lookups if lookups is not None else TokenLookups(store)
     app = FastAPI(title="canaryctl", version=version, docs_url="/docs", redoc_url=None)
     build_views()
     views = ViewBuilder(store, runner, base_url, find_key)
     add_error_handling(app)
-    _add_reads(app, store, views, runner, version, lookups)
+    shown = view_calls()
+    _add_reads(app, store, views, runner, version, lookups, shown)
+    streamed = StreamedViews(store, lambda row: views.service(row), shown)
+    _add_events(app, store, streamed, lookups, streams if streams is not None else Streams())
     _add_writes(app, commands, views, lookups, slow if slow is not None else SlowCalls())
     return app
 
@@ -187,11 +192,11 @@ def _add_reads(
     runner: Runner,
     version: str,
     lookups: TokenLookups,
+    shown: SlowCalls,
 ) -> None:
     may_view = requires(lookups, Role.VIEWER)
     viewer = [Depends(may_view)]
-    histories, shown, healths = history_calls(), view_calls(), health_calls()
-    streamed = StreamedViews(store, lambda row: views.service(row), shown)
+    histories, healths = history_calls(), health_calls()
 
     @app.get("/healthz")
     async def health() -> Health:
@@ -235,14 +240,24 @@ def _add_reads(
         """One rollout by its id, running or ended; also of a service that was taken down."""
         return await shown.run(lambda: views.rollout_by_id(service, rollout))
 
-    @app.get("/v1/services/{service}/events", dependencies=viewer, response_class=StreamingResponse)
-    async def stream_events(request: Request, service: str, after: int | None = None) -> StreamingResponse:
+
+def _add_events(
+    app: FastAPI, store: SqlStore, streamed: StreamedViews, lookups: TokenLookups, streams: Streams
+) -> None:
+    may_view = requires(lookups, Role.VIEWER)
+    viewer = Depends(may_view)
+
+    @app.get("/v1/services/{service}/events", response_class=StreamingResponse)
+    async def stream_events(
+        request: Request, service: str, after: int | None = None, identity: Identity = viewer
+    ) -> StreamingResponse:
         """Server-sent events: `log` (a line of the service's log), `view` (the service, when it changed)."""
         await asyncio.to_thread(store.service, service)
         last = whole(request.headers.get("last-event-id", ""))
         start = after if after is not None else last or 0
         allowed = while_allowed(events(store, streamed, service, start), lambda: may_view(request))
-        return StreamingResponse(allowed, media_type="text/event-stream")
+        streams.enter(identity.name)
+        return HeldStream(allowed, leave=lambda: streams.leave(identity.name))
 
 
 def _add_writes(

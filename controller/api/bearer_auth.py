@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from controller.api.slow_calls import SlowCalls, look_up_calls
+from controller.api.slow_calls import look_up_calls
 from controller.auth import Identity, Role, token_digest
 
 UNKNOWN_S = 2.0  # for so long a token that was unknown is not looked up again
@@ -43,7 +43,8 @@ class TokenLookups:
         self._identities = identities
         self._held = held
         self._clock = clock
-        self._files, self._rest, self._urgent = look_up_calls(), look_up_calls(), look_up_calls()
+        self._files, self._urgent_files = look_up_calls(), look_up_calls()
+        self._rest, self._urgent = look_up_calls(), look_up_calls()
         self._unknown: dict[str, float] = {}  # digests, with the time until which they are not looked up
 
     async def identity(self, digest: str, *, is_urgent: bool = False) -> Identity | None:
@@ -53,12 +54,13 @@ class TokenLookups:
         """
         held = self._held
         if held is not None:
-            found = await self._files.run(lambda: held(digest))
+            files = self._urgent_files if is_urgent else self._files
+            found = await files.run(lambda: held(digest))
             if found is not None:
                 return found
         if self._clock() < self._unknown.get(digest, 0.0):
             return None
-        calls: SlowCalls = self._urgent if is_urgent else self._rest
+        calls = self._urgent if is_urgent else self._rest
         found = await calls.run(lambda: self._identities.identity(digest))
         if found is None:
             self._remember(digest)

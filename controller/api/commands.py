@@ -18,6 +18,7 @@ from controller.api.bodies import FeedbackResult, flag_of, refuse_unknown, text_
 from controller.api.engine_rights import refuse_new_arguments, refuse_new_code
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import unjudged_lines, unprovable_lines, with_forecast
+from controller.api.golden_rights import refuse_new_golden
 from controller.api.keys import missing_keys
 from controller.api.proposal import (
     Proposal,
@@ -278,6 +279,7 @@ class Commands(Returns):
         spec = service_spec(row)
         policy = parse_policy(body["policy"]) if body.get("policy") is not None else spec.policy
         policy = as_twin(policy, body)
+        refuse_new_golden(policy, spec, self._store, identity)
         refuse_unknown_covariates(policy)
         refuse_unknown_audiences(policy, spec)
         # One way for every controller: without the measurements a deploy would skip what depends on them.

@@ -5,18 +5,69 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from controller import telemetry
 from controller.api.slow_calls import SlowCalls
-from controller.errors import CanaryctlError, UnknownService
+from controller.errors import CanaryctlError, UnknownService, Unreachable
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.views.models import ServiceView
 
 EVENTS_POLL_S = 0.25
+MAX_STREAMS = 256
+SHARE_OF_ONE = 4  # a quarter of them is the most that one caller may have
+FULL_RETRY_AFTER_S = 10
+
+
+class Streams:
+    """How many streams are open, in all and of each caller: each holds a connection for as long as its client
+    likes, and who rolls back needs one. Of one event loop."""
+
+    def __init__(self, limit: int = MAX_STREAMS) -> None:
+        self._limit = limit
+        self._of_one = max(1, limit // SHARE_OF_ONE)
+        self._open: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._open.total()
+
+    def enter(self, name: str) -> None:
+        """One more of this caller. Raises Unreachable where there are too many."""
+        count = self._open[name]
+        if count >= self._of_one:
+            text = f"{name} has {count} event streams open already, at most {self._of_one} may be"
+        elif len(self) >= self._limit:
+            text = f"{len(self)} event streams are open already, at most {self._limit} may be"
+        else:
+            self._open[name] += 1
+            return
+        raise Unreachable(f"{text}; end one, or ask without a stream", retry_after_s=FULL_RETRY_AFTER_S)
+
+    def leave(self, name: str) -> None:
+        """One of this caller has ended."""
+        self._open[name] -= 1
+        if self._open[name] <= 0:
+            del self._open[name]
+
+
+class HeldStream(StreamingResponse):
+    """A stream that leaves its place when it ends, also where its client went before it began."""
+
+    def __init__(self, content: AsyncIterator[str], *, leave: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
 
 
 class StreamedViews:

@@ -51,14 +51,14 @@ def judge(
     """Examine a judge of answers before it may vote.
 
     Asks it of 100 answers whose truth is known, and of 20 pairs in both orders. Sends only texts that ship
-    with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer.
+    with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer, or too few.
     """
     import asyncio
     import os
     import time
 
     from controller.errors import BadInput, Unreachable
-    from evaluation.judging.admission import PairVerdict, PlantVerdict, admission
+    from evaluation.judging.admission import PairVerdict, PlantVerdict, admission, is_silent
     from serving.credentials import KeyReference, NoKey
     from serving.judging.examined import Examined, examine
     from serving.judging.judge_openai import JudgeOpenAI
@@ -84,7 +84,8 @@ def judge(
     said = asyncio.run(run())
     if all(called is None for *_, called in said.plants):
         raise Unreachable(f"{url} gave no verdict: {_trouble(asked)}")
-    found = admission([PlantVerdict(*one) for one in said.plants], [PairVerdict(*one) for one in said.pairs])
+    verdicts = [PlantVerdict(*one) for one in said.plants], [PairVerdict(*one) for one in said.pairs]
+    found, is_unclear = admission(*verdicts), is_silent(*verdicts)
     kinds: dict[str, list[bool]] = {}
     for kind, is_bad, called in said.plants:
         if is_bad:
@@ -106,9 +107,11 @@ def judge(
         tokens=asked.tokens,
         took_s=round(time.monotonic() - began_s, 1),
     )
-    emit(report, output, lambda _is_wide: _shown(report))
+    emit(report, output, lambda _is_wide: _shown(report, is_unclear=is_unclear))
     if asked.first_trouble is not None and found.missing:
         note(f"the first question without a verdict: {_trouble(asked)}")
+    if is_unclear:
+        raise Unreachable(f"{url} gave too few verdicts to be judged: {_trouble(asked)}")
     if not report.admitted:
         raise typer.Exit(REFUSED)
 
@@ -129,8 +132,8 @@ def _trouble(asked: JudgeOpenAI) -> str:
     return f"{why}{f' ({said})' if said else ''}; {remedy}"
 
 
-def _shown(report: JudgeReport) -> str:
-    """The report as lines."""
+def _shown(report: JudgeReport, *, is_unclear: bool) -> str:
+    """The report as lines. is_unclear: it is not admitted for its missing verdicts alone."""
     from evaluation.judging.admission import FIRST_RANGE, MAX_FALSE, MIN_FOUND, MIN_OF_KIND, MIN_SAME
 
     low, high = FIRST_RANGE
@@ -150,5 +153,6 @@ def _shown(report: JudgeReport) -> str:
         f"no verdict            {report.missing:.0%} of {report.questions} questions, "
         f"{report.tokens:,} tokens, {report.took_s:g} s",
     ]
-    verdict = "ADMITTED" if report.admitted else "REFUSED: " + "; ".join(report.reasons)
+    word = "NOT JUDGED" if is_unclear else "REFUSED"
+    verdict = "ADMITTED" if report.admitted else f"{word}: " + "; ".join(report.reasons)
     return "\n".join([*lines, f"{verdict} ({report.model}, revision {report.revision})"])

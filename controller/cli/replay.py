@@ -109,12 +109,18 @@ def replay(
 
 
 def _sides(against: str, model: str | None, api_key_env: str | None) -> tuple[Side, Side]:
-    """Both endpoints. Raises BadInput."""
+    """Both endpoints. Raises BadInput, without what an address may hold of a key."""
     from controller.wiring.replay import Side
+    from serving.targets import Endpoint
 
     urls = [one.strip() for one in against.split(",")]
     if len(urls) != 2 or not all(urls):
-        raise BadInput(f"--against {against!r} is not two URLs; give stable's and the canary's: URL,URL")
+        raise BadInput(f"--against is not two URLs but {len(urls)}; give stable's and the canary's: URL,URL")
+    for url in urls:
+        try:
+            Endpoint.parsed(url)
+        except ValueError as exc:
+            raise BadInput(f"--against: {exc}") from exc
     models, keys = _two("--model", model), _two("--api-key-env", api_key_env)
     stable, canary = (Side(*one) for one in zip(urls, models, keys, strict=True))
     if (stable.url, stable.model) == (canary.url, canary.model):

@@ -57,6 +57,8 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
         body["policy"] = _located(body["policy"], base)
     if spec.api_key_file is not None:
         body["api_key_file"] = spec.api_key_file
+    if spec.judge is not None and spec.judge.api_key_file is not None:
+        body["judge"] = {**body["judge"], "api_key_file": spec.judge.api_key_file}
     if spec.checkpoint is not None:
         with cached_digests(settings.digests_path) as digests:
             fingerprint_checkpoint(Path(spec.checkpoint), architectures=known_architectures(), cache=digests)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serving.judging.smoke_cases import Kind
 
 REFUSED = 3  # exit code: as of a conflict
+SHOWN_LIMIT = 4 << 10  # characters of an answer to a golden case
 
 
 class SmokeKind(BaseModel):
@@ -123,7 +124,7 @@ def smoke(
     stable = _client(against, against_model, against_api_key_env, timeout, at_once) if against else None
 
     began_s = time.monotonic()
-    found, answers = asyncio.run(_asked(canary, stable, cases, [Kind(one) for one in require or ()]))
+    found, answers = asyncio.run(_asked(canary, stable, cases, [Kind(one) for one in require or ()], show))
     verdict = preflight_verdict(found, answers)
     if verdict.word == "not judged" and all(one.result == "not judged" for one in found.canary):
         raise Unreachable(f"{url}: {verdict.whys[0]}; check the address, --model and the key")
@@ -154,7 +155,7 @@ def smoke(
 
 
 async def _asked(
-    canary: ChatClient, stable: ChatClient | None, cases: GoldenSet | None, require: list[Kind]
+    canary: ChatClient, stable: ChatClient | None, cases: GoldenSet | None, require: list[Kind], show: bool
 ) -> tuple[Smoke, Golden | None]:
     from contextlib import AsyncExitStack
 
@@ -167,10 +168,9 @@ async def _asked(
                 await stack.enter_async_context(client)
                 await _name_model(client, "--model" if client is canary else "--against-model")
         found = await smoke(canary, stable, require=require)
-        is_there = found.not_judged is None
-        return found, await ask_golden(
-            cases.cases, canary, stable
-        ) if cases is not None and is_there else None
+        if cases is None or found.not_judged is not None:
+            return found, None
+        return found, await ask_golden(cases.cases, canary, stable, kept=SHOWN_LIMIT if show else 0)
 
 
 async def _name_model(client: ChatClient, option: str) -> None:

@@ -17,7 +17,7 @@ from controller.evidence.live_load import LiveLoad
 from controller.evidence.mirrored import counted, mirror_of, mirror_to_mapping
 from controller.evidence.point_estimates import point_estimates
 from controller.evidence.reader import JoinedPage, RecordsReader
-from controller.evidence.records import GateConfig, draw_of, score_of
+from controller.evidence.records import GateConfig, draw_of
 from controller.evidence.score_join import JOIN_WINDOW_S, MAX_IDS, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
 from controller.evidence.snapshot import envelope_of, stored_feed
@@ -135,7 +135,7 @@ class Feed:
             if event.is_new:
                 self._consume(event.request)
             for score in event.scores:
-                self._add(score_of(score, event.request))
+                self._add(self._judged.score_of(score, event.request))
         for copied in page.mirrored:
             if copied.rollout == self._rollout:
                 self._mirror = counted(self._mirror, copied)

@@ -1,8 +1,8 @@
 """Verdicts of a rollout's judge as evidence: joined to the sampled requests, counted, watched for drift.
 
 Rules:
-1. A verdict on an answer is a score of the judge's metric: 1 right, 0 wrong. The first score of a request
-   counts, so a user's own feedback of that metric never comes on top.
+1. A verdict on an answer is a score of the judge's metric: 1 right, 0 wrong. Scores of that metric from
+   others are left out, and counted: whoever sends them chooses of which answers.
 2. A verdict by another revision than the one that was examined, or of another rollout, is not read.
 3. A sampled answer without a verdict when its time is over is missing, whatever comes later.
 4. Verdicts on anchors, whose labels are known, are no evidence of the rollout: they watch the judge. Once it
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from controller.evidence.records import GateConfig
+from controller.evidence.records import GateConfig, score_of
 from controller.rollout.judge_plan import JudgeState
 from controller.rollout.observation import JudgeEvidence
 from evaluation.judging.anchors import AnchorWatch, RateChange
@@ -24,7 +24,7 @@ from evaluation.records import Score
 from evaluation.report import EvaluationReport, GateReport, Source, Verdict
 from evaluation.verdict import rollback_of
 from serving.judge_messages import JudgeRecord
-from serving.messages import RequestRecord
+from serving.messages import RequestRecord, ScoreRecord
 
 MAX_OPEN = 100_000  # sampled answers, or verdicts, that wait for the other
 LATE, LOST = "too late", "lost"
@@ -54,6 +54,7 @@ class JudgedAnswers:
         self._sampled = SampledVerdicts()
         self._watch = AnchorWatch()
         self._anchors = [0, 0]  # verdicts, wrong ones
+        self._others = 0  # scores of the metric that are no verdicts
 
     def follow(self, judge: JudgeState) -> None:
         """Note what the rollout knows of its judge, at each look."""
@@ -77,6 +78,13 @@ class JudgedAnswers:
         if len(self._open) > MAX_OPEN:
             arm, _ = self._open.pop(next(iter(self._open)))
             self._sampled.add(arm, LOST)
+
+    def score_of(self, score: ScoreRecord, request: RequestRecord) -> Score | None:
+        """The score of a request that somebody sent; None: it is none of its arm, or the judge's to give."""
+        if score.metric == self._metric:  # None without a judge, as no score has
+            self._others += request.rollout == self._rollout
+            return None
+        return score_of(score, request)
 
     def take(self, verdict: JudgeRecord) -> Score | None:
         """The score that a verdict is; None: it is none, or not of this rollout's judge."""
@@ -132,6 +140,8 @@ class JudgedAnswers:
             causes=tuple(causes),
             drift=self._judge.drift or self._watch.drift,
             too_many=self._sampled.too_many(self._max_missing),
+            others=self._others,
+            metric=self._metric,
         )
 
     def applied_to(self, report: EvaluationReport) -> EvaluationReport:
@@ -159,6 +169,7 @@ class JudgedAnswers:
             "causes": self._sampled.causes,
             "watch": asdict(self._watch),
             "anchors": self._anchors,
+            "others": self._others,
         }
 
     def restore(self, data: Mapping[str, Any] | None) -> None:
@@ -174,6 +185,7 @@ class JudgedAnswers:
             watch["alpha"], _rate(watch["misses"]), _rate(watch["alarms"]), watch["drift"]
         )
         self._anchors = list(data["anchors"])
+        self._others = data.get("others", 0)  # of a snapshot of an older release there are none
 
 
 def _rate(data: Mapping[str, Any]) -> RateChange:

@@ -17,7 +17,7 @@ from controller import telemetry
 from controller.quantities import duration
 from controller.rollout.actions import ExamineJudge
 from controller.rollout.judge_plan import JudgeFound, JudgePlan
-from evaluation.judging.admission import Admission, PairVerdict, PlantVerdict, admission
+from evaluation.judging.admission import Admission, PairVerdict, PlantVerdict, admission, is_silent
 from serving.credentials import KeyReference, NoKey
 from serving.judging.examined import Examined, examine
 from serving.judging.judge_openai import JudgeOpenAI
@@ -110,12 +110,14 @@ def _found(ask: Ask, examination: ExamineJudge) -> JudgeFound:
 
 
 def found_of(examined: Examined, plan: JudgePlan, attempt: int) -> JudgeFound:
-    """The result of an examination in which the judge said something."""
-    result = admission(
-        [PlantVerdict(*one) for one in examined.plants], [PairVerdict(*one) for one in examined.pairs]
+    """The result of an examination in which the judge said something: it is refused for that alone."""
+    verdicts = (
+        [PlantVerdict(*one) for one in examined.plants],
+        [PairVerdict(*one) for one in examined.pairs],
     )
+    result = admission(*verdicts)
     return JudgeFound(
-        outcome="admitted" if result.is_admitted else "refused",
+        outcome="admitted" if result.is_admitted else "silent" if is_silent(*verdicts) else "refused",
         attempt=attempt,
         text=figures(result) if result.is_admitted else "; ".join(result.reasons),
         revision=revision(plan.model),

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from controller.rollout.desired import canary_replicas
-from controller.rollout.evidence_gap import evidence_gap, missing_evidence, not_judged
+from controller.rollout.evidence_gap import evidence_gap, is_judge_alone, missing_evidence, not_judged
 from controller.rollout.figures import with_figures
 from controller.rollout.journal import (
     log,
@@ -286,7 +286,10 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return None
     blink_s = state.plan.unreadable_s
     missing = _missing(state, seen, now_s)
-    if missing and _has_lasted(state.missing_since_s, blink_s, now_s) and _on_missing(state) == "rollback":
+    is_due = (
+        missing and _has_lasted(state.missing_since_s, blink_s, now_s) and not is_judge_alone(state, seen)
+    )
+    if is_due and _on_missing(state) == "rollback":
         where = "the stage's" if state.phase is Phase.STAGE else f"the {state.phase.value} phase's"
         return Cause(CauseKind.MISSING, f"at {where} deadline: {missing}")
     # A smoke test that is held runs again, after a restart too: what it waited for says nothing of its time.

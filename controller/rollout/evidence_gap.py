@@ -45,6 +45,22 @@ def missing_evidence(seen: Observation) -> str:
     return "the evidence is INVALID" if seen.evidence.verdict is Verdict.INVALID else ""
 
 
+def is_judge_alone(state: RolloutState, seen: Observation) -> bool:
+    """Whether nothing is missing but what the judge makes void: refused, silent, drifted or too many missing.
+
+    That says nothing of the canary, so it is held for it, and never rolled back, whatever `on_missing` says.
+    """
+    plan, evidence = state.plan.judge, seen.evidence
+    if plan is None or evidence is None or not evidence.missing or evidence.frozen:
+        return False
+    shown = evidence.judge
+    why = state.judge.void or (shown.drift or shown.too_many if shown is not None else None)
+    has_stopped = any(gate.source is Source.STOPPED and not gate.is_alarm for gate in evidence.gates)
+    judged = {gate.gate for gate in evidence.gates if gate.metric == plan.metric}
+    is_alone = all(line.partition(":")[0] in judged for line in evidence.missing)
+    return why is not None and is_alone and not has_stopped
+
+
 def not_judged(state: RolloutState, seen: Observation) -> str:
     """Why the smoke test has no verdict; empty: it has one, or it runs."""
     probe = probe_status(state, seen)

@@ -33,7 +33,10 @@ class JudgeAsked:
 
 @dataclass(frozen=True, slots=True)
 class JudgeFound:
-    """Result of one examination. silent: no verdict came. Shares from 0 to 1; None: nothing of that kind."""
+    """Result of one examination. silent: no verdict came, or too few to tell.
+
+    Shares from 0 to 1; None: nothing of that kind.
+    """
 
     outcome: Literal["admitted", "refused", "silent"]
     attempt: int

@@ -130,6 +130,8 @@ class JudgeEvidence:
     causes: tuple[tuple[str, int], ...] = ()  # of the missing ones, the most frequent first
     drift: str | None = None  # what changed since the judge was admitted; None: nothing
     too_many: str | None = None  # why too many are missing; None: they are not
+    others: int = 0  # scores of the metric that are not the judge's, and no evidence
+    metric: str = ""  # of the judge
 
     @property
     def text(self) -> str:
@@ -144,6 +146,8 @@ class JudgeEvidence:
             parts.append(f"no answer {self.unanswered[0]:,} stable, {self.unanswered[1]:,} canary")
         if self.anchors:
             parts.append(f"anchors {self.anchors_wrong} of {self.anchors} wrong")
+        if self.others:
+            parts.append(f"left out {self.others:,} scores of {self.metric} that are not the judge's")
         return "; ".join(parts)
 
 

@@ -20,7 +20,7 @@ def judge_view(state: RolloutState, evidence: EvidenceStatus | None) -> JudgeVie
     if word == "drifted":
         why = why.removeprefix("the judge drifted: ")
     parts = [f"judge {plan.model}, {percent(plan.share_bp)} of answers, for {plan.metric}: {word} ({why})"]
-    if shown is not None and (any(shown.verdicts) or any(shown.missing) or shown.anchors):
+    if shown is not None and (any(shown.verdicts) or any(shown.missing) or shown.anchors or shown.others):
         parts.append(shown.text)
     view = JudgeView(
         model=plan.model,

@@ -20,6 +20,7 @@ from controller.api.ab import add_ab_routes
 from controller.api.app import make_app
 from controller.api.bearer_auth import TokenLookups, requires
 from controller.api.commands import Commands
+from controller.api.event_stream import Streams
 from controller.api.slow_calls import SlowCalls
 from controller.auth import Role
 from controller.errors import BusyPort, LostDatabase, Unreachable
@@ -53,7 +54,7 @@ from controller.store.past import past_state
 from controller.store.row_specs import replicas_of, service_spec
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
-from controller.wiring.connections import Connections, bounded_protocol
+from controller.wiring.connections import Connections, bounded_protocol, max_connections
 from controller.wiring.direct_orders import carry_out_orders
 from controller.wiring.elsewhere import no_service
 from controller.wiring.environment import HostEnvironment
@@ -194,6 +195,7 @@ def build(settings: Settings) -> Controller:
         version=own_version(),
         lookups=lookups,
         slow=slow,
+        streams=Streams(max_connections() // 2),
         find_key=environment.key_problem,
     )
     add_ab_routes(app, tests, viewer=viewer, operator=operator, slow=slow)

@@ -8,8 +8,10 @@ set aside here: all its failures are to be seen.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from serving.loopback import bound
 from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.table_file import front_of, source_of
 from serving.router.standalone.table_reader import TableFileError
+from serving.targets import Endpoint, Target
 
 SERVICE = "replay"
 DRAIN_S = 5.0
@@ -66,7 +69,8 @@ def replay(
     """Send every request once, and write the records (and answers) to these files.
 
     progress: called with the number of requests that have ended. Raises Unreachable for an endpoint at which
-    nothing listens, BadInput for a table that cannot be: a bad address, a key that is not set.
+    nothing listens, BadInput for a table that cannot be (a bad address, a key that is not set) and for a file
+    that cannot be written: before anything is sent where that shows then.
     """
     asyncio.run(_replay(requests, stable, canary, pace, records, answers, progress))
 
@@ -85,7 +89,12 @@ async def _replay(
     with tempfile.TemporaryDirectory(prefix="canaryctl-replay-") as folder:
         table = Path(folder) / "table.yaml"
         table.write_text(json.dumps(_table(stable, canary)))
-        kept = KeptFiles(RecordsFile(records))
+        file = RecordsFile(records)
+        try:
+            file.check()
+        except OSError as exc:
+            raise _unwritten("--records", records, exc) from exc
+        kept = KeptFiles(file)
         try:
             source = source_of(table, kept)
         except TableFileError as exc:
@@ -121,10 +130,13 @@ def _table(stable: Side, canary: Side) -> dict[str, object]:
 async def _reach(url: str) -> None:
     """Raises Unreachable: nothing answers there; BadInput: it is no address."""
     try:
-        async with httpx.AsyncClient(timeout=10.0) as client:
-            await client.get(f"{url.rstrip('/')}/models")
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as exc:
-        raise BadInput(f"--against {url}: {exc}; give the base URL of an endpoint") from exc
+        models = str(Endpoint.parsed(url).url(Target("/v1/models")))
+    except ValueError as exc:  # without what an address may hold of a key
+        raise BadInput(f"--against: {exc}") from exc
+    try:
+        # The router that sends the requests uses no proxy of the environment either.
+        async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
+            await client.get(models)
     except httpx.HTTPError as exc:
         why = str(exc) or type(exc).__name__
         raise Unreachable(f"--against {url}: {why}; start it, or correct the address") from exc
@@ -138,14 +150,17 @@ async def _send_all(
     progress: Callable[[int], None],
 ) -> None:
     waiting, done = iter(enumerate(requests)), 0
+    failed: OSError | None = None  # of the answers' file; then no more is sent
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     written = None if answers is None else _private(answers)
     limits = httpx.Limits(max_connections=pace.at_once, max_keepalive_connections=pace.at_once)
 
     async def work(client: httpx.AsyncClient) -> None:
-        nonlocal done
+        nonlocal done, failed
         for number, request in waiting:
+            if failed is not None:
+                return
             if pace.per_s is not None:
                 await asyncio.sleep(max(0.0, began_s + number / pace.per_s - loop.time()))
             headers = {"content-type": "application/json"}
@@ -154,33 +169,54 @@ async def _send_all(
             except httpx.HTTPError:  # a stream that broke: the router's record says why
                 pass
             else:
-                if written is not None:
-                    await asyncio.to_thread(_write, written, number, answer)
+                try:
+                    if written is not None:
+                        await asyncio.to_thread(_write, written, number, answer)
+                except OSError as exc:
+                    failed = exc
             done += 1
             progress(done)
 
     try:
-        async with httpx.AsyncClient(timeout=None, limits=limits) as client, asyncio.TaskGroup() as group:
+        async with (
+            httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client,
+            asyncio.TaskGroup() as group,
+        ):
             for _ in range(min(pace.at_once, len(requests))):
                 group.create_task(work(client))
     finally:
         if written is not None:
             os.close(written)
+    if failed is not None and answers is not None:
+        raise _unwritten("--answers", answers, failed)
 
 
 def _private(path: Path) -> int:
+    """The file, emptied, that nobody else may read. Raises BadInput."""
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            os.fchmod(number, 0o600)  # one that was there keeps its own mode else
     except OSError as exc:
-        raise BadInput(f"--answers {path}: {exc.strerror}; name a file that can be written") from exc
+        raise _unwritten("--answers", path, exc) from exc
+    return number
+
+
+def _unwritten(option: str, path: Path, exc: OSError) -> BadInput:
+    return BadInput(f"{option} {path}: {exc.strerror}; name a file that can be written")
 
 
 def _write(file: int, number: int, answer: httpx.Response) -> None:
-    """One line: the request's number in the workload, from 1, its id, the status and the answer's text."""
+    """One line: the request's number in the workload, from 1, its id, the status and the answer's text.
+
+    Raises OSError, also where a part of it was written.
+    """
     line = {
         "request": number + 1,
         "id": answer.headers.get(REQUEST_ID),
         "status": answer.status_code,
         "answer": answer.text,
     }
-    os.write(file, json.dumps(line).encode() + b"\n")
+    data = json.dumps(line).encode() + b"\n"
+    if os.write(file, data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -8,6 +8,8 @@ Rules:
    the order, nor may it prefer a position; it must decide, and where the better one is known, for that.
 4. A verdict that is missing is none: a plant without one is neither found nor passed. It counts against its
    own group, of which MAX_MISSING may be missing, and not against all that was asked.
+5. A judge is refused for what it said. Where more is missing, and right verdicts in place of the missing ones
+   would admit it, nothing is known of it: it was away, or is overloaded (`is_silent`).
 
 Source: the thresholds are those of the design; positions as in Zheng et al. 2023 (MT-Bench), section 3.4.
 """
@@ -15,7 +17,7 @@ Source: the thresholds are those of the design; positions as in Zheng et al. 202
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -118,6 +120,34 @@ def admission(plants: Sequence[PlantVerdict], pairs: Sequence[PairVerdict] = ())
         sum(one is None for one in said) / len(said) if said else 0.0,
         tuple(reasons),
         _share(_better_wins(valid)),
+    )
+
+
+def is_silent(plants: Sequence[PlantVerdict], pairs: Sequence[PairVerdict] = ()) -> bool:
+    """Whether it is not admitted for its missing verdicts alone: right ones would admit it."""
+    shown = [value for pair in pairs if not pair.is_out_of_range for value in pair.shown]
+    groups = (
+        [one.called_bad for one in plants if one.is_bad],
+        [one.called_bad for one in plants if not one.is_bad],
+        shown,
+    )
+    if not any(_missing("", said) for said in groups):
+        return False
+    return admission(
+        [one if one.called_bad is not None else replace(one, called_bad=one.is_bad) for one in plants],
+        [_completed(one) for one in pairs],
+    ).is_admitted
+
+
+def _completed(pair: PairVerdict) -> PairVerdict:
+    """The pair with right verdicts for those that are missing."""
+    right = 0.0 if pair.first_is_bad else 1.0
+    if pair.first_is_bad is None and (known := _known(pair.shown)):
+        right = known[0] if pair.shown_as_is is not None else 1.0 - known[0]
+    return replace(
+        pair,
+        shown_as_is=right if pair.shown_as_is is None else pair.shown_as_is,
+        shown_swapped=1.0 - right if pair.shown_swapped is None else pair.shown_swapped,
     )
 
 

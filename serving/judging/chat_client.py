@@ -5,7 +5,8 @@ Rules:
    can read; or nothing that could be judged (no connection, no key, overload, no end in time).
 2. An endpoint that takes no `temperature` or `max_tokens` (models that reason, behind some APIs) is asked by
    `max_completion_tokens` without a temperature, once the first request has shown that it answers so.
-3. Nothing is asked twice, and an answer is read up to `ANSWER_LIMIT` bytes.
+3. Nothing is asked twice, and an answer is read up to `ANSWER_LIMIT` bytes; where the request bounds its
+   tokens, up to `BYTES_BESIDE` and `BYTES_OF_A_TOKEN` for each, as a streamed one may take.
 
 Invariant: no text of a request or an answer, and no key, is in a log, an error or a `repr`.
 """
@@ -24,6 +25,7 @@ from serving.json_value import json_value
 from serving.targets import Endpoint, Target
 
 ANSWER_LIMIT = 4 << 20  # bytes
+BYTES_BESIDE, BYTES_OF_A_TOKEN = 256 << 10, 1 << 10
 CHAT = Target("/v1/chat/completions")
 # The endpoint did not judge the request: the key, a limit, overload, or what stands before it
 # (409: an engine of ours, whose route table has moved on).
@@ -167,7 +169,7 @@ class ChatClient:
         """The whole body of an answer of status 200, or what there is in its place."""
         assert self._client is not None, "enter the client first"
         url = str(Endpoint.parsed(self.url).url(target))
-        parts, size = [], 0
+        parts, size, limit = [], 0, _limit_of(body)
         try:
             async with (
                 asyncio.timeout(self.timeout_s),
@@ -181,14 +183,22 @@ class ChatClient:
                     return Malformed("an answer that is compressed, though that was not accepted")
                 async for part in response.aiter_raw():
                     size += len(part)
-                    if size > ANSWER_LIMIT:
-                        return Malformed(f"an answer of more than {ANSWER_LIMIT} bytes")
+                    if size > limit:
+                        return Malformed(f"an answer of more than {limit} bytes")
                     parts.append(part)
         except (TimeoutError, httpx.TimeoutException):
             return NoAnswer(f"no whole answer within {self.timeout_s:g} s")
         except httpx.HTTPError as exc:
             return NoAnswer(type(exc).__name__)
         return b"".join(parts)
+
+
+def _limit_of(body: Mapping[str, Any] | None) -> int:
+    """Bytes of the answer to a request."""
+    tokens = (body or {}).get("max_tokens") or (body or {}).get("max_completion_tokens")
+    if type(tokens) is not int:
+        return ANSWER_LIMIT
+    return min(ANSWER_LIMIT, BYTES_BESIDE + BYTES_OF_A_TOKEN * tokens)
 
 
 def whole_answer(value: Any) -> Answer | None:

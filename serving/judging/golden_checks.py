@@ -1,5 +1,8 @@
 """Checkers of golden sets: whether an answer is right, by a rule that its author wrote. Pure, linear time.
 
+A long answer is as right as a short one: the budget of `schema_check.py` is for what clients of a router
+write, and a set is its operator's. An answer that even `WORK_OF_AN_ANSWER` is too little for is not judged.
+
 A reference is right where the answer holds it, in any case, spacing and punctuation; one of more than
 `CONTAINED_WORDS` words where the F1 of their words is at least `MIN_F1`.
 
@@ -18,7 +21,9 @@ from typing import Any
 from serving.json_value import json_value
 from serving.judging.schema_check import SchemaChecks
 
-Check = Callable[[str], bool]
+# Whether an answer is right; None: its checker cannot tell, which is never a fault of the answer.
+Check = Callable[[str], bool | None]
+WORK_OF_AN_ANSWER = 400_000_000  # as WORK_LIMIT: some 20 s of the slowest pattern, at most
 CONTAINED_WORDS = 12
 MIN_F1 = 0.5
 PATTERN_LIMIT = 1000  # characters of a regular expression
@@ -104,7 +109,7 @@ def _regex(value: Any) -> Check:
         raise ValueError(
             "checker.regex is no pattern of linear time; leave out look-around and back references"
         )
-    return lambda answer: SchemaChecks().conforms(schema, answer) is True
+    return lambda answer: SchemaChecks(WORK_OF_AN_ANSWER).conforms(schema, answer)
 
 
 def _json_schema(value: Any) -> Check:
@@ -113,11 +118,11 @@ def _json_schema(value: Any) -> Check:
             "checker.json_schema is no JSON Schema, or too large a one; references are not fetched"
         )
 
-    def check(answer: str) -> bool:
+    def check(answer: str) -> bool | None:
         data = _unfenced(answer).encode("utf-8", "replace")
         found = json_value(data)
         is_json = found is not None or data.strip() == b"null"
-        return is_json and SchemaChecks().conforms(value, found) is True
+        return SchemaChecks(WORK_OF_AN_ANSWER).conforms(value, found) if is_json else False
 
     return check
 

@@ -2,7 +2,8 @@
 
 Rules:
 1. What an endpoint refuses by its status, or answers in no form that is read, is wrong. What it did not
-   answer (no connection, overload, no end in time) is missing, and no pair is made of it.
+   answer (no connection, overload, no end in time) is missing, and no pair is made of it; so is an answer
+   that its checker cannot judge.
 2. More than `MAX_MISSING` missing of either version, and nothing is judged.
 """
 
@@ -12,16 +13,18 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.judging.chat_client import Answer, Chat, Malformed, NoAnswer, Rejected
+from serving.judging.chat_client import Answer, Chat, Malformed, NoAnswer, Rejected, Said
 from serving.judging.golden import GoldenCase
 
 MAX_MISSING = 0.1  # share of the cases
+TOO_LONG = "an answer too long for its checker"
 FAILURES_IN_A_ROW = 8  # answers that are missing one after the other; then no more are asked
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenAnswer:
-    """One case answered. is_right None: no answer, why says it. text: of the answer."""
+    """One case answered. is_right None: no answer that could be judged, why says it. text: the answer's
+    beginning, as much as was asked for."""
 
     is_right: bool | None
     why: str = ""
@@ -95,24 +98,29 @@ class Golden:
         )
 
 
-async def ask_golden(cases: Sequence[GoldenCase], canary: Chat, stable: Chat | None) -> Golden:
-    """Ask the canary, and stable beside it, every case once at temperature 0."""
+async def ask_golden(
+    cases: Sequence[GoldenCase], canary: Chat, stable: Chat | None, *, kept: int = 0
+) -> Golden:
+    """Ask the canary, and stable beside it, every case once at temperature 0.
+
+    kept: characters of each of the canary's answers that are kept, to be shown.
+    """
     if stable is None:
-        return Golden(tuple(cases), await _answers(cases, canary), None)
-    new, old = await asyncio.gather(_answers(cases, canary), _answers(cases, stable))
+        return Golden(tuple(cases), await _answers(cases, canary, kept), None)
+    new, old = await asyncio.gather(_answers(cases, canary, kept), _answers(cases, stable, 0))
     return Golden(tuple(cases), new, old)
 
 
-async def _answers(cases: Sequence[GoldenCase], client: Chat) -> tuple[GoldenAnswer, ...]:
+async def _answers(cases: Sequence[GoldenCase], client: Chat, kept: int) -> tuple[GoldenAnswer, ...]:
     failures = 0
 
     async def one(case: GoldenCase) -> GoldenAnswer:
         nonlocal failures
         if failures >= FAILURES_IN_A_ROW:
             return GoldenAnswer(None, "it is not asked any more: it did not answer")
-        found = await _answered(case, client)
-        failures = failures + 1 if found.is_right is None else 0
-        return found
+        said = await client.ask(case.body)
+        failures = failures + 1 if isinstance(said, NoAnswer) else 0
+        return _judged(case, said, kept)
 
     found: list[GoldenAnswer] = []
     for start in range(0, len(cases), client.at_once):  # in step, so that an endpoint that is gone is noticed
@@ -120,13 +128,13 @@ async def _answers(cases: Sequence[GoldenCase], client: Chat) -> tuple[GoldenAns
     return tuple(found)
 
 
-async def _answered(case: GoldenCase, client: Chat) -> GoldenAnswer:
-    said = await client.ask(case.body)
+def _judged(case: GoldenCase, said: Said, kept: int) -> GoldenAnswer:
     match said:
         case NoAnswer(why):
             return GoldenAnswer(None, why)
         case Answer(text):
-            return GoldenAnswer(case.check(text), "", text)
+            is_right = case.check(text)
+            return GoldenAnswer(is_right, TOO_LONG if is_right is None else "", text[:kept])
         case Rejected(status):
             return GoldenAnswer(False, f"status {status}")
         case Malformed(why):

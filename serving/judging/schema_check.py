@@ -48,7 +48,7 @@ _WIDE = re.compile(
 
 @dataclass(slots=True)
 class SchemaChecks:
-    """The checks of one answer."""
+    """The checks of one answer. left: what they may still cost; more than WORK_LIMIT where nobody waits."""
 
     left: int = WORK_LIMIT
     _made: dict[int, tuple[Any, _Cost] | None] = field(default_factory=dict)  # by id of the schema
@@ -61,7 +61,7 @@ class SchemaChecks:
             if (made := self._made[id(schema)]) is None:
                 return None
             check, cost = made
-            values, characters = _measured(value, WORK_LIMIT)
+            values, characters = _measured(value, self.left)
             self.left -= cost.size * values + cost.steps * characters
             return bool(check.is_valid(value)) if self.left > 0 else None
         except (ValueError, RecursionError, OverflowError):

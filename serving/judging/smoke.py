@@ -5,8 +5,9 @@ Rules:
    not checked, and never counts as passed. What it did not answer is not judged: no verdict is made of it.
 2. Beside stable a failed kind is a reason to refuse only where stable passes it, and so is a case that the
    canary refuses and stable answers. Everything that differs is listed.
-3. Answers at temperature 0 may still differ from one time to the next. So a failure that stable does not
-   share is asked again on both, until it was seen `TIMES` times on each, and dropped where one wavers. Two
+3. Answers at temperature 0 may still differ from one time to the next. So a failure, or a refusal, that
+   stable does not share is asked again on both, until it was seen `TIMES` times on each, and dropped where
+   one wavers. Two
    equal versions that pass a case with probability p are told apart by it with (p (1 - p)) ** TIMES, which
    is 0.1 % at most.
 """
@@ -216,18 +217,27 @@ async def _streamed(client: Chat, case: Case) -> CaseResult:
 async def _confirmed(
     canary: Chat, stable: Chat, found: tuple[CaseResult, ...], beside: tuple[CaseResult, ...]
 ) -> tuple[tuple[CaseResult, ...], tuple[CaseResult, ...]]:
-    """Both results after what differs was asked again, by rule 3. A failure that wavers has passed."""
+    """Both results after what differs was asked again, by rule 3. What fails at times, or is refused
+    at times, has passed."""
     passing = {one.kind for one in by_kind(beside) if one.result is Result.PASSED}
     passed = {one.name for one in beside if one.result is Result.PASSED and one.kind in passing}
-    doubted = {one.name for one in found if one.result is Result.FAILED and one.name in passed}
+    answered_by_stable = {one.name for one in beside if one.result is Result.PASSED}
+    doubted = {
+        one.name
+        for one in found
+        if (one.result is Result.FAILED and one.name in passed)
+        or (one.result is Result.NOT_CHECKED and one.name in answered_by_stable)
+    }
     again = [one for one in (*cases(), *stream_cases()) if one.name in doubted]
 
+    bad = {Result.FAILED, Result.NOT_CHECKED}
+
     async def repeated(client: Chat, case: Case, first: CaseResult) -> CaseResult:
-        """The first result that is another, or the first."""
+        """The first result of the other kind (passed; failed or refused), or the first."""
         ask = _streamed if case.kind is Kind.STREAM else _tried
         for _ in range(TIMES - 1):
             one = await ask(client, case)
-            if one.result is not first.result:
+            if one.result is not first.result and not {one.result, first.result} <= bad:
                 return one
         return first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from typing import Any
@@ -36,6 +37,19 @@ def test_an_endpoint_that_does_not_judge_is_unreachable(capsys: pytest.CaptureFi
     with judge_endpoint(lambda _body: (401, {})) as url:
         assert run(["judge", url, "--model", "m"]) == 4
     assert "gave no verdict: " in capsys.readouterr().err
+
+
+def test_a_judge_that_was_away_for_a_while_is_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = itertools.count()
+
+    def at_times(body: dict[str, Any]) -> tuple[int, Any]:
+        return (413, {}) if next(asked) % 6 == 0 else truthful(body)
+
+    with judge_endpoint(at_times) as url:
+        assert run(["judge", url, "--model", "m"]) == 4
+    said = capsys.readouterr()
+    assert "NOT JUDGED: " in said.out
+    assert "gave too few verdicts to be judged: status 413" in said.err
 
 
 @pytest.mark.parametrize(

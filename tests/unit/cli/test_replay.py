@@ -106,7 +106,7 @@ def test_an_endpoint_at_which_nothing_listens_is_named_before_anything_is_sent(
             ["--against", "http://a/v1,http://b/v1", "--model", "a,b,c"],
             "--model 'a,b,c' is not one name or two",
         ),
-        (["--against", "ftp://a,http://b/v1"], "--against ftp://a"),
+        (["--against", "ftp://a,http://b/v1"], "--against: 'ftp://a' is not http"),
     ],
 )
 def test_bad_options_are_one_line(
@@ -114,6 +114,75 @@ def test_bad_options_are_one_line(
 ) -> None:
     assert run(["replay", str(_workload(tmp_path, 1)), *more]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_user_name_in_an_address_is_refused_and_shown_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    against = "http://ann:s3cret@127.0.0.1:9/v1,http://b/v1"
+    code = run(["replay", str(_workload(tmp_path, 1)), "--against", against])
+
+    said = capsys.readouterr()
+    assert code == 2
+    assert "holds a user name or password" in said.err
+    assert "s3cret" not in said.err + said.out
+
+
+@pytest.mark.parametrize("option", ["--records", "--answers"])
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def noted(body: dict[str, Any]) -> tuple[int, Any]:
+        asked.append(body)
+        return _chat(body)
+
+    file = tmp_path / "none" / "file.jsonl"
+    with judge_endpoint(noted) as one, judge_endpoint(noted) as two:
+        arguments = ["replay", str(_workload(tmp_path, 3)), "--against", f"{one}/v1,{two}/v1"]
+        code = run([*arguments, option, str(file)])
+
+    assert (code, asked) == (2, [])
+    assert f"{option} {file}: No such file or directory; name a file that can be written" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_answers_file_that_others_could_read_is_made_private(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.touch(mode=0o644)
+    with judge_endpoint(_chat) as one, judge_endpoint(_chat) as two:
+        arguments = ["replay", str(_workload(tmp_path, 3)), "--against", f"{one}/v1,{two}/v1"]
+        run([*arguments, "--answers", str(answers)])
+
+    assert stat.S_IMODE(answers.stat().st_mode) == 0o600
+
+
+def test_answers_that_cannot_be_written_end_the_replay_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with judge_endpoint(_chat) as one, judge_endpoint(_chat) as two:
+        arguments = ["replay", str(_workload(tmp_path, 40)), "--against", f"{one}/v1,{two}/v1"]
+        code = run([*arguments, "--answers", "/dev/full"])
+
+    assert code == 2
+    assert "--answers /dev/full: No space left on device" in capsys.readouterr().err
+
+
+def test_no_proxy_of_the_environment_stands_between_a_replay_and_its_router(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (port,) = free_ports(1)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with judge_endpoint(_chat) as one, judge_endpoint(_chat) as two:
+        arguments = ["replay", str(_workload(tmp_path, 20)), "--against", f"{one}/v1,{two}/v1"]
+        code = run([*arguments, "-o", "json"])
+
+    assert code == 6, capsys.readouterr().err
 
 
 def test_a_workload_is_bodies_or_the_batch_form(tmp_path: Path) -> None:

@@ -33,3 +33,16 @@ def test_a_service_files_key_is_found_beside_it(tmp_path: Path) -> None:
 
     assert body is not None
     assert (body["model"], body["api_key_file"]) == ("large", str(tmp_path / "key"))
+
+
+def test_a_judges_key_is_found_beside_the_services_file(tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text(
+        "service: chat\nurl: https://x/v1\nmodel: large\n"
+        "judge: {url: 'http://127.0.0.1:9/v1', model: judge, api_key_file: keys/judge}\n"
+    )
+
+    body = service_body(load_settings({"CANARYCTL_HOME": str(tmp_path)}), file, {})
+
+    assert body is not None
+    assert body["judge"]["api_key_file"] == str(tmp_path / "keys" / "judge")

@@ -8,10 +8,18 @@ from pathlib import Path
 import httpx
 import pytest
 
+from controller.auth import Identity, Role, token_digest
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
 GOLDEN = b'{"messages": [{"role": "user", "content": "A private question?"}], "reference": "x"}\n'
+
+
+@pytest.fixture
+def operator(controller: FakeController) -> dict[str, str]:
+    """Headers of an operator."""
+    controller.store.put_token(token_digest("op"), Identity("op", Role.OPERATOR), at_s=0.0)
+    return {"authorization": "Bearer op"}
 
 
 @pytest.fixture
@@ -64,3 +72,33 @@ async def test_a_relative_path_is_refused_by_the_controller(api: httpx.AsyncClie
     answer = await api.post("/v1/services/chat/plan", json=body)
 
     assert answer.json()["detail"].startswith("policy.preflight.golden golden.jsonl is not absolute")
+
+
+async def test_an_operator_has_the_controller_read_no_golden_set_that_is_new(
+    api: httpx.AsyncClient, operator: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    """The answers told which files there are, and which lines they have."""
+    there = tmp_path / "secret.txt"
+    there.write_text("root:x\n")
+    for path in ("plan", "rollouts"):
+        said = []
+        for file in (there, tmp_path / "absent.txt"):
+            body = {"version": {"model": str(model)}, "policy": {"preflight": {"golden": str(file)}}}
+            answer = await api.post(f"/v1/services/chat/{path}", json=body, headers=operator)
+            assert (answer.status_code, answer.json()["exit_code"]) == (422, 2)
+            said.append(answer.json()["detail"].replace(str(file), "FILE"))
+        assert said[0] == said[1]
+        assert "is new for chat: an admin must deploy with it first" in said[0]
+
+
+async def test_an_operator_deploys_with_the_golden_set_that_an_admin_deployed_with(
+    api: httpx.AsyncClient, operator: dict[str, str], model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "golden.jsonl"
+    file.write_bytes(GOLDEN)
+    body = {"version": {"model": str(model)}, "policy": {"preflight": {"golden": str(file)}}}
+    assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
+
+    answer = await api.post("/v1/services/chat/plan", json={**body, "quick": True}, headers=operator)
+
+    assert answer.json()["preflight"] == f"smoke cases, golden set {file}"

@@ -92,3 +92,23 @@ async def test_few_unknown_tokens_are_remembered() -> None:
         await lookups.identity(f"made up {count}")
 
     assert len(lookups._unknown) == MAX_UNKNOWN
+
+
+async def test_a_rollback_does_not_wait_for_other_requests_to_look_into_the_file_either() -> None:
+    slow = threading.Event()
+
+    def held(digest: str) -> Identity | None:
+        assert digest == "admin" or slow.wait(LIMIT_S)
+        return ADMIN if digest == "admin" else None
+
+    lookups = TokenLookups(Database(), held=held)
+    strangers = [asyncio.create_task(lookups.identity(f"made up {count}")) for count in range(150)]
+    await asyncio.sleep(0)
+    asked = asyncio.create_task(lookups.identity("admin", is_urgent=True))
+    try:
+        done, _ = await asyncio.wait([asked], timeout=LIMIT_S)
+    finally:
+        slow.set()
+
+    assert asked in done
+    await asyncio.gather(asked, *strangers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -83,13 +84,27 @@ def test_a_verdict_is_a_score_whichever_of_the_two_comes_first() -> None:
     assert counts(feed).verdicts == (1, 1)
 
 
-def test_the_first_score_of_a_request_counts_a_users_or_the_judges() -> None:
+def test_where_a_judge_has_the_metric_the_scores_of_others_are_none() -> None:
+    """They come on other answers than those that were drawn: whoever sends them chooses which."""
     feed = Feed(ROLLOUT, CONFIG)
-    page(feed, sampled(0), a_score("q0", 0.3), a_verdict("q0", False))
-    page(feed, sampled(1), a_verdict("q1", True))
+    page(feed, sampled(0), a_score("q0", 0.3), a_score("q0", 1.0, metric="thumb"), a_verdict("q0", False))
+    page(
+        feed, replace(sampled(1), judged=False), replace(sampled(2, arm=1), judged=False), a_score("q0", 0.1)
+    )
 
-    assert scores_of(feed)["q0"] == [("quality", 0.3, START_S)]
-    assert counts(feed).verdicts == (2, 0)
+    assert [one for one in scores_of(feed)["q0"] if one[0] == "quality"] == [("quality", 1.0, START_S)]
+    assert counts(feed).verdicts == (1, 0)
+    assert counts(feed).others == 2
+    assert "left out 2 scores of quality that are not the judge's" in counts(feed).text
+
+
+def test_a_judges_count_of_others_scores_outlives_a_restart() -> None:
+    feed = Feed(ROLLOUT, CONFIG)
+    page(feed, sampled(0), a_score("q0", 0.3))
+    again = Feed.restore(ROLLOUT, CONFIG, feed.snapshot(0))
+    page(again, a_score("q0", 0.3))
+
+    assert counts(again).others == 2
 
 
 @pytest.mark.parametrize("changes", [{"revision": "another"}, {"rollout": "r-other"}])
@@ -172,10 +187,21 @@ def test_a_rollout_without_a_judge_reads_no_verdicts() -> None:
     assert stored_feed(feed.snapshot(0))["judged"] is None
 
 
+def judged_traffic(log: FakeLog, count: int, *, canary_accuracy: float) -> None:
+    """`count` requests at w = 0.5, each with a verdict."""
+    rng = random.Random(3)
+    for n in range(count):
+        arm = int(rng.random() < 0.5)
+        log.append(replace(sampled(n, arm=arm), w=0.5))
+        is_bad = rng.random() >= (canary_accuracy if arm else 0.97)
+        log.append(a_verdict(f"q{n}", is_bad, at_s=START_S + 0.1 * n + 0.06))
+    log.watermark_s = START_S + 0.1 * count
+
+
 def test_drift_voids_harm_that_the_same_verdicts_show() -> None:
     log = FakeLog()
     feeds = feeds_on(log, config=CONFIG)
-    traffic(log, 3000, canary_accuracy=0.5)
+    judged_traffic(log, 3000, canary_accuracy=0.5)
     before = observe(feeds, judged_stage(), START_S + 2000.0)
     for called_bad in [True] * 200 + [False] * 200:
         log.append(an_anchor(True, called_bad))

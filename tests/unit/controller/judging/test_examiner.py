@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from controller.rollout.actions import ExamineJudge
 from controller.rollout.judge_plan import JudgeFound, JudgePlan
 from serving.judging.examined import Examined
 from serving.judging.questions import revision
-from tests.fakes.judge_endpoint import judge_endpoint, spoken, truthful
+from tests.fakes.judge_endpoint import Says, judge_endpoint, spoken, truthful
 
 PLAN = JudgePlan("http://127.0.0.1:9", "judge", 2000, "quality", 60)
 
@@ -54,6 +55,27 @@ def test_a_judge_that_does_not_answer_or_lacks_its_key_is_silent_and_says_why() 
     assert silent.outcome == keyless.outcome == "silent"
     assert silent.text == "it gave no verdict: ConnectError"
     assert "NO_SUCH_KEY_HERE is not set" in keyless.text
+
+
+def every(n: int, says: Says, otherwise: Says) -> Says:
+    """The one for each n-th question, the other for the rest."""
+    asked = itertools.count()
+    return lambda body: says(body) if next(asked) % n == 0 else otherwise(body)
+
+
+def test_a_judge_that_was_away_for_a_while_is_silent_and_not_refused() -> None:
+    with judge_endpoint(every(6, lambda _: (400, "{}"), truthful_of_all)) as url:
+        found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
+
+    assert found.outcome == "silent"
+    assert "have no verdict, at most 10% may have none" in found.text
+
+
+def test_a_judge_that_was_away_for_a_while_is_refused_for_what_it_said() -> None:
+    with judge_endpoint(every(6, lambda _: (400, "{}"), lambda _: spoken("no"))) as url:
+        found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
+
+    assert found.outcome == "refused"
 
 
 def test_an_examination_that_fails_or_takes_too_long_is_silent() -> None:

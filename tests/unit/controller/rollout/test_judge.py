@@ -11,7 +11,7 @@ from controller.rollout.judge_plan import AGAIN_S, JudgeFound, JudgeState
 from controller.rollout.observation import CommandKind, JudgeEvidence
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
-from evaluation.report import Verdict
+from evaluation.report import GateReport, Verdict
 from tests.fakes.driven import PLAN, Driven, evidence
 from tests.fakes.judged import JUDGE, REVISION, admitted, refused, silent
 
@@ -108,6 +108,33 @@ def test_drift_is_told_of_once_and_ends_the_questions() -> None:
     assert view.text == (
         "judge judge, 20 % of answers, for quality: drifted (bad answers that it passes went from 2% to 60%)"
     )
+
+
+def _gate(name: str) -> GateReport:
+    return GateReport(name, name, "promotion", Verdict.INVALID, 0.0, 6.0, "NOT JUDGED: why", 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("missing", "ends_in"),
+    [(("quality",), Phase.STAGE), (("quality", "error"), Phase.ROLLED_BACK)],
+)
+def test_a_dead_judge_rolls_nothing_back_whatever_missing_metrics_do(
+    missing: tuple[str, ...], ends_in: Phase
+) -> None:
+    """DESIGN, rule 6: it never fails a canary by itself."""
+    stage = replace(JUDGED.stages[0], on_missing="rollback")
+    rollout = Driven(replace(JUDGED, stages=(stage,)))
+    rollout.plane.judges = {1: refused()}
+    rollout.until(Phase.STAGE)
+    gates, lines = tuple(map(_gate, missing)), tuple(f"{name}: NOT JUDGED: why" for name in missing)
+    rollout.seen = evidence(Verdict.INVALID, gates=gates, missing=lines, judge=JudgeEvidence())
+    for _ in range(6000):
+        rollout.ticks(1)
+        if rollout.state.phase is Phase.ROLLED_BACK or rollout.state.holds:
+            break
+    rollout.ticks(200)
+
+    assert rollout.state.phase is ends_in
 
 
 def test_a_person_who_waives_all_proofs_waits_for_no_examination() -> None:

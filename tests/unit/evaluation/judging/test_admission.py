@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from evaluation.judging.admission import PairVerdict, PlantVerdict, admission
+from evaluation.judging.admission import PairVerdict, PlantVerdict, admission, is_silent
 
 
 def _plants(found: int = 27, alarms: int = 2, *, bad: int = 30, good: int = 40) -> list[PlantVerdict]:
@@ -72,6 +72,18 @@ def test_a_bad_plant_without_a_verdict_is_not_found() -> None:
         "0% of the bad plants of the kind 'empty' found, needed 50% of each",
         "23% of the bad plants have no verdict, at most 10% may have none",
     )
+
+
+def test_what_is_missing_makes_a_judge_silent_unless_what_it_said_refuses_it() -> None:
+    gone = [PlantVerdict("number", is_bad=True, called_bad=None)] * 9
+    deaf = [PlantVerdict("empty", is_bad=True, called_bad=False)] * 20
+    unjudged_pairs = [PairVerdict(None, None, True), PairVerdict(None, None), PairVerdict(0.9, None)] * 2
+    pairs = [*_pairs(20, 0), *unjudged_pairs]
+
+    assert is_silent([*_plants(30), *gone])
+    assert is_silent(_plants(), pairs)
+    assert not is_silent([*_plants(30), *gone, *deaf])
+    assert not is_silent([*_plants(30), *gone[:1]])
 
 
 def test_what_is_missing_of_one_group_is_not_thinned_by_the_others() -> None:

@@ -39,10 +39,14 @@ jsons = st.recursive(
 )
 
 
-def asked(model: Model, *, is_streamed: bool = False, timeout_s: float = 20.0) -> Said:
+def asked(
+    model: Model, *, is_streamed: bool = False, timeout_s: float = 20.0, max_tokens: int | None = None
+) -> Said:
+    body = HELLO if max_tokens is None else {**HELLO, "max_tokens": max_tokens}
+
     async def ask(url: str) -> Said:
         async with ChatClient(url, "m", timeout_s=timeout_s) as client:
-            return await client.ask(HELLO, is_streamed=is_streamed)
+            return await client.ask(body, is_streamed=is_streamed)
 
     with chat_endpoint(model) as served:
         return asyncio.run(ask(served.url))
@@ -86,6 +90,12 @@ def test_an_answer_has_a_limit_in_bytes_and_in_time(monkeypatch: pytest.MonkeyPa
         return Reply("late")
 
     assert asked(slow, timeout_s=0.05) == NoAnswer("no whole answer within 0.05 s")
+
+
+def test_an_answer_may_be_as_long_as_the_tokens_that_it_was_asked_for() -> None:
+    long = Reply("x" * 300_000)
+    assert isinstance(asked(lambda _body: long, max_tokens=100), Answer)
+    assert asked(lambda _body: long, max_tokens=16) == Malformed("an answer of more than 278528 bytes")
 
 
 def test_a_stream_that_does_not_end_is_none() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from serving.judging import golden_checks
 from serving.judging.golden import MAX_CASES, BadGolden, golden_set
 from serving.judging.golden_checks import check_of, normalised, reference_check, word_f1
 from serving.judging.golden_run import Golden, Tally, ask_golden
@@ -134,6 +135,33 @@ def test_patterns_and_blocks_take_linear_time() -> None:
     assert time.process_time() - began < 5  # an end, no measurement
 
 
+@pytest.mark.parametrize(
+    "checker",
+    [
+        {"regex": r"\b30\s+days\b"},
+        {"json_schema": {"type": "string", "pattern": r"\b30\s+days\b"}},
+    ],
+)
+def test_a_long_answer_is_as_right_as_a_short_one(checker: dict[str, Any]) -> None:
+    check = check_of(checker)
+    said = f"{'Our shop is glad to help. ' * 4_000}You have 30 days."
+    answers = [said, said.replace("30", "40")]
+    if "json_schema" in checker:
+        answers = [json.dumps(one) for one in answers]
+    assert [check(one) for one in answers] == [True, False]
+
+
+def test_an_answer_that_its_checker_cannot_judge_is_missing_and_the_endpoint_is_asked_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(golden_checks, "WORK_OF_AN_ANSWER", 1_000_000)
+    data = b"\n".join([line(checker={"regex": r"\b30\s+days\b"})] * 12)
+    chat = ModelChat(lambda _body: Reply("x" * 100_000))
+    found = asyncio.run(ask_golden(golden_set(data, name="g").cases, chat, None))
+    assert (chat.asked, found.total.right, found.total.missing) == (12, 0, 12)
+    assert found.canary[0].why == "an answer too long for its checker"
+
+
 def asked(canary: list[Reply], stable: list[Reply]) -> Golden:
     """One case for each reply; a right answer holds 'right'."""
     lines = [
@@ -149,6 +177,14 @@ def asked(canary: list[Reply], stable: list[Reply]) -> Golden:
 
 
 RIGHT, WRONG, GONE = Reply("right"), Reply("no"), Reply(status=503)
+
+
+def test_of_the_answers_only_the_beginning_is_kept_and_only_to_be_shown() -> None:
+    cases = golden_set(line(reference="x"), name="g").cases
+    chat = ModelChat(lambda _body: Reply("wrong " * 1000))
+    assert asyncio.run(ask_golden(cases, chat, chat)).canary[0].text == ""
+    shown = asyncio.run(ask_golden(cases, chat, chat, kept=8))
+    assert (shown.canary[0].text, shown.stable and shown.stable[0].text) == ("wrong wr", "")
 
 
 def test_pairs_are_counted_in_all_and_by_tag() -> None:

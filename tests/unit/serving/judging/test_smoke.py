@@ -129,6 +129,32 @@ def test_an_equal_version_that_wavers_is_not_refused() -> None:
     assert next(turns) > 1  # it was asked again
 
 
+@pytest.mark.parametrize("other", [None, Reply("", "stop")], ids=["passes", "fails"])
+def test_one_stray_refusal_of_a_case_is_not_held_against_the_canary(other: Reply | None) -> None:
+    """A 404 of a proxy that restarts; failures beside it that are seen at times are no more than that."""
+    seen = itertools.count()
+
+    def stray(body: dict[str, Any], _reply: Reply) -> Reply | None:
+        if not is_counting(body) or body.get("stream"):
+            return None
+        at = next(seen)
+        return Reply(status=404) if at == 0 else other if at == 1 else None
+
+    assert smoked(faulty(stray), good).reasons == ()
+
+
+def test_a_stray_refusal_among_failures_that_waver_is_none_either() -> None:
+    seen = itertools.count()
+
+    def stray(body: dict[str, Any], _reply: Reply) -> Reply | None:
+        if not is_counting(body) or body.get("stream"):
+            return None
+        at = next(seen)
+        return Reply("", "stop") if at == 0 else Reply(status=404) if at == 1 else None
+
+    assert smoked(faulty(stray), good).reasons == ()
+
+
 def test_a_stable_that_wavers_proves_nothing_of_the_canary() -> None:
     """Stable passes the first time alone, so the canary's failure is no difference."""
     turns = itertools.count()
