@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from controller.errors import BadInput, CanaryctlError, Unreachable
 from controller.store.database_url import parsed_url
+from controller.store.file_systems import file_system, is_on_network
 from controller.store.foreign_database import require_free_names, require_own_file
 from controller.store.migrations import is_current, migrate, stored_schema
 from controller.store.read_only import configure_reader, may_only_read, mode_of
@@ -40,15 +41,6 @@ from serving.clock import boot_s
 
 MOUNTS = Path("/proc/self/mounts")
 BUSY_TIMEOUT_MS = 10_000
-NETWORK_FILE_SYSTEMS = frozenset({
-    "nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "9p", "ceph", "lustre", "glusterfs", "afs", "beegfs",
-    "gpfs", "virtiofs", "vboxsf", "prl_fs", "vmhgfs", "wekafs", "ocfs2", "gfs2", "pvfs2", "orangefs", "davfs",
-    "coda",
-})  # fmt: skip
-# All others in user space may be on another host: their number has no end, that of the local ones has.
-LOCAL_IN_USER_SPACE = frozenset(
-    {"fuse.ntfs-3g", "fuse.ext2", "fuse.exfat", "fuse.lxcfs", "fuse.fuse-overlayfs"}
-)
 # Without these a host that vanished would keep a query, and with it a rollback, waiting for hours.
 POSTGRESQL_CONNECTION: Mapping[str, str | None] = {
     "connect_timeout": "5",
@@ -335,8 +327,7 @@ def _prepare_file(database: str | None, mounts: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         kind = file_system(path.resolve().parent, mounts)
-        is_foreign = kind.startswith("fuse.") and kind not in LOCAL_IN_USER_SPACE
-        if kind in NETWORK_FILE_SYSTEMS or is_foreign:
+        if is_on_network(kind):
             raise BadInput(
                 f"{path} is on a network file system ({kind}), where SQLite loses writes; "
                 "move CANARYCTL_HOME to a local disk or use PostgreSQL"
@@ -360,21 +351,6 @@ def _make_private(path: Path) -> None:
                     one.chmod(stat.S_IMODE(mode) & 0o700)
             except (FileNotFoundError, PermissionError):
                 continue  # another user's file: its owner decides
-
-
-def file_system(folder: Path, mounts: Path) -> str:
-    """File system type of `folder`, from a file like /proc/self/mounts; '' when unknown."""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return ""
-    longest, found = "", ""
-    for line in lines:
-        _, mount_point, kind, *_ = line.split(" ")
-        mount_point = mount_point.replace("\\040", " ")
-        if folder.is_relative_to(mount_point) and len(mount_point) >= len(longest):
-            longest, found = mount_point, kind
-    return found
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: ConnectionPoolEntry) -> None:
