@@ -88,13 +88,15 @@ class JudgeWorker:
         self._end_all("no judge")
         if order is not None:
             self._tokens, self._filled_s = _capacity(order), self._clock()
-            self._asking = self._begun(order)
+            with self._lock:  # a thread that ends at once is known here before its end is
+                self._asking = self._begun(order)
 
     def ask(self, rollout: str, request_id: str, body: bytes, answer: str, via: bytes = b"") -> None:
         """Ask of this answer. body: of its request; via: the routers that it came through, with this one."""
         order, asking = self._order, self._asking
         if order is not None and asking is None and self._clock() >= self._begin_at_s:
-            asking = self._asking = self._begun(order)
+            with self._lock:
+                asking = self._asking = self._begun(order)
         if order is None or asking is None or rollout != self._rollout:
             self.no_verdict(rollout, request_id, "no judge")
             return

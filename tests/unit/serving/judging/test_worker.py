@@ -355,7 +355,7 @@ def test_when_the_thread_dies_what_waits_ends_and_another_begins(
         worker._anchor_at = BLOCK - 1
         for number in range(9):
             worker.ask("r-1", f"q-{number}", _body("?"), "!")
-        wait(lambda: len(records) == 9)
+        wait(lambda: len(records) == 9 and worker._asking is None)  # until the thread's end is known
         patch.undo()
         worker.ask("r-1", "q-9", _body("?"), "!")
         worker._begin_at_s = 0.0  # AGAIN_S have passed
