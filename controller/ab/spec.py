@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from controller.ab.outcomes import MAX_OUTCOMES, REQUEST_METRICS
+from controller.planning.baseline import JUDGED
 from controller.quantities import FULL_BP, NEVER_CANARY
 from controller.spec.fields import Duration, FieldError, Strict, Weight
 from controller.spec.policy import PolicySpec
@@ -23,7 +24,7 @@ from evaluation.metrics import CATALOGUE, VALUES
 END_GRACE_S = 3600.0
 
 #: Metrics that can be compared live: those of a request's record, and those scored by feedback.
-LIVE_METRICS = REQUEST_METRICS | {metric.name for metric in CATALOGUE.values() if metric.arrives_later}
+LIVE_METRICS = REQUEST_METRICS | JUDGED
 
 
 class AbSpec(Strict):

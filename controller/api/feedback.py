@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from controller.api.bodies import FeedbackResult
 from controller.errors import BadInput, Unreachable
+from controller.planning.baseline import JUDGED
 from controller.quantities import finite, shown
-from evaluation.metrics import CATALOGUE
 
 MAX_SCORES = 1000
 MAX_ID_LENGTH = 200
@@ -34,9 +34,9 @@ def _score(index: int, item: Mapping[str, Any], now_s: float) -> Score:
             f"feedback {index}: id is not 1 to {MAX_ID_LENGTH} characters; give the answer's id or its "
             "request id"
         )
-    scored = sorted(one.name for one in CATALOGUE.values() if one.arrives_later)
-    if metric not in scored:
-        raise BadInput(f"feedback {index}: metric {shown(metric)} is unknown; use one of {', '.join(scored)}")
+    if metric not in JUDGED:
+        known = ", ".join(sorted(JUDGED))
+        raise BadInput(f"feedback {index}: metric {shown(metric)} is unknown; use one of {known}")
     number = finite(value)
     if number is None:
         raise BadInput(f"feedback {index}: score {shown(value)} is not a number; use 0 to 1")

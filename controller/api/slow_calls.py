@@ -85,64 +85,51 @@ class SlowCalls:
             call.exception()  # read: nobody may wait for it any more, and an unread one is reported
 
 
+def _quick(threads: int, what: str, *, max_calls: int = MAX_READS) -> SlowCalls:
+    """A pool for what a person waits for. what: as of `SlowCalls`."""
+    return SlowCalls(threads=threads, max_calls=max_calls, limit_s=READ_LIMIT_S, what=what, hint="")
+
+
 def history_calls() -> SlowCalls:
     """For histories, of which each takes a second and one client may ask for hundreds at once."""
-    return SlowCalls(
-        threads=HISTORY_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="read a history", hint=""
-    )
+    return _quick(HISTORY_THREADS, "read a history")
 
 
 def view_calls() -> SlowCalls:
     """For what `status` and `list` show."""
-    return SlowCalls(
-        threads=VIEW_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="read a status", hint=""
-    )
+    return _quick(VIEW_THREADS, "read a status")
 
 
 def feedback_calls() -> SlowCalls:
     """For scores, which clients send by the thousand, and whose log may not answer."""
-    return SlowCalls(
-        threads=FEEDBACK_THREADS, max_calls=MAX_FEEDBACK, limit_s=READ_LIMIT_S, what="write scores", hint=""
-    )
+    return _quick(FEEDBACK_THREADS, "write scores", max_calls=MAX_FEEDBACK)
 
 
 def ab_calls() -> SlowCalls:
     """For the results of A/B tests, which wait while a test is replayed."""
-    return SlowCalls(
-        threads=AB_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="read an A/B test", hint=""
-    )
+    return _quick(AB_THREADS, "read an A/B test")
 
 
 def health_calls() -> SlowCalls:
     """For the health of the process, which looks at the database's file."""
-    return SlowCalls(
-        threads=HEALTH_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="ask for the health", hint=""
-    )
+    return _quick(HEALTH_THREADS, "ask for the health")
 
 
 def return_calls() -> SlowCalls:
     """For `rollback` and `undo`, which share their threads with nothing else."""
-    return SlowCalls(
-        threads=RETURN_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="return to a version", hint=""
-    )
+    return _quick(RETURN_THREADS, "return to a version")
 
 
 def write_calls() -> SlowCalls:
     """For the removal of services and the end of A/B tests."""
-    return SlowCalls(
-        threads=WRITE_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="write to the store", hint=""
-    )
+    return _quick(WRITE_THREADS, "write to the store")
 
 
 def look_up_calls() -> SlowCalls:
     """For the owners of tokens, which a request without a known one asks for, too."""
-    return SlowCalls(
-        threads=LOOK_UP_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="wait for a token", hint=""
-    )
+    return _quick(LOOK_UP_THREADS, "wait for a token")
 
 
 def body_calls() -> SlowCalls:
     """For bodies, which are parsed where they keep no other request waiting."""
-    return SlowCalls(
-        threads=BODY_THREADS, max_calls=MAX_READS, limit_s=READ_LIMIT_S, what="send a body", hint=""
-    )
+    return _quick(BODY_THREADS, "send a body")

@@ -14,11 +14,10 @@ from pathlib import Path
 from controller.cli.evidence_cells import number
 from controller.cli.evidence_formats import RawTable, read_table
 from controller.errors import BadInput
-from evaluation.metrics import CATALOGUE
+from controller.planning.baseline import JUDGED
 
 IDS = ("request_id", "answer_id")  # columns of the requests, by which they are found
 METRIC = "quality"
-SCORED = sorted(name for name, metric in CATALOGUE.items() if metric.arrives_later)
 
 
 def with_scores(table: RawTable, path: Path) -> tuple[RawTable, str]:
@@ -70,8 +69,9 @@ def _score(scores: RawTable, row: int) -> tuple[str, float]:
     """Metric and value of one row. Raises BadInput, with its line."""
     place = f"{scores.name}: {scores.place(row)}"
     metric = scores.columns.get("metric", [None] * len(scores))[row] or METRIC
-    if metric not in SCORED:
-        raise BadInput(f"{place}: metric {str(metric)[:40]!r} is unknown; use one of {', '.join(SCORED)}")
+    if metric not in JUDGED:
+        known = ", ".join(sorted(JUDGED))
+        raise BadInput(f"{place}: metric {str(metric)[:40]!r} is unknown; use one of {known}")
     value = number(scores.columns["score"][row], has_decimal_commas=scores.has_decimal_commas)
     if value is None or math.isnan(value) or not 0 <= value <= 1:
         cell = str(scores.columns["score"][row])[:40]

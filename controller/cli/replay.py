@@ -73,6 +73,7 @@ def replay(
     goes through; the gates are those of a rollout. Exit 0 when they promote, 5 when they roll
     back, 6 when undecided or invalid, 4 when an endpoint does not answer.
     """
+    import asyncio
     import tempfile
 
     from controller.cli.backtest import judged, print_judged
@@ -95,15 +96,9 @@ def replay(
     with tempfile.TemporaryDirectory(prefix="canaryctl-records-") as folder:
         kept = records or Path(folder) / "records.jsonl"
         pace = Pace(at_once, rate)
-        replay(
-            requests,
-            stable,
-            canary,
-            pace=pace,
-            records=kept,
-            answers=answers,
-            progress=_progress(len(requests)),
-        )
+        told = _progress(len(requests))
+        sent = replay(requests, stable, canary, pace=pace, records=kept, answers=answers, progress=told)
+        asyncio.run(sent)
         evidence = read_evidence(kept)
         return print_judged(judged(kept, evidence, spec, allow_unjudged, None), output)
 

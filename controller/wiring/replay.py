@@ -56,7 +56,7 @@ class Pace:
     per_s: float | None = None
 
 
-def replay(
+async def replay(
     requests: Sequence[Recorded],
     stable: Side,
     canary: Side,
@@ -72,18 +72,6 @@ def replay(
     nothing listens, BadInput for a table that cannot be (a bad address, a key that is not set) and for a file
     that cannot be written: before anything is sent where that shows then.
     """
-    asyncio.run(_replay(requests, stable, canary, pace, records, answers, progress))
-
-
-async def _replay(
-    requests: Sequence[Recorded],
-    stable: Side,
-    canary: Side,
-    pace: Pace,
-    records: Path,
-    answers: Path | None,
-    progress: Callable[[int], None],
-) -> None:
     for side in (stable, canary):
         await _reach(side.url)
     with tempfile.TemporaryDirectory(prefix="canaryctl-replay-") as folder:

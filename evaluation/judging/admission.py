@@ -22,10 +22,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MIN_BAD, MIN_GOOD = (
-    30,
-    30,
-)  # with 10 good ones, a judge that calls a quarter of them bad passed by chance: 24 %
+# With 10 good ones, a judge that calls a quarter of them bad passed by chance: 24 %.
+MIN_BAD, MIN_GOOD = 30, 30
 MIN_PAIRS = 20  # with 10, a coin was admitted in 17 % of examinations
 MIN_DECIDED = 10  # pairs with the same winner in both orders: a judge of ties would prove any margin
 MIN_FOUND = 0.8  # of the bad plants, and of the comparisons whose better answer is known

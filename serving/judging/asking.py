@@ -31,9 +31,8 @@ from serving.targets import Endpoint
 
 AT_ONCE = 4
 DEADLINE_S = 30.0  # from the handing over of a question to its verdict
-ANSWER_SHARE = (
-    2 / 3
-)  # of that for the judge's own answer: one that hangs is then left alone (`judge_openai.py`)
+# Of that for the judge's own answer: one that hangs is then left alone (`judge_openai.py`).
+ANSWER_SHARE = 2 / 3
 
 log = logging.getLogger("canaryctl.router")
 

@@ -93,7 +93,7 @@ def _votes(body: Any) -> list[Vote]:
 def _vote(index: int, item: Any) -> Vote:
     where = f"feedback {index}"
     if not isinstance(item, dict):
-        raise _Bad(f"{where} is no JSON object; send {{'id': ..., 'thumb': 'up'}}".replace("'", '"'))
+        raise _Bad(f'{where} is no JSON object; send {{"id": ..., "thumb": "up"}}')
     id, said = item.get("id"), {name: value for name, value in item.items() if name != "id"}
     # What is not printable (half of a surrogate pair) is no answer's id, and in no line of a file.
     if not (isinstance(id, str) and 1 <= len(id) <= ID_LIMIT and id.isprintable()):

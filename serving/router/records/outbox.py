@@ -48,9 +48,8 @@ class Outbox:
         self._ready: deque[RequestRecord] = deque()
         self._mirrored: deque[MirrorRecord] = deque(maxlen=MIRRORED_LIMIT)
         self._verdicts: deque[JudgeRecord] = deque(maxlen=VERDICTS_LIMIT)
-        self.lost_verdicts = (
-            0  # in all; the requests that they are of are known as `judged`, and so as missing
-        )
+        # In all; the requests that they are of are known as `judged`, and so as missing.
+        self.lost_verdicts = 0
         self._dropped = 0  # since the last batch
         self.dropped_in_all = 0
         self._unacknowledged: RecordBatch | None = None

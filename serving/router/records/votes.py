@@ -24,9 +24,8 @@ VOTED_LIMIT = 40_000  # answer and metric
 WAITING_LIMIT = 5_000  # scores that no batch holds yet
 UNKNOWN_PER_S, UNKNOWN_AT_ONCE = 20.0, 100.0  # of one client; all of one request may be unknown
 ALL_UNKNOWN_PER_S, ALL_UNKNOWN_AT_ONCE = 200.0, 1_000.0  # of all clients
-CLIENTS_LIMIT = (
-    1_000  # whose unknown votes are counted each; above it the one that voted longest ago is forgotten
-)
+# Clients whose unknown votes are counted each; above it the one that voted longest ago is forgotten.
+CLIENTS_LIMIT = 1_000
 
 Vote: TypeAlias = tuple[str, str, float]  # id, metric, value
 
@@ -66,6 +65,8 @@ class Votes:
 
     def answered(self, record: RequestRecord) -> None:
         """This request has its record."""
+        if not self.are_kept:
+            return
         known = self._known
         known[record.request_id] = record.request_id
         if record.answer_id is not None:
