@@ -53,7 +53,10 @@ def judge_endpoint(says: Says) -> Iterator[str]:
 def truthful(body: dict[str, Any]) -> tuple[int, Any]:
     """A judge that knows the facts of the plants: an answer without its question's fact is wrong."""
     text = body["messages"][1]["content"]
-    parts = {part.split("\n", 1)[0]: part for part in text.split("\n\n") if "\n" in part}
+    # Without the marks of the quotations: they are random, and may hold the digits of a fact.
+    parts = {
+        lines[0]: "\n".join(lines[2:-1]) for part in text.split("\n\n") if len(lines := part.split("\n")) > 1
+    }
     fact = next(fact for prompt, _, fact, _ in _FACTS if prompt in parts["QUESTION"])
     if "ANSWER" in parts:
         return spoken("no" if fact in parts["ANSWER"] else "yes")
