@@ -51,6 +51,7 @@ def client(request: pytest.FixtureRequest) -> Iterator[Client]:
         on_fakes.stop(process)
 
 
+@pytest.mark.slow
 def test_a_stream_begins_with_its_role_and_ends_with_one_finish_the_usage_and_done(client: Client) -> None:
     ids, events, text = client.events(
         CHAT_PATH, **CHAT, max_tokens=12, stream_options={"include_usage": True}
@@ -65,6 +66,7 @@ def test_a_stream_begins_with_its_role_and_ends_with_one_finish_the_usage_and_do
     assert text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.slow
 def test_the_ids_of_a_stream_continue_it_from_any_of_its_events(client: Client) -> None:
     prompt = client.post("/tokenize", prompt=PROMPT).json()["tokens"]
     answer = client.post(COMPLETIONS, prompt=PROMPT, max_tokens=12, stream=True)
@@ -85,6 +87,7 @@ def test_the_ids_of_a_stream_continue_it_from_any_of_its_events(client: Client) 
         assert so_far + "".join(one["choices"][0]["text"] for one in events) == shown
 
 
+@pytest.mark.slow
 def test_the_head_names_the_vocabulary_and_the_limit(client: Client) -> None:
     answer = client.post(CHAT_PATH, **CHAT, max_tokens=7, stream=True)
     tokenized = client.post("/tokenize", **CHAT)

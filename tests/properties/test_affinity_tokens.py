@@ -22,6 +22,7 @@ pins = st.builds(
 A_TOKEN = signed(Pin("ab" * 16, 1, 500, 12, 1000, 2000), key=KEY, generation=GENERATION).decode()
 
 
+@pytest.mark.slow
 @given(pin=pins)
 def test_what_was_signed_is_read(pin: Pin) -> None:
     token = signed(pin, key=KEY, generation=GENERATION)
@@ -44,6 +45,7 @@ def test_any_text_is_read_as_none_and_never_an_error(text: str) -> None:
     assert read_token(text, key=KEY, generation=GENERATION) is None
 
 
+@pytest.mark.slow
 @given(at=st.integers(0, TOKEN_LENGTH - 1), other=st.characters(max_codepoint=255))
 def test_a_changed_character_makes_it_none(at: int, other: str) -> None:
     changed = A_TOKEN[:at] + other + A_TOKEN[at + 1 :]
@@ -52,6 +54,7 @@ def test_a_changed_character_makes_it_none(at: int, other: str) -> None:
     assert (read is not None) == (changed == A_TOKEN)
 
 
+@pytest.mark.slow
 @given(key=st.binary(max_size=40), generation=st.binary(min_size=8, max_size=8))
 def test_another_key_or_generation_makes_it_none(key: bytes, generation: bytes) -> None:
     read = read_token(A_TOKEN, key=key, generation=generation)
@@ -59,11 +62,13 @@ def test_another_key_or_generation_makes_it_none(key: bytes, generation: bytes) 
     assert (read is not None) == ((key, generation) == (KEY, GENERATION))
 
 
+@pytest.mark.slow
 @given(pin=pins, now_s=st.floats(0, 2**33))
 def test_a_token_never_holds_longer_than_two_hours(pin: Pin, now_s: float) -> None:
     assert not pin.holds_at(now_s) or now_s - pin.drawn_s <= 7200
 
 
+@pytest.mark.slow
 @given(header=st.text(max_size=60))
 def test_any_cookie_header_is_read(header: str) -> None:
     found = cookie_of(header, "chat")

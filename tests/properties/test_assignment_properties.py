@@ -28,6 +28,7 @@ bodies = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(salt=st.text(), key=st.text(), ladder=weights)
 def test_rising_weights_never_move_a_key_back_to_stable(salt: str, key: str, ladder: list[int]) -> None:
     arms = [bucket_of(salt, key) < weight_bp for weight_bp in ladder]
@@ -46,6 +47,7 @@ def test_any_body_has_one_deterministic_key(body: dict[str, object], session: st
     assert key.text
 
 
+@pytest.mark.slow
 @given(data=st.binary(max_size=60) | bodies.map(lambda body: json.dumps(body).encode()[:-3]))
 def test_bytes_of_any_kind_are_read_or_refused(data: bytes) -> None:
     facts = read_facts(data)

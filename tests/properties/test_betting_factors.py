@@ -52,6 +52,7 @@ def binary(rate: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array([0.0, 1.0]), np.array([1.0 - rate, rate])
 
 
+@pytest.mark.slow
 @quick
 @given(weights, rates, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_first_requests_gain_nothing_while_the_rate_is_tolerated(
@@ -62,6 +63,7 @@ def test_first_requests_gain_nothing_while_the_rate_is_tolerated(
     assert worst_mean(EventLoss(tolerance=tolerance), w, *binary(stable), *binary(canary)) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(weights, st.floats(0.01, 0.5), st.floats(1.3, 4.0))
 def test_first_requests_gain_when_the_rate_is_worse(w: float, stable: float, ratio: float) -> None:
@@ -83,6 +85,7 @@ def test_shares_of_sessions_gain_nothing_while_their_mean_is_tolerated(
         assert worst_mean(knowing(bettor, past), w, SCORES, stable, SCORES, canary) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(weights, st.integers(0, 9), st.floats(0.0, 0.6))
 def test_turns_gain_nothing_while_they_are_equally_distributed(w: float, seed: int, more: float) -> None:
@@ -102,6 +105,7 @@ def test_turns_gain_nothing_while_they_are_equally_distributed(w: float, seed: i
     assert more < 0.1 or longer.max() > 1.0
 
 
+@pytest.mark.slow
 @quick
 @given(weights, shares, shares, st.floats(0.0, 0.2), shares)
 def test_scores_gain_nothing_while_the_loss_is_tolerated(
@@ -190,6 +194,7 @@ def test_shape_is_not_proven_while_values_reach_the_margin(
     assert worst_mean(bettor, w, stable, p, canary, p) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(weights, rates)
 def test_sample_ratio_and_presence_gain_nothing_from_a_fair_coin(w: float, rate: float) -> None:
@@ -203,6 +208,7 @@ def test_fallback_gains_nothing_while_the_canary_serves_enough(part: float, limi
     assert worst_mean(FallbackBet(max_rate=limit), 0.5, *binary(0.0), *binary(part * limit)) <= 1 + ROUNDING
 
 
+@pytest.mark.slow
 @quick
 @given(shares, st.floats(0.0, 0.3))
 def test_pairs_gain_nothing_while_the_mean_difference_is_tolerated(p: np.ndarray, tolerance: float) -> None:
@@ -215,6 +221,7 @@ def test_pairs_gain_nothing_while_the_mean_difference_is_tolerated(p: np.ndarray
     )
 
 
+@pytest.mark.slow
 @quick
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
 def test_pairs_of_a_rate_gain_nothing_while_its_ratio_is_tolerated(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -30,12 +31,14 @@ fields = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @example(body=b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}],"user":"u"}')
 @given(body=fields.map(lambda one: json.dumps(one).encode()))
 def test_the_usual_reading_says_what_the_general_one_says(body: bytes) -> None:
     assert read_facts(body) == _read_unusual(body)
 
 
+@pytest.mark.slow
 @given(body=st.binary(max_size=40) | st.text('{}[]":,ntruelfas1e\\', max_size=30).map(str.encode))
 def test_any_bytes_are_read_alike_or_not_at_all(body: bytes) -> None:
     assert read_facts(body) == _read_unusual(body)

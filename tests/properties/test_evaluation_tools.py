@@ -30,6 +30,7 @@ RECORD = RequestRecord(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(w=weights, null=st.floats(0.2, 5.0), share=st.floats(0.0, 1.0), worse=st.booleans())
 def test_the_ratio_bets_mean_is_at_most_one_under_its_null(
     w: float, null: float, share: float, worse: bool
@@ -92,6 +93,7 @@ def test_the_mean_difference_is_always_an_interval_within_its_range(
     assert -1.0 <= high <= 1.0
 
 
+@pytest.mark.slow
 @given(p_values=st.lists(st.floats(0.0, 1.0), min_size=1, max_size=30))
 def test_holm_never_lowers_a_p_value_and_keeps_their_order(p_values: list[float]) -> None:
     adjusted = holm(p_values)
@@ -132,6 +134,7 @@ def test_a_guard_restored_at_any_point_returns_the_same_verdicts(
     assert verdicts == expected
 
 
+@pytest.mark.slow
 @given(effect=st.floats(0.001, 2.0), sd=st.floats(0.01, 3.0), power=st.floats(0.5, 0.99))
 def test_half_the_effect_needs_four_times_the_units(effect: float, sd: float, power: float) -> None:
     whole, half = (required_sample_size(e, sd=sd, power=power) for e in (effect, effect / 2))
@@ -139,6 +142,7 @@ def test_half_the_effect_needs_four_times_the_units(effect: float, sd: float, po
     assert abs(half.n_a - 4 * whole.n_a) <= 4
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(data=st.data(), arms=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=20))
 def test_an_ab_test_counts_the_same_in_any_order_of_arrival(

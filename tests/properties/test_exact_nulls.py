@@ -141,6 +141,7 @@ def decided_by(bettor: Bettor, unit: Law) -> tuple[list[float], float]:
     return decided, float((np.exp(factors @ states.T) @ chances).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANNELS)
 def test_at_the_edge_of_its_null_a_channel_has_mean_at_most_one_and_rarely_decides(name: str) -> None:
     make, unit = CHANNELS[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ files = st.binary(max_size=200) | st.lists(lines, max_size=3).map(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(files)
 def test_a_file_is_read_whole_or_refused_by_line(data: bytes) -> None:
@@ -45,6 +47,7 @@ def test_a_file_is_read_whole_or_refused_by_line(data: bytes) -> None:
     assert all(line.startswith("g ") for line in refused)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(checkers, texts)
 def test_a_checker_says_yes_or_no_of_every_answer(checker: Any, answer: str) -> None:

@@ -440,6 +440,7 @@ def test_a_shorter_limit_of_the_canary_is_an_error_on_either_arm(
 
 
 # A stop 2 s after the request; the time to drain is 25 s. Seconds that the whole answer takes.
+@pytest.mark.slow
 @pytest.mark.sample(6)
 @pytest.mark.parametrize("seconds", [10, 18, 24, 40, 1000])
 @pytest.mark.parametrize("kind", ["unary", "chat", "tools", "messages"])

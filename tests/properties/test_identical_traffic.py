@@ -154,6 +154,7 @@ def test_the_times_of_a_small_weight_hold_no_cold_connections(
     assert min(made.connections.values()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_bp", [0, 500])
 def test_a_router_that_nobody_asks_opens_no_connection(weight_bp: int) -> None:
     async def idle() -> list[dict[str, int]]:

@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,7 @@ _delays = st.none() | st.floats(0.1, 2 * DEADLINE_S)
 _fates = st.lists(st.tuples(st.integers(0, 1), st.none() | st.booleans(), _delays), max_size=40)
 
 
+@pytest.mark.slow
 @given(fates=_fates, seed=st.integers(0, 10**6))
 def test_each_sampled_answer_is_counted_once_whatever_the_order_and_the_restarts(
     fates: list[Fate], seed: int

@@ -112,6 +112,7 @@ def both(case: str) -> tuple[dict[Key, Played], dict[Key, Played]]:
     return {key: played(channel) for key, channel in got.items()}, twins
 
 
+@pytest.mark.slow
 @pytest.mark.sample(10)
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: "-".join(map(str, key)))
 @pytest.mark.parametrize("case", [*(pytest.param(case, marks=pytest.mark.slow) for case in STICKY), SINGLE])
@@ -206,6 +207,7 @@ def test_mirrored_pairs_equal_their_twin(name: str, gate: str) -> None:
     assert twin.peak > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [90, 4000])
 @pytest.mark.parametrize("times", [1.0, 1.3])
 def test_the_tables_of_shape_equal_their_twin(values: int, times: float) -> None:
@@ -251,6 +253,7 @@ def test_values_outside_the_range_are_counted_in_its_end_bins_and_zeros_apart() 
     assert np.log(middles[2]) / WIDTH == pytest.approx(end - 0.5)
 
 
+@pytest.mark.slow
 def test_the_decision_uses_the_part_of_alpha_that_its_channel_has() -> None:
     columns = requests(4000, seed=3, w=0.3, error=(0.05, 0.2))
     gates = replace(GatePolicy.strict().only("error"), restart_share=0.0)

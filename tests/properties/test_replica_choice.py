@@ -45,6 +45,7 @@ def test_a_new_replica_changes_a_keys_order_only_by_its_own_place(
     assert [one for one in after if one != new] == before[: len(after) - (new in after)]
 
 
+@pytest.mark.slow
 @given(numbers=ports, key=st.text(max_size=20), seed=st.randoms(use_true_random=False))
 def test_the_order_of_the_list_does_not_matter(numbers: list[int], key: str, seed: object) -> None:
     shuffled = list(numbers)
@@ -66,6 +67,7 @@ def test_one_more_replica_takes_its_share_of_the_keys_and_moves_no_other() -> No
     assert set(changed) == {more[-1]}
 
 
+@pytest.mark.slow
 def test_every_replica_gets_its_share_of_the_keys() -> None:
     n, keys = 5, 5000
     urls = [f"http://10.0.0.{number}:8000" for number in range(n)]

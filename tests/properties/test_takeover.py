@@ -176,6 +176,7 @@ def test_a_stream_broken_anywhere_is_one_valid_stream_with_the_whole_text(
         assert record.prompt_tokens == len(PROMPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 @pytest.mark.parametrize("usage", ["no", "once", "always"])
 def test_every_cut_point_of_a_stream_without_a_limit(path: str, usage: str) -> None:

@@ -74,6 +74,7 @@ def test_any_bytes_are_requests_or_one_refusal(data: bytes) -> None:
     assert isinstance(found, tuple)
 
 
+@pytest.mark.slow
 @given(raw=st.binary(max_size=40) | st.text("/%.v1chatompletinsde2FE?#@:", max_size=40).map(str.encode))
 def test_a_target_is_listed_or_refused(raw: bytes) -> None:
     found = find_target("POST", raw, ("chat",))
@@ -181,6 +182,7 @@ TEXTS = st.text(max_size=6) | st.sampled_from(
 RAW = st.sampled_from([b"a", b"\xff", b"\x00", b"\\", b"\\u00e9", b'","finish_reason":"stop"', b"\n\n", b'"'])
 
 
+@pytest.mark.slow
 @given(texts=st.lists(TEXTS | RAW, min_size=2, max_size=6), takes_ids=st.booleans(), is_ascii=st.booleans())
 def test_an_event_of_a_known_shape_is_read_as_any_other(
     texts: list[str | bytes], takes_ids: bool, is_ascii: bool
@@ -200,6 +202,7 @@ def test_an_event_of_a_known_shape_is_read_as_any_other(
     assert facts[0] == facts[1]
 
 
+@pytest.mark.slow
 @example(texts=["a", "b", b"\\", "next"], sizes=[100])  # together, the last two would be one sound text
 @given(texts=st.lists(TEXTS | RAW, min_size=2, max_size=8), sizes=st.lists(st.integers(100, 400), min_size=1))
 def test_events_that_come_together_are_read_as_one_by_one(texts: list[str | bytes], sizes: list[int]) -> None:

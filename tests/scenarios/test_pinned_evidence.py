@@ -64,6 +64,7 @@ def test_raising_the_weight_under_tokens_leaves_every_draw_at_its_own_probabilit
     assert set(np.round(w[later][first[later]], 9)) == {round(expected, 9)}
 
 
+@pytest.mark.slow
 def test_what_was_not_drawn_is_no_evidence_of_either_arm() -> None:
     routed = Routed().use(weight_bp=5000, burst_cap=25.0)
     records = [routed.served({"user": f"u-{n}"}, after_s=n * 0.001).record for n in range(400)]

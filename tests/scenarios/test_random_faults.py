@@ -240,6 +240,7 @@ class Watched(FakeFleet):
         super().stop(service, version, token=token)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(8)
 @pytest.mark.parametrize("plan", PLANS)
 @seeds(10, quick=4)

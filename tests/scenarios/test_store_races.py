@@ -129,6 +129,7 @@ def test_a_rollback_finds_the_running_rollout_after_the_clock_was_an_hour_ahead(
     assert [row.id for row in rig.store.rollouts("chat")] == ["r-00000002", "r-00000001"]
 
 
+@pytest.mark.slow
 def test_the_newest_attempt_of_a_version_is_the_last_one_whatever_the_clock_says(rig: Rig) -> None:
     for index, jump_s in enumerate((HOUR_S, -HOUR_S, -HOUR_S)):
         rig.clock.advance(jump_s)
@@ -316,6 +317,7 @@ def both(first: Callable[[], object], stalled: Stall, then: Callable[[], object]
         return result_of(one), result_of(two)
 
 
+@pytest.mark.slow
 def test_down_and_deploy_take_turns(rig: Rig, second: SqlStore) -> None:
     stalled = stall(rig.store, "INSERT INTO rollouts")
 
@@ -327,6 +329,7 @@ def test_down_and_deploy_take_turns(rig: Rig, second: SqlStore) -> None:
     assert not rig.store.service("chat").removing
 
 
+@pytest.mark.slow
 def test_deploy_and_down_take_turns(rig: Rig, second: SqlStore) -> None:
     stalled = stall(second, "UPDATE services")
 
@@ -338,6 +341,7 @@ def test_deploy_and_down_take_turns(rig: Rig, second: SqlStore) -> None:
     assert rig.store.rollouts("chat") == ()
 
 
+@pytest.mark.slow
 def test_a_command_is_not_visible_before_an_earlier_one(rig: Rig, second: SqlStore) -> None:
     """On PostgreSQL the lower number may be committed later; a cursor that has passed it never sees it."""
     rig.deploy("r-00000001")
@@ -358,6 +362,7 @@ def test_a_command_is_not_visible_before_an_earlier_one(rig: Rig, second: SqlSto
     assert seen == [outcomes]
 
 
+@pytest.mark.slow
 def test_a_command_to_a_rollout_that_is_just_ending_is_refused(rig: Rig, second: SqlStore) -> None:
     rig.deploy("r-00000001")
     ended = replace(rig.state("r-00000001"), phase=Phase.FAILED)
@@ -373,6 +378,7 @@ def test_a_command_to_a_rollout_that_is_just_ending_is_refused(rig: Rig, second:
     assert rig.store.commands("r-00000001", after_seq=0) == ()
 
 
+@pytest.mark.slow
 def test_a_line_of_the_log_is_not_visible_before_an_earlier_one(rig: Rig, second: SqlStore) -> None:
     stalled = stall_before_commit(rig.store)
     seen: list[tuple[str, ...]] = []
@@ -388,6 +394,7 @@ def test_a_line_of_the_log_is_not_visible_before_an_earlier_one(rig: Rig, second
     assert len(seen[0]) == 2
 
 
+@pytest.mark.slow
 def test_a_commit_is_whole_before_the_lease_changes_hands_or_refused(rig: Rig, second: SqlStore) -> None:
     """SQLite's writers wait for each other; PostgreSQL's commit locks the lease with its last statement.
 

@@ -37,6 +37,7 @@ def problem(file: str, test: str, case: str | None) -> str | None:
     return f"{file}::{test}[{case}] does not exist"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     tests = list(named(page))

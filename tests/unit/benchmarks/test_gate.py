@@ -89,6 +89,7 @@ def item_of(case: Case, reps: int) -> Item:
     return Item(case.name, slug(case.name), reps, partial(measure_case, case))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     case = replace(BOUNDARY[0], canary_requests=200)
     measure([item_of(case, 2)], Records(tmp_path), float("inf"))
@@ -101,6 +102,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     assert rows[2] == measure_case(case, 2)
 
 
+@pytest.mark.slow
 def test_processes_return_the_rows_of_one(tmp_path: Path) -> None:
     items = [item_of(replace(case, canary_requests=100), 2) for case in BOUNDARY[:2]]
     measure(items, Records(tmp_path / "one"), float("inf"))

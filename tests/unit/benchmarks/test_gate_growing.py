@@ -56,6 +56,7 @@ def test_a_rollback_is_found_where_the_first_backtest_with_one_finds_it(sticky: 
     assert rollback_time(traffic, policy, LENGTHS) == expected
 
 
+@pytest.mark.slow
 def test_the_draws_of_one_traffic_are_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     traffic = Traffic(columns_of(HARMFUL, [1]))
     first = GrowingBacktest(traffic, GatePolicy.named("strict"), NO_PROOF)
@@ -67,6 +68,7 @@ def test_the_draws_of_one_traffic_are_resolved_once(monkeypatch: pytest.MonkeyPa
     assert second.result().log_e == first.result().log_e
 
 
+@pytest.mark.slow
 def test_backtests_of_one_traffic_are_fed_alike() -> None:
     traffic = Traffic(columns_of(HARMFUL, [1]))
     GrowingBacktest(traffic, GatePolicy.named("strict"), NO_PROOF).grow(len(traffic))
@@ -75,6 +77,7 @@ def test_backtests_of_one_traffic_are_fed_alike() -> None:
         GrowingBacktest(traffic, GatePolicy.named("default"), NO_PROOF).grow(10)
 
 
+@pytest.mark.slow
 def test_an_early_rollback_is_none_while_the_arms_are_alike() -> None:
     traffic = Traffic(columns_of(replace(HARMFUL, canary=Arm()), [1]))
     backtest = GrowingBacktest(traffic, GatePolicy.named("strict"), NO_PROOF)

@@ -113,6 +113,7 @@ def test_a_stretched_tail_moves_the_p99_and_nothing_below_p95() -> None:
     assert np.quantile(y1, 0.9) / np.quantile(y0, 0.9) == pytest.approx(1.0, rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_fixed_horizon_alarms_agree_with_scipys_test() -> None:
     case = Case("mw", "rollback", Behaviour(error=0.02), metrics=("error",), canary_requests=1000)
     agreed = 0
@@ -162,6 +163,7 @@ def test_a_tolerated_harm_has_no_limit() -> None:
     assert alarms(simulate(CASES["quality -0.02"], 0), alpha_metric=0.0025).wald_tolerated is None
 
 
+@pytest.mark.slow
 def test_thresholds_need_fifty_samples() -> None:
     case = replace(CASES["hallucination 3 -> 14 %"], canary_requests=400)
     times = [alarms(simulate(case, rep), alpha_metric=0.0025).thresholds for rep in range(10)]

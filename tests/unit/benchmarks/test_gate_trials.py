@@ -163,10 +163,12 @@ def test_a_harmful_canary_is_rolled_back_and_a_twin_is_promoted(preset: str) -> 
     assert "error" in bad.metrics
 
 
+@pytest.mark.slow
 def test_without_margins_nothing_is_promoted() -> None:
     assert decide(Traffic(columns_of(SMALL, [5])), "default", NO_PROOF).word == "undecided"
 
 
+@pytest.mark.slow
 def test_no_stage_is_promoted_before_its_minimum() -> None:
     got = columns_of(replace(SMALL, sticky=False, canary_requests=4000), [5])
 
@@ -181,6 +183,7 @@ def test_an_undecided_run_goes_on_to_the_next_length(monkeypatch: pytest.MonkeyP
     assert (row["strict"], row["default"]) == ("promote", "promote")
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("late", "within"), [(0, (1, 80)), (300, (1, 100))])
 def test_a_time_is_counted_from_the_beginning_of_the_harm(late: int, within: tuple[int, int]) -> None:
@@ -190,6 +193,7 @@ def test_a_time_is_counted_from_the_beginning_of_the_harm(late: int, within: tup
     assert all(isinstance(at, int) and within[0] <= at <= within[1] for at in found)
 
 
+@pytest.mark.slow
 def test_a_proof_of_the_last_stage_alone_counts() -> None:
     world = replace(SMALL, sticky=False, metrics=("error",), canary_requests=3000)
     good = NotProven("x", world, {"error": 5.0})(0)

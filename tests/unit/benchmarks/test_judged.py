@@ -17,6 +17,7 @@ def test_its_policy_is_a_rollouts_with_a_judge() -> None:
     assert judged.JUDGE.bad_rate(0.14) == pytest.approx(0.155)
 
 
+@pytest.mark.slow
 def test_a_much_worse_canary_is_rolled_back_and_the_limit_comes_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -31,6 +32,7 @@ def test_a_much_worse_canary_is_rolled_back_and_the_limit_comes_first(
     assert found.wald <= found.gate
 
 
+@pytest.mark.slow
 def test_a_judge_that_calls_everything_wrong_is_named_and_rolls_nothing_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -41,6 +41,7 @@ def test_a_client_accepts_either_engines_bytes_and_no_others(kind: Any) -> None:
             client.check(kind, body, wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [kind.name for kind in KINDS if kind.is_continued])
 def test_a_client_accepts_a_continued_stream_only_when_nothing_is_missing_or_twice(name: str) -> None:
     kind = kind_of(NUMBER_OF[name])

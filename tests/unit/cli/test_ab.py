@@ -57,6 +57,7 @@ def verdicts(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     return {row["category"]: row["verdict"] for row in json.loads(capsys.readouterr().out)["rows"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [[], ["--fixed"]])
 def test_judge_reports_the_whole_file_and_each_category(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
@@ -220,6 +221,7 @@ def test_api_routes_create_show_and_stop_a_test() -> None:
     assert tests.created == [("create", "ada")]
 
 
+@pytest.mark.slow
 def test_judge_table_shows_cohens_d(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_ab("judge", str(write_scores(tmp_path / "e.jsonl")), "-o", "json")
     [whole] = json.loads(capsys.readouterr().out)["rows"]
@@ -257,6 +259,7 @@ def test_create_refuses_a_twin_policy_in_one_line(tmp_path: Path) -> None:
         run_ab("create", "chat", "--model", "/b", "--policy", str(policy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [[], ["--fixed"]])
 def test_a_category_that_the_answer_decides_names_no_winner(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]

@@ -288,6 +288,7 @@ def test_the_sample_ratio_gate_needs_no_proof(tmp_path: Path, capsys: pytest.Cap
     assert "proven:" not in line
 
 
+@pytest.mark.slow
 def test_a_rollback_says_what_is_wrong_with_the_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def test_every_recognised_log_is_documented(log: object) -> None:
     assert title in PAGE
 
 
+@pytest.mark.slow
 def test_the_example_is_promoted_stage_by_stage(capsys: pytest.CaptureFixture[str]) -> None:
     policy = EXAMPLE.with_name("backtest-policy.yaml")
     app(args=["backtest", str(EXAMPLE), "--policy", str(policy), "-o", "json"], standalone_mode=False)

@@ -130,6 +130,7 @@ def test_a_presets_gate_without_a_column_blocks_until_it_is_acknowledged(
     )
 
 
+@pytest.mark.slow
 def test_the_next_step_names_all_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Doing what it said was UNDECIDED again: a proof was missing as well."""
     backtest(write(tmp_path / "e.csv", without(harmless(400), "quality")))
@@ -140,6 +141,7 @@ def test_the_next_step_names_all_that_is_missing(tmp_path: Path, capsys: pytest.
     )
 
 
+@pytest.mark.slow
 def test_a_single_stage_has_the_weight_of_its_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +169,7 @@ def test_the_output_names_what_was_not_judged_below_the_decision(
     assert allowed[1].strip() == "NOT JUDGED: quality (no quality); allowed: no judge yet"
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "policy",

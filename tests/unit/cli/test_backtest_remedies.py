@@ -83,6 +83,7 @@ def test_a_column_that_was_not_drawn_is_named_with_its_remedy(
     assert "INVALID" not in told(capsys, *options, "--ignore", "user_id", code=6)
 
 
+@pytest.mark.slow
 def test_no_gate_is_named_twice_in_the_reasons(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [str(plain), "--map", "arm=model", "--canary", "v2", "--w", "0.1", "--ignore", "user_id"]
 
@@ -93,6 +94,7 @@ def test_no_gate_is_named_twice_in_the_reasons(plain: Path, capsys: pytest.Captu
         assert f"{name}: {name}" not in headline
 
 
+@pytest.mark.slow
 def test_an_arm_within_json_is_offered_as_it_can_be_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +113,7 @@ def test_an_arm_within_json_is_offered_as_it_can_be_typed(
     told(capsys, str(path), "--w", "0.1", *shlex.split(offered), code=6)
 
 
+@pytest.mark.slow
 def test_an_outcome_is_never_offered_as_an_arm(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, str(plain), "--map", "arm=error", "--w", "0.1", "--ignore", "user_id", code=2)
 

@@ -76,6 +76,7 @@ def test_the_last_stage_does_not_pass_where_both_arms_are_bad() -> None:
     assert "both arms are bad" in result.stages[2].missing[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("required", [[], ["quality"]])
 @pytest.mark.parametrize("harm", [[0.02] * 3, [0.02] * 2, [0.5] * 3, [0.02, 0.5], [0.7] * 3])
 def test_a_promotion_and_only_one_has_passed_every_stage(harm: list[float], required: list[str]) -> None:

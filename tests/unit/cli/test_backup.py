@@ -32,6 +32,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlStore]
     store.close()
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_database_in_use_holds_all_of_it(
     store: SqlStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,6 +61,7 @@ def test_before_the_first_up_there_is_nothing_to_copy(
     )
 
 
+@pytest.mark.slow
 def test_a_copy_ends_while_the_database_is_written_all_the_time(store: SqlStore, tmp_path: Path) -> None:
     """The lease is written every second: a copy that took longer began anew for ever."""
     with store.database.write() as db:
@@ -124,6 +126,7 @@ def test_postgresql_has_a_tool_of_its_own(
     assert "secret" not in err
 
 
+@pytest.mark.slow
 def test_a_copy_is_not_opened_beside_the_log_of_the_lost_file(
     store: SqlStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ def busy(*_: object, **__: object) -> None:
     raise Unreachable("database does not answer: busy for a moment")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", ["service", "rollout_by_id"])
 @pytest.mark.parametrize("output", ["table", "json"])
 def test_a_deploy_that_has_begun_does_not_exit_with_4_for_a_later_read(
@@ -52,6 +53,7 @@ def test_a_deploy_that_has_begun_does_not_exit_with_4_for_a_later_read(
     assert rollout in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_watch_exits_as_the_rollout_ended_also_where_the_service_is_not_read_again(
     chat: FakeController,
     tmp_path: Path,

@@ -23,6 +23,7 @@ def client(home: Path, port: int) -> Client:
     return Client(load_settings({"CANARYCTL_HOME": str(home), "CANARYCTL_API_PORT": str(port)}))
 
 
+@pytest.mark.slow
 def test_another_program_on_the_port_gets_no_token(listener: JsonServer, tmp_path: Path) -> None:
     one = client(tmp_path, listener.port)
 
@@ -32,6 +33,7 @@ def test_another_program_on_the_port_gets_no_token(listener: JsonServer, tmp_pat
     assert {token for _, token in listener.seen} == {None}
 
 
+@pytest.mark.slow
 def test_a_controller_is_asked_once_without_the_token_then_with_it(
     listener: JsonServer, tmp_path: Path
 ) -> None:
@@ -47,6 +49,7 @@ def test_a_controller_is_asked_once_without_the_token_then_with_it(
     ]
 
 
+@pytest.mark.slow
 def test_a_missing_state_folder_is_not_made_for_another_ones_controller(
     listener: JsonServer, tmp_path: Path
 ) -> None:

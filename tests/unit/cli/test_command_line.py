@@ -175,6 +175,7 @@ def test_commands_on_a_controller_that_cannot_act_say_why(
     assert capsys.readouterr().err.count("--direct") == 1
 
 
+@pytest.mark.slow
 def test_rollback_without_a_rollout_is_not_an_error(
     unchanged: FakeController, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +183,7 @@ def test_rollback_without_a_rollout_is_not_an_error(
     assert f"already serving {unchanged.store.service('chat').stable}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_up_is_idempotent(unchanged: FakeController, models: Path) -> None:
     before = unchanged.picture()
 
@@ -190,6 +192,7 @@ def test_up_is_idempotent(unchanged: FakeController, models: Path) -> None:
     assert unchanged.picture() == before
 
 
+@pytest.mark.slow
 def test_a_removed_service_leaves_no_engine(chat: FakeController) -> None:
     chat.store.mark_removing("chat", Identity("admin", Role.ADMIN), at_s=time.time())
     chat.runner.wake("chat")
@@ -383,6 +386,7 @@ def test_deploy_refuses_an_engine_argument_set_by_canaryctl(
     refused(unchanged, capsys, arguments, code=2, line=r"engine\.port is set by canaryctl itself")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--port", "--api-port"])
 def test_up_refuses_a_busy_port_before_starting_anything(
     home: Path, models: Path, capsys: pytest.CaptureFixture[str], option: str

@@ -160,6 +160,7 @@ def recording(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_long_backtest_ends_with_its_decision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, screen: io.StringIO
 ) -> None:

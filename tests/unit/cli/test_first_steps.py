@@ -67,6 +67,7 @@ def test_a_stored_service_is_started_with_up_alone(home: Path, capsys: pytest.Ca
     assert "start it: canaryctl up\n" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_after_a_reboot_up_alone_serves_what_was_served(
     chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ def test_after_a_reboot_up_alone_serves_what_was_served(
     assert "chat" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["deploy", "plan"])
 def test_a_source_that_was_taken_for_the_service_is_named(
@@ -107,6 +109,7 @@ def test_a_source_that_was_taken_for_the_service_is_named(
     assert "was taken for" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("arguments", "line"),
@@ -130,6 +133,7 @@ def test_an_option_that_would_do_nothing_is_refused(
     assert chat.picture() == before
 
 
+@pytest.mark.slow
 def test_a_rollback_is_never_refused_for_such_an_option(
     chat: FakeController, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +141,7 @@ def test_a_rollback_is_never_refused_for_such_an_option(
     assert "--timeout has no effect without --wait" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_up_says_what_it_does_where_no_spinner_can_be_drawn(
     chat: FakeController, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_reason_names_the_percentile() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_backtest_explains_its_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(Case("legend", "no_harm", canary_requests=100), tmp_path / "e.jsonl")
 

@@ -54,6 +54,7 @@ CASES: dict[str, tuple[list[str], str, str]] = {  # arguments, where it is inter
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("case", CASES)
 def test_an_interrupted_wait_says_what_goes_on(
@@ -72,6 +73,7 @@ def test_an_interrupted_wait_says_what_goes_on(
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["watch", "rollback", "undo", "down"])
 def test_an_interrupted_wait_for_what_runs_says_so_too(

@@ -13,6 +13,7 @@ from controller.cli.main import run
 from tests.fakes.judge_endpoint import judge_endpoint, spoken, truthful
 
 
+@pytest.mark.slow
 def test_a_judge_that_knows_is_admitted(capsys: pytest.CaptureFixture[str]) -> None:
     with judge_endpoint(truthful) as url:
         assert run(["judge", url, "--model", "m"]) == 0
@@ -22,6 +23,7 @@ def test_a_judge_that_knows_is_admitted(capsys: pytest.CaptureFixture[str]) -> N
     assert "ADMITTED (m, revision " in out
 
 
+@pytest.mark.slow
 def test_a_judge_that_always_says_no_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     def no(body: dict[str, Any]) -> tuple[int, Any]:
         return spoken("A" if "ANSWER A" in body["messages"][1]["content"] else "no")
@@ -33,12 +35,14 @@ def test_a_judge_that_always_says_no_is_refused(capsys: pytest.CaptureFixture[st
     assert "0% of the bad plants found, needed 80%" in report["reasons"]
 
 
+@pytest.mark.slow
 def test_an_endpoint_that_does_not_judge_is_unreachable(capsys: pytest.CaptureFixture[str]) -> None:
     with judge_endpoint(lambda _body: (401, {})) as url:
         assert run(["judge", url, "--model", "m"]) == 4
     assert "gave no verdict: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_judge_that_was_away_for_a_while_is_not_refused(capsys: pytest.CaptureFixture[str]) -> None:
     asked = itertools.count()
 
@@ -52,6 +56,7 @@ def test_a_judge_that_was_away_for_a_while_is_not_refused(capsys: pytest.Capture
     assert "gave too few verdicts to be judged: status 413" in said.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "line"),
     [
@@ -72,6 +77,7 @@ def test_why_there_is_no_verdict_names_its_own_remedy(
     assert capsys.readouterr().err.rstrip().endswith(f"gave no verdict: {line}")
 
 
+@pytest.mark.slow
 def test_a_slow_judge_is_told_of_the_timeout_not_of_the_pause_after_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -49,6 +49,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("command", [["status"], ["list"], ["history", "chat"], ["up"], ["undo", "chat"]])
 def test_every_command_says_that_the_file_is_gone_and_what_to_do(
@@ -75,6 +76,7 @@ def test_every_command_says_that_the_file_is_gone_and_what_to_do(
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_up_restarts_a_controller_whose_database_was_replaced(
     chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,7 @@ def test_up_restarts_a_controller_whose_database_was_replaced(
     assert "the controller was restarted: its database was replaced" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_up_stops_a_controller_without_log_before_it_opens_the_file(
     chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +121,7 @@ def test_up_stops_a_controller_without_log_before_it_opens_the_file(
     assert "the controller was stopped: the log of its database was removed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_down_begins_anew_where_the_file_is_gone_and_there_is_no_copy(
     chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +149,7 @@ def test_down_begins_anew_where_the_file_is_gone_and_there_is_no_copy(
     assert not database.exists()
 
 
+@pytest.mark.slow
 def test_down_leaves_a_database_that_was_put_in_its_place_alone(
     chat: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +162,7 @@ def test_down_leaves_a_database_that_was_put_in_its_place_alone(
     assert "start the controller on it: canaryctl up" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_database_without_services_counts_as_lost_beside_a_cluster(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +244,7 @@ def test_the_first_up_creates_the_database_and_a_controller_none(
         assert store.services() == ()
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("table", "is_refused"),
@@ -285,6 +292,7 @@ def test_up_refuses_a_database_that_is_older_than_what_serves(
             run(["up"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", [None, (Served("chat", None),)])
 def test_up_starts_nothing_while_the_route_tables_cannot_be_read(
     home: Path,

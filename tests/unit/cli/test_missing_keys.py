@@ -37,6 +37,7 @@ def up(*more: str) -> int:
     return run(["up", "--service", "chat", *endpoint, "--no-wait", *more])
 
 
+@pytest.mark.slow
 def test_up_and_status_name_the_version_and_the_variable(
     lacking: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,7 @@ def test_up_and_status_name_the_version_and_the_variable(
     assert LINE in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_up_restarts_a_controller_that_lacks_a_key_which_is_set(
     lacking: FakeController, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +70,7 @@ def test_up_restarts_a_controller_that_lacks_a_key_which_is_set(
     assert "sk-secret" not in output.out + output.err
 
 
+@pytest.mark.slow
 def test_deploy_names_a_way_back_that_is_cut(
     lacking: FakeController, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -52,6 +52,7 @@ def with_more(value: object) -> object:
     return [with_more(inner) for inner in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["status", "list", "history"])
 def test_fields_of_a_newer_controller_are_ignored(
     controller: Callable[[Answer], None], capsys: pytest.CaptureFixture[str], command: str
@@ -65,6 +66,7 @@ def test_fields_of_a_newer_controller_are_ignored(
     assert "v-new" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_phase_and_a_verdict_of_a_newer_controller_are_shown_as_they_are(
     controller: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_phase_and_a_verdict_of_a_newer_controller_are_shown_as_they_are(
     assert ("rehearsing" in out, "NOT_JUDGED" in out) == (True, True)
 
 
+@pytest.mark.slow
 def test_a_view_of_another_version_is_refused_with_the_remedy(
     controller: Callable[[Answer], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

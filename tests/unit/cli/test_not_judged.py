@@ -58,6 +58,7 @@ def change(chat: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 STAGES = [{"weight": "10%", "duration": "1h"}]
 
 
+@pytest.mark.slow
 def test_plan_prints_what_is_not_judged(
     change: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_deploy_asks_for_a_reason_and_records_it(
     assert run(["rollback", "chat", "--wait", "--timeout", "20s"]) == 0
 
 
+@pytest.mark.slow
 def test_a_gate_that_the_policy_names_is_refused_by_plan_and_deploy(
     chat: FakeController, change: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_blank_reason_is_no_reason(
     assert "allow_unjudged ' ' is not a reason" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plan_and_deploy_warn_of_scores_that_have_not_come(
     chat: FakeController,
     change: Callable[..., list[str]],

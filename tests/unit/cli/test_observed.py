@@ -86,6 +86,7 @@ def test_a_start_before_the_file_adds_no_partial_window(
     assert early.ranges == entry(file, capsys).ranges
 
 
+@pytest.mark.slow
 def test_the_entry_holds_the_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gate = entry(file, capsys, "--name", "slow", "--on-outside", "rollback", "--alpha-share", "0.1")
 
@@ -100,6 +101,7 @@ def test_json_holds_the_same_entry(file: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out)["observed_ranges"] == {gate.name: gate.to_mapping()}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -165,6 +167,7 @@ def test_a_file_without_an_arm_says_that_every_row_counts_as_stables(
     assert said == [False, True]
 
 
+@pytest.mark.slow
 def test_few_windows_are_said_to_say_little(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     canaryctl("observed", str(file), "--window", "8h")
     assert "6 windows say little of how latency_ms varies: each end is widened" in capsys.readouterr().err

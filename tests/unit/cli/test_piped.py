@@ -42,6 +42,7 @@ def _canaryctl(tmp_path: Path, command: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error_of_ours(tmp_path: Path) -> None:
     """Its exit code was 1, as of a fault of canaryctl, by rich."""
     done = _canaryctl(tmp_path, "canaryctl backtest --columns | true; echo ${PIPESTATUS[0]}")
@@ -58,6 +59,7 @@ sys.exit(main.run([]))
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_is_no_traceback(tmp_path: Path) -> None:
     done = _canaryctl(tmp_path, "canaryctl version >&-")
 

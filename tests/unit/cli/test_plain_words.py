@@ -89,6 +89,7 @@ def test_validate_names_the_gates_that_decide(capsys: pytest.CaptureFixture[str]
     assert "tokens_alarm" not in out
 
 
+@pytest.mark.slow
 def test_a_second_direct_rollback_says_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

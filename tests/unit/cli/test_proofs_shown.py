@@ -153,6 +153,7 @@ def test_status_and_history_show_the_proofs_of_a_rollout_that_ended(
     assert view["passed"][1]["proofs"][0]["canary"] == 0.009
 
 
+@pytest.mark.slow
 def test_a_rollout_that_is_not_known_is_refused(
     chat: FakeController, capsys: pytest.CaptureFixture[str]
 ) -> None:

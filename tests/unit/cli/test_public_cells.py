@@ -223,6 +223,7 @@ def test_a_long_tail_of_categories_is_compared_as_one(tmp_path: Path) -> None:
 # --- yinxulai/one-switch #3, QuantumNous/new-api #7134
 
 
+@pytest.mark.slow
 def test_values_that_both_arms_lose_name_max_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +247,7 @@ def test_values_that_both_arms_lose_name_max_missing(
 # --- zeeguu/api #665, PostHog/posthog #83190, linkerd/linkerd2 #13483
 
 
+@pytest.mark.slow
 def test_latencies_in_buckets_name_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = random.Random(665)
     rows = [

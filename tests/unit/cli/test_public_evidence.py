@@ -66,6 +66,7 @@ def jmeter(yes: str, no: str) -> Rows:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("yes", "no"), [("true", "false"), ("1", "0"), ("success", "failure")])
 def test_a_column_of_successes_is_read_by_its_opposite(
@@ -204,6 +205,7 @@ def read_users(tmp_path: Path, change: str, *maps: str) -> EvidenceFile:
     return read(path, "arm=model_group", *maps, canary="v2", w=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("change", "said"),
@@ -354,6 +356,7 @@ def test_the_generations_of_a_trace_are_one_unit(tmp_path: Path) -> None:
 # --- requests that fail fast
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("fixed", [(), ("--fixed",)])
 def test_a_version_that_fewer_clients_leave_is_not_slower_in_an_ab_test(
@@ -375,6 +378,7 @@ def test_a_version_that_fewer_clients_leave_is_not_slower_in_an_ab_test(
     assert any("(error, rejected, cancelled) count at 60 s" in note for note in report["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("fixed", [(), ("--fixed",)])
 def test_failing_fast_is_not_fast_in_an_ab_test(
@@ -398,6 +402,7 @@ def test_failing_fast_is_not_fast_in_an_ab_test(
     )
 
 
+@pytest.mark.slow
 def test_failed_requests_are_no_part_of_an_observed_range(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -420,6 +425,7 @@ def test_failed_requests_are_no_part_of_an_observed_range(
 # --- requests twice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("backtest",), ("ab", "judge", "--metric", "latency_ms")])
 @pytest.mark.parametrize("twice", [True, False])
 def test_requests_that_stand_twice_under_two_ids_are_refused(

@@ -89,6 +89,7 @@ def test_zero_stays_no_error_in_a_column_of_flags(tmp_path: Path) -> None:
     assert column(read(written(tmp_path / "e.csv", statuses(0, 1, 0)), "error=status"), "error") == [0, 1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("code", [0, 302])
 def test_a_canary_without_responses_is_rolled_back(
@@ -134,6 +135,7 @@ def hanging(share: float, *, seed: int = 6) -> Rows:
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("policy", ["default", "strict"])
 @pytest.mark.parametrize("share", [1.0, 0.3])
@@ -149,6 +151,7 @@ def test_requests_that_the_client_gave_up_on_prove_no_speed(
     assert any("requests were cancelled by their client (0.0% of stable's" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("harm", [0.2, 0.0])
 def test_an_alarm_that_was_raised_is_said(
@@ -172,6 +175,7 @@ def test_an_alarm_that_was_raised_is_said(
 # --- where both arms fail
 
 
+@pytest.mark.slow
 def test_requests_that_fail_on_both_arms_prove_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +225,7 @@ def openai(n: int, *, canary: bool, bad: bool, how: str) -> dict[str, Any]:
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "how",
@@ -374,6 +379,7 @@ def test_a_model_without_a_price_does_not_cost_nothing(tmp_path: Path) -> None:
     assert "1 rows have no cost: its model has no price" in found.notes
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("price", "decision"), [(0.0, "invalid"), (0.001, "promote")])
 def test_the_cheapest_model_is_not_one_without_a_price(

@@ -53,6 +53,7 @@ def first_line(chat: FakeController) -> str:
     return str(json.loads(rows[0].state)["rollout"]["log"][0]["text"])
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("source", [["--model", "{tmp}/v2"], ["--twin"]])
 def test_the_reasons_of_a_deploy_are_in_its_log(
@@ -92,6 +93,7 @@ def test_up_refuses_a_message_that_a_running_service_would_not_keep(
     assert "name 'blue' would not be kept" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["rollback", "undo --to base"])
 def test_a_return_with_nothing_to_do_says_that_its_reason_is_not_kept(
@@ -139,6 +141,7 @@ def test_an_order_waits_for_the_newest_database(home: Path) -> None:
         assert not order.exists()
 
 
+@pytest.mark.slow
 def test_an_order_that_cannot_be_read_for_a_moment_is_kept(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

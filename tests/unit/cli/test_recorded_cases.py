@@ -67,6 +67,7 @@ def test_a_test_with_nobody_in_b_is_invalid(
     assert "invalid" in text.lower()
 
 
+@pytest.mark.slow
 def test_an_uneven_split_as_drawn_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = random.Random(2)
     rows = []
@@ -78,6 +79,7 @@ def test_an_uneven_split_as_drawn_is_valid(tmp_path: Path, capsys: pytest.Captur
     assert "invalid" not in text
 
 
+@pytest.mark.slow
 def test_outcomes_after_a_users_first_request_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +128,7 @@ NIGHT_S = datetime(2026, 4, 30, 18, tzinfo=UTC).timestamp()
 RANGE = {"since": "2026-05-01", "until": "2026-05-01T06:00:00Z"}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Kolkata"], indirect=True)
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def _broken(_body: dict[str, Any]) -> tuple[int, Any]:
     return 500, {"error": {"message": "out of memory"}}
 
 
+@pytest.mark.slow
 def test_a_canary_that_fails_is_rolled_back_and_its_records_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +60,7 @@ def test_a_canary_that_fails_is_rolled_back_and_its_records_are_kept(
     assert run(["backtest", str(records), "-o", "json"]) == 5  # the same again, from the file
 
 
+@pytest.mark.slow
 def test_equal_endpoints_are_not_rolled_back_and_models_are_asked_by_their_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +79,7 @@ def test_equal_endpoints_are_not_rolled_back_and_models_are_asked_by_their_names
     assert set(asked) == {"old", "new"}
 
 
+@pytest.mark.slow
 def test_an_endpoint_at_which_nothing_listens_is_named_before_anything_is_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +131,7 @@ def test_a_user_name_in_an_address_is_refused_and_shown_nowhere(
     assert "s3cret" not in said.err + said.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--records", "--answers"])
 def test_a_file_that_cannot_be_written_is_named_before_anything_is_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
@@ -149,6 +153,7 @@ def test_a_file_that_cannot_be_written_is_named_before_anything_is_sent(
     )
 
 
+@pytest.mark.slow
 def test_an_answers_file_that_others_could_read_is_made_private(tmp_path: Path) -> None:
     answers = tmp_path / "answers.jsonl"
     answers.touch(mode=0o644)
@@ -159,6 +164,7 @@ def test_an_answers_file_that_others_could_read_is_made_private(tmp_path: Path) 
     assert stat.S_IMODE(answers.stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 def test_answers_that_cannot_be_written_end_the_replay_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +176,7 @@ def test_answers_that_cannot_be_written_end_the_replay_with_one_line(
     assert "--answers /dev/full: No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_proxy_of_the_environment_stands_between_a_replay_and_its_router(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

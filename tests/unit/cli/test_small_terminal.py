@@ -89,6 +89,7 @@ def test_stable_stands_beside_a_canary_that_is_dead() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 40), (80, 18), (60, 20), (200, 60)])
 def test_the_frame_fits_and_keeps_what_decides(width: int, height: int) -> None:
     """It ended after six gates with `...`: no reason, no event, no notice."""
@@ -101,6 +102,7 @@ def test_the_frame_fits_and_keeps_what_decides(width: int, height: int) -> None:
     assert text.index(LOST) < text.index("stage 1 of 2")
 
 
+@pytest.mark.slow
 def test_undecided_gates_are_named_in_a_line_where_their_rows_do_not_fit() -> None:
     text = " ".join(" ".join(line.strip("│ ") for line in drawn(80, 24)).split())
 
@@ -108,6 +110,7 @@ def test_undecided_gates_are_named_in_a_line_where_their_rows_do_not_fit() -> No
     assert "UNDECIDED" not in " ".join(line for line in drawn(80, 18) if "rejected" in line)
 
 
+@pytest.mark.slow
 def test_no_row_of_the_gates_takes_two_lines_at_80_columns() -> None:
     lines = drawn(80, 60)
 
@@ -117,6 +120,7 @@ def test_no_row_of_the_gates_takes_two_lines_at_80_columns() -> None:
     assert not any(line.strip("│ ").startswith("UNDECIDED") for line in lines)
 
 
+@pytest.mark.slow
 def test_everything_is_shown_where_it_fits() -> None:
     text = "\n".join(drawn(100, 60))
 
@@ -153,6 +157,7 @@ def test_status_keeps_a_line_for_each_gate_at_80_columns_too() -> None:
     assert not any(line.strip().startswith("UNDECIDED") for line in printed.get().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("is_terminal", "height"), [(True, 24), (True, 80), (False, 24)])
 def test_status_keeps_who_serves_in_sight_on_a_low_terminal(is_terminal: bool, height: int) -> None:
     view = rollout_view(state(), EvidenceStatus(0, Verdict.UNDECIDED, gates=gates(), canary_requests=29))

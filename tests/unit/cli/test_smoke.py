@@ -69,6 +69,7 @@ def test_an_endpoint_without_chat_completions_is_not_judged(capsys: pytest.Captu
     assert "NOT JUDGED: no case could be checked of the endpoint: status 404" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_stable_that_does_not_answer_gives_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
     assert smoked(good, stable=lambda _body: Reply(status=503)) == 4
     assert "NOT JUDGED: stable gave no answer to 19 of 19 cases" in capsys.readouterr().out
@@ -194,6 +195,7 @@ def test_texts_of_a_golden_set_are_printed_only_when_asked(
     assert "--- golden, line 3\nIt is unknown." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_golden_cases_without_answers_are_not_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

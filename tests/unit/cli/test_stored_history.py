@@ -35,6 +35,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqlStore]
     store.close()
 
 
+@pytest.mark.slow
 def test_history_without_a_controller_knows_of_a_direct_rollback(
     store: SqlStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -48,6 +49,7 @@ def test_history_without_a_controller_knows_of_a_direct_rollback(
     assert "return its traffic" not in err
 
 
+@pytest.mark.slow
 def test_history_without_a_controller_names_versions_and_people_as_with_one(
     store: SqlStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,6 +61,7 @@ def test_history_without_a_controller_names_versions_and_people_as_with_one(
     assert err.splitlines()[-1].startswith("error: no controller answers")
 
 
+@pytest.mark.slow
 def test_one_rollout_is_shown_with_its_whole_log_without_a_controller(
     store: SqlStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +75,7 @@ def test_one_rollout_is_shown_with_its_whole_log_without_a_controller(
     assert "the database has no rollout r-unknown" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_watch_without_a_controller_says_what_the_database_knows(
     store: SqlStore, capsys: pytest.CaptureFixture[str]
 ) -> None:

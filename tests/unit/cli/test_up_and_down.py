@@ -119,6 +119,7 @@ def test_up_leaves_another_state_folders_controller_alone(
     assert re.search(rf"port {port} .* taken by another canaryctl; .*--api-port", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_up_stops_the_cluster_when_the_controller_does_not_start(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,6 +134,7 @@ def test_up_stops_the_cluster_when_the_controller_does_not_start(
     assert not (home / "cluster.json").exists()
 
 
+@pytest.mark.slow
 def test_up_can_change_a_dead_controllers_port_while_its_cluster_runs(
     home: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +151,7 @@ def test_up_can_change_a_dead_controllers_port_while_its_cluster_runs(
     assert (home / "cluster.json").exists()
 
 
+@pytest.mark.slow
 def test_the_port_in_a_service_file_is_the_endpoints_port(
     home: Path,
     model: Path,
@@ -168,6 +171,7 @@ def test_the_port_in_a_service_file_is_the_endpoints_port(
     assert f"port {foreign_port} on 127.0.0.1 is taken by another program" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_web_server_on_the_controllers_port_is_reported_as_such(
     home: Path, foreign_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,6 +307,7 @@ def test_down_of_all_services_removes_none_while_a_rollout_runs(
     assert [(row.name, row.removing) for row in rows] == [("a", False), ("b", False)]
 
 
+@pytest.mark.slow
 def test_down_leaves_the_services_that_another_hosts_controller_leads(
     home: Path,
     model: Path,
@@ -326,6 +331,7 @@ def test_down_leaves_the_services_that_another_hosts_controller_leads(
     assert "a controller on test leads the services of this database (test)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_rollout_of_a_directly_removed_service_never_acts_again(home: Path) -> None:
     store = SqlStore(load_settings().database_url)
     version = VersionRow("chat", STABLE, "{}", "{}", 1.0)
@@ -360,6 +366,7 @@ def test_a_recreated_service_launches_with_its_new_secret(home: Path) -> None:
     assert secrets == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_a_direct_rollback_without_a_cluster_still_stores_its_command(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,6 +390,7 @@ def test_a_direct_rollback_without_a_cluster_still_stores_its_command(
     )
 
 
+@pytest.mark.slow
 def test_up_leaves_a_cluster_that_serves_alone_though_the_database_is_lost(
     home: Path,
     signals: list[tuple[int, int]],

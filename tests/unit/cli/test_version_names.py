@@ -52,6 +52,7 @@ def document(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
     return json.loads(printed(capsys, *arguments, "-o", "json", code=code))
 
 
+@pytest.mark.slow
 def test_every_list_and_log_line_shows_the_names(
     chat: FakeController, deploy: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_every_list_and_log_line_shows_the_names(
     assert "(v2.1) is loaded" in log
 
 
+@pytest.mark.slow
 def test_documents_hold_name_source_actor_and_message(
     chat: FakeController, deploy: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +120,7 @@ def test_the_name_outlives_the_promotion(
     assert "(v2.1)" in printed(capsys, "list")
 
 
+@pytest.mark.slow
 def test_a_name_of_two_lines_is_refused(
     chat: FakeController, deploy: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

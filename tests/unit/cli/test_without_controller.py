@@ -28,6 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_status_says_what_the_database_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = SqlStore(load_settings().database_url)
     store.put_service(
@@ -47,6 +48,7 @@ def test_status_says_what_the_database_knows(home: Path, capsys: pytest.CaptureF
     assert "no controller answers at http://127.0.0.1:9; start it: canaryctl up" in err
 
 
+@pytest.mark.slow
 def test_a_script_gets_what_the_database_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Only the text said it."""
     store = SqlStore(load_settings().database_url)
@@ -73,6 +75,7 @@ def test_status_migrates_no_database(home: Path, capsys: pytest.CaptureFixture[s
         assert db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
+@pytest.mark.slow
 def test_status_says_that_a_rollback_was_requested_without_a_controller(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +96,7 @@ def test_status_says_that_a_rollback_was_requested_without_a_controller(
     assert "at 10 %" not in err
 
 
+@pytest.mark.slow
 def test_history_says_what_the_database_knows(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = SqlStore(load_settings().database_url)
     store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
@@ -113,6 +117,7 @@ def test_history_says_what_the_database_knows(home: Path, capsys: pytest.Capture
     assert "no controller answers" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_status_shows_the_rest_beside_a_rollout_that_cannot_be_read(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def test_up_starts_no_second_cluster_unless_it_is_told_to(
         run([*UP, "--beside"])
 
 
+@pytest.mark.slow
 def test_up_restarts_the_services_of_a_folder_beside_another_one(home: Path) -> None:
     """Who has services in two folders has chosen that already."""
     store = SqlStore(load_settings().database_url)
@@ -76,6 +77,7 @@ def test_up_restarts_the_services_of_a_folder_beside_another_one(home: Path) -> 
         run(["up"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["rollback", "chat"], ["rollback"]], ids=" ".join)
 def test_a_rollback_of_a_stored_service_names_the_way_past_a_dead_controller(
     command: list[str], home: Path, capsys: pytest.CaptureFixture[str]
@@ -94,6 +96,7 @@ def test_down_says_where_something_runs(home: Path, capsys: pytest.CaptureFixtur
     assert f"nothing is running for the state folder {home}; {TOLD}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_down_of_a_mistyped_name_never_says_to_remove_everything(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

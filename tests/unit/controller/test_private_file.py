@@ -32,6 +32,7 @@ def test_a_file_that_could_not_be_written_leaves_no_part(
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("admin.token", "one\n")]
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_leave_what_one_of_them_wrote(tmp_path: Path) -> None:
     """They had the same partial file: one took it from the other, and a reader saw an empty file."""
     path, failed = tmp_path / "digests", list[OSError]()
@@ -95,6 +96,7 @@ def test_a_disk_that_takes_nothing_is_one_line_and_exit_4(
     assert f"{name or 'what was to be written'}: {os.strerror(code)}; " in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_output_that_cannot_be_written_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:

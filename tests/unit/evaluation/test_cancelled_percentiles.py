@@ -82,6 +82,7 @@ def judged(columns: Columns, policy: str | GatePolicy = "default") -> BacktestRe
     return run(columns, policy, stages=STAGE)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("knows_when", [True, False])
@@ -94,6 +95,7 @@ def test_a_faster_first_token_is_no_slower_tail(seed: int, knows_when: bool) -> 
     assert judged(columns).decision != "rollback"
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("patience_ms", [6500.0, 7000.0])
 @pytest.mark.parametrize("knows_when", [True, False])
@@ -129,6 +131,7 @@ def test_slow_answers_of_clients_that_leave_are_no_faster_because_others_wait() 
     assert "if requests left late are slow, too; of those who waited" in reason
 
 
+@pytest.mark.slow
 def test_a_canary_that_hangs_for_few_is_not_proven_before_its_cancels_are_many() -> None:
     """It gives 1 % no first token, and clients leave after 2 s: the limit, of whole answers, is 2.6 s."""
     columns, rng = of_two_kinds(2, 1.0), np.random.default_rng(2)
@@ -172,6 +175,7 @@ def test_a_cancelled_request_in_thousands_asks_for_no_proof_that_errors_are_no_m
     assert result.decision == "promote"
 
 
+@pytest.mark.slow
 def test_errors_of_both_arms_hide_no_slow_answers_that_nobody_waits_for() -> None:
     """1.4 % leave the canary, whose p99 is 2.5 times as long, beside errors of 0.5 %."""
     assert "latency_p99" not in judged(with_errors(of_two_kinds(1, 3.0), 1), p99_alone()).proofs

@@ -48,6 +48,7 @@ def judged(columns: Columns, policy: str = "default") -> BacktestResult:
     return run(columns, policy, stages=STAGE)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("policy", "slower"), [("default", 0.5), ("default", 1.0), ("strict", 0.5)])
 def test_a_canary_that_fewer_clients_leave_is_promoted(policy: str, slower: float) -> None:
@@ -74,6 +75,7 @@ def test_a_canary_that_answers_what_stable_fails_is_not_held_for_its_cancels(see
     assert (result.decision, HOLD in result.reasons) == ("promote", False)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [0.15, 1.0])
 def test_a_canary_that_hangs_until_its_clients_leave_is_rolled_back(share: float) -> None:
@@ -82,6 +84,7 @@ def test_a_canary_that_hangs_until_its_clients_leave_is_rolled_back(share: float
     assert (result.decision, result.metric) == ("rollback", "latency_ms")
 
 
+@pytest.mark.slow
 def test_the_time_until_a_client_left_is_no_latency() -> None:
     """A canary that hangs would be as fast as its clients' patience."""
     columns = impatient(3, hangs=0.3, patience_ms=20_000.0, rows=3000)
@@ -172,6 +175,7 @@ def test_a_live_rollout_decides_as_its_recording_does() -> None:
                 assert log_e[gate.gate] == gate.log_e
 
 
+@pytest.mark.slow
 def test_a_time_to_first_token_that_was_known_when_the_client_left_counts() -> None:
     """A canary whose readers stop often, once they have read enough, is not slow to begin."""
     columns = impatient(4)

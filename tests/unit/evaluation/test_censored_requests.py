@@ -53,12 +53,14 @@ STREAMING = replace(ANSWER, latency_ms=LONGEST_MS, flags={"censored": True})
 SILENT = replace(ANSWER, error=True, latency_ms=None, ttft_ms=None, flags={"censored": True})
 
 
+@pytest.mark.slow
 def test_an_answer_that_still_streams_is_not_an_error() -> None:
     gate = fed(GatePolicy.default().only("error"), canary=STREAMING, every=5)
 
     assert next(r.canary for r in gate.report().gates if r.gate == "error") == 0.0
 
 
+@pytest.mark.slow
 def test_a_silent_answer_is_an_error_that_rolls_back() -> None:
     gate = fed(GatePolicy.default().only("error"), canary=SILENT, every=5)
 
@@ -122,6 +124,7 @@ def slow_seed() -> dict[str, np.ndarray]:
     return {"latency_ms": np.random.default_rng(9).lognormal(np.log(LONGEST_MS), 0.3, 4000)}
 
 
+@pytest.mark.slow
 def test_censoring_does_not_make_a_tolerable_canary_worse() -> None:
     result = backtest.run(slow_service(1.09), SLOW, stages=STAGES, seed_latency_ms=slow_seed())
 

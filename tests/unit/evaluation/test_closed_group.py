@@ -25,6 +25,7 @@ def group(rows: int = 3000, every_s: float = 28.0) -> Columns:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_later_sessions_count_towards_min_canary() -> None:
     result = run(group(), POLICY, stages=(StagePlan(0.5, 200, {}),))
 
@@ -46,6 +47,7 @@ def test_what_does_not_count_is_said_with_the_remedy() -> None:
     assert "lower min_canary, or let conversations be the unit" in result.reasons[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every_s", "needed"), [pytest.param(28.0, 200, marks=pytest.mark.slow), (1.0, 900)])
 def test_a_live_rollout_counts_alike_and_says_it(every_s: float, needed: int) -> None:
     columns = group(every_s=every_s)

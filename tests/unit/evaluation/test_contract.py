@@ -120,6 +120,7 @@ def test_requests_assigned_without_the_coin_never_count(word: str) -> None:
     assert (report.n_canary, report.n_stable, report.rollback) == (0, 0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["request", "sticky"])
 def test_a_canary_with_all_traffic_is_not_evidence(word: str) -> None:
     columns = requests(800, w=0.2)
@@ -141,6 +142,7 @@ def test_requests_under_tokens_do_not_fill_the_floor_of_a_stage() -> None:
     assert (report.n_canary, report.stage_canary) == (columns["arm"].sum(), columns["arm"].sum() / 3)
 
 
+@pytest.mark.slow
 def test_silent_answers_are_in_the_slowest_bin() -> None:
     columns = requests(1500, before=500, w=0.3)
     silent = (columns["arm"] == 1) & (np.arange(1500) % 5 == 0)
@@ -154,6 +156,7 @@ def test_silent_answers_are_in_the_slowest_bin() -> None:
     assert rollback.metric == "latency_ms"
 
 
+@pytest.mark.slow
 def test_a_lost_record_is_missing_and_not_a_failure() -> None:
     columns = requests(1200, before=200, error=(0.0, 0.0))
     draws = [draw_at(columns, row) for row in range(1200)]
@@ -215,6 +218,7 @@ def test_mirrored_pairs_leave_the_live_channels_as_they_were() -> None:
     assert with_pairs[1] > 7.0 > without[1]
 
 
+@pytest.mark.slow
 def test_users_with_many_requests_are_no_sample_ratio_mismatch() -> None:
     """26 of 40 users on the canary at w = 0.5 are plausible; 260 of 400 requests would not be."""
     columns = requests(400, w=0.5)

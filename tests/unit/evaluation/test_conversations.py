@@ -134,6 +134,7 @@ def test_turns_that_differ_leave_the_proof_to_first_requests() -> None:
     assert report.reason.endswith("(by first requests: conversations differ in length)")
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("ratio", [1.0, 2.0])
 def test_turns_void_sessions_only_where_they_differ(ratio: float) -> None:
@@ -191,6 +192,7 @@ def one_score_each(
     return {name: values[order] for name, values in columns.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("which", "after"), [("first", 3.0), ("first", 4.5), ("first", 6.0), ("last", 3.0), ("last", 4.5)]
@@ -202,6 +204,7 @@ def test_one_score_a_conversation_is_valid_however_long_they_are(after: float, w
         assert result.decision in ("undecided", "promote")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["first", "last"])
 def test_one_score_a_conversation_proves_quality_as_soon_as_one_for_each_answer(which: str) -> None:
     columns = one_score_each(1, 3.0, 3.0, which, people=2500)
@@ -209,6 +212,7 @@ def test_one_score_a_conversation_proves_quality_as_soon_as_one_for_each_answer(
     assert "quality" in run(columns, GatePolicy.default().only("error", "quality")).proofs
 
 
+@pytest.mark.slow
 def test_conversations_without_their_only_score_on_one_arm_are_invalid() -> None:
     columns = one_score_each(1, 3.0, 4.5, "first", lost=0.2)
 

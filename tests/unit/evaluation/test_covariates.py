@@ -131,6 +131,7 @@ def test_harm_is_found_sooner_and_the_margin_proven_sooner() -> None:
     assert medians(["body_bytes"], 0.0) <= medians([], 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [5.0, np.nan])
 def test_a_constant_covariate_decides_what_none_decides_to_the_last_bit(value: float) -> None:
     given = columns(2000, worse=0.04)
@@ -170,6 +171,7 @@ def live(given: Columns, names: Sequence[str], *, restored_at: int = -1) -> Eval
     return evaluator
 
 
+@pytest.mark.slow
 def test_live_records_bet_the_bits_of_a_file_and_survive_a_restart() -> None:
     given = columns(900, worse=0.02)
     whole = {(r.gate, r.side): r.log_e for r in live(given, ["body_bytes"]).report().gates}
@@ -188,6 +190,7 @@ def test_a_live_covariate_must_be_a_number() -> None:
         check_draw(draw)
 
 
+@pytest.mark.slow
 def test_the_state_of_eight_covariates_adds_less_than_16_kib() -> None:
     names = [f"x{number}" for number in range(8)]
     rng = np.random.default_rng(2)

@@ -40,6 +40,7 @@ def latency_sides(report: EvaluationReport) -> dict[tuple[str, str], tuple[Verdi
     return {(g.gate, g.side): (g.verdict, g.reason) for g in report.gates if g.metric == "latency_ms"}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("ratio", "rolled_back"), [(2.0, False), (1.2, True), (1.0, True), (0.5, True)])
 def test_slowness_is_excused_only_under_a_higher_load(ratio: float, rolled_back: bool) -> None:
@@ -92,6 +93,7 @@ def test_an_overload_excludes_the_same_units_after_a_restart() -> None:
     assert set(sides.values()) == {(Verdict.INVALID, "not comparable: canary load 2.0x stable's")}
 
 
+@pytest.mark.slow
 def test_an_overload_does_not_change_settled_units() -> None:
     columns = slow_while_one_is_lost()
     evaluator = Evaluator.start(POLICY, stages=ONE_STAGE, seed_latency_ms={})
@@ -108,6 +110,7 @@ def test_an_overload_does_not_change_settled_units() -> None:
     )
 
 
+@pytest.mark.slow
 def test_harm_shown_before_an_overload_stays() -> None:
     columns = requests(1000, slower=2.0)
     evaluator = live(columns, 1.0)

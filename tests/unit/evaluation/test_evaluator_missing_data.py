@@ -75,6 +75,7 @@ def test_a_slowdown_of_stable_with_the_canary_blocks_promotion() -> None:
     assert any("stable's own latency_ms rose" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_a_stage_without_requests_does_not_pass() -> None:
     columns = harmless()
     columns["stage"] = np.zeros(24_000)
@@ -171,6 +172,7 @@ def judged_in_part(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("w", "rows"), [(0.5, 6000), (0.1, 12_000)])
 @pytest.mark.parametrize("share", [0.5, 0.3, 0.2])
@@ -183,6 +185,7 @@ def test_scores_that_the_canarys_worst_answers_lack_prove_nothing(share: float, 
         assert result.decision != "promote"
 
 
+@pytest.mark.slow
 def test_scores_that_one_arm_lacks_are_said_as_not_comparable() -> None:
     result = run(judged_in_part(0.3, seed=1, lost=0.3, rows=12_000))
 
@@ -190,6 +193,7 @@ def test_scores_that_one_arm_lacks_are_said_as_not_comparable() -> None:
     assert any("quality: values are missing differently by arm" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [0.5, 0.2])
 def test_scores_of_answers_chosen_by_a_stated_coin_prove_quality(share: float) -> None:
@@ -213,6 +217,7 @@ def batches(seed: int, hours: float, *, until_h: float = 1e9) -> Columns:
     }
 
 
+@pytest.mark.slow
 @seeds(3)
 def test_a_judge_that_works_in_batches_has_not_stopped_in_between(seed: int) -> None:
     for hours in (5.5, 5.8, 5.97):
@@ -246,6 +251,7 @@ def test_values_missing_beyond_the_limit_are_invalid_until_they_come_again(share
     assert presence[105:] == [None] * 95
 
 
+@pytest.mark.slow
 def test_users_whose_requests_all_lack_values_count_once() -> None:
     """7 % of the users, with ten requests each: not seventy independent requests in a thousand."""
     for seed in range(8):
@@ -275,6 +281,7 @@ def presence_of(present: np.ndarray, is_first: np.ndarray | None = None) -> list
     return reasons
 
 
+@pytest.mark.slow
 def test_answers_that_fail_on_one_arm_do_not_make_its_scores_rarer() -> None:
     """A canary that mends errors has more answers, and as many scores for each: nothing is missing."""
     columns = judged_in_part(0.2, seed=1, rows=12_000)

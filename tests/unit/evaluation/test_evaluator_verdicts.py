@@ -62,6 +62,7 @@ def test_a_proof_without_enough_requests_of_the_stage_is_undecided() -> None:
     assert "of 500000 canary requests in this stage" in report.missing[-1]
 
 
+@pytest.mark.slow
 def test_harm_fails_the_stage_permanently() -> None:
     columns = requests(3000, error=(0.02, 0.2))
     columns["error"][2000:] = 0.0  # no harm from then on
@@ -195,6 +196,7 @@ def test_harm_shown_before_the_sample_ratio_mismatch_stays() -> None:
     assert (report.frozen, rollback_of(report).gate) == (True, "error")
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("served", "verdict"), [(1.0, Verdict.PASS), (0.93, Verdict.UNDECIDED), (0.7, Verdict.FAIL)]
@@ -249,6 +251,7 @@ def test_a_judged_sample_is_bet_at_the_odds_of_being_judged() -> None:
     assert run(columns, plain).decision == "invalid"  # at plain w the sample itself looks like an effect
 
 
+@pytest.mark.slow
 def test_mirrored_pairs_roll_back_on_their_own_part_of_alpha() -> None:
     raw = settings_of(GatePolicy.default(), "quality")
     policy = parse_gate_policy({"gates": {"quality": {**raw, "mirrored": True}}})
@@ -304,6 +307,7 @@ def test_late_harm_is_found_with_restarts_and_missed_without() -> None:
     assert found == ["rollback", "promote"]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("warmup_s", "rolled_back"), [(0.0, True), (300.0, False)])
 def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s: float, rolled_back: bool) -> None:
@@ -315,6 +319,7 @@ def test_a_cold_cache_is_excluded_by_the_warm_up_of_the_plan(warmup_s: float, ro
     assert (report.rollback is not None) is rolled_back
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("slower", "verdict"), [(1.0, Verdict.PASS), (2.0, Verdict.UNDECIDED)])
 def test_a_canary_that_slows_both_arms_holds(slower: float, verdict: Verdict) -> None:

@@ -40,6 +40,7 @@ def proof_of_quality(columns: Columns) -> GateReport:
     return next(r for r in reports if (r.gate, r.side) == ("quality", "promotion"))
 
 
+@pytest.mark.slow
 def test_harm_of_those_who_ask_most_is_said_beside_the_proof_of_users() -> None:
     report = proof_of_quality(talks(0.08))
 
@@ -47,6 +48,7 @@ def test_harm_of_those_who_ask_most_is_said_beside_the_proof_of_users() -> None:
     assert report.reason.startswith("quality > -0.05 proven for users; over all requests it is -0.06")
 
 
+@pytest.mark.slow
 def test_alike_versions_are_proven_without_a_word_more() -> None:
     assert proof_of_quality(talks(0.0)).reason == "quality > -0.05 proven"
 

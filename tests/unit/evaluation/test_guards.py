@@ -92,6 +92,7 @@ def test_beside_as_few_of_stable_chance_may_explain_ten_of_twenty() -> None:
     assert feed(ErrorGuard(), canary="x." * 20, stable="." * 40) is GuardAction.ROLLBACK
 
 
+@pytest.mark.slow
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("weight", "length", "users"),
@@ -202,6 +203,7 @@ def test_a_stored_guard_without_weights_is_read_and_its_units_tell_nothing() -> 
     assert feed(restored, canary="x" * 20, stable="." * 200, first=200) is GuardAction.ROLLBACK
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("weight", "most"), [(0.01, 20), (0.5, 20), (0.75, 40), (0.9, 160)])
 def test_a_dead_canary_is_rolled_back_soon_at_every_weight(weight: float, most: int) -> None:

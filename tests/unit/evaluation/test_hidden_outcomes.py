@@ -38,6 +38,7 @@ def without_scores(columns: Columns, missing: np.ndarray) -> Columns:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["quality", "hallucinated"])
 @pytest.mark.parametrize("base", [0.1, 0.5, 0.7])
 def test_what_the_judge_leaves_out_on_the_canary_alone_proves_nothing(base: float, metric: str) -> None:
@@ -52,6 +53,7 @@ def test_what_the_judge_leaves_out_on_the_canary_alone_proves_nothing(base: floa
     assert policy.gates_for(metric)[0].name not in result.proofs
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("metric", ["quality", "hallucinated"])
 @pytest.mark.parametrize("is_declared", [True, False])
@@ -88,6 +90,7 @@ def test_answers_to_what_stable_fails_are_no_harm_however_bad(metric: str, prese
     assert not any(rolled_back)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("before", "quality"), [(0.20, 0.75), (0.12, 0.5), (0.08, 0.3)])
 def test_a_canary_that_fixes_many_errors_is_proven(before: float, quality: float) -> None:

@@ -41,6 +41,7 @@ def test_no_module_of_evaluation_is_part_of_an_import_circle() -> None:
     assert len(list(TopologicalSorter(graph).static_order())) == len(trees)
 
 
+@pytest.mark.slow
 def test_every_import_of_evaluation_is_at_module_level() -> None:
     nested = [
         (name, node.lineno)

@@ -41,6 +41,7 @@ def ramp(late: str, *, errors: float = 0.01, rows: int = 3000) -> Columns:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", ["none", "last", pytest.param("half", marks=pytest.mark.slow)])
 def test_a_late_row_of_an_earlier_stage_ends_nothing(late: str) -> None:
     columns = ramp(late, rows=3000 if late != "half" else 4500)

@@ -124,12 +124,14 @@ def test_later_requests_of_equal_versions_are_not_rolled_back(policy: str) -> No
             assert judged(columns, policy).decision in ("promote", "undecided")
 
 
+@pytest.mark.slow
 def test_equal_versions_are_promoted_by_their_later_requests_too() -> None:
     result = judged(conversations(1, harm=False), GatePolicy.default().only("quality"))
 
     assert result.decision == "promote"
 
 
+@pytest.mark.slow
 @seeds(3)
 def test_a_margin_is_not_proven_by_the_first_ten_turns_alone(seed: int) -> None:
     """Twice the margin from the eleventh turn on, and no other harm: the first ten prove it."""
@@ -197,6 +199,7 @@ def test_a_proof_says_which_later_requests_it_does_not_cover() -> None:
     assert "not of what comes after a unit's first 20 requests of an hour" in report.reason
 
 
+@pytest.mark.slow
 def test_where_few_requests_are_later_ones_they_need_no_proof() -> None:
     result = judged(conversations(1, harm=False, turns=(11, 11)), GatePolicy.default().only("quality"))
 
@@ -220,6 +223,7 @@ def test_where_only_first_answers_are_scored_the_later_ones_prove_no_score() -> 
     assert not any(LATER in gate.reason for gate in result.gates)
 
 
+@pytest.mark.slow
 @seeds(3)
 def test_later_answers_to_what_stable_fails_are_no_harm_however_bad(seed: int) -> None:
     """From the eleventh turn on stable fails a fifth of the prompts; the canary answers them, as badly as can
@@ -261,6 +265,7 @@ def test_units_that_go_on_for_longer_on_one_arm_prove_nothing_by_their_last_turn
     assert any("units of one arm come back more often" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_more_turns_within_a_part_are_no_harm_where_each_turn_takes_longer() -> None:
     """Both arms' sessions are full, and each user comes back: only the blocks after that differ in length."""
     columns = conversations(3, harm=False, turns=(12, 20), users=200)
@@ -271,6 +276,7 @@ def test_more_turns_within_a_part_are_no_harm_where_each_turn_takes_longer() -> 
     assert result.decision == "undecided"
 
 
+@pytest.mark.slow
 def test_the_listener_of_settled_requests_hears_of_no_later_session() -> None:
     """Segment alarms bet each coin once."""
     columns = conversations(2, harm=False, turns=(14, 14))

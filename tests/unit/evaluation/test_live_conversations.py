@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import StagePlan
@@ -46,6 +47,7 @@ def judged(columns: Columns) -> BacktestResult:
     return run(columns, policy, stages=(StagePlan(0.25, 0),))
 
 
+@pytest.mark.slow
 @seeds(3)
 def test_a_cold_first_request_of_a_conversation_that_moved_is_no_harm(seed: int) -> None:
     result = judged(under_way(seed, moved=1.5))
@@ -53,6 +55,7 @@ def test_a_cold_first_request_of_a_conversation_that_moved_is_no_harm(seed: int)
     assert result.decision != "rollback"
 
 
+@pytest.mark.slow
 @seeds(2)
 def test_its_other_requests_are_judged(seed: int) -> None:
     result = judged(under_way(seed, all_later=1.5))
@@ -61,6 +64,7 @@ def test_its_other_requests_are_judged(seed: int) -> None:
     assert any(gate.verdict is Verdict.FAIL and gate.gate == "latency_shape" for gate in result.gates)
 
 
+@pytest.mark.slow
 def test_a_conversation_that_has_ended_is_warm_on_neither_arm() -> None:
     """Its last request was more than a session before the raise: the first one counts."""
     result = judged(under_way(1, moved=1.5, gap_s=700.0))

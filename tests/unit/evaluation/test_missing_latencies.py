@@ -53,6 +53,7 @@ def test_slow_answers_without_a_latency_among_others_without_one_prove_nothing(
     assert [set(GATES) & result.proofs.keys() for result in results] == [set(), set(), set()]
 
 
+@pytest.mark.slow
 def test_where_as_many_latencies_are_missing_on_both_arms_it_is_said_what_they_could_hide() -> None:
     """Stable's are lost at random, and the canary's may be its slowest 3 %."""
     result = lost(1, 0.03)

@@ -95,6 +95,7 @@ def test_at_the_end_of_the_range_the_wealth_has_mean_one(rate: float, more: bool
     assert float(stats.binom.pmf(hits, 80, rate) @ wealth) == pytest.approx(1.0, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_percentile_interval_inverts_the_range_test() -> None:
     """A range that begins above the interval is rejected, one that begins within it is not."""
     values = canary(1.0, 2000)
@@ -209,6 +210,7 @@ def slower_both(factor: float, rows: int = 3000) -> Columns:
     return {**columns, "latency_ms": columns["latency_ms"] * factor}
 
 
+@pytest.mark.slow
 def test_a_canary_outside_the_range_holds_and_the_reason_has_both_ranges() -> None:
     result, report = judged(slower_both(1.6))
 
@@ -219,6 +221,7 @@ def test_a_canary_outside_the_range_holds_and_the_reason_has_both_ranges() -> No
     assert report.reason.endswith(" ms, stable showed 740..830 ms between 2026-05-01 and 2026-05-02")
 
 
+@pytest.mark.slow
 def test_a_range_rolls_back_with_on_outside_rollback() -> None:
     result, report = judged(slower_both(1.6), on_outside="rollback")
 
@@ -246,6 +249,7 @@ def test_a_range_holds_when_its_metric_stops_arriving() -> None:
     assert "latency_range: stopped arriving" in " ".join(result.reasons)
 
 
+@pytest.mark.slow
 def test_failed_requests_do_not_count_as_fast() -> None:
     columns = requests(3000, before=500, error=(0.4, 0.4))
     columns["latency_ms"] = np.where(columns["error"] == 1.0, 1.0, columns["latency_ms"])
@@ -253,6 +257,7 @@ def test_failed_requests_do_not_count_as_fast() -> None:
     assert judged(columns)[1].log_e < 3.0
 
 
+@pytest.mark.slow
 def test_a_unit_of_the_canary_counts_once() -> None:
     columns = sticky(3000, people=300, error=(0.0, 0.0))
     people = len(np.unique(columns["unit"][columns["arm"] == 1]))
@@ -260,6 +265,7 @@ def test_a_unit_of_the_canary_counts_once() -> None:
     assert judged(columns)[1].n_canary == people
 
 
+@pytest.mark.slow
 def test_stables_values_are_not_tested_against_the_range() -> None:
     columns = requests(3000, before=500)
     slow = np.where(columns["arm"] == 0, 3.0, 1.0)

@@ -53,6 +53,7 @@ def is_held(result: BacktestResult) -> bool:
     return any(HELD in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.9, 0.98, 1.0])
 def test_fast_clients_with_a_weight_of_their_own_are_no_slowdown(weight: float) -> None:
     """They leave stable when the canary begins, and so its mean rises though nothing is slower."""
@@ -61,6 +62,7 @@ def test_fast_clients_with_a_weight_of_their_own_are_no_slowdown(weight: float) 
     assert not is_held(judged(columns))
 
 
+@pytest.mark.slow
 def test_latency_that_rises_evenly_on_both_arms_is_no_slowdown_by_the_canary() -> None:
     columns = traffic(2, weights={}, latency_ms={"staff": 800.0, "rest": 800.0})
     columns["latency_ms"] *= np.exp(np.linspace(0.0, 1.2, ROWS))
@@ -68,6 +70,7 @@ def test_latency_that_rises_evenly_on_both_arms_is_no_slowdown_by_the_canary() -
     assert not is_held(judged(columns))
 
 
+@pytest.mark.slow
 def test_traffic_that_changes_within_a_stage_is_no_slowdown_by_the_canary() -> None:
     columns = traffic(3, weights={}, latency_ms={"staff": 800.0, "rest": 800.0})
     columns["latency_ms"][FIRST + 1200 :] *= 2.0
@@ -75,6 +78,7 @@ def test_traffic_that_changes_within_a_stage_is_no_slowdown_by_the_canary() -> N
     assert not is_held(judged(columns))
 
 
+@pytest.mark.slow
 def test_a_slowdown_when_the_canary_begins_holds() -> None:
     columns = traffic(4, weights={}, latency_ms={"staff": 800.0, "rest": 800.0})
     columns["latency_ms"][FIRST:] *= 2.0
@@ -82,6 +86,7 @@ def test_a_slowdown_when_the_canary_begins_holds() -> None:
     assert is_held(judged(columns))
 
 
+@pytest.mark.slow
 def test_a_slowdown_when_the_weight_rises_holds() -> None:
     columns = traffic(5, weights={}, latency_ms={"staff": 800.0, "rest": 800.0})
     columns["stage"] = (np.arange(ROWS) >= 5000).astype(np.int64)
@@ -90,6 +95,7 @@ def test_a_slowdown_when_the_weight_rises_holds() -> None:
     assert is_held(judged(columns, stages=2))
 
 
+@pytest.mark.slow
 def test_a_hold_ends_when_stable_is_as_fast_again() -> None:
     columns = traffic(6, weights={}, latency_ms={"staff": 800.0, "rest": 800.0})
     columns["latency_ms"][FIRST : FIRST + 4000] *= 2.0
@@ -129,6 +135,7 @@ def test_bursts_of_long_prompts_are_no_slowdown() -> None:
     assert sum(slow) <= 5
 
 
+@pytest.mark.slow
 def test_a_slowdown_at_every_raise_is_found_in_spite_of_the_noise() -> None:
     """15 % at each of four raises: 1.75x in all."""
     slow = [

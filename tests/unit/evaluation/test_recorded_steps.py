@@ -125,6 +125,7 @@ def test_exact_values_among_the_steps_do_not_hide_them(share: float) -> None:
     assert all("recorded in steps" in twin.notes[0] for twin in twins)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("times", [1.2, 1.3])
 def test_a_recorder_that_changes_to_steps_hides_no_harm(times: float) -> None:
@@ -155,6 +156,7 @@ def test_what_most_values_of_a_bin_are_is_its_step_whenever_it_began() -> None:
     assert histogram_of(values).steps().points.tolist() == [500.0, 1003.0]
 
 
+@pytest.mark.slow
 def test_a_twin_in_wide_buckets_cannot_be_proven_and_says_the_remedy() -> None:
     result = run(rollout(1.0, to_buckets, seed=1, canary=1500), POLICY)
 
@@ -166,6 +168,7 @@ def test_a_twin_in_wide_buckets_cannot_be_proven_and_says_the_remedy() -> None:
     assert result.notes[0] in result.reasons[0]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("recorded", [exact, to_tenths])
 def test_a_twin_in_steps_below_the_margin_is_proven(recorded: Recorded) -> None:
@@ -193,6 +196,7 @@ def polled_when_slow(
     return {"t_s": t_s, "arm": arm, "w": w, "assigned_by": how, "latency_ms": recorded}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("share", "every_ms", "times"),
@@ -226,6 +230,7 @@ def test_a_shape_counts_slow_answers_in_steps_as_the_next_step_up() -> None:
     assert proof.steps.get().points.tolist() == [3000.0]
 
 
+@pytest.mark.slow
 def test_harm_is_found_in_buckets_as_before() -> None:
     assert run(rollout(1.7, to_buckets, seed=3), POLICY).decision == "rollback"
 

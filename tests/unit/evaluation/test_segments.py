@@ -56,6 +56,7 @@ def test_the_levels_of_all_segments_add_up_to_alpha() -> None:
     assert 0.0099 < sum(math.exp(-limit) for limit in limits) <= 0.01
 
 
+@pytest.mark.slow
 def test_random_headers_cannot_fill_the_memory() -> None:
     alarms = SegmentAlarms(Kind.RATE, tolerance=0.25)
     for i in range(MAX_SEGMENTS + 50):

@@ -39,6 +39,7 @@ def test_a_snapshot_with_any_changed_byte_is_refused(saved: bytes) -> None:
         refused(bytes(changed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 1, 10, 1000, -1, -75])
 def test_a_truncated_snapshot_is_refused(saved: bytes, keep: int) -> None:
     refused(saved[:keep])

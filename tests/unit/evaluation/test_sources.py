@@ -22,6 +22,7 @@ def quality_of(columns: Columns) -> tuple[str, GateReport]:
     return result.decision, report
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [1.0, 0.2, 0.03])
 def test_a_metric_that_stops_is_named_with_its_last_time(share: float) -> None:
@@ -39,6 +40,7 @@ def test_a_metric_that_stops_is_named_with_its_last_time(share: float) -> None:
     assert report.reason.startswith("stopped arriving: no value in the last ")
 
 
+@pytest.mark.slow
 def test_a_metric_that_arrives_again_is_valid_again() -> None:
     columns = requests(9000, before=1000, w=0.2)
     columns["quality"][5000:6000] = np.nan
@@ -46,6 +48,7 @@ def test_a_metric_that_arrives_again_is_valid_again() -> None:
     assert quality_of(columns)[1].source is Source.ARRIVES
 
 
+@pytest.mark.slow
 def test_a_metric_that_never_arrived_is_not_judged() -> None:
     columns = requests(4000, before=500, w=0.2)
     columns["quality"] = np.full(4000, np.nan)
@@ -89,6 +92,7 @@ def test_a_stored_policy_knows_which_gates_were_asked_for(names: tuple[str]) -> 
     assert parse_gate_policy(policy.to_mapping()) == policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [True, False])
 def test_where_nothing_is_streamed_the_streaming_gates_alpha_is_shared_out(streams: bool) -> None:
     seeds: dict[str, list[float]] = {"latency_ms": [400.0] * 300, "ttft_ms": [40.0] * 300 if streams else []}

@@ -36,6 +36,7 @@ def by_arm(columns: Columns, stable: float, canary: float) -> np.ndarray:
     return np.random.default_rng(7).random(ROWS) < chance
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_canary_that_answers_what_stable_fails_is_not_slower(preset: str) -> None:
@@ -48,6 +49,7 @@ def test_a_canary_that_answers_what_stable_fails_is_not_slower(preset: str) -> N
     assert (result.decision, result.reasons) == ("promote", ())
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("errors", [0.05, 0.1])
@@ -60,6 +62,7 @@ def test_a_canary_that_fixes_errors_is_promoted(preset: str, errors: float) -> N
     assert (result.decision, result.reasons) == ("promote", ())
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_additional_answers_to_hard_prompts_are_no_loss_of_quality(preset: str) -> None:
@@ -107,6 +110,7 @@ def test_spurious_rejections_of_both_arms_are_no_harm(preset: str, rate: float) 
     assert (result.decision, result.reasons) == ("promote", ())
 
 
+@pytest.mark.slow
 def test_a_fast_rejection_makes_neither_arm_look_faster() -> None:
     """Slower by half and rejected in 2 ms half of the time: the rejected ones hide nothing."""
     columns = answered()
@@ -131,6 +135,7 @@ def test_a_canary_that_rejects_everything_is_rolled_back_within_fifty_units() ->
     assert result.canary_requests <= 50
 
 
+@pytest.mark.slow
 def test_a_record_without_the_flag_was_not_rejected() -> None:
     columns = requests(1500, before=300, w=0.3)
     report = streamed(columns, GatePolicy.default().only("error", "rejected")).report()
@@ -139,6 +144,7 @@ def test_a_record_without_the_flag_was_not_rejected() -> None:
     assert (rejected.verdict, rejected.stable) == (Verdict.UNDECIDED, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("share", [0.5, 0.2])
 def test_quality_judged_on_a_stated_share_of_the_answers_is_valid(share: float) -> None:
@@ -173,6 +179,7 @@ def test_scores_missing_by_arm_name_the_sampling() -> None:
     assert any("`sampling`" in reason for reason in result.reasons)
 
 
+@pytest.mark.slow
 def test_a_loss_of_quality_hidden_behind_failures_is_not_promoted() -> None:
     """The canary fails 4 % more: its worst answers. The others look 0.04 better than they are."""
     columns = answered()

@@ -43,6 +43,7 @@ def often_free(seed: int, times: float) -> BacktestResult:
     return run(columns, COST, stages=[StagePlan(W, 1500, margins={"cost": 1.2})])
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_service_with_short_and_long_requests_is_judged_by_its_percentile(seed: int) -> None:
@@ -51,6 +52,7 @@ def test_a_service_with_short_and_long_requests_is_judged_by_its_percentile(seed
     assert short_and_long(seed, 2.0).decision == "rollback"
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_costs_that_are_mostly_zero_are_judged_by_the_others(seed: int) -> None:

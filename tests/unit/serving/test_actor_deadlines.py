@@ -112,6 +112,7 @@ def test_a_forgotten_handle_is_looked_up_anew(head: HangingHead) -> None:
     assert head.asked == ["table", "table"]
 
 
+@pytest.mark.slow
 def test_after_an_operation_in_vain_the_next_wait_briefly_until_one_is_answered() -> None:
     never = threading.Event()
     patience = Patience(0.01)

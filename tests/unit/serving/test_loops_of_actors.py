@@ -66,6 +66,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return one
 
 
+@pytest.mark.slow
 async def test_the_clock_of_a_table_goes_on_after_an_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ async def test_the_clock_of_a_table_goes_on_after_an_error(
     await actor.close(1)
 
 
+@pytest.mark.slow
 async def test_the_fences_of_a_table_are_posted_after_an_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,7 @@ async def test_a_destroyed_unit_key_has_left_the_store_when_the_call_returns(sto
     await actor.close(1)
 
 
+@pytest.mark.slow
 async def test_a_router_polls_on_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     client = replica_ray.RayTableClient("chat")
     core = RouterCore("chat", router="r")
@@ -149,6 +152,7 @@ async def test_a_router_polls_on_after_an_error(monkeypatch: pytest.MonkeyPatch)
     await client.stop()
 
 
+@pytest.mark.slow
 async def test_a_table_file_is_watched_on_after_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

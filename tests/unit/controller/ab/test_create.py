@@ -54,6 +54,7 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_write_leaves_the_rollout_and_its_test_or_neither(rig: Rig) -> None:
     """A rollout without its test gives B half of the traffic, and nothing would end it."""
     writes, crashes = 0, 0
@@ -84,6 +85,7 @@ def test_a_crash_at_any_write_leaves_the_rollout_and_its_test_or_neither(rig: Ri
     assert (test.id, test.rollout) == (view.id, rollout.id)
 
 
+@pytest.mark.slow
 def test_a_gate_without_a_source_is_left_out_for_a_reason(rig: Rig) -> None:
     rig.environment.traffic = MeasuredBaseline(
         requests=20_000,

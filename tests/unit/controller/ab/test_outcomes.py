@@ -74,6 +74,7 @@ def test_a_restart_rereads_from_a_score_still_without_its_request() -> None:
     assert (ledger.join.first_held() or 0) - 1 == 40
 
 
+@pytest.mark.slow
 def test_scores_without_a_request_expire() -> None:
     ledger = JoinedLedger("r-1", "quality", 600.0)
     consume(ledger, [score(1, "lost", at_s=0.0), score(2, "q2", at_s=901.0)])

@@ -14,6 +14,7 @@ from evaluation.ab.comparison import AbVerdict
 from tests.fakes.ab_maker import BODY
 
 
+@pytest.mark.slow
 def test_a_sample_ratio_mismatch_makes_the_test_invalid() -> None:
     spec, rng = parse_ab(BODY), np.random.default_rng(0)
     sides = [bool(side) for side in rng.random(4000) < 0.4]

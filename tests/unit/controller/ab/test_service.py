@@ -147,6 +147,7 @@ def scored(n: int, seed: int = 0) -> list[Event]:
     return events
 
 
+@pytest.mark.slow
 def test_a_better_b_is_found_from_the_log(bench: Bench) -> None:
     bench.tests.create("chat", BODY, ADMIN)
     bench.log.events = scored(400)
@@ -168,6 +169,7 @@ def test_b_gets_its_share_and_is_never_promoted_by_the_test(bench: Bench) -> Non
     assert stage.min_canary >= 10**9
 
 
+@pytest.mark.slow
 def test_a_restart_continues_with_the_same_result(bench: Bench) -> None:
     bench.tests.create("chat", BODY, ADMIN)
     events = scored(400)
@@ -186,6 +188,7 @@ def test_a_restart_continues_with_the_same_result(bench: Bench) -> None:
     assert (view.n_a, view.n_b, view.p_value) == (expected.n_a, expected.n_b, expected.p_value)
 
 
+@pytest.mark.slow
 def test_a_new_reader_finds_requests_that_still_wait_for_their_score(bench: Bench) -> None:
     bench.tests.create("chat", BODY, ADMIN)
     events = scored(400)
@@ -199,6 +202,7 @@ def test_a_new_reader_finds_requests_that_still_wait_for_their_score(bench: Benc
     assert (view.n_a + view.n_b, view.missing_a + view.missing_b) == (400, 0)
 
 
+@pytest.mark.slow
 def test_the_result_stays_readable_after_stop(bench: Bench) -> None:
     bench.tests.create("chat", BODY, ADMIN)
     bench.log.events = scored(400)
@@ -209,6 +213,7 @@ def test_the_result_stays_readable_after_stop(bench: Bench) -> None:
     assert bench.tests.status("chat").verdict == "b better"
 
 
+@pytest.mark.slow
 def test_a_second_controller_continues_the_test(bench: Bench) -> None:
     bench.tests.create("chat", BODY, ADMIN)
     events = scored(400)
@@ -225,6 +230,7 @@ def test_a_second_controller_continues_the_test(bench: Bench) -> None:
     assert view.n_a + view.n_b == 400
 
 
+@pytest.mark.slow
 def test_two_controllers_that_both_write_lose_nothing(bench: Bench) -> None:
     bench.tests.create("chat", BODY, ADMIN)
     bench.log.events, bench.log.low_watermark_s = scored(100), 1e9
@@ -316,6 +322,7 @@ def test_a_policy_with_a_ladder_of_its_own_guards_b(bench: Bench) -> None:
     assert len(parse_policy(body["policy"]).stages or ()) == 1
 
 
+@pytest.mark.slow
 def test_a_long_replay_holds_up_neither_another_service_nor_the_tick(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +369,7 @@ def test_a_status_does_not_wait_for_a_long_replay(bench: Bench, monkeypatch: pyt
     assert (refused.value.retry_after_s, restarted.status("chat").n_a) == (service.RETRY_AFTER_S, 0)
 
 
+@pytest.mark.slow
 def test_a_standby_reads_only_the_outcomes_that_are_new(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +392,7 @@ def test_a_standby_reads_only_the_outcomes_that_are_new(
     assert (view.n_a + view.n_b, firsts) == (400, [150])
 
 
+@pytest.mark.slow
 def test_a_test_whose_rollout_ended_does_not_block_the_next(bench: Bench) -> None:
     first = bench.tests.create("chat", BODY, ADMIN)
     bench.rollouts.is_over = True

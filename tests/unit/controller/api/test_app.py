@@ -44,6 +44,7 @@ def of_role(controller: FakeController, role: Role) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
+@pytest.mark.slow
 async def test_health_needs_no_token_and_shows_only_liveness(api: httpx.AsyncClient) -> None:
     answer = await api.get("/healthz", headers={"authorization": ""})
 
@@ -61,6 +62,7 @@ async def test_a_missing_or_invalid_token_is_refused(api: httpx.AsyncClient, val
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("role", "method", "path", "allowed"),
@@ -111,6 +113,7 @@ async def test_the_same_body_again_changes_nothing(
     assert (answer.status_code, answer.json()) == (200, before)
 
 
+@pytest.mark.slow
 async def test_a_deploy_is_stored_before_it_is_answered(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
@@ -120,6 +123,7 @@ async def test_a_deploy_is_stored_before_it_is_answered(
     assert controller.store.load(answer.json()["rollout"]) is not None
 
 
+@pytest.mark.slow
 async def test_errors_are_problem_details_with_the_command_lines_exit_code(
     api: httpx.AsyncClient, model: Path
 ) -> None:
@@ -143,6 +147,7 @@ async def test_a_policy_that_breaks_two_rules_gives_two_lines(api: httpx.AsyncCl
     assert (answer.status_code, len(answer.json()["lines"])) == (422, 2)
 
 
+@pytest.mark.slow
 async def test_engine_arguments_that_are_not_changed_are_inherited(
     controller: FakeController, api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
@@ -158,6 +163,7 @@ async def test_engine_arguments_that_are_not_changed_are_inherited(
     assert (spec["engine"], spec["max_model_len"]) == ({"max_num_seqs": 4, "block_size": 16}, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "line"),
     [
@@ -195,6 +201,7 @@ async def test_an_unknown_service_is_404_and_exit_2(api: httpx.AsyncClient) -> N
     assert (answer.status_code, answer.json()["exit_code"]) == (404, 2)
 
 
+@pytest.mark.slow
 async def test_a_rollback_is_stored_with_its_actor_and_reason(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
@@ -208,6 +215,7 @@ async def test_a_rollback_is_stored_with_its_actor_and_reason(
     assert [(one.actor, one.role, one.reason) for one in commands] == [("admin", "admin", "it rambles")]
 
 
+@pytest.mark.slow
 async def test_a_service_with_a_running_rollout_is_not_taken_down(
     api: httpx.AsyncClient, model: Path, controller: FakeController
 ) -> None:
@@ -262,6 +270,7 @@ async def test_a_score_reaches_the_log_of_the_service(
     assert [score[:3] for score in controller.environment.scores] == [("chatcmpl-1", "quality", 0.5)]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("item", "line"),
@@ -362,6 +371,7 @@ async def test_events_stream_the_log_then_the_view_and_resume_after_a_sequence_n
     assert "event: log" not in again
 
 
+@pytest.mark.slow
 async def test_the_openapi_document_names_every_route(api: httpx.AsyncClient) -> None:
     paths = (await api.get("/openapi.json")).json()["paths"]
 
@@ -438,6 +448,7 @@ async def test_invalid_traffic_figures_are_refused_by_name(
     assert answer.json()["detail"].startswith(f"{key} {value!r} ")
 
 
+@pytest.mark.slow
 async def test_a_deploy_without_a_baseline_refuses_an_underpowered_stage_without_a_simulation(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
@@ -505,6 +516,7 @@ async def test_a_deploy_refuses_what_plan_refuses_unless_a_reason_is_given(
     assert json.loads(row.request)["allow_unproven"] == "a rehearsal"
 
 
+@pytest.mark.slow
 async def test_a_failed_simulation_blocks_neither_the_plan_nor_a_deploy(
     controller: FakeController, api: httpx.AsyncClient, model: Path
 ) -> None:
@@ -525,6 +537,7 @@ async def test_a_failed_simulation_blocks_neither_the_plan_nor_a_deploy(
     assert (await api.post("/v1/services/chat/rollouts", json=body)).status_code == 201
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["rate", "unit_requests", "users", "score"])
 async def test_a_number_that_no_float_holds_is_refused_in_one_line(
     api: httpx.AsyncClient, model: Path, key: str
@@ -541,6 +554,7 @@ async def test_a_number_that_no_float_holds_is_refused_in_one_line(
     assert "a number of over 40 digits" in answer.json()["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["\N{SUPERSCRIPT TWO}", "9" * 5000, "-1", ""])
 async def test_a_last_event_id_that_is_no_number_starts_at_the_beginning(
     api: httpx.AsyncClient, model: Path, last: str, monkeypatch: pytest.MonkeyPatch
@@ -560,6 +574,7 @@ async def test_a_last_event_id_that_is_no_number_starts_at_the_beginning(
     assert (answer.status_code, starts) == (200, [0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_admin", ["https://a.example/v1", None])
 async def test_an_operator_names_no_key_that_the_service_does_not_send_there(
     controller: FakeController, api: httpx.AsyncClient, model: Path, by_admin: str | None, tmp_path: Path
@@ -591,6 +606,7 @@ async def test_an_operator_names_no_key_that_the_service_does_not_send_there(
     assert same.status_code == (201 if by_admin else 422)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("reason", ["\x1b[2J", "two\nlines", "x" * 501, "\x00"])
 @pytest.mark.parametrize("key", ["reason", "allow_unjudged"])
@@ -607,6 +623,7 @@ async def test_a_reason_is_one_printable_line(
     assert all(f"{key} " in answer.json()["detail"] for answer in answers)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("path", ["plan", "rollouts"])
 @pytest.mark.parametrize(
@@ -631,6 +648,7 @@ async def test_text_that_cannot_be_stored_is_refused_in_every_body(
     assert "is not printable" in answer.json()["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["plan", "rollouts"])
 async def test_a_controller_that_does_not_measure_refuses_what_would_skip_its_checks(
     controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path, path: str
@@ -644,6 +662,7 @@ async def test_a_controller_that_does_not_measure_refuses_what_would_skip_its_ch
     assert (answer.status_code, controller.store.rollouts("chat")) == (503, ())
 
 
+@pytest.mark.slow
 async def test_a_state_that_cannot_be_read_keeps_no_service_from_being_listed_or_rolled_back(
     controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path
 ) -> None:
@@ -664,6 +683,7 @@ async def test_a_state_that_cannot_be_read_keeps_no_service_from_being_listed_or
     assert [one.kind.value for one in controller.store.commands(rollout.id, after_seq=0)] == ["rollback"]
 
 
+@pytest.mark.slow
 async def test_a_rollout_that_cannot_be_read_hides_no_other_in_the_history(
     controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path
 ) -> None:

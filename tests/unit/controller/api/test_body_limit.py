@@ -41,6 +41,7 @@ def answer_to(home: Path, port: int, *body: bytes) -> tuple[int, bytes]:
         return answer.status, answer.read()
 
 
+@pytest.mark.slow
 def test_a_chunked_body_beyond_the_limit_is_refused_before_its_end(tmp_path: Path, port: int) -> None:
     chunks = MAX_BODY_BYTES // CHUNK_BYTES
 

@@ -37,6 +37,7 @@ def clients_of(controller: FakeController) -> Any:
     return json.loads(controller.store.service("chat").spec).get("clients")
 
 
+@pytest.mark.slow
 async def test_clients_are_changed_while_the_service_runs(
     controller: FakeController, api: httpx.AsyncClient, model: str
 ) -> None:

@@ -55,6 +55,7 @@ def calls(controller: FakeController, model: Path) -> list[tuple[str, str, objec
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [True, False])
 async def test_every_route_answers_503_with_exit_code_4(
     controller: FakeController, api: httpx.AsyncClient, tmp_path: Path, tokens: bool

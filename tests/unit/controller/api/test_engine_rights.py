@@ -36,6 +36,7 @@ def body(**engine: Any) -> dict[str, Any]:
     return {"version": {"engine": engine}, **waivers}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("path", ["plan", "rollouts"])
 @pytest.mark.parametrize(
@@ -78,6 +79,7 @@ async def test_a_template_outside_the_checkpoint_is_not_reached_by_dots(
     assert (answer.status_code, "outside the checkpoint" in answer.text) == (422, True)
 
 
+@pytest.mark.slow
 async def test_an_operator_uses_a_template_of_the_checkpoint_or_an_inline_one(
     api: httpx.AsyncClient, operator: dict[str, str], model: Path
 ) -> None:
@@ -88,6 +90,7 @@ async def test_an_operator_uses_a_template_of_the_checkpoint_or_an_inline_one(
         assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.slow
 async def test_an_operator_deploys_with_what_an_admin_has_allowed(
     api: httpx.AsyncClient, model: Path, tmp_path: Path, operator: dict[str, str]
 ) -> None:
@@ -100,6 +103,7 @@ async def test_an_operator_deploys_with_what_an_admin_has_allowed(
     assert (inherited.status_code, another.status_code) == (200, 422)
 
 
+@pytest.mark.slow
 async def test_a_viewer_sees_no_value_that_may_hold_a_secret(
     controller: FakeController, api: httpx.AsyncClient, operator: dict[str, str]
 ) -> None:
@@ -119,6 +123,7 @@ async def test_a_viewer_sees_no_value_that_may_hold_a_secret(
     assert "s3cret" not in deployed.text
 
 
+@pytest.mark.slow
 async def test_a_long_inline_template_is_cut_in_the_reasons(
     controller: FakeController, api: httpx.AsyncClient, operator: dict[str, str]
 ) -> None:
@@ -130,6 +135,7 @@ async def test_a_long_inline_template_is_cut_in_the_reasons(
     assert len(controller.store.rollouts("chat", limit=1)[0].state) < 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "text", "status"),
     [

@@ -79,6 +79,7 @@ async def send(chat: Chat, command: str) -> httpx.Response:
 COMMANDS = ["rollback", "undo", "deploy", "down", "clients", "up again", "up of another"]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("command", COMMANDS)
 async def test_a_controller_without_a_tick_of_its_own_takes_no_command_that_would_be_lost(
@@ -99,6 +100,7 @@ async def test_a_controller_without_a_tick_of_its_own_takes_no_command_that_woul
     assert chat.picture() == before
 
 
+@pytest.mark.slow
 async def test_a_database_that_was_accepted_takes_commands_before_the_next_tick(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +111,7 @@ async def test_a_database_that_was_accepted_takes_commands_before_the_next_tick(
     assert (await send(chat, "rollback")).status_code == 202
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("has_rollout", [False, True])
 @pytest.mark.parametrize("command", COMMANDS)
@@ -131,6 +134,7 @@ async def test_a_command_that_would_be_lost_with_an_older_database_is_refused(
     assert chat.picture() == before
 
 
+@pytest.mark.slow
 async def test_an_answer_says_what_keeps_the_controller_from_acting(chat: Chat) -> None:
     chat.fail_with(FULL)
 

@@ -31,6 +31,7 @@ async def canary(api: httpx.AsyncClient, model: str, tmp_path: Path, what: str, 
     return answer.json()
 
 
+@pytest.mark.slow
 async def test_a_rollout_keeps_the_judge_that_it_began_with(
     controller: FakeController, api: httpx.AsyncClient, model: str, tmp_path: Path
 ) -> None:
@@ -50,6 +51,7 @@ async def test_a_rollout_keeps_the_judge_that_it_began_with(
     assert events.count("judge changed") == 2
 
 
+@pytest.mark.slow
 async def test_a_plan_says_what_is_judged_and_warns_of_a_budget_that_cannot_suffice(
     controller: FakeController, api: httpx.AsyncClient, model: str, tmp_path: Path
 ) -> None:
@@ -63,6 +65,7 @@ async def test_a_plan_says_what_is_judged_and_warns_of_a_budget_that_cannot_suff
     assert not any("quality: no score" in line for line in plan["warnings"])
 
 
+@pytest.mark.slow
 async def test_a_policy_without_its_gate_leaves_the_judge_out_and_says_so(
     controller: FakeController, api: httpx.AsyncClient, model: str, tmp_path: Path
 ) -> None:

@@ -78,6 +78,7 @@ def test_an_error_of_the_read_is_raised() -> None:
         KeyReads(fails).problem(FILE)
 
 
+@pytest.mark.slow
 async def test_a_service_whose_key_file_hangs_takes_no_other_one_s_status(
     controller: FakeController,
     api: httpx.AsyncClient,

@@ -42,6 +42,7 @@ async def endpoint(
     return served
 
 
+@pytest.mark.slow
 async def test_a_service_names_the_version_that_undo_could_not_bring_back(
     api: httpx.AsyncClient, endpoint: str
 ) -> None:
@@ -52,6 +53,7 @@ async def test_a_service_names_the_version_that_undo_could_not_bring_back(
     assert missing["text"].endswith(f"has no API key: EXAMPLE_KEY {REMEDY}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["undo", "rollback"])
 async def test_a_way_back_without_its_key_is_refused_before_it_begins(
     controller: FakeController, api: httpx.AsyncClient, endpoint: str, command: str
@@ -65,6 +67,7 @@ async def test_a_way_back_without_its_key_is_refused_before_it_begins(
     assert controller.picture() == before
 
 
+@pytest.mark.slow
 async def test_a_canary_without_its_key_is_not_loaded_and_a_plan_names_it(
     controller: FakeController, api: httpx.AsyncClient, endpoint: str
 ) -> None:
@@ -79,6 +82,7 @@ async def test_a_canary_without_its_key_is_not_loaded_and_a_plan_names_it(
     assert controller.picture() == before
 
 
+@pytest.mark.slow
 async def test_a_key_that_is_there_again_is_not_reported(
     api: httpx.AsyncClient, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +107,7 @@ async def test_stable_s_own_key_is_reported_and_never_shown(api: httpx.AsyncClie
     assert "sk-secret" not in answer.text
 
 
+@pytest.mark.slow
 async def test_a_variable_that_ray_s_processes_lack_is_reported_too(
     controller: FakeController,
     api: httpx.AsyncClient,

@@ -44,6 +44,7 @@ async def ids(
     return controller.store.service("chat").stable, stored.state.canary.id
 
 
+@pytest.mark.slow
 async def test_what_runs_is_not_seen_as_another_version(
     ids: tuple[str, str], api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
@@ -54,6 +55,7 @@ async def test_what_runs_is_not_seen_as_another_version(
     assert f"chat already serves {ids[0]}: nothing in it changes" in answer.json()["detail"]
 
 
+@pytest.mark.slow
 async def test_a_rejected_version_stays_rejected_under_its_id(
     ids: tuple[str, str], api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
@@ -64,6 +66,7 @@ async def test_a_rejected_version_stays_rejected_under_its_id(
     assert answer.json()["detail"].startswith(ids[1])
 
 
+@pytest.mark.slow
 async def test_a_fine_tune_of_what_runs_is_graded_as_one(
     ids: tuple[str, str], api: httpx.AsyncClient, tmp_path: Path
 ) -> None:
@@ -75,6 +78,7 @@ async def test_a_fine_tune_of_what_runs_is_graded_as_one(
     assert answer.json()["reasons"] == ["fine-tuned tensors on the same base"]
 
 
+@pytest.mark.slow
 async def test_a_twin_of_what_runs_has_the_id_of_stable(ids: tuple[str, str], api: httpx.AsyncClient) -> None:
     answer = await api.post("/v1/services/chat/plan", json={"twin": True, "quick": True})
 

@@ -73,6 +73,7 @@ async def past(controller: FakeController, api: httpx.AsyncClient, tmp_path: Pat
     return past
 
 
+@pytest.mark.slow
 async def test_an_older_rollout_that_cannot_be_read_refuses_no_plan_and_no_deploy(past: Past) -> None:
     first = await past.ended(1, promoted=False)
     await past.ended(2, promoted=False)
@@ -84,6 +85,7 @@ async def test_an_older_rollout_that_cannot_be_read_refuses_no_plan_and_no_deplo
     assert (planned.status_code, begun.status_code) == (200, 201), (planned.text, begun.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["rollback", "undo"])
 async def test_what_an_unreadable_rollout_promoted_can_be_undone(past: Past, command: str) -> None:
     before = past.controller.store.service("chat").stable
@@ -96,6 +98,7 @@ async def test_what_an_unreadable_rollout_promoted_can_be_undone(past: Past, com
     assert (running.id, running.canary) == (undone.json()["rollout"], before)
 
 
+@pytest.mark.slow
 async def test_the_status_shows_an_unreadable_rollout_that_has_ended(past: Past) -> None:
     rollout = past.garble(await past.ended(1, promoted=True))
 
@@ -107,6 +110,7 @@ async def test_the_status_shows_an_unreadable_rollout_that_has_ended(past: Past)
     assert shown.json()["rollout"]["phase"] == alone.json()["phase"] == "unreadable"
 
 
+@pytest.mark.slow
 async def test_after_an_unreadable_rollback_a_second_one_changes_nothing(past: Past) -> None:
     past.garble(await past.ended(1, promoted=False))
 
@@ -115,6 +119,7 @@ async def test_after_an_unreadable_rollback_a_second_one_changes_nothing(past: P
     assert (again.status_code, again.json()["outcome"]) == (202, "already")
 
 
+@pytest.mark.slow
 async def test_a_version_whose_verdict_cannot_be_read_needs_a_retry(past: Past) -> None:
     """It may have been rolled back."""
     rollout = past.garble(await past.ended(1, promoted=False))
@@ -130,6 +135,7 @@ async def test_a_version_whose_verdict_cannot_be_read_needs_a_retry(past: Past) 
     assert begun.status_code == 201
 
 
+@pytest.mark.slow
 async def test_a_rejection_stands_after_any_number_of_retries_without_a_verdict(past: Past) -> None:
     stored = past.controller.store.load(await past.ended(1, promoted=False))
     assert stored is not None
@@ -149,6 +155,7 @@ async def test_the_lowest_rate_of_a_plan_is_planned_for(past: Past) -> None:
     assert (await past.api.post(f"{URL}/plan", json={**body, "rate": MIN_RATE})).status_code == 200
 
 
+@pytest.mark.slow
 async def test_what_a_newer_release_knows_of_a_fingerprint_refuses_no_deploy(past: Past) -> None:
     await past.ended(1, promoted=False)
     with past.controller.store.database.write() as db:

@@ -31,6 +31,7 @@ async def model(tmp_path: Path, api: httpx.AsyncClient) -> Path:
     return write_checkpoint(tmp_path / "twin", seed=2)
 
 
+@pytest.mark.slow
 async def test_the_golden_set_is_pinned_by_its_digest_and_no_text_is_stored(
     controller: FakeController, api: httpx.AsyncClient, model: Path, tmp_path: Path
 ) -> None:
@@ -52,6 +53,7 @@ async def test_the_golden_set_is_pinned_by_its_digest_and_no_text_is_stored(
         assert one == file or not one.is_file() or b"A private question" not in one.read_bytes()
 
 
+@pytest.mark.slow
 async def test_a_broken_line_refuses_the_plan_and_the_deploy(
     api: httpx.AsyncClient, model: Path, tmp_path: Path
 ) -> None:
@@ -74,6 +76,7 @@ async def test_a_relative_path_is_refused_by_the_controller(api: httpx.AsyncClie
     assert answer.json()["detail"].startswith("policy.preflight.golden golden.jsonl is not absolute")
 
 
+@pytest.mark.slow
 async def test_an_operator_has_the_controller_read_no_golden_set_that_is_new(
     api: httpx.AsyncClient, operator: dict[str, str], model: Path, tmp_path: Path
 ) -> None:
@@ -91,6 +94,7 @@ async def test_an_operator_has_the_controller_read_no_golden_set_that_is_new(
         assert "is new for chat: an admin must deploy with it first" in said[0]
 
 
+@pytest.mark.slow
 async def test_an_operator_deploys_with_the_golden_set_that_an_admin_deployed_with(
     api: httpx.AsyncClient, operator: dict[str, str], model: Path, tmp_path: Path
 ) -> None:

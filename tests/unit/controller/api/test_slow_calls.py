@@ -58,6 +58,7 @@ async def test_a_rollback_does_not_wait_for_any_number_of_hashing_requests(
     assert codes[0] in (200, 201)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("reader", "path", "is_shown"), [("past", "/history", True), ("service", "", False)])
 async def test_a_rollback_does_not_wait_for_any_number_of_readers(
@@ -87,6 +88,7 @@ async def test_a_rollback_does_not_wait_for_any_number_of_readers(
     assert (rolled_back.status_code, alive.status_code, codes) == (202, 200, {200})
 
 
+@pytest.mark.slow
 async def test_a_rollback_does_not_wait_behind_scores_and_too_many_are_sent_away(
     api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +120,7 @@ async def test_a_rollback_does_not_wait_behind_scores_and_too_many_are_sent_away
     assert {one.status_code for one in answers} == {202, 503}
 
 
+@pytest.mark.slow
 async def test_all_streams_of_a_service_share_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     """400 streams read the same view 1,600 times a second."""
     reads: list[str] = []
@@ -137,6 +140,7 @@ async def test_all_streams_of_a_service_share_one_reading(monkeypatch: pytest.Mo
     assert await views.of("chat") == ("view 3", 7)
 
 
+@pytest.mark.slow
 async def test_a_call_that_never_returns_is_answered_and_keeps_its_place() -> None:
     slow, is_ended = SlowCalls(threads=1, max_calls=2, limit_s=0.05), threading.Event()
 
@@ -149,6 +153,7 @@ async def test_a_call_that_never_returns_is_answered_and_keeps_its_place() -> No
     assert await slow.run(lambda: "works again") == "works again"
 
 
+@pytest.mark.slow
 async def test_a_preflight_has_the_time_to_read_the_whole_checkpoint(
     controller: FakeController, api: httpx.AsyncClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ class Database:
         return self.known.get(digest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_urgent", [False, True])
 async def test_the_token_of_the_file_never_waits_for_the_database(is_urgent: bool) -> None:
     database = Database()
@@ -85,6 +86,7 @@ async def test_an_unknown_token_is_looked_up_once_in_a_while() -> None:
     assert await lookups.identity("ada") is None  # what is known is asked for each time
 
 
+@pytest.mark.slow
 async def test_few_unknown_tokens_are_remembered() -> None:
     database = Database()
     lookups = TokenLookups(database, clock=lambda: 1.0)

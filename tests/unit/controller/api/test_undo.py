@@ -76,6 +76,7 @@ async def chat(controller: FakeController, api: httpx.AsyncClient, tmp_path: Pat
     return Chat(controller, api, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["undo", "rollback"])
 async def test_a_promoted_version_is_replaced_by_the_one_before_it(chat: Chat, command: str) -> None:
     first, second = await chat.up(), await chat.promote(2)
@@ -91,6 +92,7 @@ async def test_a_promoted_version_is_replaced_by_the_one_before_it(chat: Chat, c
     assert '"max_num_seqs": 8' in stored.spec
 
 
+@pytest.mark.slow
 async def test_an_undo_fits_the_memory_or_is_refused(chat: Chat) -> None:
     await chat.up()
     await chat.promote(2)
@@ -101,6 +103,7 @@ async def test_an_undo_fits_the_memory_or_is_refused(chat: Chat) -> None:
     assert (answer["status"], answer["exit_code"]) == (409, 3)
 
 
+@pytest.mark.slow
 async def test_a_second_undo_or_rollback_never_takes_back_the_first(chat: Chat) -> None:
     first = await chat.up()
     await chat.promote(2)
@@ -115,6 +118,7 @@ async def test_a_second_undo_or_rollback_never_takes_back_the_first(chat: Chat) 
     assert all(f"already serving {first}" in one["text"] for one in done)
 
 
+@pytest.mark.slow
 async def test_an_undo_never_leads_back_to_what_was_undone(chat: Chat) -> None:
     first = await chat.up()
     second = await chat.promote(2)
@@ -129,6 +133,7 @@ async def test_an_undo_never_leads_back_to_what_was_undone(chat: Chat) -> None:
     assert chat.load(named["rollout"]).canary.id == second
 
 
+@pytest.mark.slow
 async def test_an_undo_that_failed_is_tried_again_by_the_same_command(chat: Chat) -> None:
     first = await chat.up()
     await chat.promote(2)
@@ -139,6 +144,7 @@ async def test_an_undo_that_failed_is_tried_again_by_the_same_command(chat: Chat
     assert chat.load(answer["rollout"]).canary.id == first
 
 
+@pytest.mark.slow
 async def test_any_version_that_has_served_can_be_named(chat: Chat) -> None:
     first, _ = await chat.up(), await chat.promote(2)
     await chat.promote(3)
@@ -148,6 +154,7 @@ async def test_any_version_that_has_served_can_be_named(chat: Chat) -> None:
     assert chat.load(answer["rollout"]).canary.id == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "line"), [("v-nope", "has not served in chat"), ("v-", "is ambiguous")])
 async def test_a_version_that_cannot_be_told_is_refused(chat: Chat, to: str, line: str) -> None:
     await chat.up()
@@ -159,6 +166,7 @@ async def test_a_version_that_cannot_be_told_is_refused(chat: Chat, to: str, lin
     assert line in answer["detail"]
 
 
+@pytest.mark.slow
 async def test_the_serving_version_is_already_there(chat: Chat) -> None:
     first = await chat.up()
 
@@ -166,6 +174,7 @@ async def test_the_serving_version_is_already_there(chat: Chat) -> None:
     assert (await chat.post("undo"))["status"] == 422
 
 
+@pytest.mark.slow
 async def test_an_undo_during_a_rollout_ends_it(chat: Chat) -> None:
     first = await chat.up()
     rollout = (await chat.deploy(2)).json()["rollout"]
@@ -177,6 +186,7 @@ async def test_an_undo_during_a_rollout_ends_it(chat: Chat) -> None:
     assert chat.stable() == first
 
 
+@pytest.mark.slow
 async def test_an_undone_version_is_rejected_until_it_has_served_again(chat: Chat) -> None:
     await chat.up()
     await chat.promote(2)
@@ -190,6 +200,7 @@ async def test_an_undone_version_is_rejected_until_it_has_served_again(chat: Cha
     assert retried.status_code == 201
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("kind", "phase"),
@@ -207,6 +218,7 @@ async def test_a_rejection_outlives_a_retry_without_a_verdict(
     assert answer.json()["type"] == "urn:canaryctl:already-rejected"
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("command", "body", "line"),
@@ -232,6 +244,7 @@ async def test_a_body_with_another_type_is_refused(
     assert line in answer["detail"]
 
 
+@pytest.mark.slow
 async def test_a_rollout_is_read_by_its_id(chat: Chat, api: httpx.AsyncClient) -> None:
     await chat.up()
     first = (await chat.deploy(2)).json()["rollout"]
@@ -249,6 +262,7 @@ def _absent(rollout: str) -> list[tuple[str, str]]:
     return [("chat", "r-none"), ("other", rollout)]
 
 
+@pytest.mark.slow
 async def test_a_failed_attempt_leaves_the_version_that_undo_returns_to(chat: Chat) -> None:
     """The same files from another folder are the same version, with another path and size."""
     first, _ = await chat.up(), await chat.promote(2)
@@ -267,6 +281,7 @@ async def test_a_failed_attempt_leaves_the_version_that_undo_returns_to(chat: Ch
     assert json.loads(stored.spec)["model"] == str(chat.folder / "1")
 
 
+@pytest.mark.slow
 async def test_a_promoted_copy_is_what_undo_returns_to(chat: Chat) -> None:
     first, _ = await chat.up(), await chat.promote(2)
     body = {"version": {"model": str(chat.folder / "1"), "replicas": 3, "engine": {"max_num_seqs": 8}}}
@@ -278,6 +293,7 @@ async def test_a_promoted_copy_is_what_undo_returns_to(chat: Chat) -> None:
     assert (state.canary.id, state.canary.replicas) == (first, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("third", ["undone", "rejected"])
 async def test_no_undone_or_rejected_version_is_recommended(chat: Chat, third: str) -> None:
@@ -297,6 +313,7 @@ async def test_no_undone_or_rejected_version_is_recommended(chat: Chat, third: s
     assert chat.stable() == first or text.endswith(f"--to {first}")
 
 
+@pytest.mark.slow
 async def test_a_service_created_again_has_no_earlier_versions(chat: Chat) -> None:
     first, second = await chat.up(), await chat.promote(2)
     body = json.loads(chat.controller.store.served("chat")[0].version.spec)
@@ -317,6 +334,7 @@ async def _deploy_first(chat: Chat) -> httpx.Response:
     return await chat.api.post(f"{URL}/rollouts", json={"version": version})
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["undo", "rollback"])
 async def test_people_who_roll_back_at_once_get_the_same_undo(
@@ -344,6 +362,7 @@ async def test_people_who_roll_back_at_once_get_the_same_undo(
     assert (second["status"], second["outcome"], second["rollout"]) == (202, "already", "u-00000001")
 
 
+@pytest.mark.slow
 async def test_a_version_is_named_by_its_name(chat: Chat) -> None:
     await chat.up()
     chat.succeed((await chat.deploy(2, name="blue")).json()["rollout"])
@@ -355,6 +374,7 @@ async def test_a_version_is_named_by_its_name(chat: Chat) -> None:
     assert chat.load(answer["rollout"]).canary.id == second
 
 
+@pytest.mark.slow
 async def test_an_earlier_version_named_during_a_rollout_is_a_conflict(chat: Chat) -> None:
     first, _ = await chat.up(), await chat.promote(2)
     await chat.promote(3)
@@ -365,6 +385,7 @@ async def test_an_earlier_version_named_during_a_rollout_is_a_conflict(chat: Cha
     assert (answer["status"], answer["exit_code"]) == (409, 3)
 
 
+@pytest.mark.slow
 async def test_an_endpoint_gets_another_key_by_a_deploy_and_the_old_one_back_by_an_undo(
     chat: Chat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +423,7 @@ async def test_an_endpoint_that_an_earlier_release_stored_with_its_key_is_the_sa
     assert same.status_code == 409
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("kind", "exposed", "status"),
@@ -434,6 +456,7 @@ async def test_a_retry_is_asked_for_what_a_person_or_users_requests_rejected(
     assert answer.status_code == status
 
 
+@pytest.mark.slow
 async def test_what_waits_for_an_undo_names_the_command_that_ends_it(chat: Chat) -> None:
     """`rollback`, which ends any other rollout, leaves an undo alone."""
     first = await chat.up()
@@ -453,6 +476,7 @@ async def test_what_waits_for_an_undo_names_the_command_that_ends_it(chat: Chat)
     assert second != third
 
 
+@pytest.mark.slow
 async def test_a_rollback_with_nothing_to_do_names_the_way_further_back(chat: Chat) -> None:
     first = await chat.up()
     await chat.promote(2)
@@ -465,6 +489,7 @@ async def test_a_rollback_with_nothing_to_do_names_the_way_further_back(chat: Ch
     assert answer["text"].endswith(f"to go further back: canaryctl undo chat --to {first}")
 
 
+@pytest.mark.slow
 async def test_a_version_has_the_name_that_tables_show(chat: Chat) -> None:
     """Without a name of its own that is its checkpoint's folder; the list of a refusal dropped it."""
     first = await chat.up()

@@ -25,6 +25,7 @@ def take_back(chat: Chat, undo: str) -> None:
     chat.commit(replace(state, phase=Phase.ROLLING_BACK, departure=departure))
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("command", ["rollback", "undo"])
 @pytest.mark.parametrize("is_queued", [True, False])
@@ -47,6 +48,7 @@ async def test_no_undo_that_is_taken_back_is_called_the_way_back(
     assert (there["outcome"], there["text"]) == ("already", f"chat is returning to {second} already")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["rollback", "undo"])
 async def test_after_an_undo_of_an_undo_the_way_back_is_named(chat: Chat, command: str) -> None:
     first, second = await chat.up(), await chat.promote(2)
@@ -58,6 +60,7 @@ async def test_after_an_undo_of_an_undo_the_way_back_is_named(chat: Chat, comman
     assert text == f"chat: already serving {second}; to go further back: canaryctl undo chat --to {first}"
 
 
+@pytest.mark.slow
 async def test_after_a_failed_undo_the_same_command_tries_again(chat: Chat) -> None:
     first, _ = await chat.up(), await chat.promote(2)
     undo = (await chat.post("undo"))["rollout"]
@@ -69,6 +72,7 @@ async def test_after_a_failed_undo_the_same_command_tries_again(chat: Chat) -> N
     assert chat.load(again["rollout"]).canary.id == first
 
 
+@pytest.mark.slow
 async def test_a_rollback_that_leaves_an_undo_alone_names_what_would_end_it(chat: Chat) -> None:
     """Its `already` was read at 3 a.m. as the end of the undo, which went on."""
     first, second = await chat.up(), await chat.promote(2)

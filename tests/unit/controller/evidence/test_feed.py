@@ -81,6 +81,7 @@ def test_a_canary_request_served_by_stable_is_flagged_as_fallen_back(
     assert draw_of(record).flags.get("fell_back") is fell_back
 
 
+@pytest.mark.slow
 def test_a_canary_whose_requests_stable_serves_is_rolled_back_by_its_served_rate() -> None:
     log = FakeLog()
     for n in range(600):
@@ -183,6 +184,7 @@ def test_a_score_finds_its_request_by_either_id_before_or_after_it(by: str, firs
     assert n_of(evidence, "quality") == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_score_without_a_request_changes_nothing() -> None:
     log = FakeLog()
     traffic(log, 50)
@@ -265,6 +267,7 @@ def test_requests_of_a_lost_span_do_not_count_whether_reported_before_or_after_i
     assert sum(counted) == sum(at_s >= START_S + 2.5 for at_s in reported) < len(reported)
 
 
+@pytest.mark.slow
 def test_evidence_of_a_stage_counts_from_its_acknowledgement() -> None:
     log = FakeLog()
     traffic(log, 200)
@@ -300,6 +303,7 @@ def test_one_user_whose_requests_all_fail_does_not_trip_the_guard() -> None:
     assert observe(feeds_on(log), in_stage(), START_S + 12.0).guards == ()
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("stable_fails", [False, True])
 def test_a_guard_that_trips_between_two_looks_is_seen_until_one_was_committed(stable_fails: bool) -> None:
@@ -459,6 +463,7 @@ def test_the_load_count_survives_a_restart() -> None:
 # --- restarts
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("crash_at", [1, 40, 77, 160, 399])
 def test_a_restart_at_any_event_ends_with_the_same_evidence(crash_at: int) -> None:
@@ -490,6 +495,7 @@ def test_a_score_after_the_restart_finds_a_request_from_before_it() -> None:
     assert n_of(evidence, "quality") == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_restart_continues_after_the_last_event_and_counts_no_draw_twice() -> None:
     log = FakeLog()
     traffic(log, 100)
@@ -501,6 +507,7 @@ def test_a_restart_continues_after_the_last_event_and_counts_no_draw_twice() -> 
     assert restarted == first
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_another_policy_starts_again_from_the_log() -> None:
     log = FakeLog()
     traffic(log, 100)
@@ -514,6 +521,7 @@ def test_a_snapshot_of_another_policy_starts_again_from_the_log() -> None:
     assert observe(after, in_stage(), START_S + 100) == observe(fresh, in_stage(), START_S + 100)
 
 
+@pytest.mark.slow
 def test_the_stored_snapshot_holds_the_status() -> None:
     log = FakeLog()
     traffic(log, 100)
@@ -587,6 +595,7 @@ def test_an_undos_feed_goes_on_after_a_restart() -> None:
     assert len(observe(restarted, state, START_S + 3.0).guards) == 1
 
 
+@pytest.mark.slow
 def test_the_window_of_recent_requests_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "MAX_IDS", 100)
     log = FakeLog()

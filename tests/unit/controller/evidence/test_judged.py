@@ -198,6 +198,7 @@ def judged_traffic(log: FakeLog, count: int, *, canary_accuracy: float) -> None:
     log.watermark_s = START_S + 0.1 * count
 
 
+@pytest.mark.slow
 def test_drift_voids_harm_that_the_same_verdicts_show() -> None:
     log = FakeLog()
     feeds = feeds_on(log, config=CONFIG)
@@ -215,6 +216,7 @@ def test_drift_voids_harm_that_the_same_verdicts_show() -> None:
     assert reason_of(after).endswith("its verdicts are void")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("judge", "words"),
     [

@@ -134,6 +134,7 @@ def test_a_single_replica_delays_no_evidence() -> None:
     assert through == [0.0, -5.0]
 
 
+@pytest.mark.slow
 def test_a_new_weight_starts_the_load_count_anew() -> None:
     log, state = FakeLog(), in_stage(1)
     for n in range(2000):  # stable serves three in four, whichever arm was drawn

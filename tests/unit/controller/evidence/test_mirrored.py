@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from controller.rollout.observation import EvidenceStatus, MirrorStatus
 from controller.rollout.plan import MirrorPlan
 from controller.rollout.state import Phase, RolloutState
@@ -61,6 +63,7 @@ def test_counts_survive_a_restart() -> None:
     assert after.mirror == MirrorStatus(2, 1, 2, "status 500")
 
 
+@pytest.mark.slow
 def test_live_evidence_is_the_same_with_copies_in_the_log_and_without() -> None:
     plain, mixed = FakeLog(), FakeLog()
     traffic(plain, 600)

@@ -374,6 +374,7 @@ def test_scores_are_held_as_long_as_the_most_patient_subscriber_needs() -> None:
     assert reader.resume_seq(1) == 1
 
 
+@pytest.mark.slow
 def test_the_join_is_bounded() -> None:
     join = ScoreJoin()
     join.join(a_score(f"unknown{n}", 0.0) for n in range(20_100))
@@ -502,6 +503,7 @@ def test_a_request_that_is_read_again_takes_no_more_room() -> None:
     assert len(join._ages) == 40
 
 
+@pytest.mark.slow
 def test_held_scores_are_dropped_by_age_too() -> None:
     join = ScoreJoin()
     join.join(replace(a_score(f"young{n}", 0.5, at_s=START_S + 500), seq=5000 + n) for n in range(19_990))

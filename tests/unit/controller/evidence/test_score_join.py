@@ -68,6 +68,7 @@ def test_of_two_scores_of_one_answer_the_first_counts(
     assert (gate.n_canary, gate.canary) == (1, 0.25)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize(("after_s", "counted"), [(0.0, 1), (0.001, 0)], ids=["on time", "late"])
 def test_a_score_after_its_deadline_is_missing(after_s: float, counted: int, restart: bool) -> None:
@@ -77,6 +78,7 @@ def test_a_score_after_its_deadline_is_missing(after_s: float, counted: int, res
     assert n_of(settled(record, score, restart=restart), "quality") == (0, counted)
 
 
+@pytest.mark.slow
 @both
 def test_a_late_score_does_not_replace_one_on_time(restart: bool) -> None:
     record = a_record(7, arm=1)
@@ -97,6 +99,7 @@ def test_a_score_of_another_rollouts_request_is_no_evidence(restart: bool) -> No
     assert settled(*own, *other, restart=restart) == settled(*own)
 
 
+@pytest.mark.slow
 @both
 def test_a_score_without_a_request_is_no_evidence_and_expires(restart: bool) -> None:
     own = (a_record(1, arm=1), a_score("a1", 0.5, at_s=START_S + 1))
@@ -197,6 +200,7 @@ DIFFERENTLY = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("scored", "why"),
@@ -215,6 +219,7 @@ def test_a_gate_without_its_scores_is_invalid_and_never_passes(scored: tuple[flo
     assert [line.startswith(f"quality: {why}") for line in evidence.missing] == [True]
 
 
+@pytest.mark.slow
 def test_a_gate_with_all_its_scores_passes() -> None:
     evidence = scored_stage((1.0, 1.0))
 

@@ -100,6 +100,7 @@ def test_a_harmless_canary_raises_no_alarm() -> None:
     assert evidence.alarms == ()
 
 
+@pytest.mark.slow
 def test_a_unit_counts_once_in_the_segment_of_its_first_request() -> None:
     log = FakeLog()
     for n in range(2000):  # one user in forty is on the canary, fails, and sends request after request
@@ -222,6 +223,7 @@ def test_a_snapshot_without_segments_restores_and_starts_them_empty() -> None:
     assert alarm_names(evidence) == [("quality", LONG)]
 
 
+@pytest.mark.slow
 def test_unreadable_segments_start_again_and_raised_alarms_stay() -> None:
     expected, saved = read_to_its_end()
     envelope = json.loads(saved)
@@ -249,6 +251,7 @@ def test_unsettled_requests_keep_their_segments_across_a_restart() -> None:
     assert ("error", LONG) in alarm_names(observe(after, in_stage(), START_S + 2010))
 
 
+@pytest.mark.slow
 def test_segments_are_forgotten_once_their_requests_have_settled() -> None:
     log = replace(log_with_harm_to_long_requests(200))  # its watermark moves
     feeds = feeds_on(log)
@@ -261,6 +264,7 @@ def test_segments_are_forgotten_once_their_requests_have_settled() -> None:
     assert counts == [200, 0]
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_while_nothing_settles() -> None:
     segments = RolloutSegmentAlarms(CONFIG.policy)
     for n in range(200_010):

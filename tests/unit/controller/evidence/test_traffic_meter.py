@@ -153,6 +153,7 @@ def test_scores_are_joined_by_either_id_and_only_to_stable() -> None:
     assert (quality.mean, quality.sd) == pytest.approx((0.7, 0.2))
 
 
+@pytest.mark.slow
 def test_the_judged_ratio_covers_only_answers_old_enough() -> None:
     records = [request(n) for n in range(1000)]
     scores = [ScoreRecord(0, f"q{n}", "quality", 1.0, 2000.0) for n in range(500) if n % 4]
@@ -170,6 +171,7 @@ def test_what_a_request_carried_is_counted_by_metric() -> None:
     assert (seen.carried("error"), seen.carried("quality")) == (True, False)
 
 
+@pytest.mark.slow
 def test_only_answers_old_enough_could_carry_a_score() -> None:
     records = [request(n) for n in range(1000)]
 

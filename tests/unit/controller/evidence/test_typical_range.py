@@ -7,6 +7,8 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from controller.evidence.records import OF_SIGNALS, GateConfig, draw_of
 from controller.evidence.typical_range import FLAGS, LEARNED_FROM, TypicalRanges
 from evaluation.metrics import Kind
@@ -48,6 +50,7 @@ def test_a_loss_of_two_thirds_of_the_length_is_unusual_and_so_is_a_loop() -> Non
     assert not ranges.flags_of(_record(3, 400, arm=CANARY))["unusual_length"]
 
 
+@pytest.mark.slow
 def test_about_one_percent_of_stables_later_answers_are_unusual() -> None:
     rates = []
     for seed in range(6):
@@ -68,6 +71,7 @@ def test_nothing_is_learned_of_the_canary_of_the_rollout_or_much_of_one_unit() -
     assert ranges.flags_of(_record(1, 9_000)) == {}
 
 
+@pytest.mark.slow
 def test_the_newest_answers_are_the_range() -> None:
     ranges = TypicalRanges()
     for n in range(3000):
@@ -81,6 +85,7 @@ def test_of_a_size_without_a_range_nobody_knows_what_is_unusual() -> None:
     assert _learned().flags_of(large) == {}
 
 
+@pytest.mark.slow
 def test_a_unit_with_many_requests_does_not_push_out_what_others_showed() -> None:
     ranges, rng = TypicalRanges(), random.Random(3)
     for n in range(400):
@@ -95,6 +100,7 @@ def test_a_unit_with_many_requests_does_not_push_out_what_others_showed() -> Non
     assert sum(unit == "one batch" for unit, _ in kept["unusual_length 4"]) == 10
 
 
+@pytest.mark.slow
 def test_what_a_unit_showed_last_counts_of_it() -> None:
     ranges = TypicalRanges()
     for n in range(3000):
@@ -148,11 +154,13 @@ def _verdict(metric: str, canarys: Signals, share: float) -> Verdict:
     return observe(feeds_on(log, config=config), in_stage(), log.watermark_s + 120).verdict
 
 
+@pytest.mark.slow
 def test_a_canary_that_leaks_special_tokens_is_rolled_back() -> None:
     assert _verdict("leaked", replace(PLAIN, leaked=True), 0.2) is Verdict.FAIL
     assert _verdict("leaked", PLAIN, 0.2) is not Verdict.FAIL
 
 
+@pytest.mark.slow
 def test_a_canary_whose_answers_are_cut_short_is_rolled_back() -> None:
     assert _verdict("unusual_length", replace(PLAIN, characters=60), 0.2) is Verdict.FAIL
     assert _verdict("unusual_length", PLAIN, 0.2) is not Verdict.FAIL

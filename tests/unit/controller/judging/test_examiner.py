@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from controller.judging.examiner import AT_ONCE, Examiner, Said, ask_openai
 from controller.rollout.actions import ExamineJudge
 from controller.rollout.judge_plan import JudgeFound, JudgePlan
@@ -32,6 +34,7 @@ def result_of(
     raise AssertionError("no result")
 
 
+@pytest.mark.slow
 def test_a_truthful_judge_is_admitted_with_its_revision_and_figures() -> None:
     with judge_endpoint(truthful_of_all) as url:
         found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
@@ -40,6 +43,7 @@ def test_a_truthful_judge_is_admitted_with_its_revision_and_figures() -> None:
     assert found.text.startswith("found 100 % of the bad answers, called 0 % of the good ones bad")
 
 
+@pytest.mark.slow
 def test_a_judge_that_always_says_no_is_refused_with_reasons() -> None:
     with judge_endpoint(lambda _: spoken("no")) as url:
         found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
@@ -63,6 +67,7 @@ def every(n: int, says: Says, otherwise: Says) -> Says:
     return lambda body: says(body) if next(asked) % n == 0 else otherwise(body)
 
 
+@pytest.mark.slow
 def test_a_judge_that_was_away_for_a_while_is_silent_and_not_refused() -> None:
     with judge_endpoint(every(6, lambda _: (400, "{}"), truthful_of_all)) as url:
         found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))
@@ -71,6 +76,7 @@ def test_a_judge_that_was_away_for_a_while_is_silent_and_not_refused() -> None:
     assert "have no verdict, at most 10% may have none" in found.text
 
 
+@pytest.mark.slow
 def test_a_judge_that_was_away_for_a_while_is_refused_for_what_it_said() -> None:
     with judge_endpoint(every(6, lambda _: (400, "{}"), lambda _: spoken("no"))) as url:
         found = result_of(Examiner(), plan=JudgePlan(url, "judge", 2000, "quality", 60))

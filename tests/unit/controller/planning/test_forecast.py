@@ -42,6 +42,7 @@ def stage_forecast(traffic: TrafficModel, *, duration_s: float = 0.0) -> StageFo
     return only
 
 
+@pytest.mark.slow
 def test_a_provable_stage_has_its_time_and_last_gate() -> None:
     stage = stage_forecast(TrafficModel(5.0))
 
@@ -80,6 +81,7 @@ def test_a_refusal_of_sticky_units_names_the_session(session: str, line: str) ->
     assert "shorten session, raise the deadline, or set units: request in the policy" in refusal
 
 
+@pytest.mark.slow
 def test_users_who_ask_once_count_when_their_session_is_over() -> None:
     """With a session of 10 minutes and a deadline of two nothing counts in time, one request each or not."""
     policy = parse_policy({**dump(POLICY), "session": "15m"})
@@ -95,6 +97,7 @@ def test_users_who_ask_once_count_when_their_session_is_over() -> None:
     assert not traffic_model(by_request, keyed, 5.0, TrafficOverrides()).is_sticky
 
 
+@pytest.mark.slow
 def test_a_refusal_of_single_requests_does_not_name_the_session() -> None:
     traffic = TrafficModel(0.05)
     [stage] = forecast(plan(), POLICY, traffic, reps=8)
@@ -104,6 +107,7 @@ def test_a_refusal_of_single_requests_does_not_name_the_session() -> None:
     assert "session" not in refusal
 
 
+@pytest.mark.slow
 def test_the_minimum_detectable_effect_is_named_by_gate() -> None:
     [finds] = forecast_view(stage_forecast(TrafficModel(5.0)), 1000).finds
 

@@ -136,6 +136,7 @@ def test_with_one_replica_all_but_latency_must_be_proven_below_fifty_percent() -
     assert [set(stage.margins or ()) for stage in stages[:2]] == [without] * 2
 
 
+@pytest.mark.slow
 def test_no_stage_loads_a_canary_replica_beyond_the_load_ratio() -> None:
     for replicas in range(1, 65):
         plan, _ = planned(replicas)
@@ -145,6 +146,7 @@ def test_no_stage_loads_a_canary_replica_beyond_the_load_ratio() -> None:
             assert ratio.at_start <= 1.25
 
 
+@pytest.mark.slow
 def test_latency_at_a_higher_load_does_not_roll_back() -> None:
     plan, policy = planned(1, 4)
     last, bake = gate_stages(plan, policy)[2:]

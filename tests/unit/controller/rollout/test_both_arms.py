@@ -22,6 +22,7 @@ def failing(driven: Driven, seconds: int, *, quiet_every: int = 20) -> set[str]:
     return pages
 
 
+@pytest.mark.slow
 def test_nothing_rises_between_two_bursts_of_errors_and_the_outage_is_paged_once() -> None:
     driven = Driven()
     driven.until(Phase.STAGE)

@@ -44,6 +44,7 @@ def test_a_canary_in_a_crash_loop_is_rolled_back() -> None:
     assert driven.state.cause.text == text
 
 
+@pytest.mark.slow
 def test_one_of_two_replicas_in_a_crash_loop_is_rolled_back() -> None:
     driven = in_stage(replicas=2)
 
@@ -74,6 +75,7 @@ def test_replicas_that_go_one_after_the_other_are_one_loss() -> None:
     assert len(driven.state.canary_ready.early_losses_at_s) == 1
 
 
+@pytest.mark.slow
 def test_losses_far_apart_are_no_loop() -> None:
     driven = in_stage()
     for _ in range(2 * CRASHES):
@@ -85,6 +87,7 @@ def test_losses_far_apart_are_no_loop() -> None:
     assert driven.state.phase is Phase.STAGE
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("order", [(OLD, NEW), (NEW, OLD)], ids=["stable first", "canary first"])
 @pytest.mark.parametrize("quiet_s", [30, 120])
@@ -104,6 +107,7 @@ def test_an_outage_of_both_arms_that_is_seen_a_tick_apart_is_never_a_crash_loop(
     assert driven.ticks(int(CRASH_WINDOW_S / 10), after_s=10.0).phase is Phase.STAGE
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("order", [(NEW, OLD), (OLD, NEW)], ids=["canary first", "stable first"])
 def test_nodes_drained_one_after_the_other_are_no_crash_loop(order: tuple[str, str]) -> None:
@@ -169,6 +173,7 @@ def test_losses_are_seen_after_the_fleet_began_to_count_anew() -> None:
     assert driven.state.canary_ready.last_lost_at_s == lost_s
 
 
+@pytest.mark.slow
 def test_drains_do_not_delay_the_end_of_the_bake() -> None:
     driven = Driven(replace(PLAN, bake_s=600.0), replicas=4)
     driven.until(Phase.BAKING)
@@ -205,6 +210,7 @@ def test_replicas_lost_by_chance_at_one_rate_are_no_crash_loop(per_hour: float) 
     assert not any(losses_by_chance(seed, per_hour=per_hour, hours=12) for seed in range(8))
 
 
+@pytest.mark.slow
 def test_a_canary_that_answers_while_stable_does_not_is_not_taken_out_for_a_crash_loop() -> None:
     driven = Driven(replace(PLAN, bake_s=7200.0), replicas=4)
     driven.until(Phase.BAKING)
@@ -219,6 +225,7 @@ def test_a_canary_that_answers_while_stable_does_not_is_not_taken_out_for_a_cras
     assert loop(driven, 300, up=4, down=3) is Phase.ROLLING_BACK
 
 
+@pytest.mark.slow
 def test_a_canary_that_has_recovered_is_not_rolled_back_when_stable_returns() -> None:
     driven = Driven(replace(PLAN, bake_s=7200.0), replicas=4)
     driven.until(Phase.BAKING)
@@ -319,6 +326,7 @@ def test_a_bake_does_not_end_soon_after_a_lost_replica() -> None:
     assert driven.ticks(7).phase is Phase.UNLOADING
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("apart_s", [0, 1])
 def test_losses_that_both_arms_share_do_not_hold_the_end_of_the_bake(apart_s: int) -> None:
@@ -380,6 +388,7 @@ def test_a_replica_that_comes_back_in_part_is_one_loss() -> None:
     assert driven.state.canary_ready.early_losses_at_s == ()
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("every_s", [600, 60])
 def test_a_canary_that_never_loads_is_given_up_however_often_the_controller_restarts(every_s: int) -> None:

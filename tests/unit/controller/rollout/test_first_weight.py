@@ -68,6 +68,7 @@ def test_a_canary_is_not_rolled_back_because_stable_is_away_before_its_first_wei
     assert "v-new waits for its first requests: v-old has no ready replica" in driven.lines
 
 
+@pytest.mark.slow
 def test_the_wait_for_stable_before_the_first_weight_pages_each_hour() -> None:
     """It was one line of the log, while nobody was answered and the canary held its memory."""
     driven, told = in_smoke(), dict[str, float]()
@@ -84,6 +85,7 @@ def test_the_wait_for_stable_before_the_first_weight_pages_each_hour() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_second_outage_before_the_first_weight_is_logged_and_paged_as_the_first() -> None:
     """What was told of the first one kept the second one, of an hour, from being told."""
     driven = Driven(MIRROR)

@@ -31,6 +31,7 @@ def splits(rollout: Driven) -> list[tuple[int, str | None]]:
     return list(dict.fromkeys(told))
 
 
+@pytest.mark.slow
 def test_a_canary_is_not_late_for_an_examination_that_takes_long() -> None:
     rollout = driven()
     rollout.ticks(600)
@@ -68,6 +69,7 @@ def test_any_result_lets_the_first_stage_begin_and_only_admission_asks_the_judge
     assert len([text for text in rollout.pages if "nothing is promoted on quality" in text]) == 1
 
 
+@pytest.mark.slow
 def test_a_silent_judge_is_asked_again_after_a_while_and_told_of_once() -> None:
     rollout = driven(silent(), silent(2), admitted(3))
     rollout.until(Phase.STAGE)
@@ -82,6 +84,7 @@ def test_a_silent_judge_is_asked_again_after_a_while_and_told_of_once() -> None:
     assert splits(rollout)[-1] == (5000, REVISION)
 
 
+@pytest.mark.slow
 def test_a_refused_judge_is_refused_for_the_whole_rollout() -> None:
     rollout = driven(refused(), admitted(2))
     rollout.until(Phase.STAGE)
@@ -114,6 +117,7 @@ def _gate(name: str) -> GateReport:
     return GateReport(name, name, "promotion", Verdict.INVALID, 0.0, 6.0, "NOT JUDGED: why", 9, 9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "ends_in"),
     [(("quality",), Phase.STAGE), (("quality", "error"), Phase.ROLLED_BACK)],

@@ -49,6 +49,7 @@ def test_a_slow_canary_keeps_its_weight_while_stable_has_no_replica() -> None:
     assert (driven.plane.split.stable, driven.plane.split.weight_bp) == (OLD, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("phase", [Phase.STAGE, Phase.BAKING])
 def test_a_persons_rollback_waits_for_stable_too(phase: Phase) -> None:
@@ -87,6 +88,7 @@ def test_harm_in_the_answers_leaves_at_once_and_stays_loaded() -> None:
     assert driven.state.phase is Phase.ROLLED_BACK
 
 
+@pytest.mark.slow
 def test_it_stays_loaded_for_a_load_time_only() -> None:
     """It serves nobody, and stable may need its memory."""
     driven = at_half()
@@ -173,6 +175,7 @@ def test_an_undo_goes_back_no_sooner_after_its_bake_than_in_it() -> None:
     assert driven.ticks(5).phase is Phase.ROLLING_BACK
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("holdback_bp", [0, 500])
 def test_a_rollback_out_of_the_bake_ends_alike_whatever_was_held_back(holdback_bp: int) -> None:
@@ -219,6 +222,7 @@ def test_a_rollback_out_of_unloading_publishes_the_new_version_alone_over_the_ta
     assert (driven.state.phase, split.stable, split.canary) == (Phase.ROLLING_BACK, NEW, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["fleet", "table"])
 def test_an_undo_that_users_have_is_not_undone_by_what_cannot_be_read(what: str) -> None:
     driven = Driven(Plan("none", (), (), holdback_bp=0, bake_s=60.0, undo=True))

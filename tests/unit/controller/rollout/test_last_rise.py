@@ -66,6 +66,7 @@ def test_without_evidence_the_bake_does_not_end_and_ends_with_it(kind: str) -> N
     assert driven.ticks(2).phase is Phase.UNLOADING
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("start", [promoting, baking])
 def test_a_promotion_does_not_wait_for_ever(start: Callable[[], Driven]) -> None:
@@ -130,6 +131,7 @@ def log(driven: Driven) -> None:
 BLINKS = [fleet, table, replica, stable, log]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("blink", BLINKS)
 @pytest.mark.parametrize("at_s", [99, 100, 400])
@@ -148,6 +150,7 @@ def test_a_promotion_without_evidence_outlasts_a_tick_that_reads_nothing(
     assert driven.ticks(3).phase is Phase.BAKING
 
 
+@pytest.mark.slow
 @pytest.mark.sample(6)
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize("blink", BLINKS)
@@ -235,6 +238,7 @@ def test_evidence_that_misses_for_one_tick_is_not_missing_at_the_deadline(phase:
     assert driven.state.cause.kind is CauseKind.MISSING
 
 
+@pytest.mark.slow
 def test_capacity_that_is_lost_and_not_regained_within_the_limit_is_rolled_back() -> None:
     driven = Driven(replace(PLAN, load_s=100.0), replicas=2)
     driven.until(Phase.PROMOTING)

@@ -81,6 +81,7 @@ def test_a_policy_file_can_request_a_twin_run(chat: FakeController, policy: Call
     assert (code, json.loads(state)["rollout"]["plan"]["twin"]) == (0, True)
 
 
+@pytest.mark.slow
 def test_plan_shows_a_twin_run_without_starting_it(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_plan_shows_a_twin_run_without_starting_it(
     assert "bake" not in shown
 
 
+@pytest.mark.slow
 def test_status_shows_a_twin_run(
     chat: FakeController, policy: Callable[[object], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_status_shows_a_twin_run(
     assert run(["rollback", "chat", "--wait"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
@@ -134,6 +137,7 @@ def test_a_twin_run_accepts_only_the_version_in_production(
     assert chat.picture() == before
 
 
+@pytest.mark.slow
 def test_a_twin_whose_files_changed_is_refused(
     chat: FakeController, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,7 @@ def stopped(driven: Driven) -> list[str]:
     return [one.version for one in driven.wanted if isinstance(one, StopVersion)]
 
 
+@pytest.mark.slow
 def test_a_stable_version_that_flaps_does_not_get_the_traffic() -> None:
     driven = waiting()
 
@@ -49,6 +50,7 @@ def test_a_stable_version_that_flaps_does_not_get_the_traffic() -> None:
     assert stopped(driven) == []
 
 
+@pytest.mark.slow
 def test_one_of_ten_replicas_is_not_enough_beside_a_canary_that_has_ten() -> None:
     driven = waiting(replicas=10)
     driven.ready[OLD] = 1
@@ -175,6 +177,7 @@ def test_after_harm_in_the_answers_the_weight_never_returns() -> None:
     assert stopped(driven) == []
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("restart_each_s", [None, 300])
 def test_restarts_do_not_renew_the_time_of_a_harmful_canary(restart_each_s: int | None) -> None:
@@ -191,6 +194,7 @@ def test_restarts_do_not_renew_the_time_of_a_harmful_canary(restart_each_s: int 
     assert NEW in stopped(driven)
 
 
+@pytest.mark.slow
 def test_the_old_version_is_kept_until_the_new_one_is_steady() -> None:
     driven = Driven()
     driven.until(Phase.UNLOADING)
@@ -292,6 +296,7 @@ def test_states_of_older_releases_load(phase: Phase) -> None:
     assert (driven.state.phase, driven.state.serving) == (Phase.ROLLED_BACK, OLD)
 
 
+@pytest.mark.slow
 def test_nothing_is_stopped_while_the_fleet_cannot_be_read() -> None:
     driven = Driven(LONG_BAKE)
     driven.until(Phase.BAKING)

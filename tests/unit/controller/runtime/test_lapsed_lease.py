@@ -25,6 +25,7 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_renewed", [False, True])
 def test_a_lease_that_nobody_renews_is_every_services_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_renewed: bool

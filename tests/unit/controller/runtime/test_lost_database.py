@@ -44,6 +44,7 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_lost_file_is_one_line_in_the_log_and_no_new_file(
     controller: FakeController, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -149,6 +149,7 @@ def test_a_copy_from_within_a_rollout_moves_nothing_back(
     assert older_copy.older_copies(settings) == ()
 
 
+@pytest.mark.slow
 def test_of_two_databases_on_one_cluster_one_is_acted_from(tmp_path: Path, ending: ExitStack) -> None:
     """Each fenced the other, and took the next token: they acted by turns for ever."""
     first, _ = at_ten_percent(tmp_path, ending)
@@ -231,6 +232,7 @@ class _Marked(_Tables):
         return True
 
 
+@pytest.mark.slow
 def test_a_service_is_acted_on_after_any_number_of_leases_without_a_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def found_before_start(cluster: _Cluster, url: str, monkeypatch: pytest.MonkeyPa
     return [one.line for one in older_copy.older_copies(settings)]
 
 
+@pytest.mark.slow
 def test_a_copy_from_before_a_removal_loads_nothing_again(
     tmp_path: Path, ending: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_copy_from_before_a_removal_loads_nothing_again(
     assert line.startswith("docs: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_marked", [True, False])
 def test_a_database_of_other_services_begins_none_beside_them(
     tmp_path: Path, ending: ExitStack, monkeypatch: pytest.MonkeyPatch, is_marked: bool

@@ -163,6 +163,7 @@ def test_a_canary_that_refuses_connections_fails(stable: ChatEndpoint) -> None:
     assert ended(probes(GONE, stable.url), rollout()).phase == "failed"
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_gives_no_verdict(stable: ChatEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes_http, "SPARE_S", 120.0)
 
@@ -210,6 +211,7 @@ def test_tries_without_a_verdict_come_later_each_time(monkeypatch: pytest.Monkey
     assert pauses_s == [15.0, 30.0, 60.0, 1800.0, 1800.0]
 
 
+@pytest.mark.slow
 def test_a_canary_that_is_gone_while_stable_is_waited_for_is_not_judged_either() -> None:
     """It had answered once: a moment without an answer ended a rollout that was held for stable."""
     is_up = True

@@ -66,6 +66,7 @@ def _post(status: int, body: bytes, encoding: str | None = None) -> Callable[[En
     return post
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [200, 500])
 def test_an_answer_without_end_fails_at_a_limit(engine: type[Engine], status: int) -> None:
     engine.do_POST = _endless_post(0.0, status)  # type: ignore[assignment]
@@ -75,6 +76,7 @@ def test_an_answer_without_end_fails_at_a_limit(engine: type[Engine], status: in
     assert (found.phase, "more than 1048576 bytes" in found.detail) == ("failed", True)
 
 
+@pytest.mark.slow
 def test_an_answer_that_trickles_fails_at_a_total_deadline(
     engine: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +88,7 @@ def test_an_answer_that_trickles_fails_at_a_total_deadline(
     assert (found.phase, "no whole answer within 0.3 s" in found.detail) == ("failed", True)
 
 
+@pytest.mark.slow
 def test_a_probe_ends_with_its_phase(engine: type[Engine]) -> None:
     engine.do_POST = _endless_post(0.05)  # type: ignore[assignment]
     rollout = a_rollout()
@@ -104,6 +107,7 @@ def test_a_compressed_answer_is_not_unpacked(engine: type[Engine]) -> None:
     assert (found.phase, "compressed" in found.detail) == ("failed", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pad", range(150, 200, 7))
 def test_a_reason_never_holds_the_key_or_a_part_of_it(engine: type[Engine], pad: int) -> None:
     body = json.dumps({"error": "x" * pad + KEY}).encode()
@@ -115,6 +119,7 @@ def test_a_reason_never_holds_the_key_or_a_part_of_it(engine: type[Engine], pad:
     assert found.detail.startswith("status 401: ")
 
 
+@pytest.mark.slow
 def test_a_reason_can_be_stored_whatever_the_endpoint_answers(engine: type[Engine]) -> None:
     engine.do_POST = _post(404, b"no\0 such\x1b[2J thing\n\nhere")  # type: ignore[assignment]
     names = [{"id": "a\ud800b\0"}, {"id": "y" * 5000}]

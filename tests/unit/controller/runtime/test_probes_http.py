@@ -87,10 +87,12 @@ def result_of(
     return status
 
 
+@pytest.mark.slow
 def test_answers_with_text_pass_the_smoke_test(engine: type[Engine]) -> None:
     assert result_of(probes(engine), ProbeKind.SMOKE).phase == "passed"
 
 
+@pytest.mark.slow
 def test_an_empty_answer_fails_the_smoke_test_with_a_hint(engine: type[Engine]) -> None:
     engine.text = "  "
 
@@ -116,6 +118,7 @@ def answers(engine: type[Engine], body: bytes, kind: str = "application/json", s
     engine.do_POST = post  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
@@ -132,6 +135,7 @@ def test_an_answer_passes_the_smoke_test_as_it_passes_a_router(
     assert result_of(probes(engine), ProbeKind.SMOKE).phase == "passed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status", "why"),
     [
@@ -151,6 +155,7 @@ def test_what_is_no_answer_to_a_router_fails_the_smoke_test(
     assert (status_of.phase, why in status_of.detail) == ("failed", True)
 
 
+@pytest.mark.slow
 def test_events_that_nobody_asked_for_fail_the_smoke_test(engine: type[Engine]) -> None:
     events = b'data: {"choices":[{"delta":{"content":"Paris."},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
     answers(engine, events, "text/event-stream")
@@ -160,6 +165,7 @@ def test_events_that_nobody_asked_for_fail_the_smoke_test(engine: type[Engine]) 
     assert (status.phase, "is a stream, though none was asked for" in status.detail) == ("failed", True)
 
 
+@pytest.mark.slow
 def test_an_error_fails_the_smoke_test_with_its_status(engine: type[Engine]) -> None:
     engine.status = 500
 
@@ -168,18 +174,21 @@ def test_an_error_fails_the_smoke_test_with_its_status(engine: type[Engine]) -> 
     assert (status.phase, status.detail.startswith("status 500")) == ("failed", True)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_chat_template_is_probed_by_completions(engine: type[Engine]) -> None:
     engine.has_chat = False
 
     assert result_of(probes(engine), ProbeKind.SMOKE).phase == "passed"
 
 
+@pytest.mark.slow
 def test_the_warm_up_generates_at_least_the_planned_tokens(engine: type[Engine]) -> None:
     result_of(probes(engine), ProbeKind.WARM, warmup_tokens=20)
 
     assert len(engine.requests) == 3
 
 
+@pytest.mark.slow
 def test_the_load_after_the_warm_up_has_the_rate_of_stable(
     engine: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,18 +199,21 @@ def test_the_load_after_the_warm_up_has_the_rate_of_stable(
     assert len(engine.requests) == 8
 
 
+@pytest.mark.slow
 def test_every_probe_request_carries_the_secret(engine: type[Engine]) -> None:
     result_of(probes(engine), ProbeKind.SMOKE)
 
     assert {headers.get("x-canaryctl-secret") for _, headers, _ in engine.requests} == {"s"}
 
 
+@pytest.mark.slow
 def test_a_probe_uses_the_model_name_that_routers_send(engine: type[Engine]) -> None:
     result_of(probes(engine, model="large"), ProbeKind.SMOKE)
 
     assert {body["model"] for _, _, body in engine.requests} == {"large"}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", [ProbeKind.WARM, ProbeKind.SMOKE])
 @pytest.mark.parametrize(
@@ -224,6 +236,7 @@ def test_an_endpoint_that_refuses_every_request_fails_before_any_traffic_with_a_
     assert hint in found.detail
 
 
+@pytest.mark.slow
 def test_a_failed_request_of_the_load_fails_the_warm_up_with_its_reason(
     engine: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +283,7 @@ def test_a_preflight_without_room_fails_with_its_message() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_probe_runs_once_per_rollout_however_often_it_is_started(engine: type[Engine]) -> None:
     runs = probes(engine)
     result_of(runs, ProbeKind.SMOKE)

@@ -57,6 +57,7 @@ def until(holds: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_running_controller_loads_a_lost_stable_again(controller: FakeController, tmp_path: Path) -> None:
     controller.start()
     up(controller, tmp_path)
@@ -90,6 +91,7 @@ def test_a_controller_stops_without_its_store(
     assert not controller.runner.is_leading
 
 
+@pytest.mark.slow
 def test_a_controller_without_the_lease_does_nothing(controller: FakeController, tmp_path: Path) -> None:
     controller.store.acquire_lease("another", ttl_s=9.0)
     controller.start()
@@ -113,6 +115,7 @@ def test_a_fenced_controller_acquires_a_higher_token(controller: FakeController,
     assert controller.store.lease().token > before
 
 
+@pytest.mark.slow
 def test_a_rollback_wakes_the_service_at_once(
     controller: FakeController, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +175,7 @@ def test_a_fault_in_one_service_does_not_stop_another(
     assert ("chat", controller.store.service("chat").stable) in controller.fleet.engines
 
 
+@pytest.mark.slow
 def test_the_last_tick_can_be_read(controller: FakeController, tmp_path: Path) -> None:
     controller.start()
     up(controller, tmp_path)
@@ -185,6 +189,7 @@ def test_the_last_tick_can_be_read(controller: FakeController, tmp_path: Path) -
     assert json.loads(controller.store.request(rollout))["actor"] == "ada"
 
 
+@pytest.mark.slow
 def test_the_end_of_a_removed_services_ticks_is_told(controller: FakeController, tmp_path: Path) -> None:
     removed: list[str] = []
     controller.runner._on_removed = removed.append
@@ -198,6 +203,7 @@ def test_the_end_of_a_removed_services_ticks_is_told(controller: FakeController,
     until(lambda: not (runner._threads or runner._wakes or runner._loops), "nothing of it is kept")
 
 
+@pytest.mark.slow
 def test_the_token_of_an_older_copy_catches_up_in_one_step(tmp_path: Path) -> None:
     """It was one behind the other until it had made up for every start since the copy."""
     controller = FakeController(tmp_path)
@@ -211,6 +217,7 @@ def test_the_token_of_an_older_copy_catches_up_in_one_step(tmp_path: Path) -> No
         controller.stop()
 
 
+@pytest.mark.slow
 def test_an_order_that_cannot_be_carried_out_keeps_no_service_from_being_ticked(
     controller: FakeController, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tick_with_a_running_rollout_reads_fleet_and_table_once(rig: Rig) -> None:
     rig.deploy()
     rig.tick_until(Phase.STAGE)
@@ -131,6 +132,7 @@ def test_a_front_that_fails_does_not_block_a_rollback(
     assert rig.traffic.tables["chat"].canary is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), UnreadableState("rollout state cannot be read")])
 def test_traffic_that_cannot_be_measured_stops_no_tick(rig: Rig, error: Exception) -> None:
     rig.measuring_error = error
@@ -200,6 +202,7 @@ def test_heartbeats_stop_while_nothing_can_be_committed(
     assert (rig.traffic.heartbeat_at_s["chat"] - started_s > 120.0, silent_s >= 60.0) == (True, True)
 
 
+@pytest.mark.slow
 def test_heartbeats_stop_also_where_the_lease_lapses_between_failing_ticks(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +241,7 @@ def test_a_stuck_rollout_does_not_bring_its_canary_back(rig: Rig, monkeypatch: p
     assert rig.traffic.tables["chat"].canary is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_rollout", [False, True])
 def test_a_tick_reads_the_services_row_before_its_front_and_after_its_rollouts(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, has_rollout: bool

@@ -180,6 +180,7 @@ def test_a_secret_in_a_wrong_place_is_not_shown(spec: dict[str, object]) -> None
     assert not [line for line in found if "SECRET" in line or "Extra inputs" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("parse", "data", "expected"),

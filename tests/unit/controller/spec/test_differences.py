@@ -146,6 +146,7 @@ def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[...
     fake.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "flags",
@@ -170,6 +171,7 @@ def test_up_accepts_the_name_of_a_preset_as_policy(
     assert "requested: policy another" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_flags_for_a_running_service_are_refused(
     up: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +184,7 @@ def test_other_flags_for_a_running_service_are_refused(
     assert "with replicas 2, max_num_seqs 8; requested: replicas 3, max_num_seqs 16, but up" in printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("option", ["--replicas", "--gpus", "--engine", "--policy"])
 def test_an_option_without_a_service_to_start_is_refused(
@@ -194,6 +197,7 @@ def test_an_option_without_a_service_to_start_is_refused(
     assert f"{option} needs a service; give --service NAME and --model DIR" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("option", ["--service", "--model", "--replicas", "--engine"])
 def test_an_option_that_duplicates_the_service_file_is_refused(

@@ -375,6 +375,7 @@ def test_text_that_no_database_holds_is_stored_without_the_character(store: SqlS
     assert store.commands("r-00000001", after_seq=0)[0].reason == "a\N{REPLACEMENT CHARACTER}b"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["\ud800", "\x00"])
 def test_a_state_with_text_that_no_database_holds_is_committed(store: SqlStore, text: str) -> None:
     """The log line kept the rollback from being committed, for ever."""
@@ -492,6 +493,7 @@ def prepare(store: SqlStore, ab: AbStore, name: str) -> None:
         CALLS[before](store, ab)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("name", [*WRITES, *REMOVALS])
 def test_a_crash_between_any_two_statements_leaves_all_or_nothing(store: SqlStore, name: str) -> None:

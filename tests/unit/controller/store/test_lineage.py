@@ -49,6 +49,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state.db"
 
 
+@pytest.mark.slow
 def test_a_database_leads_to_every_mark_that_it_gave(bare_url: str) -> None:
     with closing(SqlStore(bare_url)) as store:
         put_chat(store)
@@ -135,6 +136,7 @@ def test_a_database_of_an_earlier_release_begins_with_its_last_lease(path: Path)
         assert knows(store, noted)
 
 
+@pytest.mark.slow
 def test_a_removal_moves_the_marks_of_the_services_that_stay(bare_url: str) -> None:
     """Its own table is gone, so a copy from before it was found by nothing."""
     with closing(SqlStore(bare_url)) as store:

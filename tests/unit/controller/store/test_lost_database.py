@@ -136,6 +136,7 @@ def test_a_database_that_was_dropped_and_created_anew_is_left_alone(postgres: Po
         server.dispose()
 
 
+@pytest.mark.slow
 def test_the_log_of_a_replaced_file_is_not_read_into_the_copy(tmp_path: Path) -> None:
     """SQLite plays any log beside a file into it: the old file's rows would overwrite the copy's."""
     path, copy = tmp_path / "state.db", tmp_path / "copy.db"
@@ -173,6 +174,7 @@ def test_the_log_of_a_file_that_was_moved_with_it_is_read(tmp_path: Path) -> Non
         assert [row.name for row in store.services()] == ["chat"]
 
 
+@pytest.mark.slow
 def test_the_log_beside_a_linked_file_is_not_read_into_a_copy(tmp_path: Path) -> None:
     """SQLite keeps it beside the file itself; it was looked for beside the link, and destroyed the copy."""
     real, link, copy = tmp_path / "data" / "state.db", tmp_path / "state.db", tmp_path / "copy.db"

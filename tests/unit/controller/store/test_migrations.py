@@ -43,6 +43,7 @@ def _differences(db: sa.Connection) -> list[object]:
     return found
 
 
+@pytest.mark.slow
 def test_a_new_database_has_the_tables_that_the_code_expects(bare_url: str, engine: sa.Engine) -> None:
     SqlStore(bare_url).close()
 
@@ -64,6 +65,7 @@ def test_the_program_may_be_installed_below_a_folder_of_any_name(
         assert _differences(db) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [1, 2])
 def test_a_database_of_an_earlier_release_gets_the_same_tables(
     bare_url: str, engine: sa.Engine, schema: int
@@ -76,6 +78,7 @@ def test_a_database_of_an_earlier_release_gets_the_same_tables(
         assert _differences(db) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [1, 2])
 def test_a_database_of_an_earlier_release_keeps_its_rows(
     bare_url: str, engine: sa.Engine, schema: int
@@ -133,6 +136,7 @@ def test_a_migrated_database_is_opened_again_without_a_change(bare_url: str, eng
     assert secret == "kept"
 
 
+@pytest.mark.slow
 def test_a_migration_that_is_cut_off_leaves_the_old_schema(
     bare_url: str, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +174,7 @@ def test_the_releases_before_alembic_refuse_a_migrated_database(bare_url: str, e
     assert int(stored) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize("version", ["1", "3", "ab12cd34", None])
 def test_another_programs_alembic_table_is_left_alone(
@@ -188,6 +193,7 @@ def test_another_programs_alembic_table_is_left_alone(
         assert _differences(db) == []
 
 
+@pytest.mark.slow
 def test_the_version_table_of_an_earlier_release_is_taken_over(bare_url: str, engine: sa.Engine) -> None:
     SqlStore(bare_url).close()
     with engine.begin() as db:
@@ -232,6 +238,7 @@ def test_the_newest_migration_is_the_schema_of_the_code() -> None:
     assert ScriptDirectory.from_config(config).get_heads() == [str(t.SCHEMA)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [0, 2])
 def test_several_may_open_a_database_first(bare_url: str, engine: sa.Engine, schema: int) -> None:
     """Eight at once: some failed with "table already exists" or "database is locked"."""

@@ -108,6 +108,7 @@ def test_a_service_with_a_running_rollout_is_not_marked_for_removal(store: SqlSt
     assert not store.service("chat").removing
 
 
+@pytest.mark.slow
 def test_a_commit_updates_the_stable_version_of_the_service(store: SqlStore) -> None:
     state = a_rollout()
     store.put_service(CHAT, VERSION)

@@ -49,6 +49,7 @@ def recorded(settings: Settings) -> ClusterHandle:
     return ClusterHandle.from_json(settings.cluster_path.read_text())
 
 
+@pytest.mark.slow
 def test_a_cluster_is_recorded_with_its_processes_and_ended_by_the_record(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_cluster_is_recorded_with_its_processes_and_ended_by_the_record(
     assert (running(settings), cluster.stop(settings)) == (frozenset(), False)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_cannot_be_recorded_is_not_left_running(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_a_cluster_that_cannot_be_recorded_is_not_left_running(
     assert (running(settings), settings.cluster_path.exists()) == (frozenset(), False)
 
 
+@pytest.mark.slow
 def test_an_interrupted_start_leaves_nothing_running(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +113,7 @@ def test_an_interrupted_start_leaves_nothing_running(
     assert (running(settings), settings.cluster_path.exists()) == (frozenset(), False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [b"", b"{", b'{"address": 1}', b"\xff{}", b"[" * 100_000])
 def test_down_goes_on_past_a_record_that_cannot_be_read(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, text: bytes

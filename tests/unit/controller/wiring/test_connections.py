@@ -71,12 +71,14 @@ def rollback(port: int) -> int:
     return connection.getresponse().status
 
 
+@pytest.mark.slow
 def test_a_head_that_does_not_come_ends_its_connection(served: Callable[[Connections], int]) -> None:
     port = served(Connections(8, head_s=0.2))
 
     assert has_ended(half(port))
 
 
+@pytest.mark.slow
 def test_half_a_head_after_an_answer_ends_its_connection(served: Callable[[Connections], int]) -> None:
     port = served(Connections(8, head_s=0.2))
     client = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
@@ -88,6 +90,7 @@ def test_half_a_head_after_an_answer_ends_its_connection(served: Callable[[Conne
         pass
 
 
+@pytest.mark.slow
 def test_of_too_many_connections_the_oldest_that_says_nothing_goes(
     served: Callable[[Connections], int],
 ) -> None:

@@ -258,6 +258,7 @@ def test_a_broken_memory_of_the_database_does_not_keep_the_traffic_from_moving(
     assert line.startswith(f"store: not reached ({tmp_path}/database.url cannot be read (")
 
 
+@pytest.mark.slow
 def test_a_locked_database_does_not_keep_the_traffic_from_moving(
     table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +273,7 @@ def test_a_locked_database_does_not_keep_the_traffic_from_moving(
     assert "database is locked; another process keeps it busy; try again" in result.failed[0]
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_is_named_without_its_password(table: Table, tmp_path: Path) -> None:
     settings = Settings(
         home=tmp_path, database_url="postgresql+psycopg://ann:s3cret@127.0.0.1:9/x?sslpassword=hidden"
@@ -299,6 +301,7 @@ def test_a_stopped_postgresql_does_not_keep_the_traffic_from_moving(
     assert "does not answer: connection failed" in result.failed[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [1, 2])
 def test_a_database_of_an_earlier_release_gets_its_command(table: Table, tmp_path: Path, schema: int) -> None:
     settings = Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path / 'old.db'}")
@@ -346,6 +349,7 @@ UNSURE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("store", ["works", "full", "gone"])
 @pytest.mark.parametrize("reach", UNSURE)
@@ -404,6 +408,7 @@ def test_an_older_copy_says_nothing_of_what_users_get(table: Table, settings: Se
     assert "no canary gets any, and the database is an older copy" in str(again.problem)
 
 
+@pytest.mark.slow
 def test_a_tombstone_that_is_not_answered_is_sent_again(
     table: Table, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,6 +513,7 @@ def test_a_promoted_version_is_not_said_to_be_rolled_back(table: Table, settings
     assert str(beside.problem).endswith("needs a controller; one runs: canaryctl undo chat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_bp", [0, 9_000])
 def test_an_undo_that_no_controller_carries_out_is_not_said_to_be_done(
     table: Table, settings: Settings, weight_bp: int
@@ -541,6 +547,7 @@ def test_an_undo_whose_version_is_the_tables_stable_has_moved_the_traffic(
     assert (table.calls, result.problem) == ([], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [Phase.UNLOADING, Phase.PROMOTING])
 def test_a_rollout_whose_version_is_the_tables_stable_is_not_said_to_be_rolled_back(
     table: Table, settings: Settings, phase: Phase

@@ -46,6 +46,7 @@ def settings_of(store_url: str, home: Path) -> Settings:
     return Settings(home=home, database_url=store_url)
 
 
+@pytest.mark.slow
 def test_a_database_with_an_unreadable_rollout_is_accepted(
     store: SqlStore, bare_url: str, tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_database_with_an_unreadable_rollout_is_accepted(
     assert (row.ended_at_s is not None, row.state) == (True, '{"format": 999}')
 
 
+@pytest.mark.slow
 def test_of_a_database_that_fails_meanwhile_nothing_is_accepted(
     store: SqlStore, bare_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +78,7 @@ def test_of_a_database_that_fails_meanwhile_nothing_is_accepted(
     assert not leads_to(store.database, "chat", DatabaseMark(9, "other", 5, "abc"))
 
 
+@pytest.mark.slow
 def test_services_with_an_unreadable_rollout_are_taken_down(
     store: SqlStore, bare_url: str, tmp_path: Path
 ) -> None:

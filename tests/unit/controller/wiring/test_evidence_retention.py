@@ -53,6 +53,7 @@ def test_of_an_ended_rollout_only_what_is_shown_is_kept(store: SqlStore) -> None
     assert store.evidence(FOREIGN) == b"?" * 500_000
 
 
+@pytest.mark.slow
 def test_the_search_is_repeated_every_hour(store: SqlStore) -> None:
     shorten = EvidenceRetention(store.database)
     for _ in range(3):

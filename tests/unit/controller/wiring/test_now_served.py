@@ -69,12 +69,14 @@ def test_what_cannot_be_read_is_not_free(
         asked(table, versions, tables)
 
 
+@pytest.mark.slow
 def test_a_table_that_answers_late_is_waited_for() -> None:
     answers = [None, None, a_table("v-2")]
 
     assert serving_now("chat", lambda _: answers.pop(0), lambda _: (), lambda: ("chat",)) == "v-2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wait_s", "expected"),
     [(20.0, (Served("chat", a_table("v-1")),)), (0.0, None)],

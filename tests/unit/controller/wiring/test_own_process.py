@@ -56,6 +56,7 @@ def test_no_other_process_is_ended(
     assert bystander.poll() is None
 
 
+@pytest.mark.slow
 def test_the_recorded_controller_is_ended(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import sys, time; from pathlib import Path; from controller.settings import Settings; "

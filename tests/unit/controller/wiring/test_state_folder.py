@@ -195,11 +195,14 @@ def test_no_request_waits_for_a_renewal_that_hangs(
         write_private(tmp_path / "admin.token", "chosen-by-a-person")
         new = token_digest("chosen-by-a-person")
         after = (token.identity("nobody's"), token.identity(old), token.identity(new))
+        ends_at_s = time.monotonic() + 60
+        while not writes and time.monotonic() < ends_at_s:  # the thread that writes may begin late
+            time.sleep(0.01)
+        n_writes = len(writes)
     finally:
         is_free.set()
 
-    assert (before, after, len(writes)) == ([ADMIN] * 5, (None, None, ADMIN), 1)
-    ends_at_s = time.monotonic() + 60
+    assert (before, after, n_writes) == ([ADMIN] * 5, (None, None, ADMIN), 1)
     while store.identity(new) is None and time.monotonic() < ends_at_s:
         assert token.identity(old) is None
         time.sleep(0.01)

@@ -102,6 +102,7 @@ LAST = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", LAST)
 def test_what_another_host_led_last_is_refused_however_often_it_is_asked(
     rig: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str

@@ -86,6 +86,7 @@ def test_the_interval_of_rates_ends_where_the_score_test_rejects() -> None:
         assert p_of(edge) == pytest.approx(0.05, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(("n_a", "n_b", "rate"), [(3000, 30, 0.005), (2000, 100, 0.005), (30, 30, 0.05)])
 def test_small_sides_are_rarely_told_apart_and_the_interval_agrees(n_a: int, n_b: int, rate: float) -> None:
@@ -207,6 +208,7 @@ def test_a_slower_b_loses_the_sequential_test_of_values() -> None:
     assert result.interval[0] <= result.win_rate <= result.interval[1] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("higher", [False, True])
 def test_equal_values_share_the_win_rate_also_where_they_are_zero(higher: bool) -> None:

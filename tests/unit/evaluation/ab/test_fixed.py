@@ -48,6 +48,7 @@ def test_verdict_and_interval_answer_one_question(splits: tuple[float, ...]) -> 
     assert found.difference > 0  # shown as well: it is the other question
 
 
+@pytest.mark.slow
 def test_unequal_spreads_name_no_winner() -> None:
     """Equal win rates, a small side that spreads more: Mann-Whitney names a winner in 33 of 200."""
     winners, n = 0, 200
@@ -71,6 +72,7 @@ def test_sides_without_overlap_have_a_winner() -> None:
     assert fixed_horizon(np.full(40, 2.0), np.full(40, 2.0), LATENCY).p_value == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("splits", [(0.05,), (0.05, 0.051)])
 def test_few_flags_and_an_uneven_split_name_no_winner(splits: tuple[float, ...]) -> None:

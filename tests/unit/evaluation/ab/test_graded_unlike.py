@@ -80,6 +80,7 @@ def test_numbers_of_answers_differ_also_where_neither_their_mean_nor_their_sprea
     assert not numbers_differ(is_b, w, of_a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [0.05, 0.5])
 def test_like_numbers_of_answers_seldom_differ(w: float) -> None:
     """Three tests at 0.025 each, also of numbers that few units have."""

@@ -242,16 +242,19 @@ def winners(runs: int, more: float, depth: float = 0.0) -> int:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("more", [1.0, 1.1, 1.25, 3.0])
 def test_unlike_numbers_of_answers_name_no_winner(more: float) -> None:
     assert winners(40, more) <= 6
 
 
+@pytest.mark.slow
 def test_later_answers_that_are_worse_name_no_winner_where_one_side_asks_more() -> None:
     assert winners(40, 2.0, depth=0.3) <= 6
 
 
+@pytest.mark.slow
 def test_the_mean_counts_where_numbers_are_alike_and_the_first_where_not() -> None:
     alike, unlike = asking(3, 1.0), asking(3, 2.0)
 

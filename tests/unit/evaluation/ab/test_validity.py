@@ -51,6 +51,7 @@ def test_outcomes_missing_by_side_are_invalid(on_a: float, on_b: float) -> None:
     assert reason.startswith("outcomes are missing more often on one side; grade both sides alike, or, where")
 
 
+@pytest.mark.slow
 def test_blocks_do_not_change_the_validity_tests() -> None:
     rng = np.random.default_rng(3)
     is_b, has = rng.random(900) < 0.5, rng.random(900) < 0.5

@@ -73,6 +73,7 @@ def test_events_are_counted_by_the_weight_of_their_draws() -> None:
     assert counts.interval() == ratio_interval([EventCount(0.1, 1, 1), EventCount(0.5, 1, 0)], alpha=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "low", "high"), [("error", 1.0, 4.0), ("quality", -0.2, 0.0)])
 def test_a_backtest_shows_ratios_of_rates_and_differences_of_scores(
     metric: str, low: float, high: float
@@ -105,6 +106,7 @@ def fed(block: UnitBlock, pieces: int = 1) -> MedianRatio:
     return ratio
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("drift", [False, True])
 @pytest.mark.parametrize("true", [0.8, 1.0, 1.3])

@@ -38,6 +38,7 @@ def assert_valid(law: list[tuple[float, float]]) -> None:
             assert passed <= math.exp(-surprise_) * 1.005
 
 
+@pytest.mark.slow
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.9, 0.99])
 @pytest.mark.parametrize("groups", [1, 3])

@@ -42,6 +42,7 @@ def test_percentiles_hold_far_from_the_median() -> None:
     assert (edges <= exact * 1.0101).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 31, 32, 33, 500])
 def test_the_range_does_not_depend_on_the_blocks(cut: int) -> None:
     rng = np.random.default_rng(2)

@@ -45,6 +45,7 @@ def test_more_events_at_the_same_ratio_narrow_the_interval() -> None:
     assert few[0] < many[0] < 2.0 < many[1] < few[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("w", "truth"), [(0.2, 2.0), (0.05, 1.0), (0.5, 0.7)])
 def test_the_ratio_interval_covers_at_every_look(w: float, truth: float) -> None:
     """Exact: over all sequences of 60 events, with a look after each, the truth is rarely ever excluded."""
@@ -92,6 +93,7 @@ def difference_paths(seed: int, *, w: float, n: int) -> tuple[bool, tuple[float,
     return covered, sequence.interval()
 
 
+@pytest.mark.slow
 def test_the_mean_difference_covers_under_drift_at_every_look() -> None:
     covered = [difference_paths(seed, w=0.3, n=400)[0] for seed in range(60)]
 

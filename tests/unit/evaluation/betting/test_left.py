@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.left import Left, LeftProof, LeftShare, with_left
@@ -74,6 +75,7 @@ def proven(stable: float, canary: float, seed: int, canary_requests: int = 4000)
     return channel.decision.is_reached
 
 
+@pytest.mark.slow
 def test_as_many_left_are_proven_and_a_margin_more_are_not() -> None:
     assert sum(proven(0.05, 0.05, seed, 8000) for seed in range(10)) >= 7
     assert sum(proven(0.025, 0.030, seed) for seed in range(40)) <= 4

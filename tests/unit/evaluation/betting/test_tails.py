@@ -148,6 +148,7 @@ def bursts(rows: int, times: float, *, period: int = 8000) -> np.ndarray:
     return np.where(np.arange(rows) % period < period // 2, 1.0, times)
 
 
+@pytest.mark.slow
 def test_the_limit_of_a_proof_stays_where_it_was_in_the_last_burst() -> None:
     """As a burst begins, the p99 of recent values is that of the quiet time: the p95 of now."""
     gate = Exceedance(percentile=0.99)
@@ -319,6 +320,7 @@ def after_a_busy_hour(seed: int, slower: float) -> Columns:
     }
 
 
+@pytest.mark.slow
 def test_a_limit_held_from_a_busy_hour_does_not_hide_a_slower_p99() -> None:
     """The canary's p99 is 1.5x; as many of its answers as of stable's are above the p99 of the busy hour."""
     policy = GatePolicy.default().only("error", "latency_ms")

@@ -228,6 +228,7 @@ def test_a_gate_never_spends_more_than_its_part_of_alpha(
     assert (parts.first, parts.session, parts.pairs, parts.later) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_an_epoch_ends_after_its_own_rows_whatever_the_blocks() -> None:
     ends = []
     for size in (1, 7, 3003):

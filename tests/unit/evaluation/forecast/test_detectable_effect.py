@@ -83,6 +83,7 @@ def harms(requests: float, *, unit: float = 1.0, w: float = 0.05) -> dict[str, f
     return {e.gate: e.harm if e.harm is not None else float("inf") for e in effects}
 
 
+@pytest.mark.slow
 def test_more_requests_detect_smaller_harm_in_every_gate() -> None:
     few, many = harms(500), harms(5000)
 
@@ -103,10 +104,12 @@ def test_a_canary_request_at_50_percent_is_less_informative_than_at_5_percent() 
     assert all(half[gate] > small[gate] for gate in small)
 
 
+@pytest.mark.slow
 def test_eight_requests_cannot_show_a_loss_of_quality() -> None:
     assert harms(8)["quality"] == float("inf")
 
 
+@pytest.mark.slow
 def test_no_harm_within_the_tolerance_is_detectable() -> None:
     smallest = harms(1e9)
     policy = GatePolicy.default()

@@ -72,6 +72,7 @@ def test_too_few_returning_users_for_a_proof_are_refused_with_a_remedy() -> None
     assert got.refusal.endswith("let each request be its own unit, for a user counts once")
 
 
+@pytest.mark.slow
 def test_the_refusal_of_a_stage_below_min_canary_has_its_request_count() -> None:
     quality = POLICY.only("quality")
     [got] = simulate_plan(quality, [StagePlan(0.1, 900)], TrafficModel(5.0), deadlines_s=[1200.0], reps=6)
@@ -204,18 +205,21 @@ def test_the_forecast_includes_the_wait_for_missing_scores() -> None:
     assert some.seconds_median - whole.seconds_median > 500  # quality's deadline is 600 s
 
 
+@pytest.mark.slow
 def test_a_stage_without_proofs_only_needs_its_requests() -> None:
     got = forecast(StagePlan(0.1, 400, {}), TrafficModel(5.0))
 
     assert (got.proven_ratio, got.requests_p90, got.slowest_gate) == (1.0, 400.0, None)
 
 
+@pytest.mark.slow
 def test_a_stage_without_proofs_is_not_refused_for_its_length() -> None:
     [test] = simulate_plan(POLICY, [StagePlan(0.5, 10**9, {})], TrafficModel(5.0), deadlines_s=[3600.0])
 
     assert (test.refusal, test.proven_runs, test.seconds_median) == (None, 0, None)
 
 
+@pytest.mark.slow
 def test_a_longer_stage_detects_smaller_harm() -> None:
     short = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0))
     long = forecast(StagePlan(0.1, 300, {}), TrafficModel(5.0), held_s=7200.0)

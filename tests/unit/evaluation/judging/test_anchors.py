@@ -59,6 +59,7 @@ def test_a_judge_that_never_was_as_admitted_is_named(wrong: float, is_bad: bool,
         assert said in watch.drift
 
 
+@pytest.mark.slow
 def test_a_judge_just_good_enough_is_not_named() -> None:
     limit = (0.2, 0.1)
     assert [drifts_after(seed, limit, at=0, count=400) for seed in range(100, 108)] == [None] * 8

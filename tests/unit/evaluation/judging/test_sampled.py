@@ -19,10 +19,12 @@ def fed(missing: float, count: int, seed: int = 1, limit: float = 0.1) -> list[b
     return found
 
 
+@pytest.mark.slow
 def test_a_share_at_the_limit_is_hardly_ever_too_many() -> None:
     assert sum(any(fed(0.1, 1500, seed)) for seed in range(60)) <= 1
 
 
+@pytest.mark.slow
 def test_a_share_above_the_limit_is_found() -> None:
     assert all(fed(0.25, 600, seed)[-1] for seed in range(20))
 

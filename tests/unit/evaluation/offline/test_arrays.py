@@ -19,12 +19,14 @@ def only(columns: Columns, *metrics: str) -> Columns:
     return {name: values for name, values in columns.items() if name not in dropped}
 
 
+@pytest.mark.slow
 def test_a_canary_like_stable_is_promoted() -> None:
     result = run(requests(8000, before=1000))
 
     assert (result.decision, result.policy) == ("promote", "default")
 
 
+@pytest.mark.slow
 def test_harm_rolls_back_and_names_its_metric_and_where() -> None:
     result = run(requests(8000, before=1000, error=(0.02, 0.12)), "default")
 
@@ -34,10 +36,12 @@ def test_harm_rolls_back_and_names_its_metric_and_where() -> None:
     assert result.log_e["error"] >= np.log(1 / 0.003)
 
 
+@pytest.mark.slow
 def test_worse_quality_rolls_back() -> None:
     assert run(requests(8000, before=1000, worse=0.15)).metric == "quality"
 
 
+@pytest.mark.slow
 def test_slower_answers_roll_back() -> None:
     assert run(requests(8000, before=1000, slower=1.6)).metric == "latency_ms"
 
@@ -62,6 +66,7 @@ def test_a_rollback_is_the_same_whatever_comes_after_it() -> None:
     assert (part.decision, part.canary_requests, part.t_s) == ("rollback", whole.canary_requests, whole.t_s)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("arm", [0, 1])
 def test_an_empty_arm_is_invalid(arm: int) -> None:
@@ -74,6 +79,7 @@ def test_an_empty_arm_is_invalid(arm: int) -> None:
     assert "no requests" in result.reasons[0]
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("metric", ["quality", "hallucinated", "error"])
 def test_a_metric_that_never_arrives_is_invalid(metric: str) -> None:
@@ -86,6 +92,7 @@ def test_a_metric_that_never_arrives_is_invalid(metric: str) -> None:
     assert "no value" in " ".join(result.reasons)
 
 
+@pytest.mark.slow
 def test_a_metric_that_stops_arriving_is_invalid() -> None:
     columns = requests(4000)
     columns["quality"][3000:] = np.nan
@@ -93,6 +100,7 @@ def test_a_metric_that_stops_arriving_is_invalid() -> None:
     assert "quality: stopped arriving" in " ".join(run(columns).reasons)
 
 
+@pytest.mark.slow
 def test_many_missing_values_are_invalid() -> None:
     columns = requests(4000)
     columns["latency_ms"][::5] = np.nan
@@ -113,6 +121,7 @@ def test_a_metric_is_valid_again_after_an_outage_of_the_grader() -> None:
     assert any("quality" in reason for reason in run(during).reasons)
 
 
+@pytest.mark.slow
 def test_a_few_missing_values_are_valid() -> None:
     columns = requests(6000, before=1000)
     columns["quality"][::50] = np.nan
@@ -223,6 +232,7 @@ def test_an_unknown_policy_is_refused() -> None:
         run(requests(100), "lenient")
 
 
+@pytest.mark.slow
 def test_several_stages_need_a_stage_column() -> None:
     columns = requests(6000, before=500)
     stages = (StagePlan(0.2, 200), StagePlan(0.2, 200))
@@ -233,6 +243,7 @@ def test_several_stages_need_a_stage_column() -> None:
     assert run(columns, stages=stages).decision == "promote"
 
 
+@pytest.mark.slow
 def test_a_gate_without_alpha_never_decides() -> None:
     policy = parse_gate_policy({"gates": {"error": {"alpha_share": 0.0}}})
 

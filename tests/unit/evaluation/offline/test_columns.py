@@ -61,6 +61,7 @@ def answer() -> object:
     return essence(run(requests(1500, before=300)))
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "change",
@@ -327,6 +328,7 @@ def test_zero_and_one_row_have_a_result(rows: int) -> None:
     assert len(trace(columns).t_s) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("w", [1e-9, 1e-6, 0.99999])
 def test_arms_impossible_at_their_weights_are_invalid_without_inverted_intervals(w: float) -> None:

@@ -107,6 +107,7 @@ def one_heavy_user() -> Columns:
     return traffic() | {"arm": arms[users], "unit": users, "error": error}
 
 
+@pytest.mark.slow
 @pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("make", "decision"),
@@ -157,6 +158,7 @@ def test_a_cookie_that_sticks_on_the_canary_alone_is_no_fair_split() -> None:
     assert run(traffic() | {"arm": arm, "w": np.full(ROWS, 0.1), "unit": user}).decision == "invalid"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arms", "share", "decision"),
     [((1,), 0.09, "invalid"), ((0, 1), 0.09, "undecided"), ((0, 1), 0.001, "promote")],

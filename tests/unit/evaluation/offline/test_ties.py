@@ -29,6 +29,7 @@ def test_a_twin_sorted_by_arm_within_ties_is_valid(maker: object, resolution_s: 
     assert invalid <= 1  # a strict twin rolls back in 1 of 100
 
 
+@pytest.mark.slow
 def test_the_order_of_the_files_ties_does_not_change_the_answer_of_sticky_rows() -> None:
     columns = sticky(2000, people=2000)
     columns["unit"] = np.arange(2000)

@@ -36,6 +36,7 @@ def estimates(columns: Columns, gate: str) -> tuple[float, float]:
     return report.stable, report.canary
 
 
+@pytest.mark.slow
 def test_a_drift_during_a_ramp_moves_both_arms_alike() -> None:
     """1 % errors at 5 %, 6 % errors at 50 %: pooled, stable showed about 3 % and the canary 5.5 %."""
     late = np.arange(24_000) >= 12_000
@@ -48,6 +49,7 @@ def test_a_drift_during_a_ramp_moves_both_arms_alike() -> None:
     assert canary == pytest.approx(stable, rel=0.05)
 
 
+@pytest.mark.slow
 def test_clients_with_a_weight_of_their_own_move_both_arms_alike() -> None:
     staff = np.random.default_rng(2).random(24_000) < 0.2
     columns = twins(3, np.where(staff, 0.5, 0.05), np.where(staff, 0.10, 0.01), np.full(24_000, 300.0))

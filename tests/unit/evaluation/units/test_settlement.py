@@ -63,6 +63,7 @@ def test_a_record_from_before_the_watermark_is_counted_as_late() -> None:
     assert (gate.report().n_stable, gate.report().late_events) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_watermark_that_goes_back_is_refused() -> None:
     gate = evaluator()
     gate.advance(5.0, 5.0)

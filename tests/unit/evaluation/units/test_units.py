@@ -131,6 +131,7 @@ def test_a_part_is_judged_for_the_first_time_once_a_stage_however_many_rounds_it
     assert (1, 0) not in first_of  # block 0 of the second round is of the first stage
 
 
+@pytest.mark.slow
 def test_a_long_conversation_takes_no_more_memory_than_one_that_came_back_once() -> None:
     units = new_units()
     resolve(units, *[(at, 0, 0.1, STICKY, unit) for at in range(0, 8000, 2) for unit in (7, 8, 9)])
@@ -253,6 +254,7 @@ def test_only_requests_assigned_without_the_coin_are_left_out(word: str, kind: i
     assert kind_of(word) == kind
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10_000), st.lists(st.floats(0.01, 0.9), min_size=1, max_size=6))
 def test_conditional_probabilities_multiply_to_the_revealed_interval(
@@ -271,6 +273,7 @@ def test_conditional_probabilities_multiply_to_the_revealed_interval(
     assert chance == pytest.approx(high - low)
 
 
+@pytest.mark.slow
 def test_forgetting_closed_sessions_changes_no_answer() -> None:
     rows = [(float(at), 0, 0.1, STICKY, at // 2) for at in range(9000)]
     swept, unswept = new_units(), new_units()
@@ -286,6 +289,7 @@ def test_an_unknown_word_is_refused_not_taken_for_a_sticky_key(word: str) -> Non
         kind_of(word)
 
 
+@pytest.mark.slow
 def test_weights_that_change_with_every_row_cost_no_search() -> None:
     units, rows = new_units(), 20_000
     weights = np.linspace(0.1, 0.5, rows)

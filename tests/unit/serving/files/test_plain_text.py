@@ -30,6 +30,7 @@ def test_the_texts_of_a_document_are_replaced_however_deep() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_json_of_a_document_has_storable_texts_alone() -> None:
     codes = (*range(0x2FF), *range(0xD7F0, 0xE010), 0xFFFD, 0x1F600)
     documents = [{f"a{chr(code)}": [f"{chr(code)}\\u0000"]} for code in codes]

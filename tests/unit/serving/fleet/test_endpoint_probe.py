@@ -90,6 +90,7 @@ async def test_an_endpoint_answers_or_the_reason_is_told(
     assert found is None or reason is None or found.startswith(f"{server.url} {reason}")
 
 
+@pytest.mark.slow
 async def test_a_hanging_endpoint_is_told_by_its_timeout(server: Server) -> None:
     server.delay_s = 5.0
 
@@ -149,6 +150,7 @@ async def test_an_answer_that_stays_wrong_is_told_from_one_that_may_heal(
     assert error.may_heal is may_heal
 
 
+@pytest.mark.slow
 async def test_an_endpoint_that_refuses_or_hangs_may_heal_and_a_missing_key_does_not(server: Server) -> None:
     server.delay_s = 5.0
     errors = (

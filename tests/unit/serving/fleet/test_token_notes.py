@@ -74,6 +74,7 @@ def test_continuing_inside_a_character_would_repeat_the_prompt() -> None:
     assert Detokenizer(prompt + answer[:1]).text(answer[1:]) == PROMPT + "é"
 
 
+@pytest.mark.slow
 @given(text=MIXED, sizes=st.lists(st.integers(1, 5), min_size=1, max_size=80))
 def test_from_what_is_noted_at_any_cut_the_rest_of_the_text_follows(text: str, sizes: list[int]) -> None:
     prompt, answer = ids_of(PROMPT), ids_of(text)

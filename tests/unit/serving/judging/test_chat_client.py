@@ -52,6 +52,7 @@ def asked(
         return asyncio.run(ask(served.url))
 
 
+@pytest.mark.slow
 def test_an_answer_is_read_whole_and_as_a_stream() -> None:
     expected = Answer("It is as you would expect.", "stop", (), False, 10)
     assert asked(good) == expected

@@ -107,6 +107,7 @@ _VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(["messages", "prompt", "input", "system", "instructions"]), _VALUES))
 def test_no_form_of_a_request_is_an_error(body: dict[str, Any]) -> None:
     found = conversation(json.dumps(body).encode())

@@ -39,10 +39,12 @@ def test_there_are_enough_plants_of_each_kind() -> None:
     assert sum(first.is_bad for first, _ in pairs()) == 10
 
 
+@pytest.mark.slow
 async def test_a_judge_that_knows_is_admitted() -> None:
     assert _admitted(await _examined(truthful)) == ()
 
 
+@pytest.mark.slow
 async def test_a_judge_that_can_only_compare_with_a_reference_is_refused() -> None:
     """It was admitted, by questions that showed the right answer; live ones show none."""
 
@@ -53,6 +55,7 @@ async def test_a_judge_that_can_only_compare_with_a_reference_is_refused() -> No
     assert "0% of the bad plants found, needed 80%" in _admitted(await _examined(compares))
 
 
+@pytest.mark.slow
 async def test_a_judge_that_always_says_the_first_word_is_refused() -> None:
     def first(body: dict[str, Any]) -> tuple[int, Any]:
         return spoken("A" if "ANSWER A" in body["messages"][1]["content"] else "no")
@@ -62,6 +65,7 @@ async def test_a_judge_that_always_says_the_first_word_is_refused() -> None:
     assert any(one.startswith("the first position won 100%") for one in reasons)
 
 
+@pytest.mark.slow
 async def test_probabilities_are_asked_for_and_read() -> None:
     seen: list[dict[str, Any]] = []
 
@@ -78,6 +82,7 @@ async def test_probabilities_are_asked_for_and_read() -> None:
     assert (judge.asked, judge.tokens, judge.trouble) == (1, 100, None)
 
 
+@pytest.mark.slow
 async def test_an_endpoint_without_probabilities_is_asked_for_words() -> None:
     def says(body: dict[str, Any]) -> tuple[int, Any]:
         return (400, {"error": "unknown field"}) if "logprobs" in body else spoken("No.")
@@ -89,6 +94,7 @@ async def test_an_endpoint_without_probabilities_is_asked_for_words() -> None:
     assert judge.asked == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "trouble"),
     [
@@ -107,6 +113,7 @@ async def test_what_cannot_be_read_is_no_verdict(answer: tuple[int, Any], troubl
     assert judge.trouble == trouble
 
 
+@pytest.mark.slow
 async def test_a_judge_that_does_not_answer_is_left_alone_for_a_while() -> None:
     now_s, calls = 100.0, 0
 
@@ -129,6 +136,7 @@ async def test_a_judge_that_does_not_answer_is_left_alone_for_a_while() -> None:
             assert await judge.ask(ASKED) is not None
 
 
+@pytest.mark.slow
 async def test_a_key_is_sent_and_never_shown() -> None:
     with judge_endpoint(lambda _body: spoken("yes")) as url:
         async with JudgeOpenAI(url, "m", "secret-key-1") as judge:
@@ -136,6 +144,7 @@ async def test_a_key_is_sent_and_never_shown() -> None:
             assert "secret-key-1" not in repr(judge)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [400, 413, 422])
 async def test_a_question_that_is_refused_alone_does_not_end_the_asking(status: int) -> None:
     """A user with texts beyond the judge's context could have ended it for everybody."""
@@ -154,6 +163,7 @@ async def test_a_question_that_is_refused_alone_does_not_end_the_asking(status: 
     assert judge._has_logprobs  # it was the text that was refused
 
 
+@pytest.mark.slow
 async def test_an_answer_without_an_end_is_read_to_a_limit_and_for_a_time() -> None:
     async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -175,6 +185,7 @@ async def test_an_answer_without_an_end_is_read_to_a_limit_and_for_a_time() -> N
     assert (large.cause, slow.cause) == ("unreadable", "timeout")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_inside", [True, False])
 async def test_to_a_judge_inside_no_proxy_of_the_environment_is_used(
     monkeypatch: pytest.MonkeyPatch, is_inside: bool

@@ -82,6 +82,7 @@ def test_nothing_is_missed_where_a_long_text_is_searched_in_pieces() -> None:
     assert "9018" not in Redaction().text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "text", ["a" * 300_000, "1" * 300_000, "a.b-" * 75_000, "::" * 150_000, " 1 2" * 75_000, "sk-" * 100_000]

@@ -84,6 +84,7 @@ def test_pairs_expire(tmp_path: Path) -> None:
     assert names(store) == ["req-2", "req-3"]
 
 
+@pytest.mark.slow
 def test_a_folder_is_shared_and_damaged_files_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "000-damaged.json").write_text("{")
     stores = [SampleStore(tmp_path, max_count=20) for _ in range(4)]

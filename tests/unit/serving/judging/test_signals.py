@@ -135,6 +135,7 @@ def test_what_cannot_be_read_asked_for_nothing() -> None:
         assert not signals_of(asked, ENGLISH).invalid
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300), st.text(max_size=300))
 def test_no_request_breaks_the_signals(body: bytes, text: str) -> None:
     assert signals_of(asked_of(body), text).characters == len(text)

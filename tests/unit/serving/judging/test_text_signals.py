@@ -155,6 +155,7 @@ def test_languages_are_told_apart_and_code_has_none() -> None:
     assert language("42") is None
 
 
+@pytest.mark.slow
 @given(st.text(max_size=2000), st.binary(max_size=200))
 def test_no_text_breaks_a_signal(text: str, request: bytes) -> None:
     share = repeated_share(text)

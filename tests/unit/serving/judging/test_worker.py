@@ -75,6 +75,7 @@ def by_answer(body: dict[str, Any]) -> tuple[int, Any]:
     return spoken("yes" if "Lyon" in words(body).partition("ANSWER")[2] else "no")
 
 
+@pytest.mark.slow
 def test_a_verdict_is_recorded_with_its_request_and_revision() -> None:
     with asked(by_answer) as (worker, records):
         worker.ask("r-1", "q-1", _body("What is the capital of France?"), "Paris.")
@@ -87,6 +88,7 @@ def test_a_verdict_is_recorded_with_its_request_and_revision() -> None:
     }
 
 
+@pytest.mark.slow
 def test_of_each_twenty_questions_one_is_an_anchor_with_its_label() -> None:
     with asked(lambda _body: spoken("no")) as (worker, records):
         for number in range(3 * (BLOCK - 1)):
@@ -109,6 +111,7 @@ def test_anchors_of_both_labels_are_drawn_at_other_places() -> None:
     assert (len(places) > 5, labels) == (True, {True, False})
 
 
+@pytest.mark.slow
 def test_an_anchor_is_asked_as_an_answer_is() -> None:
     """A judge that could tell them apart would be right about anchors and anything about the rest."""
     seen: list[dict[str, Any]] = []
@@ -143,6 +146,7 @@ class _Always:
         return 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "cause"),
     [
@@ -159,6 +163,7 @@ def test_what_is_no_verdict_has_a_cause(answer: tuple[int, Any], cause: str) -> 
     assert [(one.bad, one.cause) for one in of_answers(records)] == [(None, cause)]
 
 
+@pytest.mark.slow
 def test_a_judge_that_hangs_holds_nobody_up_and_what_waits_is_bounded() -> None:
     released = threading.Event()
 
@@ -180,6 +185,7 @@ def test_a_judge_that_hangs_holds_nobody_up_and_what_waits_is_bounded() -> None:
     assert worker._bytes == 0
 
 
+@pytest.mark.slow
 def test_beyond_the_budget_the_newest_goes() -> None:
     with asked(lambda _body: spoken("no"), replace(ORDER, per_minute=4)) as (worker, records):
         worker._anchor_at = BLOCK - 1
@@ -190,6 +196,7 @@ def test_beyond_the_budget_the_newest_goes() -> None:
     assert found == {"q-0": None, "q-1": "over budget", "q-2": "over budget"}
 
 
+@pytest.mark.slow
 def test_a_router_that_stops_records_what_waits_as_missing() -> None:
     released = threading.Event()
 
@@ -209,6 +216,7 @@ def test_a_router_that_stops_records_what_waits_as_missing() -> None:
     assert records[-1].cause == "no judge"
 
 
+@pytest.mark.slow
 def test_another_judge_takes_over_what_waits_for_the_last_has_no_verdict() -> None:
     released = threading.Event()
 
@@ -229,6 +237,7 @@ def test_another_judge_takes_over_what_waits_for_the_last_has_no_verdict() -> No
     ]
 
 
+@pytest.mark.slow
 def test_a_judge_other_than_the_one_that_was_examined_is_not_asked(caplog: pytest.LogCaptureFixture) -> None:
     asked_of: list[object] = []
 
@@ -243,12 +252,14 @@ def test_a_judge_other_than_the_one_that_was_examined_is_not_asked(caplog: pytes
     assert "another release examined it" in caplog.text
 
 
+@pytest.mark.slow
 def test_answers_of_another_rollout_are_not_asked_of() -> None:
     with asked(lambda _body: spoken("no")) as (worker, records):
         worker.ask("r-0", "q-1", _body("?"), "!")
     assert [(one.rollout, one.cause, one.revision) for one in records] == [("r-0", "no judge", "")]
 
 
+@pytest.mark.slow
 def test_the_key_is_read_for_each_question_and_is_in_no_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,6 +277,7 @@ def test_the_key_is_read_for_each_question_and_is_in_no_log(
     assert "the judge gives verdicts again" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_inside", [True, False])
 def test_a_judge_outside_is_sent_redacted_texts(monkeypatch: pytest.MonkeyPatch, is_inside: bool) -> None:
     seen: list[str] = []
@@ -284,6 +296,7 @@ def test_a_judge_outside_is_sent_redacted_texts(monkeypatch: pytest.MonkeyPatch,
     assert text.count("[email-1]") == (0 if is_inside else 2)
 
 
+@pytest.mark.slow
 def test_an_order_to_the_judge_stands_within_the_quotation() -> None:
     seen: list[dict[str, Any]] = []
 
@@ -305,6 +318,7 @@ def test_an_order_to_the_judge_stands_within_the_quotation() -> None:
     assert len(seen[0]["messages"]) == 2
 
 
+@pytest.mark.slow
 def test_half_of_a_surrogate_pair_is_asked_like_any_text() -> None:
     with asked(lambda _body: spoken("no")) as (worker, records):
         worker._anchor_at = BLOCK - 1
@@ -313,6 +327,7 @@ def test_half_of_a_surrogate_pair_is_asked_like_any_text() -> None:
     assert records[0].bad is False
 
 
+@pytest.mark.slow
 def test_no_text_is_in_a_record_or_a_log_whatever_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -340,6 +355,7 @@ def test_no_text_is_in_a_record_or_a_log_whatever_fails(
     assert not worker._pending
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of", "where"), [(JudgeOpenAI, "__aenter__"), (asking.Asking, "_tell")])
 def test_when_the_thread_dies_what_waits_ends_and_another_begins(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of: type, where: str

@@ -78,6 +78,7 @@ def stopped(
         return loop.run_until_complete(go())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("canary", "asked"),
     [
@@ -136,6 +137,7 @@ FAULTY: list[tuple[dict[str, bool], list[Piece]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("body", "stable"), FAULTY)
 def test_a_faulty_answer_of_stable_does_not_take_the_place_of_the_canarys(
     body: dict[str, bool], stable: list[Piece]
@@ -158,6 +160,7 @@ def test_a_request_that_stable_rejects_is_answered_so() -> None:
     assert took_s == pytest.approx(21.0, abs=0.5)
 
 
+@pytest.mark.slow
 def test_a_large_answer_of_stable_is_read_and_passed_on_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """1 MiB of small events was scanned at once at its end, and again where the canary failed: 0.5 s each."""
     fed: list[int] = []
@@ -186,6 +189,7 @@ def test_a_large_answer_of_stable_is_read_and_passed_on_in_turns(monkeypatch: py
     assert sum(isinstance(one, Beside) for one in waited) >= len(words) / PIECE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [(0.0, LAST_CHUNK), (0.0, "reset"), (9.0, LAST_CHUNK)])
 @pytest.mark.parametrize("turn_end_s", [0.0, math.inf])
 def test_what_follows_while_it_is_passed_on_comes_after_it(

@@ -72,6 +72,7 @@ def test_of_unknown_choices_a_stream_is_whole_only_as_its_engine_ends_it(
     assert scan.end() == defect
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 2.0, "2"])
 async def test_a_canary_that_breaks_in_its_second_answer_is_replaced_however_n_is_written(n: object) -> None:
     begun = [event(0, "A"), event(1, "B1 "), event(0, "", "stop"), event(1, "B2 ")]

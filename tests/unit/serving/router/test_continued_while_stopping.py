@@ -108,6 +108,7 @@ def text_of(read: bytes) -> str:
     return b"".join(parts).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "body"), [CHAT, OF_IDS])
 def test_a_stream_that_breaks_is_continued_and_not_begun_again(path: str, body: dict[str, Any]) -> None:
     """Stable's fresh answer was taken for that of the continuation: text twice, or a cut stream."""

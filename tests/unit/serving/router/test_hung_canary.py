@@ -103,6 +103,7 @@ async def test_a_canary_that_stays_keeps_its_requests(hung: Hung) -> None:
     assert (await asking).headers["x-canaryctl-arm"] == "canary"
 
 
+@pytest.mark.slow
 async def test_a_router_that_stops_asks_stable_where_the_canary_is_silent(hung: Hung) -> None:
     asking = asyncio.create_task(hung.client.post(PATH, json=WHOLE))
     await until(lambda: len(hung.canary.seen) == 1)
@@ -114,6 +115,7 @@ async def test_a_router_that_stops_asks_stable_where_the_canary_is_silent(hung: 
     assert (counters.errors, sum(counters.latency[1].counts)) == ([0, 0], 0)
 
 
+@pytest.mark.slow
 async def test_a_router_that_stops_asks_stable_beside_a_canary_that_may_still_answer(hung: Hung) -> None:
     async def late(request: web.Request) -> web.StreamResponse:
         await until(lambda: len(hung.stable.seen) == 1)
@@ -128,6 +130,7 @@ async def test_a_router_that_stops_asks_stable_beside_a_canary_that_may_still_an
     await asyncio.wait_for(hung.stable.aborted.wait(), 20)
 
 
+@pytest.mark.slow
 async def test_a_router_that_stops_tells_those_whom_nobody_has_answered(hung: Hung) -> None:
     hung.stable.behave = never
     asking = asyncio.create_task(hung.client.post(PATH, json=WHOLE))
@@ -138,6 +141,7 @@ async def test_a_router_that_stops_tells_those_whom_nobody_has_answered(hung: Hu
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopping")
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_cut_by_the_stop_says_so(hung: Hung) -> None:
     async def half(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -157,6 +161,7 @@ async def test_a_stream_that_is_cut_by_the_stop_says_so(hung: Hung) -> None:
     assert b'"code": "cut"' in answer.content
 
 
+@pytest.mark.slow
 async def test_the_time_outs_of_the_table_hold_from_its_reload_on(hung: Hung) -> None:
     hung.write(more="limits: {canary_whole_s: 0.2, connect_s: 1}\n")
     answer = await asyncio.wait_for(hung.client.post(PATH, json=WHOLE), 20)

@@ -229,6 +229,7 @@ def _falls(unit: str, *, arm: int = 0, table: RouteTable = TABLE, share_bp: int 
     return coin.falls(assignment, CHAT, BodyFacts(), READABLE)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40), st.integers(1, 10_000), st.floats(0, 1))
 def test_the_coin_knows_neither_arm_nor_weight_and_a_larger_share_keeps_its_units(
     unit: str, share_bp: int, w: float
@@ -239,6 +240,7 @@ def test_the_coin_knows_neither_arm_nor_weight_and_a_larger_share_keeps_its_unit
     assert _falls(unit, share_bp=10_000)
 
 
+@pytest.mark.slow
 def test_units_of_both_arms_have_the_same_share() -> None:
     """By the arm's own draw, of which the coin must be independent."""
     from serving.router.assignment.assignment import Salted, Units, salt_of

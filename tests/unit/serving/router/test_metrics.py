@@ -54,6 +54,7 @@ def value(metrics: dict[str, Metric], name: str, **labels: str) -> float:
     return sum(one.value for one in samples if labels.items() <= one.labels.items())
 
 
+@pytest.mark.slow
 async def test_every_documented_metric_exists_with_its_type_and_labels_and_no_other() -> None:
     core = RouterCore("chat", router="r")
     core.counters.on_refusal("overloaded")
@@ -73,6 +74,7 @@ async def test_every_documented_metric_exists_with_its_type_and_labels_and_no_ot
     assert len(found) == 25
 
 
+@pytest.mark.slow
 async def test_answers_of_a_router_are_counted_by_arm_and_outcome() -> None:
     async with router_rig() as rig:
         await rig.ask(user="alice")
@@ -173,6 +175,7 @@ def taken() -> Iterator[int]:
         yield int(listening.getsockname()[1])
 
 
+@pytest.mark.slow
 async def test_a_router_takes_the_next_free_port(taken: int) -> None:
     front = WireFront(RouterCore("chat", router="r"), NoBackground())
     server, port = serve_metrics(front, MetricsAddress(port=taken, ports=100))

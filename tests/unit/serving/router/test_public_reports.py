@@ -38,6 +38,7 @@ def refusing(status: int) -> object:
     return refuse
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("status", [401, 404])
 async def test_no_user_sees_a_canary_that_refuses_every_request(rig: Rig, status: int) -> None:

@@ -130,6 +130,7 @@ async def test_a_cut_stream_of_messages_ends_with_an_event_that_its_clients_read
     assert data["error"]["type"] == "api_error"  # type: ignore[index]
 
 
+@pytest.mark.slow
 async def test_a_held_stream_that_stable_refuses_ends_with_that_event() -> None:
     async def overloaded(_request: web.Request) -> web.StreamResponse:
         return web.json_response({"type": "error"}, status=529)

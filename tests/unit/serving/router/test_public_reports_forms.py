@@ -148,6 +148,7 @@ async def test_what_is_no_size_of_a_chunk_is_no_answer(rig: Rig, size: bytes) ->
     assert answer.status_code == 503
 
 
+@pytest.mark.slow
 async def test_a_connection_with_both_lengths_is_closed_after_the_chunks(rig: Rig) -> None:
     """RFC 9112, 6.3: the chunks are what counts; what comes after them might be of another length."""
     rest: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -228,6 +229,7 @@ async def test_an_ipv6_endpoint_is_reached(rig: Rig) -> None:
     assert (answer.json()["id"], engine.seen[0].headers["host"]) == ("id-six", f"[::1]:{engine.port}")
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("coding", ["zstd", "br"])
 async def test_a_body_in_an_unknown_coding_goes_on_untouched(rig: Rig, coding: str) -> None:

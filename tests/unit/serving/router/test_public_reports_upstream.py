@@ -50,6 +50,7 @@ def resolve_by(rig: Rig, lookup: resolver_module.Lookup) -> None:
 # ---- names
 
 
+@pytest.mark.slow
 async def test_a_canary_whose_name_hangs_costs_stable_nothing(rig: Rig) -> None:
     hangs = threading.Event()
     asked: list[str] = []
@@ -164,6 +165,7 @@ def swallowing() -> Iterator[str]:
             one.close()
 
 
+@pytest.mark.slow
 async def test_a_dead_first_address_of_a_name_is_passed_over(rig: Rig, swallowing: str) -> None:
     """The engine listens at the same port of another address."""
     engine = Engine("other")

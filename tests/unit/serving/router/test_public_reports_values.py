@@ -139,6 +139,7 @@ async def test_stables_answer_without_a_value_is_passed_on_and_an_error() -> Non
     assert (one.error, one.cause, one.outcome) == (True, "empty", "answered")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_canary", [False, True])
 @pytest.mark.parametrize(
     ("request_", "coding"),
@@ -216,6 +217,7 @@ def test_what_is_no_whole_value_stays_malformed(path: str, body: bytes) -> None:
     assert scanned(body, JSON, path=path).fault == "malformed"
 
 
+@pytest.mark.slow
 def test_a_large_array_is_passed_on() -> None:
     body = json.dumps([[0.25] * 100_000] * 3).encode()
 

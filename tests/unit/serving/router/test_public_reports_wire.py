@@ -97,6 +97,7 @@ async def waiting(rig: Rig, how: str, lang: str) -> bytes:
     return (await rig.client.post(CHAT, json=asked(**more), headers=headers)).content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stable", "held", "continued"])
 @pytest.mark.parametrize(("lang", "read"), [("go", at_each_blank_line), ("js", parts_with_data)])
 async def test_a_keep_alive_is_no_event(how: str, lang: str, read: Callable[[bytes], list[str]]) -> None:
@@ -151,6 +152,7 @@ def messages(text: str, *, is_cut: bool = False) -> Behaviour:
     return behave
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_cut", [False, True])
 async def test_who_waits_for_a_message_gets_pings_as_anthropic_sends_them(is_cut: bool) -> None:
     async with router_rig(LIMITS) as rig:
@@ -185,6 +187,7 @@ async def test_anthropics_client_reads_a_held_message() -> None:
     assert [one.text for one in message.content] == ["HiHi"]
 
 
+@pytest.mark.slow
 async def test_a_ping_of_the_router_is_no_answer_of_the_canary() -> None:
     async def hangs(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})

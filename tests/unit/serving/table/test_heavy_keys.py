@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from serving.messages import UnitCounts
 from serving.table.heavy_keys import COUNTED_UNITS, HeavyKeys, UnitCounter
 
@@ -58,6 +60,7 @@ def test_the_counts_of_another_rollout_name_other_units() -> None:
     assert not keys.add(report(200, rollout="old", a=150), now_s=1.0)
 
 
+@pytest.mark.slow
 def test_a_counter_misses_no_heavy_unit_and_stays_bounded_among_a_million_others() -> None:
     rng, counter = random.Random(5), UnitCounter()
     truth = 0

@@ -38,6 +38,7 @@ def _calls(*pieces: bytes) -> list[Call] | None:
     return None if calls is None else list(calls)
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=40), max_size=30), st.booleans())
 def test_the_text_of_a_stream_is_that_of_its_deltas(texts: list[str], ascii_only: bool) -> None:
     pieces = []
@@ -187,6 +188,7 @@ def test_a_refusal_field_is_seen_and_is_text() -> None:
     assert not quiet.refuses
 
 
+@pytest.mark.slow
 @given(st.lists(st.binary(max_size=100), max_size=20))
 def test_no_bytes_break_it(pieces: list[bytes]) -> None:
     excerpt = AnswerExcerpt(CHAT)

@@ -47,6 +47,7 @@ def test_of_one_event_a_bounded_number_of_lines_is_read(
     assert (scan.is_between_events, scan.fault) == (False, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 100, PIECE])
 def test_the_lines_of_many_events_are_read(size: int) -> None:
     scan = AnswerScan(CHAT, "text/event-stream", 1)

@@ -73,6 +73,7 @@ def test_beyond_the_burst_cap_nothing_is_drawn_and_both_arms_lose_alike() -> Non
     assert later.assigned_by == "request"
 
 
+@pytest.mark.slow
 def test_over_any_ten_seconds_the_weights_stay_under_the_cap() -> None:
     routed = Routed().use(weight_bp=2500, burst_cap=5.0)
     drawn_s = [

@@ -28,6 +28,7 @@ def test_the_boundary_between_salt_and_key_is_hashed() -> None:
     assert hash64("ab", "c") != hash64("a", "bc")
 
 
+@pytest.mark.slow
 def test_the_share_of_canary_keys_matches_the_weight_within_4_5_sigma() -> None:
     n, weight_bp = 100_000, 500
     canary = sum(bucket_of("r-1", f"user-{index}") < weight_bp for index in range(n))
@@ -36,6 +37,7 @@ def test_the_share_of_canary_keys_matches_the_weight_within_4_5_sigma() -> None:
     assert abs(canary - n * w) < 4.5 * math.sqrt(n * w * (1 - w))
 
 
+@pytest.mark.slow
 def test_assignments_with_different_salts_are_independent() -> None:
     n, w = 40_000, 0.2
     both = sum(
@@ -156,6 +158,7 @@ def test_only_requests_for_an_answer_are_eligible(method: str, path: str, drawn:
     assert is_eligible(method, path) is drawn
 
 
+@pytest.mark.slow
 def test_two_services_without_a_salt_pick_different_users() -> None:
     n, weight_bp = 20_000, 1000
     both = 0

@@ -48,6 +48,7 @@ def test_the_weight_is_the_largest_of_the_general_one_and_the_clients(
     assert (record.w, record.assigned_by) == (w, "request")
 
 
+@pytest.mark.slow
 def test_a_share_of_an_audience_matches_the_weight_that_is_logged() -> None:
     routed = Routed().use(weight_bp=1000, access=ACCESS)
     records = [routed.served({"user": f"u-{n}"}, headers=bearer("sk-code")).record for n in range(600)]

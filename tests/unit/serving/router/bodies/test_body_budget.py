@@ -174,6 +174,7 @@ async def test_a_client_that_is_refused_is_answered_before_its_body_is_read(
     assert held == 0
 
 
+@pytest.mark.slow
 async def test_no_body_is_given_to_the_reader_for_a_client_without_the_key(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ async def test_with_several_services_the_key_comes_before_the_body_and_it_is_rea
     assert (before, len(reads)) == (0, 1)
 
 
+@pytest.mark.slow
 async def test_a_renamed_body_of_an_unnamed_service_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +329,7 @@ async def test_a_body_that_waits_too_long_is_429(monkeypatch: pytest.MonkeyPatch
     assert refused.refusal.status == 429
 
 
+@pytest.mark.slow
 async def test_a_body_leaves_the_queue_with_its_client_and_is_counted_until_then(rig: Rig) -> None:
     slow = rig.front.reader = Slow()
     slow.budget = rig.front.bodies
@@ -351,6 +354,7 @@ async def test_a_body_leaves_the_queue_with_its_client_and_is_counted_until_then
     assert len(slow.order) == 1
 
 
+@pytest.mark.slow
 async def test_the_tasks_of_clients_that_have_gone_end(rig: Rig) -> None:
     slow = rig.front.reader = Slow()
     _, writer = await connect(rig)
@@ -364,6 +368,7 @@ async def test_the_tasks_of_clients_that_have_gone_end(rig: Rig) -> None:
     assert rig.canary.seen == []
 
 
+@pytest.mark.slow
 async def test_the_bodies_that_are_made_for_endpoints_are_counted_too(rig: Rig) -> None:
     """Five of 40 MB took 400 MB, of which the budget said 200."""
     held: list[int] = []

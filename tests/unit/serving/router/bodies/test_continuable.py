@@ -124,6 +124,7 @@ def test_a_body_that_is_too_long_to_be_continued_between_two_events_is_not() -> 
     assert [continuable(messages=[{"content": text}]) for text in texts] == [True, False]
 
 
+@pytest.mark.slow
 @given(prompt=st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
 def test_what_can_be_continued_has_a_prompt(prompt: object) -> None:
     body = json.dumps({"model": "chat", "prompt": prompt}).encode()

@@ -145,6 +145,7 @@ async def test_a_large_body_is_drawn_by_its_key_and_reaches_the_engine_untouched
     assert (one.assigned_by, one.body_bytes) == ("sticky", len(body))
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 async def test_a_compressed_body_keeps_its_key(rig: Rig, encoding: str) -> None:
@@ -236,6 +237,7 @@ def test_a_body_with_too_many_values_is_413_before_any_is_decoded(
     assert decoded == []
 
 
+@pytest.mark.slow
 def test_commas_in_a_text_are_no_values() -> None:
     text = json.dumps('1,2,"a",[\\' * 400_000)
     body = b'{"user": "alice", "prompt": ' + text.encode() + b"}"
@@ -256,6 +258,7 @@ def test_a_compressed_body_that_is_too_large_without_its_compression_is_413() ->
     assert str(PLAIN_LIMIT) in second.message
 
 
+@pytest.mark.slow
 async def test_a_body_that_needs_too_much_memory_is_413_and_the_next_one_read(
     reader: BodyReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

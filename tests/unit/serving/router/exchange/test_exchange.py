@@ -393,6 +393,7 @@ def test_a_repeat_that_succeeds_does_not_change_the_first_attempts_error(why: st
     assert seen == [(True, why, 1, 200)] * 2
 
 
+@pytest.mark.slow
 def test_identical_arms_with_one_replica_in_two_that_fails_have_the_same_error_rate() -> None:
     rates = []
     for weight_bp in (0, 10_000):

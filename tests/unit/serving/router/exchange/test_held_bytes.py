@@ -135,6 +135,7 @@ async def test_services_of_one_port_share_one_budget_and_drawing_stops_at_half_o
     assert overloaded(front.held.limit // 2) == [False, False]
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_gives_back_what_was_held_for_it() -> None:
     async with router_rig() as rig:
         rig.publish(weight_bp=WEIGHT_BP, change=2)

@@ -212,6 +212,7 @@ def test_beyond_the_limit_it_streams_and_is_not_covered() -> None:
     assert record(router).covered is False
 
 
+@pytest.mark.slow
 def test_beyond_the_limit_what_lacks_only_its_usage_is_not_sent_a_second_time() -> None:
     router, exchange = begin({**TOOLS, "stream_options": {"include_usage": True}})
     attempt(exchange)

@@ -41,6 +41,7 @@ def script(rig: Rig, *, cut: int | None = None, vocabulary: str = "d1") -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 async def test_a_connection_that_breaks_after_any_event_is_no_event_for_the_client(path: str) -> None:
@@ -117,6 +118,7 @@ async def test_what_stable_is_asked_to_continue() -> None:
     assert secrets == {"s3cret"}
 
 
+@pytest.mark.slow
 async def test_openais_client_sees_one_stream() -> None:
     async with router_rig() as rig:
         script(rig, cut=6)
@@ -152,6 +154,7 @@ async def test_another_vocabulary_continues_nothing_and_the_router_learns_it() -
     ]
 
 
+@pytest.mark.slow
 async def test_a_canary_that_hangs_in_mid_answer_is_replaced() -> None:
     async with router_rig(Limits(canary_stream_s=1.0, stall_s=0.3)) as rig:
         script(rig)
@@ -175,6 +178,7 @@ async def test_a_canary_that_hangs_in_mid_answer_is_replaced() -> None:
     assert (record.outcome, record.error, record.cause) == ("fallback", True, "stalled")
 
 
+@pytest.mark.slow
 async def test_a_stable_that_pauses_as_long_has_the_same_error_and_goes_on() -> None:
     async with router_rig(Limits(stall_s=0.2)) as rig:
         script(rig)
@@ -198,6 +202,7 @@ async def test_a_stable_that_pauses_as_long_has_the_same_error_and_goes_on() -> 
     assert (record.outcome, record.error, record.cause) == ("answered", True, "stalled")
 
 
+@pytest.mark.slow
 async def test_an_error_inside_an_answer_is_not_passed_on_and_what_came_before_is() -> None:
     async with router_rig() as rig:
         script(rig)
@@ -244,6 +249,7 @@ async def test_ids_that_are_none_continue_nothing(line: bytes) -> None:
     assert b": ids" not in response.content
 
 
+@pytest.mark.slow
 async def test_a_client_that_waits_for_a_held_answer_gets_comments() -> None:
     async with router_rig(Limits(canary_stream_s=5.0, keep_alive_s=0.3)) as rig:
         script(rig)
@@ -289,6 +295,7 @@ def hanging_at(path: str, engine: Engine, otherwise: Behaviour) -> Behaviour:
 LIMITS = Limits(canary_stream_s=2.0, stable_s=0.3, tokenize_s=0.3, stall_s=0.2, idle_s=20.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
 async def test_a_step_of_a_takeover_that_hangs_ends_at_its_limit(path: str) -> None:
     async with router_rig(LIMITS) as rig:
@@ -302,6 +309,7 @@ async def test_a_step_of_a_takeover_that_hangs_ends_at_its_limit(path: str) -> N
     assert passed_s < 3.0  # and not idle_s
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
 async def test_a_hung_step_of_a_takeover_is_asked_of_the_next_replica(path: str) -> None:
     async with router_rig(LIMITS) as rig, running(Engine("other")) as other:
@@ -318,6 +326,7 @@ async def test_a_hung_step_of_a_takeover_is_asked_of_the_next_replica(path: str)
             assert Answer(response.content, True).text == TEXT
 
 
+@pytest.mark.slow
 async def test_a_tokenizer_that_trickles_ends_at_its_limit() -> None:
     async with router_rig(LIMITS) as rig:
         script(rig, cut=4)

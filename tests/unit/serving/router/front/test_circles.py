@@ -50,6 +50,7 @@ async def test_a_canary_that_is_the_router_itself_is_an_error_and_stable_answers
     assert (record.error, record.cause, record.served_arm) == (True, "status 508", 0)
 
 
+@pytest.mark.slow
 async def test_a_judge_that_is_the_services_own_route_is_asked_nothing() -> None:
     async with router_rig(LIMITS) as rig:
         table, records = rig.core.table, list[JudgeRecord]()

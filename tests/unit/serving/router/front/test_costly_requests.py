@@ -101,6 +101,7 @@ async def test_what_a_refused_client_still_sends_is_read_in_turns(rig: Rig) -> N
     writer.close()
 
 
+@pytest.mark.slow
 async def test_small_requests_of_many_connections_begin_a_few_a_turn(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ async def left_at_the_second_word(rig: Rig, arm: int, **fields: object) -> Reque
     return record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [TOOLS, {"stop": ["zz"]}, {"presence_penalty": 0.5}])
 async def test_whoever_stops_reading_a_held_kind_leaves_the_same_record_on_both_arms(
     fields: dict[str, object],
@@ -53,6 +54,7 @@ async def test_whoever_stops_reading_a_held_kind_leaves_the_same_record_on_both_
     assert found == [("answered", False, "stop", False)] * 2
 
 
+@pytest.mark.slow
 async def test_nothing_is_kept_of_an_answer_that_nobody_reads_and_its_record_is_the_same() -> None:
     async with router_rig() as rig:
         rig.publish(weight_bp=9999, change=2)
@@ -101,6 +103,7 @@ async def test_without_a_draw_the_answer_ends_with_its_client(weight_bp: int) ->
     assert record.outcome == "cancelled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", [0, 1])
 async def test_a_client_that_leaves_before_the_first_word_is_cancelled_on_both_arms(arm: int) -> None:
     async with router_rig(Limits(canary_stream_s=20.0)) as rig:
@@ -127,6 +130,7 @@ async def test_beyond_the_limit_the_answer_ends_with_its_client(monkeypatch: pyt
     assert record.outcome == "cancelled"
 
 
+@pytest.mark.slow
 async def test_a_departed_answer_that_fails_is_a_failure_of_its_arm() -> None:
     async with router_rig() as rig:
         rig.publish(weight_bp=1, change=2)
@@ -147,6 +151,7 @@ async def test_a_departed_answer_that_fails_is_a_failure_of_its_arm() -> None:
     assert (record.outcome, record.error, record.cause) == ("cut", True, "cut")
 
 
+@pytest.mark.slow
 async def test_a_departed_canary_that_fails_is_asked_no_more_and_stable_neither() -> None:
     async with router_rig() as rig:
         rig.publish(weight_bp=9999, change=2)

@@ -21,6 +21,7 @@ async def rig() -> AsyncIterator[Rig]:
         yield one
 
 
+@pytest.mark.slow
 async def test_a_router_without_a_table_holds_requests_until_it_has_one(rig: Rig) -> None:
     rig.core.table = None
     request = asyncio.create_task(rig.ask())
@@ -185,6 +186,7 @@ async def error_event(request: web.Request) -> web.StreamResponse:
     return response
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("behaviour", "cause"),
     [
@@ -241,6 +243,7 @@ async def test_a_canary_withdrawn_while_connecting_is_sent_nothing(rig: Rig) -> 
     assert (await rig.record()).outcome == "fenced"
 
 
+@pytest.mark.slow
 async def test_a_stream_cut_in_the_middle_is_the_canarys_error_and_makes_openai_clients_raise(
     rig: Rig,
 ) -> None:
@@ -282,6 +285,7 @@ async def test_of_a_stream_cut_inside_an_event_the_client_gets_whole_events_and_
     assert answer.content.startswith(CHUNKS[0] + b'data: {"error"')
 
 
+@pytest.mark.slow
 async def test_an_openai_client_streams_through(rig: Rig) -> None:
     client = openai.AsyncOpenAI(base_url=rig.base + "/chat/v1", api_key="none")
     stream = await client.chat.completions.create(model="chat", messages=[], stream=True)
@@ -291,6 +295,7 @@ async def test_an_openai_client_streams_through(rig: Rig) -> None:
     assert (await rig.record()).outcome == "answered"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_client_that_disconnects_stops_the_engine_and_is_recorded_as_cancelled(
     rig: Rig, begun: bool

@@ -94,6 +94,7 @@ async def test_beyond_the_requests_under_way_the_answer_is_429_with_retry_after(
     assert rig.core.counters.refusals == {"overloaded": 1}
 
 
+@pytest.mark.slow
 async def test_at_half_of_the_requests_nothing_is_drawn_and_all_are_served() -> None:
     go_on = asyncio.Event()
     async with router_rig() as rig:

@@ -50,6 +50,7 @@ HIDDEN = (
 )
 
 
+@pytest.mark.slow
 async def test_no_spelling_of_a_path_reaches_an_engines_other_routes(rig: Rig) -> None:
     refused = {}
     for method in (b"GET", b"POST"):
@@ -187,6 +188,7 @@ async def test_headers_in_a_target_reach_no_engine(rig: Rig) -> None:
     assert "x-injected" not in rig.stable.seen[-1].headers
 
 
+@pytest.mark.slow
 async def test_a_body_that_is_no_json_object_is_400_before_the_coin(rig: Rig) -> None:
     bad = [b"{", b"[]", b"null", b"\xff", b"", b"[" * 100_000]
     headers = {"content-type": "application/json"}

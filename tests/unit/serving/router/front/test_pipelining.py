@@ -58,6 +58,7 @@ def test_few_large_heads_are_parsed_ahead(size: int, more: bytes, most: int) -> 
     assert taken(parser) == [b"/a"] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 7, 1000, 1 << 18])
 def test_of_many_requests_a_few_are_parsed_and_the_rest_waits_as_bytes(step: int) -> None:
     parser = RequestParser()

@@ -29,6 +29,7 @@ async def first_line(rig: Rig, request: bytes) -> bytes:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("connection", [b"x-upgrade", b"upgrade", b"upgraded, keep-alive", b"keep-alive"])
 async def test_a_preflight_opens_no_tunnel(connection: bytes) -> None:
     app = EchoEngine()
@@ -45,6 +46,7 @@ async def test_a_preflight_opens_no_tunnel(connection: bytes) -> None:
     assert app.headers == {}
 
 
+@pytest.mark.slow
 async def test_a_get_whose_connection_header_does_not_say_upgrade_opens_no_tunnel() -> None:
     app = EchoEngine()
     async with engine(app) as (url, _), router_rig() as rig:
@@ -56,6 +58,7 @@ async def test_a_get_whose_connection_header_does_not_say_upgrade_opens_no_tunne
     assert app.headers == {}
 
 
+@pytest.mark.slow
 async def test_a_connection_header_of_several_lines_opens_a_tunnel() -> None:
     async with engine(EchoEngine()) as (url, _), router_rig() as rig:
         use(rig, url)

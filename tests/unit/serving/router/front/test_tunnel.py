@@ -94,6 +94,7 @@ async def refusal(rig: Rig) -> tuple[int, str]:
     return response.status_code, response.body.decode()
 
 
+@pytest.mark.slow
 async def test_messages_pass_both_ways_and_a_close_reaches_the_client() -> None:
     app = EchoEngine()
     async with tunnelled(app) as rig:
@@ -120,6 +121,7 @@ async def test_messages_pass_both_ways_and_a_close_reaches_the_client() -> None:
     assert (records, rig.canary.seen) == ([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "offered"),
     [
@@ -158,6 +160,7 @@ class _Told:
         self._join(work, least_s, client)
 
 
+@pytest.mark.slow
 async def test_both_sides_are_read_in_turns_and_an_open_tunnel_counts_as_under_way() -> None:
     """Of forty that sent as fast as they could the loop read 8 MB each before it did anything else."""
     async with tunnelled(EchoEngine()) as rig:
@@ -176,6 +179,7 @@ async def test_both_sides_are_read_in_turns_and_an_open_tunnel_counts_as_under_w
     assert under_way == 1
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_ends_the_engines_side() -> None:
     async with engine(EchoEngine()) as (url, front), router_rig() as rig:
         use(rig, url)
@@ -190,6 +194,7 @@ async def test_a_client_that_leaves_ends_the_engines_side() -> None:
     assert open_at_the_engine == 1
 
 
+@pytest.mark.slow
 async def test_a_tunnel_in_which_nothing_moves_is_closed() -> None:
     async with tunnelled(EchoEngine(), Limits(idle_s=0.3)) as rig:
         async with connect(address(rig), ping_interval=None) as one:
@@ -198,6 +203,7 @@ async def test_a_tunnel_in_which_nothing_moves_is_closed() -> None:
         await until(lambda: not rig.core.in_flight)
 
 
+@pytest.mark.slow
 async def test_the_next_replica_is_asked_where_one_does_not_answer() -> None:
     async with engine(EchoEngine()) as (url, _), engine(None) as (loading, _), router_rig() as rig:
         use(rig, "http://127.0.0.1:9", loading, url)
@@ -208,6 +214,7 @@ async def test_the_next_replica_is_asked_where_one_does_not_answer() -> None:
     assert answer == "A"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("app", "arm", "expected"),
     [
@@ -226,6 +233,7 @@ async def test_what_cannot_be_opened_is_refused_in_one_line(
     assert (status, expected[1] in body) == (expected[0], True), body
 
 
+@pytest.mark.slow
 async def test_the_answer_to_a_handshake_has_the_headers_of_every_answer() -> None:
     async with (
         tunnelled(EchoEngine()) as rig,
@@ -258,6 +266,7 @@ async def test_a_plain_request_is_told_that_it_is_a_websocket() -> None:
     assert posted.status_code == 405
 
 
+@pytest.mark.slow
 async def test_an_engine_accepts_a_websocket_of_its_routers_alone() -> None:
     async with engine(EchoEngine(), DataSecret("another")) as (url, _), router_rig() as rig:
         use(rig, url)
@@ -270,6 +279,7 @@ async def test_an_engine_accepts_a_websocket_of_its_routers_alone() -> None:
     assert (status, caught.value.response.status_code) == (503, 403)
 
 
+@pytest.mark.slow
 async def test_a_service_that_requires_keys_requires_one_here() -> None:
     async with tunnelled(EchoEngine()) as rig:
         table = rig.core.table
@@ -281,6 +291,7 @@ async def test_a_service_that_requires_keys_requires_one_here() -> None:
     assert status == 401
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_before_the_engine_answers_is_counted_no_longer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with router_rig() as rig:
@@ -296,6 +307,7 @@ async def test_a_client_that_leaves_before_the_engine_answers_is_counted_no_long
             await until(lambda: not rig.front._connections)
 
 
+@pytest.mark.slow
 async def test_many_tunnels_that_end_at_once_end_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing a thousand in one turn of the loop held up all streams for 0.1 s."""
     joined: list[Turns] = []

@@ -250,6 +250,7 @@ async def test_a_body_in_chunks_that_ends_too_soon_ends_the_connection(rig: Rig)
     assert await exchange(rig, data, half_close=True) == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [b"GET /v1/mod", POST + b"content-length: 100\r\n\r\n{"])
 async def test_a_request_that_does_not_arrive_in_time_is_408(
     rig: Rig, data: bytes, monkeypatch: pytest.MonkeyPatch
@@ -264,6 +265,7 @@ async def test_a_request_that_does_not_arrive_in_time_is_408(
     assert status(answer) == 408
 
 
+@pytest.mark.slow
 async def test_trickled_bytes_do_not_extend_the_time(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_limits, "HEAD_S", 0.3)
     reader, writer = await connect(rig)
@@ -280,6 +282,7 @@ async def test_trickled_bytes_do_not_extend_the_time(rig: Rig, monkeypatch: pyte
     assert status(answer) == 408
 
 
+@pytest.mark.slow
 async def test_an_idle_connection_is_closed(rig: Rig) -> None:
     rig.front.load.client_idle_s = 0.2
     reader, writer = await connect(rig)
@@ -291,6 +294,7 @@ async def test_an_idle_connection_is_closed(rig: Rig) -> None:
 # ---- clients that close, or do not read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_client_that_closes_only_its_sending_side_gets_its_answer(rig: Rig, stream: bool) -> None:
     async def later(request: web.Request) -> web.StreamResponse:
@@ -311,6 +315,7 @@ async def test_a_client_that_closes_its_sending_side_gets_the_answers_to_all_tha
     assert answer.count(b"HTTP/1.1 200 OK\r\n") == 3
 
 
+@pytest.mark.slow
 async def test_a_client_that_has_gone_is_found_out_before_an_answer_exists(rig: Rig) -> None:
     async def never(_request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(30)
@@ -327,6 +332,7 @@ async def test_a_client_that_has_gone_is_found_out_before_an_answer_exists(rig: 
     assert (await rig.record()).outcome == "cancelled"
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_stops_the_reading_of_its_engine(rig: Rig) -> None:
     sent = 0
     size = len(chunk("x" * 50_000))

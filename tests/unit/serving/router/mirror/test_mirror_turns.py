@@ -16,6 +16,7 @@ from tests.unit.serving.router.mirror.test_mirror_wire import MirrorRig, rig
 __all__ = ["rig"]
 
 
+@pytest.mark.slow
 async def test_both_answers_are_read_in_steps_that_leave_the_loop_to_others(
     rig: MirrorRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

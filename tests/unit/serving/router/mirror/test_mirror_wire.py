@@ -123,6 +123,7 @@ async def test_the_request_stays_stables_and_is_no_evidence_of_a_draw(rig: Mirro
     assert rig.core.counters.requests == {(0, "answered", "request"): 1}
 
 
+@pytest.mark.slow
 async def test_users_get_the_same_bytes_with_and_without_copies(rig: MirrorRig) -> None:
     rig.canary.text = "another text"
     seen = []
@@ -240,6 +241,7 @@ async def refusing(request: web.Request) -> web.StreamResponse:
     return web.Response(status=409, headers={"x-canaryctl-refused": "fence"})
 
 
+@pytest.mark.slow
 @pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("behave", "outcome", "cause"),
@@ -319,6 +321,7 @@ async def test_nothing_is_copied_to_a_canary_without_a_replica_nor_by_a_strained
     assert rig.canary.seen == []
 
 
+@pytest.mark.slow
 async def test_a_withdrawn_canary_gets_no_more_and_what_runs_is_ended(rig: MirrorRig) -> None:
     rig.canary.behave = silent
     for _ in range(mirror.IN_FLIGHT + 1):
@@ -334,6 +337,7 @@ async def test_a_withdrawn_canary_gets_no_more_and_what_runs_is_ended(rig: Mirro
     assert len(rig.canary.seen) == mirror.IN_FLIGHT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [{}, {"stream": True}])
 async def test_what_stable_did_not_answer_whole_is_not_copied(
     rig: MirrorRig, body: dict[str, object]
@@ -456,6 +460,7 @@ async def test_an_error_in_the_tap_is_no_error_of_the_request(
     assert again.status_code == 200
 
 
+@pytest.mark.slow
 async def test_in_a_stage_only_what_was_drawn_for_stable_is_copied(rig: MirrorRig) -> None:
     canary = Arm("v-2", (Replica(rig.canary.url),))
     stable = Arm("v-1", (Replica(rig.stable.url),))

@@ -153,6 +153,7 @@ async def rig() -> AsyncIterator[Rig]:
         await one_rig.client.aclose()
 
 
+@pytest.mark.slow
 async def test_endless_requests_are_recorded_as_open_and_do_not_hold_the_watermark(rig: Rig) -> None:
     async with rig.never_ending("hang", "drip") as assigned_s:
         rig.split(5_000)
@@ -170,6 +171,7 @@ async def test_endless_requests_are_recorded_as_open_and_do_not_hold_the_waterma
         assert rig.core.in_flight[rig.canary.url] == 2  # a drain still waits for both
 
 
+@pytest.mark.slow
 async def test_the_end_of_an_open_request_is_not_recorded_again(rig: Rig) -> None:
     async with rig.never_ending("hang", "drip"):
         await until(lambda: len(rig.records()) == 2)

@@ -87,6 +87,7 @@ def test_a_batch_is_repeated_until_it_is_acknowledged() -> None:
     assert [one.request_id for one in outbox.next_batch(now_s=103.0).records] == ["req-2"]
 
 
+@pytest.mark.slow
 def test_a_full_outbox_drops_its_oldest_records_and_counts_them() -> None:
     outbox = Outbox("r")
     for index in range(OUTBOX_LIMIT + 3):

@@ -58,6 +58,7 @@ def test_an_answers_id_stays_with_the_first_request_that_had_it() -> None:
     assert votes.take(9)[0].id == "req-1"
 
 
+@pytest.mark.slow
 def test_of_invented_ids_few_a_second_are_taken_and_known_ones_are_not_held_up() -> None:
     votes, taken = Votes(), 0
     votes.answered(replace(a_record(1), request_id="req-1", answer_id=None))
@@ -72,6 +73,7 @@ def test_of_invented_ids_few_a_second_are_taken_and_known_ones_are_not_held_up()
     assert _add(votes, "of another router", client="key b", now_s=1e6 + 10)
 
 
+@pytest.mark.slow
 def test_what_many_clients_invent_is_bounded_and_so_is_what_is_known_of_them() -> None:
     votes, taken = Votes(), 0
     for n in range(10_000):

@@ -103,6 +103,7 @@ def test_a_table_that_is_no_more_is_judged_no_more(path: Path, tmp_path: Path) -
     assert core.judge._asking is None
 
 
+@pytest.mark.slow
 def test_a_service_that_left_and_came_back_while_a_request_was_open_is_judged(
     path: Path, tmp_path: Path
 ) -> None:
@@ -135,6 +136,7 @@ class _Marked(Engine):
         return web.json_response({"id": f"id-{len(self.seen)}", "choices": [choice]})
 
 
+@pytest.mark.slow
 async def test_verdicts_reach_the_file_and_backtest_and_no_text_does(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -225,6 +225,7 @@ def weights(path: Path) -> list[float]:
     return [value(metrics, prefix + name) for name in ("weight_ratio", "largest_weight_ratio", "in_table")]
 
 
+@pytest.mark.slow
 def test_the_metrics_tell_who_may_reach_the_canary(path: Path) -> None:
     path.write_text(WEIGHED.replace("ENABLED", "").replace("weight_bp: 9999", "weight_bp: 0"))
     by_audience = weights(path)

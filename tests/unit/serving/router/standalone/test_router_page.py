@@ -84,6 +84,7 @@ async def test_the_page_names_the_keys_of_users_and_the_headers_of_answers() -> 
     assert {one for one in (*BODY_KEYS, *sessions, *headers) if f"`{one}`" not in PAGE} == set()
 
 
+@pytest.mark.slow
 def test_the_upstream_to_try_it_answers(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "upstream.py").write_text(textwrap.dedent(code))

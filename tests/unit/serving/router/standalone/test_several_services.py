@@ -204,6 +204,7 @@ trust: {audience_header: x-audience, from: [NETWORK]}
     assert answers == ["code", "chat"]
 
 
+@pytest.mark.slow
 async def test_the_metrics_tell_services_apart_and_count_each_refusal_once(port: Port) -> None:
     for path in ("/chat" + PATH, "/code" + PATH, "/code" + PATH):
         await port.client.post(path, json={})
@@ -270,6 +271,7 @@ async def test_a_request_of_a_service_that_is_removed_ends_where_it_began(port: 
     assert (text_of(await asking), refused.status_code) == ("code", 404)
 
 
+@pytest.mark.slow
 async def test_the_command_says_which_services_are_served_after_a_change(
     port: Port, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

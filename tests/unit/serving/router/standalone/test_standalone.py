@@ -66,6 +66,7 @@ def test_nothing_is_announced_before_every_port_is_had(
     assert "choose another with --metrics-port" in shown
 
 
+@pytest.mark.slow
 def test_it_tells_of_its_start_its_signals_and_its_end(
     table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

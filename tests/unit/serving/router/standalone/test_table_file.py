@@ -232,6 +232,7 @@ def canary_users(folder: Path, service: str) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_two_services_without_a_salt_have_different_canary_users(tmp_path: Path) -> None:
     chat, search = canary_users(tmp_path, "chat"), canary_users(tmp_path, "search")
 
@@ -239,6 +240,7 @@ def test_two_services_without_a_salt_have_different_canary_users(tmp_path: Path)
     assert len(chat & search) < 50  # 1 % of 2000 are expected in both
 
 
+@pytest.mark.slow
 def test_more_records_than_a_batch_holds_are_discarded_at_once(path: Path) -> None:
     core, source = served(path)
     request = Request("POST", Target("/v1/completions"), (), b"{}")
@@ -251,6 +253,7 @@ def test_more_records_than_a_batch_holds_are_discarded_at_once(path: Path) -> No
     assert core.outbox.waiting == 0
 
 
+@pytest.mark.slow
 async def test_the_loop_turns_while_a_file_is_read_and_a_refused_one_is_read_again_later(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +305,7 @@ async def test_what_is_reloaded_while_a_file_is_read_stays(
     assert core.table.weight_bp == 22
 
 
+@pytest.mark.slow
 async def test_sighup_reads_the_file_beside_the_loop_and_the_last_one_counts(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +344,7 @@ async def test_sighup_reads_the_file_beside_the_loop_and_the_last_one_counts(
     assert turns > 5
 
 
+@pytest.mark.slow
 async def test_a_second_signal_still_writes_the_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ended the process at once: answered requests were in no record, and who waited was told nothing."""
     source, said, ended = source_of(path), list[str](), list[str]()

@@ -124,6 +124,7 @@ async def test_a_large_read_is_passed_on_in_pieces_and_the_loop_turns_in_between
     assert max(spent.count(one) for one in set(spent)) <= 4  # 2 ms of work
 
 
+@pytest.mark.slow
 async def test_a_call_that_is_paused_reads_no_more() -> None:
     sent = [0]
 
@@ -145,6 +146,7 @@ async def test_a_call_that_is_paused_reads_no_more() -> None:
         await until(lambda: len(told.body) > held)
 
 
+@pytest.mark.slow
 async def test_what_becomes_too_large_is_malformed() -> None:
     async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(whole(gzip.compress(b"a" * (9 << 20)), b"content-encoding: gzip\r\n"))

@@ -15,6 +15,7 @@ from serving.router.upstreams.decompressed import PIECE, Decompressor
 EMPTY = gzip.compress(b"")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [b"", b"x", b"x" * PIECE, b"x" * (5 * PIECE + 1)])
 def test_each_member_is_a_step_and_holds_a_piece_of_the_rest_at_most(
     after: bytes, monkeypatch: pytest.MonkeyPatch

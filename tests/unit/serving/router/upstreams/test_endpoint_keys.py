@@ -114,6 +114,7 @@ def test_a_placeholder_key_is_left_in_answers() -> None:
     assert KeyFilter("EMPTY").feed(b"EMPTY") == b"EMPTY"
 
 
+@pytest.mark.slow
 @given(
     key=st.text("ab", min_size=SHORTEST_HIDDEN, max_size=24),
     pieces=st.lists(st.text("abc", max_size=30), max_size=6),
