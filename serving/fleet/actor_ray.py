@@ -24,7 +24,8 @@ from serving.actor_calls_ray import ActorHandles
 from serving.actor_names import table_name
 from serving.clock import boot_s
 from serving.credentials import ControlSecret
-from serving.fleet import device_memory, endpoint_probe
+from serving.fleet import device_memory, endpoint_probe, serve_calls_ray
+from serving.fleet.behaviour import Behaviour, References
 from serving.fleet.engine_ray import ENGINE_DEPLOYMENT, build_engine_app
 from serving.fleet.fleet import FleetCore
 from serving.fleet.load_queue import LoadQueue
@@ -49,7 +50,7 @@ TABLE_TIMEOUT_S = 1.0
 KILL_AFTER_S = 20.0  # after the deletion of a version, until its remaining processes are killed
 LOOK_UP_TIMEOUT_S = 5.0
 SERVE_NAMESPACE = "serve"  # of Serve's own actors
-_KEY, _KV_NAMESPACE = b"fleet", b"canaryctl"
+_KEY, _BEHAVIOURS, _KV_NAMESPACE = b"fleet", b"behaviours", b"canaryctl"
 
 log = logging.getLogger("canaryctl.fleet")
 
@@ -60,8 +61,9 @@ class FleetActor:
     def __init__(self, http_host: str, http_port: int, namespace: str) -> None:
         self._http = {"host": http_host, "port": http_port}
         self._namespace = namespace
-        stored = internal_kv._internal_kv_get(_KEY, namespace=_KV_NAMESPACE)
-        self._core = FleetCore(stored.decode() if stored else None, now_s=boot_s())
+        self._core = FleetCore(_stored(_KEY), now_s=boot_s())
+        self._references = References(_stored(_BEHAVIOURS), now_s=boot_s())
+        self._stored_references = self._references.to_store()
         self._persisted = self._core.to_store()
         self._queue = LoadQueue(now_s=boot_s())
         self._wake = asyncio.Event()
@@ -119,17 +121,17 @@ class FleetActor:
         await self._serve_started()
         app = build_router_app(service, replicas=replicas, namespace=self._namespace)
         target = serve.RunTarget(app, name=f"{service}--router", route_prefix=f"/{service}")
-        await self._in_serve_thread(_run, target)
+        await self._in_serve_thread(serve_calls_ray.run, target)
 
     async def stop_router(self, service: str, token: int) -> None:
         """Delete the service's router from Serve. Raises StaleFencingToken."""
         self._core.require(token)
         self._persist_and_wake()
-        await self._in_serve_thread(_delete, f"{service}--router")
+        await self._in_serve_thread(serve_calls_ray.delete, f"{service}--router")
 
     async def application(self, name: str) -> tuple[str, str] | None:
         """Serve's (status, message) of an application; None: not found."""
-        status: tuple[str, str] | None = await self._in_serve_thread(_status, name)
+        status: tuple[str, str] | None = await self._in_serve_thread(serve_calls_ray.status, name)
         return status
 
     # ---- called by engines
@@ -146,6 +148,12 @@ class FleetActor:
             log.info("load may start", extra=extra)
         return ReportAnswer(may_load, self._core.is_unpublished(launch, report.url))
 
+    async def compare(self, launch: Launch, found: Behaviour) -> str | None:
+        """Why a replica that has loaded may get no request; None: it may. See `References.why_refused`."""
+        why = self._references.why_refused(launch, found, now_s=boot_s())
+        self._persist_references()
+        return why
+
     # ---- called by `doctor` and tests
 
     async def loops(self) -> tuple[LoopState, ...]:
@@ -154,11 +162,16 @@ class FleetActor:
 
     # ---- inside
 
+    def _persist_references(self) -> None:
+        if (text := self._references.to_store()) != self._stored_references:
+            _store(_BEHAVIOURS, text)
+            self._stored_references = text
+
     def _persist_and_wake(self) -> None:
         """Persist a changed state before it is acted upon, then wake the loop."""
         state = self._core.to_store()
         if state != self._persisted:
-            internal_kv._internal_kv_put(_KEY, state.encode(), overwrite=True, namespace=_KV_NAMESPACE)
+            _store(_KEY, state)
             self._persisted = state
         if not self._loops.are_running:
             self._loops.start("orders", self._run)
@@ -216,12 +229,12 @@ class FleetActor:
 
     async def _run_app(self, order: RunApp) -> None:
         launch = order.launch
-        error = await self._in_serve_thread(_missing_gpus, launch, order.running)
+        error = await self._in_serve_thread(serve_calls_ray.missing_gpus, launch, order.running)
         if error is None:
             app = build_engine_app(launch, on_cpu=self._on_cpu, cores=device_memory.cores())
             target = serve.RunTarget(app, name=launch.app_name, route_prefix=None)
             try:
-                await self._in_serve_thread(_run, target)
+                await self._in_serve_thread(serve_calls_ray.run, target)
             except (RuntimeError, ValueError) as exc:
                 error = one_line(exc)
         self._core.on_run(launch, error, now_s=boot_s())
@@ -264,9 +277,9 @@ class FleetActor:
 
     async def _delete_app(self, order: DeleteApp) -> None:
         name = order.launch.app_name
-        status = await self._in_serve_thread(_status, name)
+        status = await self._in_serve_thread(serve_calls_ray.status, name)
         if status is not None and status[0] != "DELETING":
-            await self._in_serve_thread(_delete, name)
+            await self._in_serve_thread(serve_calls_ray.delete, name)
         since_s = self._deleted_s.setdefault(name, boot_s())
         alive = await asyncio.to_thread(device_memory.still_alive, order.processes, self._node)
         if status is None and not alive:
@@ -274,6 +287,8 @@ class FleetActor:
             for replica in self._core.replicas(order.launch):
                 self._queue.release(replica)
             self._core.on_gone(order.launch, now_s=boot_s())
+            self._references.on_gone(order.launch, now_s=boot_s())
+            self._persist_references()
             return
         if status is None and boot_s() - since_s > KILL_AFTER_S:
             log.error("processes outlived their version", extra={"app": name, "pids": [p.pid for p in alive]})
@@ -354,7 +369,7 @@ class FleetActor:
 
     async def _serve_started(self) -> None:
         if self._started is None:
-            self._started = self._in_serve_thread(_start_serve, self._http)
+            self._started = self._in_serve_thread(serve_calls_ray.start_serve, self._http)
         try:
             await self._started
         except Exception:
@@ -366,30 +381,10 @@ class FleetActor:
         return asyncio.get_running_loop().run_in_executor(self._serve_calls, call, *arguments)
 
 
-def _start_serve(http: dict[str, Any]) -> None:
-    serve.start(proxy_location="HeadOnly", http_options=http)
+def _stored(key: bytes) -> str | None:
+    found = internal_kv._internal_kv_get(key, namespace=_KV_NAMESPACE)
+    return found.decode() if found else None
 
 
-def _run(target: Any) -> None:
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-
-
-def _delete(name: str) -> None:
-    serve.delete(name, _blocking=False)
-
-
-def _status(name: str) -> tuple[str, str] | None:
-    application = serve.status().applications.get(name)
-    return None if application is None else (str(application.status.value), str(application.message))
-
-
-def _missing_gpus(launch: Launch, running: int) -> str | None:
-    """One line when Ray lacks free GPUs for this launch: Serve would wait without limit. None: enough."""
-    needed = launch.gpus_per_replica * max(0, launch.replicas - running)
-    free = ray.available_resources().get("GPU", 0.0) if needed else 0.0
-    if needed <= free:
-        return None
-    return (
-        f"no GPU for version {launch.version}: it needs {needed:g}, {free:g} are free; "
-        "unload another version or request a share of one"
-    )
+def _store(key: bytes, text: str) -> None:
+    internal_kv._internal_kv_put(key, text.encode(), overwrite=True, namespace=_KV_NAMESPACE)

@@ -40,6 +40,7 @@ from serving.fleet.engine_args import (
     environment,
 )
 from serving.fleet.engine_front import EngineFront
+from serving.fleet.load_check_ray import why_refused
 from serving.fleet.progress import STALL_S, Progress
 from serving.fleet.token_notes import notes_of
 from serving.fleet.types import EngineReport, HostProcess, Launch, ReplicaPhase, one_line
@@ -162,6 +163,9 @@ class EngineReplica:
             command_line(self._launch, on_cpu=True)
             async with self._load_permit():
                 self._engine, arguments = await asyncio.to_thread(_build_engine, self._launch)
+                why = await why_refused(self._engine, self._launch, self._handles)
+                if why is not None:
+                    raise EngineArgsError(why)
                 app = await _build_app(self._engine, arguments)
                 await self._stack.enter_async_context(app.router.lifespan_context(app))
         except (Exception, SystemExit) as exc:  # vLLM raises errors of every kind

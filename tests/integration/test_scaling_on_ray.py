@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -73,13 +75,16 @@ def scaled(
     checkpoints: Mapping[str, Checkpoint],
     run_router: Callable[[str, int], str],
     token: Callable[[], int],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Scaled]:
     from serving.table.traffic_ray import RayTraffic
 
     service = f"s{uuid.uuid4().hex[:6]}"
     traffic = RayTraffic(timeout_s=10.0)
     traffic.open(service, SECRET, token=token(), silence_s=None)
-    launch = Launch(service, "v-1", SECRET, model_dir=str(checkpoints["stable"].path))
+    own = tmp_path_factory.mktemp("checkpoint") / "stable"  # the last test damages it
+    shutil.copytree(checkpoints["stable"].path, own)
+    launch = Launch(service, "v-1", SECRET, model_dir=str(own))
     one = Scaled(fleet, traffic, launch, token())
     one.scale(1)
     wait_for(fleet, service, "v-1", "ready")
@@ -152,3 +157,22 @@ def test_a_frozen_engine_leaves_the_table_and_is_replaced_while_requests_are_ans
     assert left_s < 20
     assert 20 < killed_s < 180
     assert traffic.failures == []
+
+
+def test_a_replica_that_reads_a_damaged_checkpoint_gets_no_request(scaled: Scaled) -> None:
+    scaled.scale(1)
+    sound = scaled.until(lambda status: status.ready_replicas == 1)
+    assert scaled.launch.model_dir is not None
+    file = Path(scaled.launch.model_dir) / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 4 : len(content) // 2] = bytes(len(content) // 4)  # a quarter of it is zeros
+    file.write_bytes(content)
+    with Traffic(scaled.base, scaled.launch.service, streams=False) as traffic:
+        scaled.scale(2)
+        refused = scaled.until(lambda status: "its first load" in (status.last_error or ""))
+        traffic.at_least(20)
+
+    assert (refused.phase, refused.urls, set(scaled.published())) == ("ready", sound.urls, set(sound.urls))
+    assert "% of the next token's probability lies elsewhere" in str(refused.last_error)
+    assert traffic.failures == []
+    scaled.scale(1)

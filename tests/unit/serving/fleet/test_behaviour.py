@@ -1,0 +1,131 @@
+"""A replica that answers otherwise than its version did at its first load is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from serving.fleet import behaviour
+from serving.fleet.behaviour import CONFIRMED_S, DAMAGED, KEPT, LIMIT, Behaviour, References, distance
+from serving.fleet.types import Launch
+
+LAUNCH = Launch("chat", "v-1", "s", model_dir="/m", engine_args={"dtype": "bfloat16"})
+
+
+def answers(*shares: dict[int, float]) -> tuple[dict[int, float], ...]:
+    return tuple({token: math.log(share) for token, share in one.items()} for one in shares)
+
+
+def found(share: float = 0.5, *, noise: float = 0.0, device: str = "gpu") -> Behaviour:
+    """Of one prompt, after which token 1 has this probability and token 2 the rest."""
+    return Behaviour(answers({1: share, 2: 1.0 - share}), noise, device)
+
+
+def refused(references: References, one: Behaviour, launch: Launch = LAUNCH, now_s: float = 0.0) -> bool:
+    return references.why_refused(launch, one, now_s=now_s) is not None
+
+
+def test_the_difference_is_the_probability_that_lies_elsewhere() -> None:
+    first = answers({1: 0.6, 2: 0.3, 3: 0.1})
+
+    assert distance(first, answers({1: 0.6, 2: 0.3, 3: 0.1})) == 0.0
+    assert distance(first, answers({1: 0.3, 2: 0.6, 3: 0.1})) == pytest.approx(0.3)
+    assert distance(answers({1: 1.0}), answers({2: 1.0})) == 0.0  # each may be as likely as the one listed
+    assert distance(first * 2, first) == 1.0  # of other prompts
+    assert distance(first, ({},)) == 1.0
+
+
+def test_a_token_that_one_side_does_not_list_counts_as_the_last_one_it_lists() -> None:
+    wide, narrow = answers({1: 0.5, 2: 0.2, 3: 0.2}), answers({1: 0.5, 2: 0.2})
+
+    assert distance(wide, narrow) == 0.0  # the third may have 0.2 there too
+    assert distance(narrow, answers({1: 0.5, 2: 0.1, 3: 0.1})) == pytest.approx(0.05)
+
+
+def test_the_first_replica_is_the_reference_and_a_later_one_that_differs_is_refused_in_one_line() -> None:
+    references = References()
+    assert not refused(references, found(0.5))
+
+    assert not refused(references, found(0.5 + LIMIT - 0.001))
+    text = references.why_refused(LAUNCH, found(0.8), now_s=0.0)
+    assert text is not None
+    assert text.startswith(
+        "it does not answer as version v-1 did at its first load: 30 % of the next token's"
+    )
+    assert "restore them, or deploy them as a new version" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": "v-2"}, {"model_dir": "/n"}, {"engine_args": {}}, {"tensor_parallel": 2}]
+)
+def test_another_version_or_another_setting_has_a_reference_of_its_own(changes: dict[str, object]) -> None:
+    references = References()
+    refused(references, found(0.5))
+
+    assert not refused(references, found(0.9), replace(LAUNCH, **changes))  # type: ignore[arg-type]
+    assert refused(references, found(0.9))
+
+
+def test_another_device_has_a_reference_of_its_own_and_more_replicas_have_not() -> None:
+    references = References()
+    refused(references, found(0.5))
+
+    assert not refused(references, found(0.9, device="another"))
+    assert refused(references, found(0.9), replace(LAUNCH, replicas=5, memory_bytes=7, secret="t"))
+
+
+def test_an_engine_that_differs_from_itself_may_differ_more_from_others() -> None:
+    references = References()
+    refused(references, found(0.5, noise=0.03))
+
+    assert not refused(references, found(0.7))
+    assert refused(references, found(0.8))
+
+
+def test_what_is_no_number_is_refused_at_the_first_load_too_and_is_no_reference() -> None:
+    references, damaged = References(), Behaviour(({1: math.nan},), 0.0, "gpu")
+
+    assert references.why_refused(LAUNCH, damaged, now_s=0.0) == DAMAGED
+    assert references.why_refused(LAUNCH, Behaviour(({},), 0.0, "gpu"), now_s=0.0) == DAMAGED
+    assert not refused(references, found(0.1))
+
+
+def test_references_survive_a_restart_of_the_fleet() -> None:
+    references = References()
+    refused(references, found(0.5, noise=0.01))
+    again = References(references.to_store(), now_s=50.0)
+
+    assert again.to_store() == references.to_store()
+    assert refused(again, found(0.9))
+    assert not refused(again, found(0.55))
+
+
+def test_the_reference_of_a_version_that_served_for_long_outlives_its_unloading() -> None:
+    references = References()
+    refused(references, found(0.5), now_s=100.0)
+    references.on_gone(LAUNCH, now_s=100.0 + CONFIRMED_S)
+
+    assert refused(references, found(0.9))
+
+
+def test_that_of_a_version_that_was_unloaded_soon_goes_with_it() -> None:
+    references, other = References(), replace(LAUNCH, version="v-2")
+    refused(references, found(0.5), now_s=100.0)
+    refused(references, found(0.5), other, now_s=100.0)
+    references.on_gone(LAUNCH, now_s=99.0 + CONFIRMED_S)
+
+    assert not refused(references, found(0.9))
+    assert refused(references, found(0.9), other)
+
+
+def test_the_newest_references_are_kept() -> None:
+    references = References()
+    for number in range(KEPT + 1):
+        refused(references, found(0.5), replace(LAUNCH, version=f"v-{number}"))
+
+    assert not refused(references, found(0.9), replace(LAUNCH, version="v-0"))
+    assert refused(references, found(0.9), replace(LAUNCH, version=f"v-{KEPT}"))
+    assert len(behaviour.PROMPTS) == 8
