@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -37,6 +37,10 @@ class Identity:
 
     name: str
     role: Role
+
+    def for_actor(self, actor: str) -> Identity:
+        """The same sender, who acts for this person; empty: for nobody else."""
+        return self if actor in ("", self.name) else replace(self, name=f"{actor} via {self.name}")
 
 
 def make_token() -> str:

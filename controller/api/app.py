@@ -302,8 +302,8 @@ def _add_writes(
         """Return to the version before: end a running rollout, or undo one that succeeded."""
         given = _mapping(body)
         refuse_unknown(given, RollbackBody.model_fields)
-        reason = text_of(given, "reason")
-        result = await returns.run(lambda: commands.rollback(service, identity, reason=reason))
+        reason, by = text_of(given, "reason"), identity.for_actor(text_of(given, "actor"))
+        result = await returns.run(lambda: commands.rollback(service, by, reason=reason))
         return CommandResult(**result._asdict())
 
     @app.post("/v1/services/{service}/undo", status_code=202, openapi_extra=_schema(UndoBody))
@@ -312,9 +312,10 @@ def _add_writes(
         given = _mapping(body)
         refuse_unknown(given, UndoBody.model_fields)
         to, reason = text_of(given, "to"), text_of(given, "reason")
+        by = identity.for_actor(text_of(given, "actor"))
         if given.get("to") is not None and not to:
             raise BadInput("to is empty, as an unset variable is; name a version, or leave it out")
-        result = await returns.run(lambda: commands.undo(service, identity, to=to or None, reason=reason))
+        result = await returns.run(lambda: commands.undo(service, by, to=to or None, reason=reason))
         return CommandResult(**result._asdict())
 
     @app.post("/v1/feedback", status_code=202, openapi_extra=_schema(FeedbackItem))

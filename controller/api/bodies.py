@@ -90,6 +90,7 @@ class Outcome(NamedTuple):
     outcome: Literal["asked", "already"]
     text: str
     rollout: str | None = None
+    serves: str | None = None  # what serves once that rollout has done it; None: it cannot be said
 
 
 class FeedbackResult(BaseModel):
@@ -143,9 +144,10 @@ class FeedbackItem(BaseModel):
 
 
 class RollbackBody(BaseModel):
-    """The reason for a rollback, kept in the log."""
+    """The reason for a rollback, kept in the log. `actor`: who asks for it; null: the token's name."""
 
     reason: str = ""
+    actor: str | None = None
 
 
 class UndoBody(RollbackBody):

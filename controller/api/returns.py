@@ -152,7 +152,7 @@ class Returns:
                 return already
             raise
         text = f"{service}: undo {state.id} to {version.id} begins (not proven){self.delay(service)}"
-        return Outcome("asked", text, state.id)
+        return Outcome("asked", text, state.id, version.id)
 
     def _hint(self, row: ServiceRow) -> str:
         """How to go further back, for who is told that nothing is to be done; empty: there is no way."""
@@ -236,7 +236,7 @@ class Returns:
         delay = self.delay(state.service)
         bypass = f"; or bypass it: canaryctl rollback {state.service} --direct" if delay else ""
         text = f"{state.service}: rollback of {state.id} to {state.stable.id} begins{delay}{bypass}"
-        return Outcome("asked", text, state.id)
+        return Outcome("asked", text, state.id, state.stable.id)
 
     def delay(self, service: str) -> str:
         """Ends the answer to a command where ticks fail: when it is carried out; empty: at once."""
@@ -256,7 +256,7 @@ class Returns:
             command = ending_command(service, running.id, before=running.stable.id)
             end_it = f"; to end that and keep {running.stable.id}: {command}"
         text = f"{service} is returning to {heading} already{now}{end_it}"
-        return Outcome("already", text, running.id)
+        return Outcome("already", text, running.id, wanted)
 
     def _heading(self, running: RolloutState) -> str:
         """The version that a rollout which returns to one leads to, by its departure and by what was asked

@@ -87,13 +87,24 @@ class Client:
         answer = self._request("POST", _path(service, "rollouts"), body, timeout_s=HASH_TIMEOUT_S)
         return self._view(RolloutView, answer)
 
-    def rollback(self, service: str, *, reason: str) -> CommandResult:
+    def rollback(self, service: str, *, reason: str, actor: str | None = None) -> CommandResult:
         """Return to the version before."""
-        return self._command(_path(service, "rollback"), {"reason": reason})
+        return self._return(_path(service, "rollback"), {"reason": reason}, actor)
 
-    def undo(self, service: str, *, to: str | None, reason: str) -> CommandResult:
+    def undo(self, service: str, *, to: str | None, reason: str, actor: str | None = None) -> CommandResult:
         """Serve an earlier version again; to None: the previous one."""
-        return self._command(_path(service, "undo"), {"to": to, "reason": reason})
+        return self._return(_path(service, "undo"), {"to": to, "reason": reason}, actor)
+
+    def _return(self, path: str, body: Mapping[str, Any], actor: str | None) -> CommandResult:
+        """A way back, with who asks for it; without where the controller does not take the name."""
+        if actor is None:
+            return self._command(path, body)
+        try:
+            return self._command(path, {**body, "actor": actor})
+        except errors.BadInput as exc:
+            if "actor" not in str(exc):  # else an older release, or no printable line: not worth a refusal
+                raise
+            return self._command(path, body)
 
     def rollout(self, service: str, rollout: str, *, timeout_s: float = TIMEOUT_S) -> RolloutView:
         """One rollout, running or ended. Raises UnknownRollout."""

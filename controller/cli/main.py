@@ -39,7 +39,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
         ("watch", "rollouts", "watch", "Watch the running rollout until it ends."),
         ("rollback", "rollouts", "rollback", "Return to the version before, immediately."),
         ("undo", "rollouts", "undo", "Serve an earlier version again, without proof."),
-        ("history", "rollouts", "history", "List the rollouts of a service, newest first."),
+        ("history", "history", "history", "List the rollouts of a service, newest first."),
         ("backup", "backup", "backup", "Copy the database while it is in use."),
         ("validate", "validate", "validate", "Check a checkpoint, policy or service file offline."),
         ("controller", "foreground", "controller", "Run the controller in the foreground."),

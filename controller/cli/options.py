@@ -95,6 +95,16 @@ ActorOption = Annotated[
         help="Who deploys it. [default: the user]",
     ),
 ]
+ReturnActorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--actor",
+        metavar="WHO",
+        envvar=["USER", "LOGNAME"],
+        show_envvar=True,
+        help="Who asks for it, kept in the log. [default: the user]",
+    ),
+]
 UnjudgedOption = Annotated[
     str | None,
     typer.Option(

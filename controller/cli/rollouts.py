@@ -1,4 +1,4 @@
-"""Commands on rollouts: plan, deploy, watch, rollback, undo, history."""
+"""Commands on rollouts: plan, deploy, watch, rollback, undo."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from controller.cli.output import (
     print_line,
     told_on_interrupt,
 )
-from controller.errors import BadInput, CanaryctlError, Conflict, LostDatabase, OlderDatabase, Unreachable
+from controller.errors import (
+    BadInput,
+    CanaryctlError,
+    Conflict,
+    LostDatabase,
+    OlderDatabase,
+    RolledBack,
+    Unreachable,
+)
 from controller.settings import Settings, load_settings
 from controller.views.models import CommandResult
-
-# Without a controller one rollout is looked for by its id among the newest of a service: as many as the API
-# lists at most.
-SEARCHED = 500
 
 
 def plan(
@@ -205,6 +209,7 @@ def rollback(
         bool, typer.Option("--direct", help="Bypass a dead controller: write to the route table directly.")
     ] = False,
     reason: options.ReasonOption = "",
+    actor: options.ReturnActorOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Return to the version before, immediately.
@@ -217,12 +222,12 @@ def rollback(
     if direct:
         if wait:
             note("--wait has no effect with --direct, which returns once the routers know")
-        _roll_back_directly(settings, name, reason=reason, output=output)
+        _roll_back_directly(settings, name, reason=reason, actor=actor, output=output)
         return
     client = Client(settings)
     try:
         name = client.resolve_service(name)
-        answer = client.rollback(name, reason=reason)
+        answer = client.rollback(name, reason=reason, actor=actor)
     except OlderDatabase:  # says so itself
         raise
     except Unreachable as exc:
@@ -248,6 +253,7 @@ def undo(
     wait: options.WaitOption = False,
     timeout: options.TimeoutOption = None,
     reason: options.ReasonOption = "",
+    actor: options.ReturnActorOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Serve an earlier version again, without proof.
@@ -259,7 +265,7 @@ def undo(
     _note_without_effect(wait=wait, timeout=timeout)
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
-    answer = client.undo(name, to=to, reason=reason)
+    answer = client.undo(name, to=to, reason=reason, actor=actor)
     _show_return(client, name, answer, "", wait=wait, timeout_s=timeout, output=output)
 
 
@@ -302,6 +308,8 @@ def _show_return(
     )
     if ended.steps is not None and output.is_text:
         console().print(render.steps_line(ended.steps))
+    if ended.undo and ended.serving == answer.serves and ended.exit_code == RolledBack.exit_code:
+        return  # the undo was to be ended: what was asked for serves
     if ended.undo:
         live.raise_for_outcome(ended)
     elif ended.phase == "succeeded":
@@ -313,7 +321,9 @@ def _show_return(
         raise CanaryctlError(f"{ended.rollout}: {ended.reason}")
 
 
-def _roll_back_directly(settings: Settings, service: str | None, *, reason: str, output: Output) -> None:
+def _roll_back_directly(
+    settings: Settings, service: str | None, *, reason: str, actor: str | None, output: Output
+) -> None:
     """Write a tombstone to the route table and the command to the store, and print which succeeded.
 
     Raises Unreachable unless the service serves what it should, even if the store took the command.
@@ -321,6 +331,8 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
     from controller.wiring import direct_rollback
 
     why = reason or "direct rollback"
+    if actor:
+        why = f"{why} (by {actor})"
     result = direct_rollback.roll_back_directly(settings, service, reason=why, is_led=can_act)
     lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
@@ -332,66 +344,3 @@ def _roll_back_directly(settings: Settings, service: str | None, *, reason: str,
         error = Unreachable(result.problem)
         print_error(error, output, known=lines)
         raise typer.Exit(error.exit_code)
-
-
-def history(
-    service: options.ServiceArgument = None,
-    service_: options.ServiceOption = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=500, help="Maximum number of rollouts.")] = 20,
-    rollout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID", help="Show this rollout alone: stages, proofs, evidence, whole log. [default: all]"
-        ),
-    ] = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """List the rollouts of a service, newest first.
-
-    With what each stage of them proved. Without a controller: those that the database knows, and exit 4.
-    """
-    from controller.cli import render, render_decision
-
-    settings = load_settings()
-    client, name = Client(settings), service or service_
-    try:
-        service = client.resolve_service(name)
-        if rollout is not None:
-            view = client.rollout(service, rollout)
-            emit(
-                view,
-                output,
-                lambda is_wide: render.rollout_detail(view, is_wide=is_wide, columns=console().width),
-                decision=render_decision.rollout_decision(view),
-            )
-            return
-        views = client.history(service, limit=limit)
-    except LostDatabase:
-        raise
-    except Unreachable:
-        _note_stored(settings, name, limit=limit, rollout=rollout, output=output)
-        raise
-    newest = f"newest: {render_decision.rollout_decision(views[0])}" if views else ""
-    emit(views, output, lambda is_wide: render.history_list(views, is_wide=is_wide), decision=newest)
-
-
-def _note_stored(
-    settings: Settings, service: str | None, *, limit: int, rollout: str | None, output: Output
-) -> None:
-    """Print on stderr what `history` would show, as last stored."""
-    if not output.is_text:
-        return
-    from controller.cli import render
-    from controller.wiring.last_known import known_history
-
-    is_wide = output is Output.WIDE
-    found = limit if rollout is None else SEARCHED
-    views, lines = known_history(settings, service, limit=found, rollout=rollout)
-    for line in lines:
-        note(line)
-    if views:
-        note("as last stored:")
-        shown = render.rollout_detail(views[0], is_wide=is_wide) if rollout is not None else None
-        console(stderr=True).print(
-            shown if shown is not None else render.history_list(views, is_wide=is_wide)
-        )

@@ -271,12 +271,14 @@ class ServiceView(_View):
 class CommandResult(_View):
     """Outcome of a command: `asked` (accepted, the ticks do it), `done`, or `already` (done, or under way).
 
-    `rollout`: follow this one to see it done; null: nothing is left to be done.
+    `rollout`: follow this one to see it done; null: nothing is left to be done. `serves`: the version that
+    then serves; null: it is not known.
     """
 
     outcome: str
     text: str
     rollout: str | None = None
+    serves: str | None = None
 
 
 class ForecastView(_View):

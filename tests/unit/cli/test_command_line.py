@@ -812,3 +812,25 @@ def test_waiting_for_a_rollout_ends_with_it_even_if_another_one_has_started(
 
 def stable_of(chat: FakeController) -> str:
     return chat.store.service("chat").stable
+
+
+@pytest.mark.slow
+def test_an_undo_that_ends_another_exits_with_0_when_what_was_asked_for_serves(
+    chat: FakeController,
+    models: Path,
+    policy: Callable[[object], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("USER", "alice")
+    assert deploy(models, "twin", policy(FAST), "--wait", "--timeout", "20s") == 0
+    promoted = chat.store.service("chat").stable
+    assert run(["undo", "chat"]) == 0
+    until(lambda: chat.traffic.tables["chat"].weight_bp == 10_000, "the version before serves, and bakes")
+
+    assert run(["undo", "chat", "--to", promoted, "--wait", "--timeout", "20s"]) == 0
+
+    assert chat.store.service("chat").stable == promoted
+    assert "error" not in capsys.readouterr().err
+    assert run(["history", "chat", "--rollout", chat.store.rollouts("chat")[0].id]) == 0
+    assert "alice via" in capsys.readouterr().out
