@@ -131,7 +131,7 @@ class KeyReference:
                 raise NoKey(f"{self} is a setting of canaryctl and no endpoint's key; name another variable")
             key = os.environ.get(self.name, "")
             if not key.strip():
-                raise NoKey(f"{self} is not set; export it before starting canaryctl, or use api_key_file")
+                raise NoKey(f"{self} is not set; export it before this process starts")
         else:
             key = self._read_file()
             if not key.strip():

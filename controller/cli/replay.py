@@ -70,7 +70,8 @@ def replay(
     """Send recorded requests to two endpoints, and judge the answers.
 
     Each is sent once, to stable or to the canary by a coin, through the router that live traffic
-    goes through; the gates are those of a rollout. Exit 0 when they promote, 5 when they roll
+    goes through; the first one to both before, to see that they take the keys. The gates are
+    those of a rollout. Exit 0 when they promote, 5 when they roll
     back, 6 when undecided or invalid, 4 when an endpoint does not answer.
     """
     import asyncio

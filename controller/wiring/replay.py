@@ -8,6 +8,7 @@ set aside here: all its failures are to be seen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 import httpx
 
 from controller.errors import BadInput, Unreachable
+from serving.credentials import KeyReference
 from serving.loopback import bound
 from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.table_file import front_of, source_of
@@ -28,6 +30,7 @@ from serving.targets import Endpoint, Target
 
 SERVICE = "replay"
 DRAIN_S = 5.0
+LOOK_S = 60.0  # for the beginning of the first answer
 REQUEST_ID = "x-canaryctl-request-id"
 
 
@@ -56,6 +59,12 @@ class Pace:
     per_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    path: Path
+    file: int  # open
+
+
 async def replay(
     requests: Sequence[Recorded],
     stable: Side,
@@ -68,8 +77,9 @@ async def replay(
 ) -> None:
     """Send every request once, and write the records (and answers) to these files.
 
-    progress: called with the number of requests that have ended. Raises Unreachable for an endpoint at which
-    nothing listens, BadInput for a table that cannot be (a bad address, a key that is not set) and for a file
+    The first one is sent to both endpoints before, to see that they take the keys. progress: called with the
+    number of requests that have ended. Raises Unreachable for an endpoint at which nothing listens or that
+    refuses the key, BadInput for a table that cannot be (a bad address, a key that is not set) and for a file
     that cannot be written: before anything is sent where that shows then.
     """
     for side in (stable, canary):
@@ -89,13 +99,20 @@ async def replay(
             raise BadInput(exc.lines) from exc
         if source.problems:
             raise BadInput(source.problems)
-        front = front_of(source)
-        await front.start()
+        written = None if answers is None else _Answers(answers, _private(answers))
         try:
-            port = await front.listen(bound("127.0.0.1", 0))
-            await _send_all(requests, f"http://127.0.0.1:{port}/{SERVICE}", pace, answers, progress)
+            for side in (stable, canary):
+                await _look(side, requests[0])
+            front = front_of(source)
+            await front.start()
+            try:
+                port = await front.listen(bound("127.0.0.1", 0))
+                await _send_all(requests, f"http://127.0.0.1:{port}/{SERVICE}", pace, written, progress)
+            finally:
+                await front.stop(drain_s=DRAIN_S)
         finally:
-            await front.stop(drain_s=DRAIN_S)
+            if written is not None:
+                os.close(written.file)
 
 
 def _table(stable: Side, canary: Side) -> dict[str, object]:
@@ -130,18 +147,38 @@ async def _reach(url: str) -> None:
         raise Unreachable(f"--against {url}: {why}; start it, or correct the address") from exc
 
 
+async def _look(side: Side, request: Recorded) -> None:
+    """Raises Unreachable where the endpoint refuses the key: that says nothing of a version."""
+    key = None if side.api_key_env is None else KeyReference("env", side.api_key_env).read()
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    body = request.body
+    if side.model is not None:
+        body = json.dumps({**json.loads(body), "model": side.model}).encode()
+    target = str(Endpoint.parsed(side.url).url(Target(request.path)))
+    status = 0
+    with contextlib.suppress(httpx.HTTPError):  # what else it does, the replay shows
+        async with (
+            httpx.AsyncClient(timeout=LOOK_S, trust_env=False) as client,
+            client.stream("POST", target, content=body, headers=headers) as answer,
+        ):
+            status = answer.status_code
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        what = f"refuses the key of {side.api_key_env}" if key else "asks for a key"
+        remedy = "check it" if key else "give its variable's name: --api-key-env NAME"
+        raise Unreachable(f"--against {side.url} {what} (status {status}); {remedy}")
+
+
 async def _send_all(
     requests: Sequence[Recorded],
     base: str,
     pace: Pace,
-    answers: Path | None,
+    written: _Answers | None,
     progress: Callable[[int], None],
 ) -> None:
     waiting, done = iter(enumerate(requests)), 0
     failed: OSError | None = None  # of the answers' file; then no more is sent
     loop = asyncio.get_running_loop()
     began_s = loop.time()
-    written = None if answers is None else _private(answers)
     limits = httpx.Limits(max_connections=pace.at_once, max_keepalive_connections=pace.at_once)
 
     async def work(client: httpx.AsyncClient) -> None:
@@ -159,24 +196,20 @@ async def _send_all(
             else:
                 try:
                     if written is not None:
-                        await asyncio.to_thread(_write, written, number, answer)
+                        await asyncio.to_thread(_write, written.file, number, answer)
                 except OSError as exc:
                     failed = exc
             done += 1
             progress(done)
 
-    try:
-        async with (
-            httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client,
-            asyncio.TaskGroup() as group,
-        ):
-            for _ in range(min(pace.at_once, len(requests))):
-                group.create_task(work(client))
-    finally:
-        if written is not None:
-            os.close(written)
-    if failed is not None and answers is not None:
-        raise _unwritten("--answers", answers, failed)
+    async with (
+        httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(min(pace.at_once, len(requests))):
+            group.create_task(work(client))
+    if failed is not None and written is not None:
+        raise _unwritten("--answers", written.path, failed)
 
 
 def _private(path: Path) -> int:

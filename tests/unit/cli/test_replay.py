@@ -75,7 +75,7 @@ def test_equal_endpoints_are_not_rolled_back_and_models_are_asked_by_their_names
         code = run([*arguments, "--model", "old,new", "--rate", "400", "-o", "json"])
 
     assert (code, json.loads(capsys.readouterr().out)["decision"]) == (6, "undecided")
-    assert len(asked) == 40
+    assert len(asked) == 42  # the first one to both, before
     assert set(asked) == {"old", "new"}
 
 
@@ -96,6 +96,36 @@ def test_an_endpoint_at_which_nothing_listens_is_named_before_anything_is_sent(
 
     assert (code, asked) == (4, [])
     assert f"--against {gone}" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["stable", "canary"])
+@pytest.mark.parametrize("key", [None, "sk-wrong"])
+def test_an_endpoint_that_refuses_the_key_is_named_and_nothing_is_judged(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    who: str,
+    key: str | None,
+) -> None:
+    monkeypatch.setenv("THE_KEY", key or "")
+
+    def refuses(_body: dict[str, Any]) -> tuple[int, Any]:
+        return 401, {"error": {"message": "no such key sk-wrong"}}
+
+    with (
+        judge_endpoint(refuses if who == "stable" else _chat) as stable,
+        judge_endpoint(refuses if who == "canary" else _chat) as canary,
+    ):
+        arguments = ["replay", str(_workload(tmp_path, 60)), "--against", f"{stable}/v1,{canary}/v1"]
+        code = run([*arguments, *(["--api-key-env", "THE_KEY"] if key else [])])
+        refusing = stable if who == "stable" else canary
+
+    out, err = capsys.readouterr()
+    remedy = "refuses the key of THE_KEY (status 401); check it" if key else "asks for a key (status 401)"
+    assert (code, out) == (4, "")
+    assert f"--against {refusing}/v1 {remedy}" in err
+    assert "sk-wrong" not in err
 
 
 @pytest.mark.parametrize(

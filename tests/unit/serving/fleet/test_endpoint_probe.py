@@ -122,7 +122,7 @@ async def test_a_key_that_cannot_be_read_is_told_before_the_endpoint_is_asked(se
 
     assert (server.keys, found) == (
         [],
-        "api_key_env NO_SUCH_KEY is not set; export it before starting canaryctl, or use api_key_file",
+        "api_key_env NO_SUCH_KEY is not set; export it before this process starts",
     )
 
 
