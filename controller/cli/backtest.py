@@ -15,6 +15,7 @@ import typer
 
 from controller.cli.evidence_options import (
     CanaryOption,
+    CanarySinceOption,
     IgnoreOption,
     MapOption,
     RolloutOption,
@@ -63,6 +64,7 @@ def backtest(
     ] = False,
     maps: MapOption = None,
     w: WOption = None,
+    canary_since: CanarySinceOption = None,
     canary: CanaryOption = None,
     stable: StableOption = None,
     ignore: IgnoreOption = None,
@@ -127,7 +129,14 @@ def backtest(
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
     spec = parse_policy(read_policy(policy))
     options = read_options(
-        maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout, scores=scores
+        maps=maps,
+        ignore=ignore,
+        w=w,
+        canary=canary,
+        stable=stable,
+        rollout=rollout,
+        scores=scores,
+        canary_since=canary_since,
     )
     options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)

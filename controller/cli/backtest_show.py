@@ -13,6 +13,7 @@ from rich.text import Text
 
 from controller.cli.backtest_plan import Needed
 from controller.cli.evidence_files import EvidenceFile
+from controller.cli.observed_range import format_time
 from controller.cli.output import gate_title, number, slowest_line, table
 from controller.quantities import FULL_BP, figure, percent
 from evaluation.betting.histogram import UNPROVABLE
@@ -23,15 +24,17 @@ from evaluation.policy.policy import GatePolicy
 from evaluation.report import GateReport, Verdict
 from evaluation.split_reports import RATIO_MISMATCH
 
-QUESTIONS = {"rollback": "worse?", "promotion": "proven?", "guard": "fair split?"}
+QUESTIONS = {"rollback": "worse?", "promotion": "proven?", "guard": "unfair split?"}
 ANSWERS = {
     ("rollback", Verdict.FAIL): "YES",
     ("rollback", Verdict.UNDECIDED): "not shown",
     ("promotion", Verdict.PASS): "yes",
     ("promotion", Verdict.UNDECIDED): "not yet",
-    ("guard", Verdict.UNDECIDED): "yes",
-    ("guard", Verdict.INVALID): "NO",
+    ("guard", Verdict.UNDECIDED): "not shown",
+    ("guard", Verdict.INVALID): "YES",
 }
+# Of what is reported only once it is shown: the evidence is for a yes to another question.
+SHOWN_QUESTIONS = {"served_rate": "served too little?", "cancelled_share": "more cancelled?"}
 
 CONTRADICTIONS = "contradict their own bucket"  # in the reasons of evaluation/split_reports.py
 WIDE = 120  # columns, from which on each row of the gates has its reason
@@ -55,6 +58,7 @@ class Shown:
     result: BacktestResult
     needed: Needed
     allowed: str | None  # None: they block
+    is_replay: bool = False  # judged as soon as it was recorded
 
     @property
     def unjudged(self) -> tuple[str, ...]:
@@ -200,6 +204,22 @@ def shares(evidence: EvidenceFile) -> str:
     return f"the canary has {share} % of {int(is_drawn.sum()):,} requests, by w {mean_w} %"
 
 
+def _before_canary(evidence: EvidenceFile) -> str:
+    """Rows before the first of the canary that are said to have had one, where chance leaves hardly any such;
+    empty: there are not so many."""
+    arm, w, t_s = (np.asarray(evidence.columns[name], dtype=np.float64) for name in ("arm", "w", "t_s"))
+    if not arm.any():
+        return ""
+    first = int(np.argmax(arm))
+    if float(np.sum(np.log1p(-np.minimum(w[:first], 0.999)))) > math.log(1e-3):
+        return ""
+    since = format_time(float(t_s[first]))
+    return (
+        f"the first {first:,} rows are stable's alone; if there was no canary yet, give the time at which it "
+        f"got its share, not after its first request ({since}): --canary-since TIME, or w 0 in those rows"
+    )
+
+
 def _open_reasons(shown: Shown) -> str:
     """What is still to be proven; the gates that have nothing to judge stand on a line of their own."""
     told = [with_shares(reason, shown.evidence) for reason in shown.result.reasons]
@@ -214,7 +234,7 @@ def _open_reasons(shown: Shown) -> str:
 
 def unjudged_line(shown: Shown) -> str:
     """The gates that nothing is known of, and the metric that each would need."""
-    gates = ", ".join(f"{gate} (no {shown.metric_of(gate)})" for gate in shown.unjudged)
+    gates = ", ".join(f"{gate} (no column {shown.metric_of(gate)})" for gate in shown.unjudged)
     return f"NOT JUDGED: {gates}" + (f"; allowed: {shown.allowed}" if shown.allowed is not None else "")
 
 
@@ -239,6 +259,11 @@ def _failed(alarm: GateReport) -> str:
         return ""
     share = figure(100 * alarm.unanswered[1], 3)
     return f"; {share} % of the canary's requests have no answer, which counts as the worst value"
+
+
+def _plotted(shown: Shown) -> str:
+    """The option that plots the evidence."""
+    return "--records FILE, and then backtest FILE --plot FILE.png," if shown.is_replay else "--plot FILE.png"
 
 
 def _besides(shown: Shown) -> str:
@@ -277,6 +302,8 @@ def next_step(shown: Shown) -> str:
                 f"--ignore {unit}; or name what was drawn: --map unit=COLUMN"
             )
         case "invalid" if any(RATIO_MISMATCH in reason for reason in shown.result.reasons):
+            if early := _before_canary(shown.evidence):
+                return f"next: {early}"
             return (
                 "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "
                 "Then the recording lacks units of one arm (docs/backtest.md, what makes a file invalid)"
@@ -290,10 +317,11 @@ def next_step(shown: Shown) -> str:
             return "next: mend the recording (docs/backtest.md, what makes a file invalid)"
         case "rollback":
             return (
-                "next: --plot FILE.png shows when; a harm you accept is a gate's tolerance (docs/policy.md)"
+                f"next: {_plotted(shown)} shows when; a harm you accept is a gate's tolerance "
+                "(docs/policy.md)"
             )
         case "promote":
-            return "next: --policy strict tolerates nothing; --plot FILE.png shows each proof"
+            return f"next: --policy strict tolerates nothing; {_plotted(shown)} shows each proof"
 
 
 def _stage_grid(result: BacktestResult) -> RenderableType:
@@ -317,10 +345,15 @@ def _gate_grid(
     grid = table(
         *("gate", "question", "answer", "evidence", "stable", "canary", "after", *more), drop=(*more, "after")
     )
+    is_frozen = any(one.side == "guard" and one.verdict is Verdict.INVALID for one in reports)
     for report in reports:
         question = "alarm: worse?" if report.is_alarm else QUESTIONS[report.side]
         count = report.decided_canary
         answer = ANSWERS.get((report.side, report.verdict), report.verdict.value)
+        if report.gate in SHOWN_QUESTIONS:
+            question, answer = SHOWN_QUESTIONS[report.gate], "YES" if count is not None else "not shown"
+        elif is_frozen and report.verdict is Verdict.UNDECIDED:
+            answer = "void"  # the split is unfair, and so may be what the evidence says
         grid.add_row(
             gate_title(report.gate, report.statistic, report.metric),
             "in stable's range?" if report.gate in ranges else _question(question, report.limits),

@@ -45,6 +45,7 @@ class ReadOptions:
     rollout: str | None = None  # of a router's records; None: the newest
     covariates: tuple[str, ...] = ()  # further required columns of numbers, named by a policy
     scores: Path | None = None  # a file of scores, joined by id
+    canary_since_s: float | None = None  # earlier rows had no canary: their w is 0
 
 
 @dataclass(slots=True)

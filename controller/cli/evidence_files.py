@@ -146,6 +146,10 @@ def _columns(reading: Reading, extra: Sequence[str], refused: list[str]) -> dict
         columns["w"] = np.full(len(reading.table), options.w or 0.0)
     with _collected(refused):
         name_requests(reading)
+    if options.canary_since_s is not None and {"arm", "w"} <= columns.keys():
+        with _collected(refused):
+            columns["t_s"] = times(reading, reading.sources["t_s"])
+            columns["w"] = _from(options.canary_since_s, columns)
     if {"arm", "w"} <= columns.keys():
         with _collected(refused):
             find_unit(reading, columns["arm"].tolist(), np.asarray(columns["w"]).tolist())
@@ -158,6 +162,15 @@ def _columns(reading: Reading, extra: Sequence[str], refused: list[str]) -> dict
             elif name not in ("arm", "w"):
                 columns[name] = numbers(reading, name, source)
     return columns
+
+
+def _from(since_s: float, columns: Mapping[str, Column]) -> Column:
+    """The w of each row, 0 of those before the canary came. Raises BadInput for a canary before that."""
+    is_before = np.asarray(columns["t_s"], dtype=np.float64) < since_s
+    early = int(np.count_nonzero(is_before & (np.asarray(columns["arm"]) == 1)))
+    if early:
+        raise BadInput(f"{early} rows of the canary are before --canary-since; give an earlier time")
+    return np.where(is_before, 0.0, np.asarray(columns["w"], dtype=np.float64))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +59,15 @@ RolloutOption = Annotated[
     ),
 ]
 
+CanarySinceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--canary-since",
+        metavar="TIME",
+        help="When the canary got its first share (2026-05-01T12:00Z, or seconds as in the file); earlier "
+        "rows have w 0. [default: it had its share in every row]",
+    ),
+]
 ScoresOption = Annotated[
     Path | None,
     typer.Option(
@@ -78,8 +88,9 @@ def read_options(
     only_stable: bool = False,
     rollout: str | None = None,
     scores: Path | None = None,
+    canary_since: str | None = None,
 ) -> ReadOptions:
-    """The options as the reader takes them. Raises BadInput for a share that is none."""
+    """The options as the reader takes them. Raises BadInput for a share or a time that is none."""
     from controller.cli.evidence_cells import number
     from controller.cli.evidence_columns import ReadOptions
 
@@ -87,4 +98,10 @@ def read_options(
     if w is not None and not (share is not None and 0.0 <= share <= 1.0):
         raise BadInput(f"--w {w!r} is not a share between 0 and 1; write 5% or 0.05")
     named = tuple(maps or ()), frozenset(ignore or ())
-    return ReadOptions(*named, share, canary, stable, only_stable, rollout, scores=scores)
+    since_s = None
+    if canary_since is not None:
+        from controller.cli.observed_range import parse_time
+
+        since_s = parse_time("--canary-since", canary_since)
+    options = ReadOptions(*named, share, canary, stable, only_stable, rollout, scores=scores)
+    return replace(options, canary_since_s=since_s)

@@ -76,6 +76,7 @@ def replay(
     """
     import asyncio
     import tempfile
+    from dataclasses import replace
 
     from controller.cli.backtest import judged, print_judged
     from controller.cli.evidence_files import read_evidence
@@ -101,7 +102,8 @@ def replay(
         sent = replay(requests, stable, canary, pace=pace, records=kept, answers=answers, progress=told)
         asyncio.run(sent)
         evidence = read_evidence(kept)
-        return print_judged(judged(kept, evidence, spec, allow_unjudged, None), output)
+        shown = judged(kept, evidence, spec, allow_unjudged, None)
+        return print_judged(replace(shown, is_replay=True), output)
 
 
 def _sides(against: str, model: str | None, api_key_env: str | None) -> tuple[Side, Side]:

@@ -161,12 +161,12 @@ def test_the_output_names_what_was_not_judged_below_the_decision(
     backtest(path, "--allow-unjudged", "no judge yet")
     allowed = capsys.readouterr().out.splitlines()
 
-    assert out.splitlines()[1].strip() == "NOT JUDGED: quality (no quality)"
+    assert out.splitlines()[1].strip() == "NOT JUDGED: quality (no column quality)"
     assert err.splitlines()[-1] == (
         "next: add quality, or accept that it is unknown: --allow-unjudged REASON"
     )
     assert allowed[0].startswith("PROMOTE: error, rejected, latency_shape, hallucination proven after ")
-    assert allowed[1].strip() == "NOT JUDGED: quality (no quality); allowed: no judge yet"
+    assert allowed[1].strip() == "NOT JUDGED: quality (no column quality); allowed: no judge yet"
 
 
 @pytest.mark.slow
