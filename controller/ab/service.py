@@ -22,7 +22,14 @@ from controller.ab.outcomes import MAX_PENDING, OutcomeLedger
 from controller.ab.results import AbEvaluator, AbView, ab_view
 from controller.ab.spec import AbSpec, parse_ab
 from controller.auth import Identity, Role
-from controller.errors import BadInput, Conflict, RolloutRunning, StaleWrite, Unreachable
+from controller.errors import (
+    BadInput,
+    CanaryctlError,
+    Conflict,
+    RolloutRunning,
+    StaleWrite,
+    Unreachable,
+)
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.score_join import JOIN_WINDOW_S
 from controller.quantities import duration
@@ -173,15 +180,22 @@ class AbTests:
             spec = spec.model_copy(update={"policy": self._rollouts.policy(service)})
         id, stored = f"ab-{secrets.token_hex(4)}", spec.model_dump_json()
 
+        made: list[AbRow] = []
+
         def test_on(rollout: str) -> AbRow:
-            return AbRow(id, service, rollout, stored, self._clock.now_s(), ended_at_s=None)
+            made.append(AbRow(id, service, rollout, stored, self._clock.now_s(), ended_at_s=None))
+            return made[-1]
 
         try:
             body = {**spec.deploy_body(), **label}
-            self._rollouts.deploy(service, body, identity, ab_test=test_on)
+            state = self._rollouts.deploy(service, body, identity, ab_test=test_on)
         except RolloutRunning as exc:
             raise RolloutRunning(f"an A/B test deploys B as the canary: {exc}") from exc
-        return self.status(service)
+        try:
+            return self.status(service)
+        except CanaryctlError as exc:  # it has begun all the same
+            telemetry.warning("an A/B test that has begun is not read back", test=id, why=str(exc))
+            return ab_view(made[-1], AbEvaluator(spec), state)
 
     def tick(self, service: str, reader: RecordsReader, now_s: float) -> None:
         """Settle what the reader has delivered; end a test that is over. Does nothing without a test."""

@@ -6,7 +6,6 @@ whose `exit_code` is the command line's; no route waits for a load, a drain or a
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -174,7 +173,7 @@ def make_app(
     shown = view_calls()
     _add_reads(app, store, views, runner, version, lookups, shown)
     streamed = StreamedViews(store, lambda row: views.service(row), shown)
-    _add_events(app, store, streamed, lookups, streams if streams is not None else Streams())
+    _add_events(app, store, streamed, lookups, streams if streams is not None else Streams(), shown)
     _add_writes(app, commands, views, lookups, slow if slow is not None else SlowCalls())
     return app
 
@@ -242,7 +241,12 @@ def _add_reads(
 
 
 def _add_events(
-    app: FastAPI, store: SqlStore, streamed: StreamedViews, lookups: TokenLookups, streams: Streams
+    app: FastAPI,
+    store: SqlStore,
+    streamed: StreamedViews,
+    lookups: TokenLookups,
+    streams: Streams,
+    shown: SlowCalls,
 ) -> None:
     may_view = requires(lookups, Role.VIEWER)
     viewer = Depends(may_view)
@@ -252,7 +256,7 @@ def _add_events(
         request: Request, service: str, after: int | None = None, identity: Identity = viewer
     ) -> StreamingResponse:
         """Server-sent events: `log` (a line of the service's log), `view` (the service, when it changed)."""
-        await asyncio.to_thread(store.service, service)
+        await shown.run(lambda: store.service(service))
         last = whole(request.headers.get("last-event-id", ""))
         start = after if after is not None else last or 0
         allowed = while_allowed(events(store, streamed, service, start), lambda: may_view(request))
@@ -291,8 +295,12 @@ def _add_writes(
     @app.post("/v1/services/{service}/rollouts", status_code=201, openapi_extra=_schema(DeployBody))
     async def deploy(service: str, body: Any = of_operator, identity: Identity = operator) -> RolloutView:
         """Start a rollout. 409 while one runs."""
-        state = await slow.run(lambda: commands.deploy(service, _mapping(body), identity))
-        view = await asyncio.to_thread(views.begun, state)
+
+        def begin() -> tuple[RolloutState, RolloutView]:
+            state = commands.deploy(service, _mapping(body), identity)
+            return state, views.begun(state)
+
+        state, view = await slow.run(begin)
         delay = commands.delay(service)
         late = (f"{state.id} begins{delay}",) if delay else ()
         return view.model_copy(update={"warnings": (*(line.text for line in state.log[1:]), *late)})

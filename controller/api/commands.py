@@ -149,8 +149,13 @@ class Commands(Returns):
         given = service_spec(row)
         refuse_change(spec, stable=row.stable, given=given, running=running)
         if changes := changed_in_place(spec, given):
-            changed, now_s = json.dumps(dump(given.model_copy(update=changes))), self._clock.now_s()
-            self._store.set_keys(row.name, changed, identity, keys=tuple(changes), at_s=now_s)
+            self._store.set_keys(
+                row.name,
+                lambda now: json.dumps(dump(service_spec(now).model_copy(update=changes))),
+                identity,
+                keys=tuple(changes),
+                at_s=self._clock.now_s(),
+            )
             row = self._store.service(row.name)
         self._ticks.wake(row.name)
         return row

@@ -24,6 +24,7 @@ from serving.messages import LostSpan, MirrorRecord, RecordPage
 
 PAGE_EVENTS = 5_000
 PAGES_A_TICK = 4  # per position
+READ_S = 1.0  # of a tick, per position: many gates take milliseconds for each request
 
 
 class RecordsLog(Protocol):
@@ -57,12 +58,21 @@ class Subscriber(Protocol):
 class RecordsReader:
     """Subscribers of one service's log and the join they share. Not shared between threads."""
 
-    def __init__(self, service: str, log: RecordsLog, budget: IdBudget | None = None) -> None:
-        """budget: of the ids that scores may refer to, shared by all services; None: one of its own."""
+    def __init__(
+        self,
+        service: str,
+        log: RecordsLog,
+        budget: IdBudget | None = None,
+        *,
+        elapsed_s: Callable[[], float] | None = None,
+    ) -> None:
+        """budget: of the ids that scores may refer to, shared by all services; None: one of its own.
+        elapsed_s: a clock that only goes forward, by which a tick reads for READ_S; None: by pages alone."""
         self._service = service
         self._log = log
         self._join = ScoreJoin(budget)
         self._subscribers: dict[str, Subscriber] = {}
+        self._elapsed_s = elapsed_s or (lambda: 0.0)
         self._awaited: Subscriber | None = None  # its replay is under way; None: none is
         self._has_read = False
 
@@ -157,6 +167,7 @@ class RecordsReader:
 
     def _advance(self, position: int, now_s: float) -> bool:
         group = [one for one in self._subscribers.values() if one.seq == position]
+        until_s = self._elapsed_s() + READ_S
         for _ in range(PAGES_A_TICK):
             page = self._read(position, PAGE_EVENTS)
             if page is None:
@@ -177,6 +188,6 @@ class RecordsReader:
                 subscriber.seq = page.next_seq  # first: a page that it fails on must not be counted again
                 self._deliver(subscriber, joined, now_s)
             position = page.next_seq
-            if is_end:
+            if is_end or self._elapsed_s() >= until_s:
                 break
         return True

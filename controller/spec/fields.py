@@ -122,6 +122,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, allow_inf_nan=False)
     # Alias -> key: the evaluation's own name, where it differs.
     ALIASES: ClassVar[Mapping[str, str]] = {}
+    LIMITS: ClassVar[Mapping[str, int]] = {}  # keys of a mapping, where fewer than MAX_KEYS may be
 
     @model_validator(mode="before")
     @classmethod
@@ -139,8 +140,12 @@ class Strict(BaseModel):
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.7)
                 hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
                 errors.append(UnknownKey(key, hint))
-            elif isinstance(value, Mapping) and len(value) > MAX_KEYS and not is_stored(info):
-                text = f"has {len(value)} keys, at most {MAX_KEYS}; leave some out"
+            elif (
+                isinstance(value, Mapping)
+                and len(value) > (limit := cls.LIMITS.get(str(name), MAX_KEYS))
+                and not is_stored(info)
+            ):
+                text = f"has {len(value)} keys, at most {limit}; leave some out"
                 errors.append(FieldError(str(name), text))
             elif name in fields:
                 errors.append(FieldError(str(name), "is given twice, once by its alias; leave one out"))

@@ -51,11 +51,14 @@ _GATE_POLICY_KEYS = (
     "served_rate_rollback",
 )
 
+MAX_GATES = 40  # each costs up to 40 us of CPU for every request in the controller's tick
+
 
 class PolicySpec(Strict):
     """Policy of a rollout: its gates, stages and timeouts."""
 
     ALIASES: ClassVar[Mapping[str, str]] = {"base": "preset", "session_s": "session"}
+    LIMITS: ClassVar[Mapping[str, int]] = {"gates": MAX_GATES, "observed_ranges": MAX_GATES}
 
     name: str = "default"
     preset: Literal["default", "strict", "vendor"] = "default"

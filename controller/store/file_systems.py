@@ -24,7 +24,7 @@ def is_on_network(kind: str) -> bool:
 def file_system(folder: Path, mounts: Path) -> str:
     """File system type of `folder`, from a file like /proc/self/mounts; '' when unknown."""
     try:
-        lines = mounts.read_text().splitlines()
+        lines = mounts.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return ""
     longest, found = "", ""

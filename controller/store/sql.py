@@ -278,11 +278,22 @@ class SqlStore:
             text = f"service created on {row.stable}"
             append_event(db, row.name, None, row.created_at_s, "controller", text)
 
-    def set_keys(self, name: str, spec: str, identity: Identity, *, keys: Sequence[str], at_s: float) -> None:
-        """Store the spec of a service of which these keys have changed. Raises UnknownService: it is gone."""
+    def set_keys(
+        self,
+        name: str,
+        changed: Callable[[ServiceRow], str],
+        identity: Identity,
+        *,
+        keys: Sequence[str],
+        at_s: float,
+    ) -> None:
+        """Change these keys of a service's spec. changed: the new spec, of the row as it is now: others may
+        have changed other keys since it was read. Raises UnknownService: it is gone."""
         with self.database.write() as db:
-            if lock_service(db, name) is None:
+            row = lock_service(db, name)
+            if row is None:
                 raise UnknownService(f"service {name} does not exist; it was removed meanwhile")
+            spec = changed(ServiceRow(*row))
             db.execute(update(t.services).where(t.services.c.name == name).values(spec=spec))
             append_event(db, name, None, at_s, identity.name, f"{' and '.join(keys)} changed")
 

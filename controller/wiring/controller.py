@@ -131,7 +131,7 @@ def build(settings: Settings) -> Controller:
         environment.meters[service] = meter
         environment.measuring.discard(service)
         engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
-        reader = environment.readers[service] = RecordsReader(service, log, budget)
+        reader = environment.readers[service] = RecordsReader(service, log, budget, elapsed_s=time.monotonic)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
             target=lambda name, version: probe_target(fleet, traffic, versions.address(name, version)),

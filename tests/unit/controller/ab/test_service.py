@@ -85,7 +85,7 @@ class Rollouts:
         id = f"r-{len(self.store.rollouts(service)) + 1}"
         test = ab_test(id) if ab_test is not None else None
         self.store.create_rollout(a_rollout(id), request="{}", at_s=5000.0, ab_test=test)
-        return SimpleNamespace(id=id)
+        return a_rollout(id)
 
     def end_rollout(self, rollout: str, identity: Identity, *, reason: str) -> Outcome:
         self.is_over, self.reason = True, reason
@@ -451,3 +451,23 @@ def test_without_a_policy_the_services_own_gates_watch_b(bench: Bench) -> None:
     policy = parse_policy(bench.rollouts.bodies[-1]["policy"])
     assert {gate.name: gate.threshold for gate in policy.gate_policy().gates}["latency_shape"] == 2.0
     assert policy.bake == 300.0
+
+
+def test_a_test_that_was_stored_is_answered_although_it_cannot_be_read_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "Try again" was answered with "one at a time" the second time."""
+    real, reads = bench.tests._store.newest, []
+
+    def newest(service: str) -> AbRow | None:
+        reads.append(service)
+        if len(reads) > 1:
+            raise Unreachable("database is locked; try again")
+        return real(service)
+
+    monkeypatch.setattr(bench.tests._store, "newest", newest)
+    view = bench.tests.create("chat", BODY, ADMIN)
+
+    stored = real("chat")
+    assert stored is not None
+    assert (view.id, view.rollout) == (stored.id, stored.rollout)

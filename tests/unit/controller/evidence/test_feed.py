@@ -652,3 +652,17 @@ def test_a_log_that_cannot_be_read_while_a_feed_is_restored_keeps_what_was_read(
     log.blind = False
 
     assert observe(restored, state, log.watermark_s) == whole
+
+
+def test_a_snapshot_with_a_field_of_another_release_is_read_anew_from_the_log() -> None:
+    """A TypeError came at every tick, so that there was no evidence and no guard until a person acted."""
+    log = FakeLog()
+    feeds = feeds_on(log)
+    traffic(log, 200)
+    observe(feeds, in_stage(), START_S + 100)
+    saved = json.loads(feeds.snapshot(ROLLOUT) or b"{}")
+    saved["feed"]["tripped"] = {"guard": "g", "action": "rollback", "reason": "r", "a newer one": 1}
+
+    again = observe(feeds_on(log, json.dumps(saved).encode()), in_stage(), START_S + 200)
+
+    assert again.canary_total == observe(feeds, in_stage(), START_S + 200).canary_total > 0

@@ -12,7 +12,7 @@ from controller.evidence import reader as readers
 from controller.evidence import score_join
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.live_load import LiveLoad
-from controller.evidence.reader import JoinedPage, RecordsLog, RecordsReader
+from controller.evidence.reader import PAGE_EVENTS, READ_S, JoinedPage, RecordsLog, RecordsReader
 from controller.evidence.score_join import JOIN_WINDOW_S, IdBudget, Joined, ScoreJoin
 from controller.evidence.traffic_meter import TrafficMeter
 from serving.messages import LostSpan, RecordBatch, RecordPage
@@ -533,3 +533,23 @@ def test_a_metric_that_has_a_score_is_known_by_either_id() -> None:
 
     assert not join.has_score("q0", "quality")
     assert join._scored == {}
+
+
+def test_a_tick_reads_for_a_second_and_goes_on_at_the_next() -> None:
+    """With many gates 20,000 requests took minutes, for which a rollback waited."""
+    log, now_s = a_log(*range(1, 3 * PAGE_EVENTS)), [0.0]
+
+    class Slow(Recorder):
+        def on_page(self, page: JoinedPage, now_s_: float) -> None:
+            now_s[0] += READ_S
+            super().on_page(page, now_s_)
+
+    slow = Slow()
+    reader = RecordsReader("chat", log, elapsed_s=lambda: now_s[0])
+    reader.subscribe("slow", slow)
+    read = []
+    for tick in range(3):
+        assert reader.poll(START_S + tick)
+        read.append(len(slow.received))
+
+    assert read == [PAGE_EVENTS, 2 * PAGE_EVENTS, 3 * PAGE_EVENTS - 1]

@@ -160,7 +160,7 @@ def test_of_two_databases_on_one_cluster_one_is_acted_from(tmp_path: Path, endin
     ending.callback(second.stop)
     spec = first.store.service("chat").spec
     first.store.set_keys(
-        "chat", spec, ADMIN, keys=("clients",), at_s=time.time()
+        "chat", lambda _: spec, ADMIN, keys=("clients",), at_s=time.time()
     )  # the copy does not know of it
     mark = marked(first)
     for _ in range(3):  # a standby that was promoted: some leases further

@@ -23,6 +23,7 @@ from controller.rollout.state import Departure, DepartureStep, HoldKind
 from controller.store import schema as t
 from controller.store.ab import AbStore
 from controller.store.database import POSTGRESQL_CONNECTION, Database, translated
+from controller.store.file_systems import file_system
 from controller.store.rows import AbOutcome, AbRow, ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from serving.loopback import free_ports
@@ -65,7 +66,7 @@ WRITES: dict[str, Callable[[SqlStore, AbStore], object]] = {
 }
 # On a database with a service alone.
 REMOVALS: dict[str, Callable[[SqlStore, AbStore], object]] = {
-    "set_keys": lambda store, ab: store.set_keys("chat", "{}", ADA, keys=("clients",), at_s=1.0),
+    "set_keys": lambda store, ab: store.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=1.0),
     "mark_removing": lambda store, ab: store.mark_removing("chat", ADA, at_s=1.0),
     "remove_service": lambda store, ab: store.remove_service("chat", at_s=1.0),
 }
@@ -515,3 +516,10 @@ def test_a_crash_between_any_two_statements_leaves_all_or_nothing(store: SqlStor
         raise AssertionError("more than 40 statements")
 
     assert contents(store.database) != before
+
+
+def test_a_mount_of_the_host_whose_path_is_no_text_keeps_nobody_from_the_database(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_bytes(b"/dev/sdb1 /media/ann/B\xfccher ext4 rw 0 0\n/dev/sda1 / xfs rw 0 0\n")
+
+    assert file_system(tmp_path, mounts) == "xfs"

@@ -57,7 +57,7 @@ def test_a_database_leads_to_every_mark_that_it_gave(bare_url: str) -> None:
         for holder in ("a", "b", "a"):
             lease(store, holder)
             marks.append(mark(store))
-            store.set_keys("chat", "{}", ADA, keys=("clients",), at_s=1.0)
+            store.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=1.0)
             marks.append(mark(store))
 
         assert len(set(marks)) == len(marks)
@@ -75,13 +75,13 @@ def test_a_copy_knows_nothing_that_was_logged_after_it(path: Path) -> None:
         lease(store, "a")
         with closing(copy_of(path, "copy.db")) as copy:
             assert knows(copy, mark(store))
-            store.set_keys("chat", "{}", ADA, keys=("clients",), at_s=1.0)
+            store.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=1.0)
             assert not knows(copy, mark(store))
 
             # Nor once it has gone on by itself.
             lease(copy, "b")
             for _ in range(5):
-                copy.set_keys("chat", "{}", ADA, keys=("clients",), at_s=2.0)
+                copy.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=2.0)
             assert not knows(copy, mark(store))
             assert not knows(store, mark(copy))
 
@@ -91,9 +91,9 @@ def test_other_events_of_the_same_numbers_under_the_same_lease_are_told_apart(pa
         put_chat(store)
         lease(store, "a")
         with closing(copy_of(path, "copy.db")) as copy:
-            store.set_keys("chat", "{}", ADA, keys=("clients",), at_s=1.0)
+            store.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=1.0)
             for _ in range(2):
-                copy.set_keys("chat", "{}", ADA, keys=("clients",), at_s=2.0)
+                copy.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=2.0)
 
             assert not knows(copy, mark(store))
             assert not knows(store, mark(copy))
@@ -120,7 +120,7 @@ def test_a_copy_that_a_person_accepts_goes_on_and_the_other_stops(path: Path) ->
             assert knows(copy, mark(store))
             assert lease(copy, "d") > store.lease().token
             assert not knows(store, mark(copy))
-            store.set_keys("chat", "{}", ADA, keys=("clients",), at_s=1.0)
+            store.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=1.0)
             assert not knows(copy, mark(store))  # the consent was to what was there
 
 
@@ -149,7 +149,7 @@ def test_a_removal_moves_the_marks_of_the_services_that_stay(bare_url: str) -> N
         marks.append(mark(store))
         store.remove_service("docs", at_s=2.0)
         marks.append(mark(store))
-        store.set_keys("chat", "{}", ADA, keys=("clients",), at_s=3.0)
+        store.set_keys("chat", lambda _: "{}", ADA, keys=("clients",), at_s=3.0)
         marks.append(mark(store))
 
         assert len(set(marks)) == len(marks)
