@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
@@ -29,6 +29,8 @@ from serving.router.records.counters import ARM_NAMES, COPY_OUTCOMES, Histogram
 from serving.supervised import LoopState
 
 if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
     from serving.router.front.front_wire import WireFront
     from serving.router.router import RouterCore
 
@@ -225,6 +227,26 @@ def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: 
     family.add_metric(labels, buckets, sum_value)
 
 
+def _with_head(app: WSGIApplication) -> WSGIApplication:
+    """This application, which knows no HEAD: that is answered as a GET without its body (RFC 9110, 9.3.2)."""
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        is_head = environ["REQUEST_METHOD"] == "HEAD"
+        found = list[tuple[str, list[tuple[str, str]]]]()
+
+        def found_head(status: str, headers: list[tuple[str, str]], *_: object) -> Callable[[bytes], object]:
+            found.append((status, headers))
+            return lambda data: None  # nobody writes so
+
+        body = b"".join(app({**environ, "REQUEST_METHOD": "GET"} if is_head else environ, found_head))
+        status, headers = found[-1]
+        headers = [(name, value + ",HEAD" if name == "Allow" else value) for name, value in headers]
+        start(status, [*headers, ("Content-Length", str(len(body)))])
+        return [] if is_head else [body]
+
+    return answer
+
+
 def serve_metrics(
     front: WireFront, address: MetricsAddress, *, table_refused_s: Callable[[], float] = lambda: 0.0
 ) -> tuple[WSGIServer, int]:
@@ -248,7 +270,11 @@ def serve_metrics(
     last = min(address.port + address.ports - 1, 65535) if address.port else 0
     for port in range(address.port, last):
         with contextlib.suppress(OSError):
-            server, _ = start_http_server(port, address.host, registry=registry)
-            return server, server.server_port
-    server, _ = start_http_server(last, address.host, registry=registry)
+            return _served(address.host, port, registry)
+    return _served(address.host, last, registry)
+
+
+def _served(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIServer, int]:
+    server, _ = start_http_server(port, host, registry=registry)
+    server.set_app(_with_head(cast("WSGIApplication", server.get_app())))  # nobody knows the port yet
     return server, server.server_port
