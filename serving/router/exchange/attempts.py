@@ -72,9 +72,7 @@ class Attempts:
         self._unanswered = ""  # URL of a canary that gave no answer, which health is not told yet
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
         self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
-        self.may_be_made = (
-            False  # what is asked for, by an attempt that failed after it was sent
-        )
+        self.may_be_made = False  # what is asked for, by an attempt that failed after it was sent
         self.is_tried = False  # the first attempt is a trial that is under way, beside those at stable
         self.was_redone = False  # stable answered anew where only the usage was missing
         self.is_stopped = False  # by the router, whose own end is no failure of an arm
