@@ -190,6 +190,8 @@ def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
     weight = _gauge("canary_weight_ratio", "Share of the canary in the route table, 0 to 1")
     largest = _gauge("canary_largest_weight_ratio", "Largest weight of any client, audiences included")
     may_ask = _gauge("canary_in_table", "1: some request may reach the canary, drawn or forced; 0: none")
+    aside = _gauge("canary_set_aside", "1: the canary gives no answer and is set aside; 0: it is asked")
+    silent = _gauge("canary_silent_requests", "Requests in a row of which a canary has said nothing for long")
     waiting = _gauge("records_waiting", "Records that the records log has not accepted yet")
     dropped = CounterMetricFamily(
         PREFIX + "records_dropped", "Records dropped, because the log was unreachable", labels=["service"]
@@ -205,9 +207,11 @@ def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
         weight.add_metric(service, table.weight_bp / FULL_BP if table is not None and has_canary else 0.0)
         largest.add_metric(service, table.largest_bp / FULL_BP if table is not None and has_canary else 0.0)
         may_ask.add_metric(service, float(has_canary))
+        aside.add_metric(service, float(core.is_canary_aside))
+        silent.add_metric(service, core.health.silent_requests if core.health is not None else 0)
         waiting.add_metric(service, core.outbox.waiting)
         dropped.add_metric(service, core.outbox.dropped_in_all)
-    yield from (in_flight, age, lease, weight, largest, may_ask, waiting, dropped)
+    yield from (in_flight, age, lease, weight, largest, may_ask, aside, silent, waiting, dropped)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -259,6 +259,13 @@ class Attempts:
         """The current attempt has sent nothing for too long, whatever becomes of it."""
         self._note_failure("stalled")
 
+    def silent(self) -> None:
+        """The last attempt has been waited for in vain for long, unless it has begun."""
+        health, last = self._context.health, self.tried[-1] if self.tried else None
+        is_silent = last is not None and last.arm == CANARY and last.cause is None and not last.has_begun
+        if health is not None and last is not None and is_silent and not self._assignment.is_lookup:
+            health.silent(last.url)
+
     def can_continue(self) -> bool:
         """True when another replica could continue what the current one began."""
         if len(self.tried) >= MAX_ATTEMPTS:
@@ -343,7 +350,7 @@ class Attempts:
         if health is not None and self._unanswered and self.arm == STABLE:
             health.unanswered(self._unanswered)
             self._unanswered = ""
-        if health is not None and health.failing:
+        if health is not None and (health.failing or health.silences):
             health.answered(last.arm, last.url)
 
     def _tell_unanswered(self) -> None:

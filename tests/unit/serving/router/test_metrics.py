@@ -70,7 +70,7 @@ async def test_every_documented_metric_exists_with_its_type_and_labels_and_no_ot
         if family.name.startswith("canaryctl_")
     }
     assert found == documented()
-    assert len(found) == 25
+    assert len(found) == 27
 
 
 async def test_answers_of_a_router_are_counted_by_arm_and_outcome() -> None:
