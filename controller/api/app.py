@@ -197,6 +197,7 @@ def _add_reads(
     viewer = [Depends(may_view)]
     histories, healths = history_calls(), health_calls()
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def health() -> Health:
         """Liveness; needs no token."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, start_http_server
@@ -29,6 +29,8 @@ from serving.router.records.counters import ARM_NAMES, COPY_OUTCOMES, Histogram
 from serving.supervised import LoopState
 
 if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
     from serving.router.front.front_wire import WireFront
     from serving.router.router import RouterCore
 
@@ -188,6 +190,8 @@ def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
     weight = _gauge("canary_weight_ratio", "Share of the canary in the route table, 0 to 1")
     largest = _gauge("canary_largest_weight_ratio", "Largest weight of any client, audiences included")
     may_ask = _gauge("canary_in_table", "1: some request may reach the canary, drawn or forced; 0: none")
+    aside = _gauge("canary_set_aside", "1: the canary gives no answer and is set aside; 0: it is asked")
+    silent = _gauge("canary_silent_requests", "Requests in a row of which a canary has said nothing for long")
     waiting = _gauge("records_waiting", "Records that the records log has not accepted yet")
     dropped = CounterMetricFamily(
         PREFIX + "records_dropped", "Records dropped, because the log was unreachable", labels=["service"]
@@ -203,9 +207,11 @@ def _state_metrics(cores: Sequence[RouterCore]) -> Iterator[Metric]:
         weight.add_metric(service, table.weight_bp / FULL_BP if table is not None and has_canary else 0.0)
         largest.add_metric(service, table.largest_bp / FULL_BP if table is not None and has_canary else 0.0)
         may_ask.add_metric(service, float(has_canary))
+        aside.add_metric(service, float(core.is_canary_aside))
+        silent.add_metric(service, core.health.silent_requests if core.health is not None else 0)
         waiting.add_metric(service, core.outbox.waiting)
         dropped.add_metric(service, core.outbox.dropped_in_all)
-    yield from (in_flight, age, lease, weight, largest, may_ask, waiting, dropped)
+    yield from (in_flight, age, lease, weight, largest, may_ask, aside, silent, waiting, dropped)
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:
@@ -223,6 +229,26 @@ def _add_histogram(family: HistogramMetricFamily, labels: list[str], histogram: 
         so_far += count
         buckets.append(("+Inf" if bound == math.inf else repr(bound), float(so_far)))
     family.add_metric(labels, buckets, sum_value)
+
+
+def _with_head(app: WSGIApplication) -> WSGIApplication:
+    """This application, which knows no HEAD: that is answered as a GET without its body (RFC 9110, 9.3.2)."""
+
+    def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        is_head = environ["REQUEST_METHOD"] == "HEAD"
+        found = list[tuple[str, list[tuple[str, str]]]]()
+
+        def found_head(status: str, headers: list[tuple[str, str]], *_: object) -> Callable[[bytes], object]:
+            found.append((status, headers))
+            return lambda data: None  # nobody writes so
+
+        body = b"".join(app({**environ, "REQUEST_METHOD": "GET"} if is_head else environ, found_head))
+        status, headers = found[-1]
+        headers = [(name, value + ",HEAD" if name == "Allow" else value) for name, value in headers]
+        start(status, [*headers, ("Content-Length", str(len(body)))])
+        return [] if is_head else [body]
+
+    return answer
 
 
 def serve_metrics(
@@ -248,7 +274,11 @@ def serve_metrics(
     last = min(address.port + address.ports - 1, 65535) if address.port else 0
     for port in range(address.port, last):
         with contextlib.suppress(OSError):
-            server, _ = start_http_server(port, address.host, registry=registry)
-            return server, server.server_port
-    server, _ = start_http_server(last, address.host, registry=registry)
+            return _served(address.host, port, registry)
+    return _served(address.host, last, registry)
+
+
+def _served(host: str, port: int, registry: CollectorRegistry) -> tuple[WSGIServer, int]:
+    server, _ = start_http_server(port, host, registry=registry)
+    server.set_app(_with_head(cast("WSGIApplication", server.get_app())))  # nobody knows the port yet
     return server, server.server_port

@@ -213,6 +213,11 @@ class RouterCore:
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
 
+    @property
+    def is_canary_aside(self) -> bool:
+        """Whether each of the canary's replicas is set aside."""
+        return self._aside() is not None
+
     def _aside(self) -> str | None:
         """The canary's address while each of its replicas is set aside; None: one may be asked."""
         health, canary = self.health, self.table.canary if self.table is not None else None

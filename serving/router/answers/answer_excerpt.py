@@ -60,6 +60,12 @@ class AnswerExcerpt:
         if self._size >= FOLDED:
             self._fold()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the answer that are kept."""
+        calls = (self._calls or {}).values()
+        return self._size + sum(map(len, self._texts)) + sum(len(one) for _, all in calls for one in all)
+
     def text(self) -> tuple[str, int]:
         """The text and its number of characters. Beyond the limit it is cut, they are about so many."""
         self._fold()

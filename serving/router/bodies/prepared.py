@@ -21,6 +21,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
+from serving.router.bodies.deflate import window_bits
 from serving.router.bodies.model_name import NotRenamed, bodies_with_models, is_form, model_of_form
 from serving.router.headers import RawHeaders, coding_of, content_type, value_of
 from serving.router.types import Body, Refusal
@@ -29,6 +30,7 @@ PLAIN_LIMIT = 64 << 20  # bytes of a body without its compression
 VALUES_LIMIT = 1 << 20  # commas, brackets and braces of a JSON body, outside its texts
 _TEXTS_LIMIT = 4 << 20  # quotation marks in a body whose texts are looked for
 _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 _MEMBERS_LIMIT = 8  # of gzip in one body; each costs a copy of the rest
 # Of a body that cannot be read: it may name what somebody keeps, or be a thing that is done but once.
 UNREAD = BodyFacts(has_state=True, names_kept=True, is_signed=True, is_unread=True)
@@ -93,12 +95,13 @@ def prepare(
 def _plain(body: bytes, encoding: str) -> bytes | None:
     """The body without its compression, for reading alone; an engine gets it as it came. None: how it is
     compressed is not known, or it is damaged."""
-    bits = {"gzip": zlib.MAX_WBITS | 16, "x-gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
     if not encoding:
         return body
+    if encoding not in _CODINGS or not body:
+        return None
     plain, rest = b"", body
-    for _ in range(_MEMBERS_LIMIT if encoding in bits else 0):
-        member = zlib.decompressobj(bits[encoding])
+    for _ in range(_MEMBERS_LIMIT):
+        member = zlib.decompressobj(window_bits(rest) if encoding == "deflate" else zlib.MAX_WBITS | 16)
         try:
             plain += member.decompress(rest, PLAIN_LIMIT + 1 - len(plain))
         except zlib.error:

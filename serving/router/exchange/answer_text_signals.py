@@ -2,7 +2,8 @@
 
 Rules:
 1. A record waits for its signals; its request counts as open until then, so that the log's watermark holds.
-2. What waits is bounded. Beyond TEXTS_LIMIT answers a record goes without signals, on either arm.
+2. What waits is bounded. Beyond TEXTS_LIMIT answers, or TEXTS_BYTES of them and their requests, a record goes
+   without signals, on either arm.
 3. A text that cannot be read is logged without its text, and its record goes without signals.
 4. Every answer that a rollout compares is read. Of all others READ_PER_S are: to read a text costs up to
    several times what its request does.
@@ -25,6 +26,7 @@ from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_facts import REFUSAL_REASONS
 
 TEXTS_LIMIT = 1024
+TEXTS_BYTES = 64 << 20  # 160 of the largest
 READ_PER_S = 20  # of the answers that no rollout compares; what stable's are like is learned from these
 
 log = logging.getLogger("canaryctl.router")
@@ -38,6 +40,11 @@ class AnswerText:
     excerpt: AnswerExcerpt
     finish_reason: str | None
     via: bytes = b""  # through which routers the request came, this one included
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps."""
+        return len(self.body or b"") + self.excerpt.size
 
     def signals(self) -> Signals:
         """Its signals: some 0.1 ms for a short answer, 1 ms for one of 4000 tokens."""
@@ -68,7 +75,8 @@ class UnreadTexts:
 
     def __init__(self) -> None:
         self.later: Callable[[Callable[[], object]], object] = lambda work: work()
-        self._waiting: dict[str, Callable[[], None]] = {}  # by request id
+        self._waiting: dict[str, tuple[int, Callable[[], None]]] = {}  # by request id, with their bytes
+        self.bytes = 0  # of what waits
         self._spare, self._spare_at_s = float(READ_PER_S), 0.0  # answers that may be read, and since when
 
     def wants(self, *, is_compared: bool, now_s: float) -> bool:
@@ -84,10 +92,12 @@ class UnreadTexts:
 
     def add(self, text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) -> None:
         """Read the signals of this record's answer in a later turn, then call on_read, once."""
-        if len(self._waiting) >= TEXTS_LIMIT:
+        size = text.size
+        if len(self._waiting) >= TEXTS_LIMIT or self.bytes + size > TEXTS_BYTES:
             on_read()
             return
-        self._waiting[record.request_id] = partial(_read, text, record, on_read)
+        self.bytes += size
+        self._waiting[record.request_id] = size, partial(_read, text, record, on_read)
         self.later(partial(self._take, record.request_id))
 
     def read_all(self) -> None:
@@ -96,7 +106,8 @@ class UnreadTexts:
             self._take(request_id)
 
     def _take(self, request_id: str) -> None:
-        work = self._waiting.pop(request_id, None)
+        size, work = self._waiting.pop(request_id, (0, None))
+        self.bytes -= size
         if work is not None:
             work()
 

@@ -19,54 +19,44 @@ Rules:
    survives restarts, works at every router, and finds the right one of an arm's replicas. vLLM and others
    answer 404 before they do anything; only endpoints that are no vLLM say 400.
 7. What makes something that lasts (`creates`) goes to a next one only where the last surely made nothing.
+   What may be sent but once (`is_once`) is repeated on no arm by the same rule, nor looked up further; but
+   stable does it anew where a canary failed at it: no user's request fails because of a canary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from msgspec import Struct
-
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.exchange.context import RouterContext, current_stable
 from serving.router.exchange.preferred import preferred
+from serving.router.exchange.tried import NOT_IMPLEMENTED, Tried, may_be_made, may_be_made_by
 from serving.router.exchange.usable import failure_of
 from serving.router.types import Assignment, Failure
-from serving.router.upstreams.health import NO_ANSWER, TOLD_4XX
+from serving.router.upstreams.health import TOLD_4XX
 
 MAX_ATTEMPTS = 4  # of one request, both arms together
 MAX_LOOKUPS = 64  # replicas that are asked for one id
 
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
-NOT_IMPLEMENTED = 501  # of a route that an engine does not have: it answers the others
 REPEATED_STATUSES = frozenset({429, 502, 503, 504})
-_NOTHING_MADE = frozenset({"refused", "withheld", "key refused", "error in the answer", None})
-_NOTHING_MADE_STATUSES = frozenset({429, NOT_IMPLEMENTED, 503})  # of failures; so does a 4xx say
-
-
-class Tried(Struct, gc=False):
-    """One attempt so far."""
-
-    arm: int
-    url: str
-    cause: str | None = None  # why it failed; None: it has not
-    tokens: int = 0  # that the client has of it
-    has_begun: bool = False  # to answer: a head alone is no answer
-
-    @property
-    def is_unanswered(self) -> bool:
-        """True when it failed before any answer."""
-        return self.cause in NO_ANSWER or (self.cause == "cut" and not self.has_begun)
 
 
 class Attempts:
     """The attempts of one request so far. A replica counts the request as in flight until `release`."""
 
     def __init__(
-        self, context: RouterContext, table: RouteTable, assignment: Assignment, *, creates: bool = False
+        self,
+        context: RouterContext,
+        table: RouteTable,
+        assignment: Assignment,
+        *,
+        creates: bool = False,
+        is_once: bool = False,
     ) -> None:
-        """creates: the request makes something that lasts, so it is repeated only if it was never sent."""
+        """By rule 7."""
         self.creates = creates
+        self._is_once = creates or is_once
         self._context = context
         self._table = table
         self._assignment = assignment
@@ -82,7 +72,7 @@ class Attempts:
         self._unanswered = ""  # URL of a canary that gave no answer, which health is not told yet
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
         self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
-        self.may_be_made = False  # what the request creates, by an attempt that failed after it was sent
+        self.may_be_made = False  # what is asked for, by an attempt that failed after it was sent
         self.is_tried = False  # the first attempt is a trial that is under way, beside those at stable
         self.was_redone = False  # stable answered anew where only the usage was missing
         self.is_stopped = False  # by the router, whose own end is no failure of an arm
@@ -178,10 +168,11 @@ class Attempts:
     def failed(self, why: Failure | None) -> None:
         """The current attempt, which is over, got no answer; None: a whole one without usage, no failure."""
         self.tried[-1].cause = why or "cut"
-        may_be_made = self.creates and why not in _NOTHING_MADE
+        is_made = self._is_once and may_be_made(why)
+        self.may_be_made = self.may_be_made or is_made
         if self._assignment.is_lookup:
             self._has_lookup_failed = True
-            self._is_exhausted = self.may_be_made = may_be_made
+            self._is_exhausted = is_made
             if why == "refused":
                 self._tell(why)
             return
@@ -194,12 +185,13 @@ class Attempts:
             return
         self._note_failure(why)
         self._tell(why)
-        if may_be_made:
-            self._is_exhausted = self.may_be_made = True  # no other may make a second
-            return
         is_stable = self.arm == STABLE
+        if is_made and (is_stable or self.creates or self._assignment.is_lookup):
+            self._is_exhausted = True  # no other may make a second
+            return
         is_repeated = why in _REPEATED or (why == "timeout" and is_stable)
-        can_repeat = self._may_repeat and is_repeated and not (self.creates or self.was_sent_again)
+        is_other = is_made or self.creates or self.was_sent_again
+        can_repeat = self._may_repeat and is_repeated and not is_other
         if why == "refused" and is_stable:
             can_repeat = True  # nothing was sent
         else:
@@ -267,6 +259,13 @@ class Attempts:
         """The current attempt has sent nothing for too long, whatever becomes of it."""
         self._note_failure("stalled")
 
+    def silent(self) -> None:
+        """The last attempt has been waited for in vain for long, unless it has begun."""
+        health, last = self._context.health, self.tried[-1] if self.tried else None
+        is_silent = last is not None and last.arm == CANARY and last.cause is None and not last.has_begun
+        if health is not None and last is not None and is_silent and not self._assignment.is_lookup:
+            health.silent(last.url)
+
     def can_continue(self) -> bool:
         """True when another replica could continue what the current one began."""
         if len(self.tried) >= MAX_ATTEMPTS:
@@ -296,12 +295,13 @@ class Attempts:
             is_replaced = status >= 400 and self.arm == CANARY
         else:
             self._note_failure(cause)
-            may_be_made = self.creates and status >= 500 and status not in _NOTHING_MADE_STATUSES
-            can_repeat = self._may_repeat and status in REPEATED_STATUSES and not may_be_made
+            is_made = self._is_once and status >= 500 and may_be_made_by(status)
+            self.may_be_made = self.may_be_made or is_made
+            can_repeat = self._may_repeat and status in REPEATED_STATUSES and not is_made
             self._may_repeat = False
             if can_repeat and self.count < MAX_ATTEMPTS and self._untried(self.current_arm):
                 return False
-            is_replaced = self.arm == CANARY and not may_be_made
+            is_replaced = self.arm == CANARY and not (is_made and self.creates)
         if is_replaced:
             self._fall_back()
         return not is_replaced
@@ -317,8 +317,8 @@ class Attempts:
         """Whether this is the answer to a lookup. The last replica's "not found" is, if all answered."""
         arm = self.current_arm
         is_unknown = status == 404 or (status == 400 and arm is not None and arm.external)
-        may_be_made = self.creates and has_failed and status not in _NOTHING_MADE_STATUSES
-        if may_be_made or not (is_unknown or has_failed):
+        is_made = self._is_once and has_failed and may_be_made_by(status)
+        if is_made or not (is_unknown or has_failed):
             return True
         self._has_lookup_failed = self._has_lookup_failed or has_failed
         return not self._has_lookup_failed and not self._has_more()
@@ -350,7 +350,7 @@ class Attempts:
         if health is not None and self._unanswered and self.arm == STABLE:
             health.unanswered(self._unanswered)
             self._unanswered = ""
-        if health is not None and health.failing:
+        if health is not None and (health.failing or health.silences):
             health.answered(last.arm, last.url)
 
     def _tell_unanswered(self) -> None:

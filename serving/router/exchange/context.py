@@ -40,8 +40,8 @@ class Start(Struct, frozen=True, gc=False):
     choices: int | None = 1  # answers that the request asks for; None: not known
     is_continuable: bool = False  # a stream that another engine could continue
     is_background: bool = False  # the answer only names a response that is made later
-    # A second one would make, do or store something twice: it is sent again only where the first has failed,
-    # or was ended with its canary's rollout.
+    # A second one would make, do or store something twice: it is sent again only where no engine has read it,
+    # or to stable, where its canary has failed or was ended with its rollout.
     is_once: bool = False
     asks_whole: bool = False  # its body is known to ask for an answer that is no stream
     is_judged: bool = False  # its unit is among those of which a judge is asked

@@ -61,7 +61,8 @@ class Exchange:
         self.has_begun = False  # the current attempt, or step of a continuation, has answered with content
         self._context, self.held = context, context.held
         self.start = start
-        self._attempts = Attempts(context, start.table, start.assignment, creates=start.creates)
+        drawn = start.table, start.assignment
+        self._attempts = Attempts(context, *drawn, creates=start.creates, is_once=start.is_once)
         self._sender = Sender(context, start, self._attempts)
         self._status: int | None = None
         self.seen = Seen()

@@ -9,6 +9,7 @@ from serving.router.exchange.attempts import Attempts
 from serving.router.exchange.context import RouterContext, Start
 from serving.router.exchange.record import Seen, end_at_deadline, record_of
 from serving.router.exchange.trial import PendingRecord, Trial
+from serving.router.upstreams.health import SILENT_S
 
 
 class Recording:
@@ -33,6 +34,8 @@ class Recording:
         if self.is_done:
             return
         self.is_done, end = True, (outcome, cause, status)
+        if outcome == "open" or (outcome == "cancelled" and now_s - self._start.now_s >= SILENT_S):
+            self._attempts.silent()
         if now_s >= (deadline_s := self.deadline_s):  # however late the router checks it
             now_s, end = deadline_s, end_at_deadline(self._seen, status, deadline_s)
         parts = self._start, self._context, self._attempts, self._seen, end

@@ -151,8 +151,8 @@ class Sender:
             )
             return self.refusal(502, "endpoint_key_refused", message)
         if self._attempts.may_be_made:
-            message = f"service {service}: no answer came, but what was asked for may have been made"
-            message += "; look for it before you send this again"
+            message = f"service {service}: no answer came, but what was asked for may have been made or done"
+            message += "; look before you send this again"
             headers = ((b"x-should-retry", b"false"), *self.own_headers())  # which clients' libraries obey
             return Refusal(502, "may_be_made", message, headers)
         version = stable.version if stable else "none"

@@ -13,6 +13,8 @@ Rules:
 4. An offer of another protocol (h2c, as clients in Java make with every request) is ignored, and the request
    read as if it had not been made (RFC 9110, 7.8). llhttp ends such a request with its head, so the head is
    parsed anew without the offer. The one offer that is kept is a WebSocket's, a GET without a body.
+5. Equal lengths are one, and the head is parsed anew with it (`heads.py`). Where the beginning of the head
+   came in one read with the end of a body it may not be known where that is: it is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import httptools
 from msgspec import Struct
 
 from serving.router.headers import HEADERS_LIMIT, is_websocket
+from serving.router.heads import HEAD_END, after_heads, is_of_lengths, with_one_length
 from serving.router.types import Body, Pieces, Refusal
 
 HEAD_LIMIT = 64 << 10  # bytes of a request's head
@@ -36,7 +39,6 @@ CHUNKED_AT_ONCE = 4 << 10  # bytes of a body in chunks
 _OF_OFFER = frozenset({b"upgrade", b"http2-settings"})
 # Headers with a meaning here.
 _READ = frozenset({b"content-length", b"content-encoding", b"expect", b"transfer-encoding"})
-_HEAD_END = b"\r\n\r\n"  # of every head; llhttp takes no other
 CODED = Refusal(
     501, "transfer_coding", "transfer-encoding can only be `chunked`; use content-encoding to compress a body"
 )
@@ -74,9 +76,12 @@ class RequestParser:
         self._between = 0  # bytes since the last ones of the body: of a chunk's size, an extension, trailers
         self._is_encoded = False
         self._body: Body = b""
-        self._is_begun = self._is_in_body = self._has_ended = False
+        self._is_begun = self._is_in_body = False
+        self._ended = 0  # requests in the bytes that were parsed last
         self._has_offer = False  # of another protocol, which the last request makes; it is parsed again
         self._unread = b""  # what waits until requests are taken out
+        self._head = b""  # the beginning of a head as it came; empty: none has begun, or it is not known
+        self._is_for_length = False  # its end is waited for: it has two lengths, perhaps equal ones
 
     @property
     def is_idle(self) -> bool:
@@ -138,8 +143,8 @@ class RequestParser:
             self._unread += data
         elif is_in_body and self._body_left >= len(data):
             self._parse(data)
-        elif len(data) <= CHUNKED_AT_ONCE and data.count(_HEAD_END) <= self._room:
-            self._parse(data)  # it holds no more requests than may wait
+        elif not is_in_body and len(data) <= CHUNKED_AT_ONCE and data.count(HEAD_END) <= min(1, self._room):
+            self._parse(data)  # it holds one request at most
         else:
             self._unread = data
             self.go_on()
@@ -153,9 +158,9 @@ class RequestParser:
             if room <= 0:
                 break
             if is_chunked:
-                end = min(_after_heads(data, at, room), at + CHUNKED_AT_ONCE)
+                end = min(after_heads(data, at, room), at + CHUNKED_AT_ONCE)
             elif self._body_left < end - at:
-                end = _after_heads(data, at, 1)
+                end = at + self._body_left if self._is_in_body else after_heads(data, at, 1)
             self._parse(data[at:end])
             at = end
             if is_chunked and self._is_chunked:
@@ -164,7 +169,12 @@ class RequestParser:
             self._unread = data[at:]
 
     def _parse(self, data: bytes) -> None:
-        was_in_body, known, self._has_ended = self._is_in_body, self._body_bytes, False
+        was_in_body, known, self._ended = self._is_in_body, self._body_bytes, 0
+        head = self._head + data if self._head or not self._is_begun else b""
+        self._head = b""
+        if self._is_for_length:
+            self._parse_with_one_length(head)
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
@@ -172,12 +182,14 @@ class RequestParser:
                 self._parse_without_offer(data[exc.args[0] :])
                 return
         except httptools.HttpParserError as exc:
-            if self.refusal is None:
-                reason = str(exc).partition("\n")[0][:100] or "malformed"
-                text = f"the request is not valid HTTP/1.1 ({reason}); correct the client"
-                self.refusal = Refusal(400, "bad_request", text)
+            head = self._begun_after(head) if self._ended else head
+            if is_of_lengths(exc) and head:
+                self._parse_with_one_length(head)
+            elif self.refusal is None:
+                self._refuse_malformed(str(exc).partition("\n")[0][:100] or "malformed")
             return
-        if self._has_ended:
+        if self._ended:
+            self._head = self._begun_after(head) if self._is_begun else b""
             return  # where in these bytes the next request begins is not known; they are one read at most
         if self._is_in_body:
             framed = len(data) if was_in_body else 0
@@ -188,9 +200,36 @@ class RequestParser:
             elif self._between > HEAD_LIMIT:
                 self._refuse_framing()
         elif self._is_begun:
+            self._head = head
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT:
                 self._refuse_head()
+
+    def _begun_after(self, data: bytes) -> bytes:
+        """The beginning of the head that follows a whole request, from whose own head on this came; empty: it
+        is not known where that is."""
+        data, one = data.lstrip(b"\r\n"), self.requests[-1] if self._ended == 1 and self.requests else None
+        if not data or one is None or any(name == b"transfer-encoding" for name, _ in one.headers):
+            return b""
+        return data[data.find(HEAD_END) + len(HEAD_END) + len(one.body) :]
+
+    def _parse_with_one_length(self, data: bytes) -> None:
+        """Parse a head with several lengths again, and what follows it, when it has come whole. By rule 5."""
+        data = data.lstrip(b"\r\n")
+        end = data.find(HEAD_END) + len(HEAD_END)
+        if end < len(HEAD_END):
+            self._head, self._is_for_length = data, True
+            if len(data) > HEAD_LIMIT:
+                self._refuse_head()
+            return
+        self._is_for_length = False
+        if (head := with_one_length(data[:end])) is None:
+            self._refuse_malformed("no single Content-Length")
+            return
+        self._parser = httptools.HttpRequestParser(self)
+        self._parse(head)
+        if end < len(data) and self.refusal is None:
+            self._parse(data[end:])
 
     def _parse_without_offer(self, rest: bytes) -> None:
         """Parse the last head again as if no other protocol were offered, then what follows it. By rule 4."""
@@ -240,6 +279,10 @@ class RequestParser:
         self.refusal = self.refusal or refusal
         self.has_new_head = False
         self._body, self._body_bytes, self._unread = b"", 0, b""
+
+    def _refuse_malformed(self, reason: str) -> None:
+        text = f"the request is not valid HTTP/1.1 ({reason}); correct the client"
+        self.refusal = Refusal(400, "bad_request", text)
 
     def _refuse_head(self) -> None:
         text = f"a request's head has at most {HEAD_LIMIT} bytes and {HEADERS_LIMIT} headers; send fewer"
@@ -311,7 +354,7 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         self._is_begun = self._is_in_body = self.has_new_head = False
-        self._has_ended = True
+        self._ended += 1
         is_upgrade, method = self._parser.should_upgrade(), self._parser.get_method()
         is_handshake = is_upgrade and method == b"GET" and is_websocket(self._headers)
         if is_upgrade and not is_handshake and method != b"CONNECT":
@@ -345,14 +388,3 @@ def _without_offer(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, byte
         if name not in _OF_OFFER:
             kept.append((name, value))
     return kept
-
-
-def _after_heads(data: bytes, start: int, count: int) -> int:
-    """Where the `count`-th end of a head after `start` is over; the end of the data when there are fewer."""
-    end = start
-    for _ in range(count):
-        found = data.find(_HEAD_END, end)
-        if found < 0:
-            return len(data)
-        end = found + len(_HEAD_END)
-    return end

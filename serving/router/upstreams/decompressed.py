@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Iterator
 from typing import Final
 
+from serving.router.bodies.deflate import window_bits
 from serving.router.headers import coding_of
 
 READ_LIMIT: Final = 8 << 20  # bytes that one read may become
 PIECE: Final = 16 << 10  # bytes that are read of an answer at once
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
-_GZIP = 0x1F  # its first byte
 _OF_CODING = frozenset({b"content-encoding", b"content-length"})
 
 
@@ -30,8 +30,8 @@ class Decompressor:
     def pieces(self, data: bytes) -> Iterator[bytes]:
         """What these bytes stand for, PIECE bytes at most at a time, after an empty one for each step that it
         takes. Raises ValueError, before any, when they stand for nothing, or for too much."""
-        if not self._has_begun and self._coding == "deflate" and _is_bare(data):
-            self._decoder = zlib.decompressobj(-zlib.MAX_WBITS)
+        if data and not self._has_begun and self._coding == "deflate":
+            self._decoder = zlib.decompressobj(window_bits(data))
         self._has_begun = self._has_begun or bool(data)
         left, parts = READ_LIMIT, list[bytes]()
         for at in range(0, len(data), PIECE):  # a member that ends copies what follows it
@@ -57,14 +57,6 @@ class Decompressor:
     def is_whole(self) -> bool:
         """True when what was compressed has come to its end, or nothing has come at all."""
         return self._decoder.eof or not self._has_begun
-
-
-def _is_bare(data: bytes) -> bool:
-    """Whether what is named deflate begins without a frame, as some servers write it.
-
-    Check: b'x' begins zlib's frame, whose first byte says 8 in its lower half, and b'K' none.
-    """
-    return bool(data) and data[0] & 0x0F != 8 and data[0] != _GZIP
 
 
 def cut(data: bytes) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import httptools
 
 from serving.clock import boot_s
 from serving.router.headers import HEADERS_LIMIT
+from serving.router.heads import answers_with_one_length, is_of_lengths
 from serving.router.turns import LARGE_READ, Reading, is_turn_over, turn_end_s
 from serving.router.upstreams.decompressed import PIECE
 
@@ -52,17 +53,13 @@ class EngineConnection(asyncio.Protocol):
         self.made_s = boot_s()
         self.idle_since_s = 0.0
         self.is_closed = False
-        self._parser = httptools.HttpResponseParser(self)
-        # Some servers pad a chunk's size with blanks, which nginx, httpd, HAProxy and Go read. What is
-        # passed on is framed anew, so nobody behind us can read another size.
-        # Others name a length beside the chunks, which count alone (RFC 9112, 6.3).
-        self._parser.set_dangerous_leniencies(
-            lenient_spaces_after_chunk_size=True, lenient_chunked_length=True
-        )
+        self._parser = self._new_parser()
         self._headers: Headers = []
         self._lines = 0  # of the answer's heads, interim ones too, and of its trailers
         self._status = 0
         self._head_bytes = self._answer_bytes = 0  # of the answer: with all that frames it
+        self._head = b""  # of the answer as it came, while it is not whole
+        self._is_for_length = False  # its end is waited for: it has two lengths, perhaps equal ones
         self._body: list[bytes] = []
         self._pieces: Iterator[bytes] | None = None  # of the body, which have come and are not passed on yet
         self._why = ""  # it is no HTTP; empty: it is
@@ -70,6 +67,14 @@ class EngineConnection(asyncio.Protocol):
         self._lost: tuple[Exception | None] | None = None  # the connection, after them
         self._keeps_alive = self._is_framed = self._is_framed_twice = False
         self._is_in_body = self._is_head_told = self._is_complete = self._ends_with_connection = False
+
+    def _new_parser(self) -> httptools.HttpResponseParser:
+        # Some servers pad a chunk's size with blanks, which nginx, httpd, HAProxy and Go read. What is
+        # passed on is framed anew, so nobody behind us can read another size.
+        # Others name a length beside the chunks, which count alone (RFC 9112, 6.3).
+        parser = httptools.HttpResponseParser(self)
+        parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True, lenient_chunked_length=True)
+        return parser
 
     # ---- asyncio
 
@@ -85,13 +90,7 @@ class EngineConnection(asyncio.Protocol):
         self._answer_bytes += len(data)
         if len(data) >= LARGE_READ:
             self._reading.came()
-        is_broken = False
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
-            is_broken, self._why = True, str(exc.__context__ or exc)
-        except httptools.HttpParserUpgrade:
-            is_broken, self._why = True, "a 101 that nobody asked for"
+        is_broken = not self._is_parsed(data)
         if not self._is_in_body:
             self._head_bytes += len(data)
             if is_broken or self._head_bytes > HEAD_LIMIT:
@@ -112,6 +111,32 @@ class EngineConnection(asyncio.Protocol):
                 self._wait_to_end()
             elif self._is_complete or self._is_broken or self._lost is not None:
                 self._finish(call)
+
+    def _is_parsed(self, data: bytes) -> bool:
+        """Parse these bytes; False: they are no HTTP, `_why`. What has several lengths waits for the end of
+        its head, and is parsed again with one where they are equal (`heads.py`)."""
+        if not self._is_in_body:
+            self._head += data
+        try:
+            if not self._is_for_length:
+                self._parser.feed_data(data)
+        except httptools.HttpParserError as exc:
+            self._why = str(exc.__context__ or exc)
+            self._is_for_length = is_of_lengths(exc) and not self._is_in_body
+            if not self._is_for_length:
+                return False
+        except httptools.HttpParserUpgrade:
+            self._why = "a 101 that nobody asked for"
+            return False
+        if self._is_in_body:
+            self._head = b""
+        if not self._is_for_length or (again := answers_with_one_length(self._head)) is None:
+            return True
+        if again == self._head:
+            return False
+        self._is_for_length, self._head, self._lines = False, b"", 0
+        self._why, self._parser = "", self._new_parser()
+        return self._is_parsed(again)
 
     def pace(self) -> None:
         """Read on, unless the call is paused or what has come is not passed on yet."""
@@ -252,6 +277,7 @@ class EngineConnection(asyncio.Protocol):
         )
         self.call = None
         self._is_in_body = self._is_complete = self._is_head_told = False
+        self._head = b""
         self._head_bytes = self._answer_bytes = self._lines = 0
         call.end(self, is_reusable=is_reusable)
 

@@ -12,6 +12,10 @@ Rules:
 4. The log has a line when an upstream begins to fail, when it is set aside, every TELL_S while it goes on,
    and when it answers again, QUIET_S after the last failure. It is the only one, also of connections: it has
    their reason from `reachability.py`, which then logs only why an answer is no HTTP.
+5. A canary that hangs fails nobody before its time-out, of 300 s for what is no stream, nor those who leave
+   before. So the log has a line, too, when FAILURES requests in a row were silent: without a word for
+   SILENT_S when their clients left, or when they were recorded as open. The canary may only be slow: nobody
+   is set aside for it.
 
 `now_s` is CLOCK_BOOTTIME, set a few times a second: no request pays for reading a clock.
 """
@@ -28,6 +32,7 @@ from serving.targets import Endpoint
 
 NOTHING: Mapping[str, Unreachable] = MappingProxyType({})
 FAILURES = 3
+SILENT_S = 30.0
 TELL_S = 60.0
 QUIET_S = 10.0
 FORGET_S = 300.0  # after the last failure of an upstream that nobody asks any more
@@ -60,6 +65,17 @@ class Failing:
     is_aside_told: bool = False
 
 
+@dataclass(slots=True)
+class Silence:
+    """Requests in a row of which a canary has said nothing, by rule 5."""
+
+    requests: int = 0
+    last_s: float = 0.0  # when the last one was
+    told_s: float | None = None  # when the log last had a line; None: never
+    since_s: float = 0.0  # of the first line
+    is_over: bool = False
+
+
 class UpstreamHealth:
     """The failing upstreams of one service."""
 
@@ -69,6 +85,7 @@ class UpstreamHealth:
         self.failures = failures
         self._service = service
         self.failing: dict[tuple[int, str], Failing] = {}  # by arm and URL
+        self.silences: dict[str, Silence] = {}  # by URL of a canary
 
     # ---- of attempts
 
@@ -93,8 +110,20 @@ class UpstreamHealth:
         one.in_a_row += 1
         one.is_aside = one.is_aside or 0 < self.failures <= one.in_a_row
 
+    def silent(self, url: str) -> None:
+        """One more request of this canary is silent, by rule 5."""
+        one = self.silences.setdefault(url, Silence())
+        one.requests, one.last_s, one.is_over = one.requests + 1, self.now_s, False
+
+    @property
+    def silent_requests(self) -> int:
+        """The most requests in a row of which a canary has said nothing."""
+        return max((one.requests for one in self.silences.values()), default=0)
+
     def answered(self, arm: int, url: str) -> None:
         """This upstream has begun an answer."""
+        if arm == CANARY and (silence := self.silences.get(url)) is not None:
+            silence.requests, silence.is_over = 0, True
         one = self.failing.get((arm, url))
         if one is not None:
             one.in_a_row, one.answered_s = 0, self.now_s
@@ -145,6 +174,24 @@ class UpstreamHealth:
                 one.told_s = now_s
                 reason = _reason(one, url, _arm(table, arm), unreachable)
                 yield True, f"upstream still fails: {name}: {reason}; in {now_s - one.since_s:.0f} s {counts}"
+        yield from self._silences(now_s)
+
+    def _silences(self, now_s: float) -> Iterator[tuple[bool, str]]:
+        for url, one in list(self.silences.items()):
+            name = f"{self._service} {_NAMES[CANARY]} {url}"
+            if one.is_over or now_s - one.last_s >= FORGET_S:
+                del self.silences[url]
+                if one.is_over and one.told_s is not None:
+                    yield False, f"upstream is silent no more: {name} after {now_s - one.since_s:.0f} s"
+            elif one.requests < FAILURES or (CANARY, url) in self.failing:  # whose lines say more
+                continue
+            elif one.told_s is None or (one.last_s >= one.told_s and now_s - one.told_s >= TELL_S):
+                one.since_s, one.told_s = one.since_s or now_s, now_s
+                yield (
+                    True,
+                    f"upstream is silent: {name}: {one.requests} requests in a row had no word of it for "
+                    f"{SILENT_S:g} s or more; who waits gets stable's answer when its time is over",
+                )
 
 
 def _reason(one: Failing, url: str, arm: Arm | None, unreachable: Mapping[str, Unreachable]) -> str:

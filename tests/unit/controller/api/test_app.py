@@ -54,6 +54,12 @@ async def test_health_needs_no_token_and_shows_only_liveness(api: httpx.AsyncCli
     )
 
 
+async def test_a_head_asks_for_health_as_a_get_does(api: httpx.AsyncClient) -> None:
+    answer = await api.head("/healthz", headers={"authorization": ""})
+
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("value", ["", "Bearer ", "Bearer wrong", "Basic abc", "wrong"])
 async def test_a_missing_or_invalid_token_is_refused(api: httpx.AsyncClient, value: str) -> None:
     answer = await api.get("/v1/services", headers={"authorization": value})

@@ -15,7 +15,7 @@ from controller.api.slow_calls import SlowCalls
 from controller.auth import Role
 from tests.fakes.controller import FakeController
 
-ROUTES = 16
+ROUTES = 17  # of one path two: HEAD and GET
 
 
 @pytest.fixture

@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 
 from serving.answer_signals import Signals
 from serving.judging import signals as judged
+from serving.judging.signals import REQUEST_LIMIT
 from serving.messages import RequestRecord
+from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.exchange import answer_text_signals
-from serving.router.exchange.answer_text_signals import READ_PER_S, TEXTS_LIMIT, UnreadTexts
+from serving.router.exchange.answer_text_signals import (
+    READ_PER_S,
+    TEXTS_BYTES,
+    TEXTS_LIMIT,
+    AnswerText,
+    UnreadTexts,
+)
 from serving.router.front.front_wire import WireFront
 from serving.router.router import RouterCore
 from tests.fakes.feed_maker import a_record
@@ -113,7 +122,7 @@ def test_a_text_that_cannot_be_read_is_logged_without_it(
 
 
 class _Text:
-    body = b""
+    size = 100
 
     def signals(self) -> Signals:
         return Signals(1, None, None, leaked=False, refused=False, other_language=False, invalid=False)
@@ -132,6 +141,29 @@ def test_what_waits_is_bounded_and_each_record_comes_once() -> None:
         work()
     assert sorted(one.request_id for one in made) == sorted(one.request_id for one in records)
     assert records[0].signals is not None
+
+
+def test_what_waits_is_bounded_by_its_bytes_too() -> None:
+    """A thousand of the largest requests were 256 MiB, with their answers more."""
+    unread, made, works = UnreadTexts(), list[RequestRecord](), list[Any]()
+    unread.later = works.append
+    excerpt = AnswerExcerpt(CHAT)
+    excerpt.add(b'{"choices": [{"message": {"content": "' + b"x" * 20_000 + b'"}}]}')
+    excerpt.add(b'{"choices": [')
+    text = AnswerText(b"b" * REQUEST_LIMIT, excerpt, "stop")
+    room = TEXTS_BYTES // text.size
+    for n in range(room + 2):
+        record = a_record(n)
+        unread.add(text, record, partial(made.append, record))
+
+    assert 20_000 < text.size - REQUEST_LIMIT < 30_000
+    assert (room < TEXTS_LIMIT, len(made)) == (True, 2)
+    works[0]()
+    late = a_record(room + 2)
+    unread.add(text, late, partial(made.append, late))
+    assert len(made) == 3  # the room of the one that was read
+    unread.read_all()
+    assert (len(made), unread.bytes) == (room + 3, 0)
 
 
 def test_of_answers_that_no_rollout_compares_few_a_second_are_read_and_of_others_all() -> None:

@@ -71,7 +71,7 @@ async def test_every_documented_metric_exists_with_its_type_and_labels_and_no_ot
         if family.name.startswith("canaryctl_")
     }
     assert found == documented()
-    assert len(found) == 25
+    assert len(found) == 27
 
 
 @pytest.mark.slow
@@ -185,6 +185,34 @@ async def test_a_router_takes_the_next_free_port(taken: int) -> None:
     assert taken < port < taken + 100
     with pytest.raises(OSError, match="in use"):
         serve_metrics(front, MetricsAddress(port=taken))
+
+
+def asked(port: int, method: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and all bytes after the head of what the server of metrics answers."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as made:
+        made.sendall(f"{method} /metrics HTTP/1.0\r\n\r\n".encode())
+        head, _, body = b"".join(iter(lambda: made.recv(1 << 16), b"")).partition(b"\r\n\r\n")
+    line, *headers = head.decode().split("\r\n")
+    return int(line.split()[1]), dict(one.lower().split(": ", 1) for one in headers), body
+
+
+def test_a_head_is_answered_as_a_get_without_its_body() -> None:
+    """Balancers and uptime checks send one; it was 405."""
+    server, port = serve_metrics(
+        WireFront(RouterCore("chat", router="r"), NoBackground()), MetricsAddress(port=0)
+    )
+    try:
+        get, head, post = (asked(port, method) for method in ("GET", "HEAD", "POST"))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+    assert (get[0], head[0], post[0]) == (200, 200, 405)
+    assert get[2].startswith(b"# HELP")
+    assert head[2] == b""
+    assert head[1]["content-type"] == get[1]["content-type"]
+    assert int(head[1]["content-length"]) > 1000
+    assert post[1]["allow"] == "options,get,head"
 
 
 async def test_the_routers_own_port_serves_no_metrics() -> None:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from serving.messages import Arm, Replica
-from serving.router.types import Attempt, Refusal, Step
+from serving.messages import CANARY, STABLE, Arm, Replica
+from serving.router.types import Attempt, Failure, Refusal, Request, Step
+from serving.targets import Target
 from tests.unit.serving.router.exchange.test_exchange import JSON, attempt, begin, core, request, table
 
 RESPONSES = "/v1/responses"
@@ -73,3 +74,67 @@ def test_a_response_that_is_not_made_in_the_background_is_asked_of_the_next() ->
     exchange.broken("reset", now_s=10.2)
 
     assert isinstance(exchange.next_attempt(), Attempt)
+
+
+MCP = {"messages": [], "tools": [{"type": "mcp", "server_url": "https://mail"}]}
+TWO = ("http://a", "http://b")
+ONCE = [
+    request({"input": "q", "store": True}, path=RESPONSES),
+    request(MCP),
+    request({"prompt": {"id": "pmpt_1"}}, path=RESPONSES),
+    request({"input": "q", "previous_response_id": "r", "store": True}, path=RESPONSES),
+    Request("POST", Target(RESPONSES), ((b"content-encoding", b"zstd"),), b"(\xb5/\xfd"),
+]
+NAMES = ["stored", "tools of the server", "stored prompt", "looked up and stored", "unread"]
+
+
+@pytest.mark.parametrize("one", ONCE, ids=NAMES)
+@pytest.mark.parametrize("why", ["reset", "cut", "timeout"])
+def test_stable_is_sent_what_may_be_sent_but_once_no_second_time(one: Request, why: Failure) -> None:
+    """An engine may have done it before it fell: tools acted twice."""
+    exchange = begin(core(table(weight_bp=0, stable=TWO)), one)
+    attempt(exchange)
+    exchange.broken(why, now_s=10.2)
+    found = exchange.next_attempt(10.2)
+
+    assert isinstance(found, Refusal)
+    assert (found.status, found.code) == (502, "may_be_made")
+    assert dict(found.headers)[b"x-should-retry"] == b"false"
+
+
+@pytest.mark.parametrize("one", ONCE, ids=NAMES)
+def test_it_goes_on_where_no_engine_can_have_read_it(one: Request) -> None:
+    exchange = begin(core(table(weight_bp=0, stable=TWO)), one)
+    first = attempt(exchange)
+    exchange.broken("refused", now_s=10.2)
+
+    assert attempt(exchange).url != first.url
+
+
+@pytest.mark.parametrize("one", ONCE[:3], ids=NAMES[:3])
+@pytest.mark.parametrize("why", ["reset", "cut", "timeout"])
+@pytest.mark.parametrize("then", ["refused", "reset"])
+def test_a_canary_that_failed_at_it_is_replaced_by_stable_once(
+    one: Request, why: Failure, then: Failure
+) -> None:
+    exchange = begin(core(table(canary=TWO)), one)
+    arms = [attempt(exchange).arm]
+    exchange.broken(why, now_s=10.2)
+    arms.append(attempt(exchange).arm)
+    exchange.broken(then, now_s=10.3)
+    found = exchange.next_attempt(10.3)
+
+    assert arms == [CANARY, STABLE]
+    assert isinstance(found, Refusal)
+    assert found.code == "may_be_made"
+
+
+@pytest.mark.parametrize("one", [ONCE[0], ONCE[3]], ids=[NAMES[0], NAMES[3]])
+@pytest.mark.parametrize(("status", "goes_on"), [(429, True), (503, True), (502, False), (504, False)])
+def test_it_is_repeated_where_the_status_says_that_nothing_was_done(
+    one: Request, status: int, goes_on: bool
+) -> None:
+    exchange = begin(core(table(weight_bp=0, stable=TWO)), one)
+    attempt(exchange)
+
+    assert (exchange.answered(status, JSON) is Step.AGAIN) is goes_on

@@ -97,7 +97,7 @@ async def test_no_credential_of_a_client_reaches_an_engine(rig: Rig, name: str) 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (OK + KIND + b"content-length: 2\r\ncontent-length: 2\r\n\r\n{}", "Content-Length"),
+        (OK + KIND + b"content-length: 2\r\ncontent-length: 3\r\n\r\n{}", "Content-Length"),
         ((OK + KIND + SIZED).replace(b"\r\n", b"\n"), ""),
         (b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", "101"),
         (b"hello\r\n\r\n", ""),

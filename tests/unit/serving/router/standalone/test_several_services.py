@@ -322,3 +322,16 @@ async def test_no_request_is_lost_while_tables_are_reloaded_under_load(port: Por
     assert set(statuses) == {200}
     assert len(statuses) > 60
     assert sum(error is not None for error in errors) == 6
+
+
+@pytest.mark.parametrize("path", ["/health", "/healthz", "/-/healthz", "/v1/models"])
+async def test_a_head_of_what_the_router_itself_answers_is_its_get_without_a_body(
+    port: Port, path: str
+) -> None:
+    get, head = await port.client.get(path), await port.client.head(path)
+    others = {"date", "x-canaryctl-request-id"}
+
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert {one: value for one, value in head.headers.items() if one not in others} == {
+        one: value for one, value in get.headers.items() if one not in others
+    }

@@ -30,10 +30,10 @@ async def after_others(made: Wire, body: dict[str, Any], kept: int) -> dict[str,
 
 
 @pytest.mark.parametrize("kept", [0, 12])
-@pytest.mark.parametrize("body", [PLAIN, ACTING])
+@pytest.mark.parametrize(("body", "times"), [(PLAIN, 2), (ACTING, 1)])
 @pytest.mark.parametrize(("weight_bp", "arm"), ARMS)
-def test_a_request_that_ends_its_engine_is_sent_twice_an_arm(
-    weight_bp: int, arm: str, body: dict[str, Any], kept: int
+def test_a_request_that_ends_its_engine_is_sent_twice_an_arm_and_once_if_it_acts(
+    weight_bp: int, arm: str, body: dict[str, Any], times: int, kept: int
 ) -> None:
     def ends(_: str, body: dict[str, Any]) -> list[Piece]:
         return [(0.01, "reset")] if "seed" in body else WELL
@@ -48,7 +48,7 @@ def test_a_request_that_ends_its_engine_is_sent_twice_an_arm(
     with virtual_time() as loop:
         sent, is_error = loop.run_until_complete(run())
 
-    assert sent == {"stable": 2, "canary": 2 if arm == "canary" else 0}
+    assert sent == {"stable": times, "canary": times if arm == "canary" else 0}
     assert is_error is True
 
 
@@ -98,4 +98,4 @@ def test_what_may_be_sent_but_once_takes_a_new_connection_and_is_forgiven_no_res
     with virtual_time() as loop:
         sent, connections, is_error = loop.run_until_complete(run())
 
-    assert (sent, connections, is_error) == (2, kept + 2, True)
+    assert (sent, connections > kept, is_error) == (1, True, True)

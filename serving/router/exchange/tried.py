@@ -1,0 +1,37 @@
+"""What one attempt of a request came to, and whether its engine may have done what was asked. Pure."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from serving.router.types import Failure
+from serving.router.upstreams.health import NO_ANSWER
+
+NOT_IMPLEMENTED = 501  # of a route that an engine does not have: it answers the others
+_NOTHING_MADE = frozenset({"refused", "withheld", "key refused", "error in the answer", None})
+_NOTHING_MADE_STATUSES = frozenset({429, NOT_IMPLEMENTED, 503})  # of failures; so does a 4xx say
+
+
+def may_be_made(why: Failure | None) -> bool:
+    """Whether what was asked for may have been made or done by an attempt that failed so."""
+    return why not in _NOTHING_MADE
+
+
+def may_be_made_by(status: int) -> bool:
+    """The same of one that failed by this status."""
+    return status not in _NOTHING_MADE_STATUSES
+
+
+class Tried(Struct, gc=False):
+    """One attempt so far."""
+
+    arm: int
+    url: str
+    cause: str | None = None  # why it failed; None: it has not
+    tokens: int = 0  # that the client has of it
+    has_begun: bool = False  # to answer: a head alone is no answer
+
+    @property
+    def is_unanswered(self) -> bool:
+        """True when it failed before any answer."""
+        return self.cause in NO_ANSWER or (self.cause == "cut" and not self.has_begun)
