@@ -187,9 +187,10 @@ class Returns:
         service = running.service
         target = way_back_of(running)
         if to is not None:
-            canary = self._store.version(service, running.canary.id)
-            known = [one.version for one in served]
-            target = named_version(to, service, [*known, canary] if canary is not None else known)
+            known = {one.version.id: one.version for one in served}
+            if (canary := self._store.version(service, running.canary.id)) is not None:
+                known.setdefault(canary.id, canary)
+            target = named_version(to, service, list(known.values()))
         is_returning = running.plan.undo or running.is_canary_leaving
         if is_returning and target in (way_back_of(running), self._heading(running)):
             return self._returning(running, target)

@@ -54,7 +54,7 @@ def _print_columns(is_asked: bool) -> None:
 def backtest(
     file: EvidenceArgument,
     policy: Annotated[
-        str, typer.Option(metavar="FILE|PRESET", help="Policy file (YAML), or default, strict.")
+        str, typer.Option(metavar="FILE|PRESET", help="Policy file (YAML), or default, strict, vendor.")
     ] = "default",
     columns: Annotated[
         bool,

@@ -115,7 +115,10 @@ UnjudgedOption = Annotated[
     ),
 ]
 EvidenceArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Requests in order of assignment: .jsonl, .csv or .parquet.")
+    Path,
+    typer.Argument(
+        metavar="FILE", help="Requests, in any order: .jsonl, .json, .csv (also .gz) or .parquet."
+    ),
 ]
 WindowOption = Annotated[
     str,

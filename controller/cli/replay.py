@@ -36,7 +36,7 @@ def replay(
         typer.Option(metavar="NAME[,NAME]", help="Variables with their API keys. [default: none]"),
     ] = None,
     policy: Annotated[
-        str, typer.Option(metavar="FILE|PRESET", help="Policy file (YAML), or default, strict.")
+        str, typer.Option(metavar="FILE|PRESET", help="Policy file (YAML), or default, strict, vendor.")
     ] = "default",
     at_once: Annotated[int, typer.Option(metavar="N", help="Requests side by side, 1 to 256.")] = 4,
     rate: Annotated[

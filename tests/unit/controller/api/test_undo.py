@@ -119,6 +119,17 @@ async def test_a_second_undo_or_rollback_never_takes_back_the_first(chat: Chat) 
 
 
 @pytest.mark.slow
+async def test_a_version_that_is_not_known_is_answered_with_each_that_is_once(chat: Chat) -> None:
+    first = await chat.up()
+    await chat.promote(2)
+    await chat.post("undo")
+
+    detail = (await chat.post("undo", to="v9"))["detail"]
+
+    assert detail.count(first) == 1
+
+
+@pytest.mark.slow
 async def test_an_undo_never_leads_back_to_what_was_undone(chat: Chat) -> None:
     first = await chat.up()
     second = await chat.promote(2)
