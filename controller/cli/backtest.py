@@ -17,6 +17,7 @@ from controller.cli.evidence_options import (
     CanaryOption,
     IgnoreOption,
     MapOption,
+    PricesOption,
     RolloutOption,
     ScoresOption,
     StableOption,
@@ -68,6 +69,7 @@ def backtest(
     ignore: IgnoreOption = None,
     rollout: RolloutOption = None,
     scores: ScoresOption = None,
+    prices: PricesOption = None,
     allow_unjudged: Annotated[
         str | None,
         typer.Option(
@@ -126,9 +128,8 @@ def backtest(
     if allow_unjudged is not None and not allow_unjudged.strip():
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
     spec = parse_policy(read_policy(policy))
-    options = read_options(
-        maps=maps, ignore=ignore, w=w, canary=canary, stable=stable, rollout=rollout, scores=scores
-    )
+    named = {"canary": canary, "stable": stable, "rollout": rollout}
+    options = read_options(maps=maps, ignore=ignore, w=w, scores=scores, prices=prices, **named)
     options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
     _print_notes(evidence)
@@ -175,13 +176,14 @@ def judged(
     from controller.cli.backtest_plan import needed_gates, ramp_of
     from controller.cli.backtest_show import Shown
     from controller.cli.evidence_plot import caption, plot_trace
+    from controller.spec.prices import with_budget
     from evaluation.offline.arrays import RowError
     from evaluation.offline.backtest import run
     from evaluation.offline.trace import trace
     from evaluation.policy.values import PolicyError
     from evaluation.records import EvidenceError
 
-    gates = spec.gate_policy()
+    gates = with_budget(spec.gate_policy(), evidence.prices)
     needed = needed_gates(spec, gates)
     ramp = ramp_of(spec, evidence)
     columns = dict(evidence.columns)

@@ -11,6 +11,7 @@ from controller.errors import BadInput
 
 if TYPE_CHECKING:
     from controller.cli.evidence_columns import ReadOptions
+    from controller.spec.prices import PricesSpec
 
 MapOption = Annotated[
     list[str] | None,
@@ -67,6 +68,16 @@ ScoresOption = Annotated[
     ),
 ]
 
+PricesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        metavar="FILE",
+        help="Prices of tokens (YAML, as `prices` of a service), for the cost of each answer. "
+        "[default: none]",
+    ),
+]
+
 
 def read_options(
     *,
@@ -78,6 +89,7 @@ def read_options(
     only_stable: bool = False,
     rollout: str | None = None,
     scores: Path | None = None,
+    prices: Path | None = None,
 ) -> ReadOptions:
     """The options as the reader takes them. Raises BadInput for a share that is none."""
     from controller.cli.evidence_cells import number
@@ -87,4 +99,16 @@ def read_options(
     if w is not None and not (share is not None and 0.0 <= share <= 1.0):
         raise BadInput(f"--w {w!r} is not a share between 0 and 1; write 5% or 0.05")
     named = tuple(maps or ()), frozenset(ignore or ())
-    return ReadOptions(*named, share, canary, stable, only_stable, rollout, scores=scores)
+    spec = None if prices is None else read_prices(prices)
+    return ReadOptions(*named, share, canary, stable, only_stable, rollout, scores=scores, prices=spec)
+
+
+def read_prices(path: Path) -> PricesSpec:
+    """The prices of a file, or of the service in it. Raises BadInput, BadSpec."""
+    from controller.cli.request_bodies import read_yaml
+    from controller.spec.prices import PricesSpec
+    from controller.spec.service import parse_as
+
+    data = read_yaml(path)
+    given = data["prices"] if isinstance(data, dict) and "prices" in data else data
+    return parse_as(PricesSpec, given, "prices")
