@@ -128,8 +128,16 @@ def backtest(
     if allow_unjudged is not None and not allow_unjudged.strip():
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
     spec = parse_policy(read_policy(policy))
-    named = {"canary": canary, "stable": stable, "rollout": rollout}
-    options = read_options(maps=maps, ignore=ignore, w=w, scores=scores, prices=prices, **named)
+    options = read_options(
+        maps=maps,
+        ignore=ignore,
+        w=w,
+        canary=canary,
+        stable=stable,
+        rollout=rollout,
+        scores=scores,
+        prices=prices,
+    )
     options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
     _print_notes(evidence)

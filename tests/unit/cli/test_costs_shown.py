@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,12 @@ def records(path: Path, *, dearer: int = 1, prompt: int | None = 1000) -> Path:
     for n in range(3000):
         arm = int(draws.random() < 0.5)
         completion = draws.randint(100, 300) * (dearer if arm else 1)
-        failed = {"error": True, "cause": "status 429", "status": 429} if n % 50 == 0 and arm else {}
         record = a_record(
             n, arm=arm, w=0.5, version="mini" if arm else "large", prompt_tokens=prompt,
-            completion_tokens=completion, **failed,
+            completion_tokens=completion,
         )  # fmt: skip
+        if n % 50 == 0 and arm:
+            record = replace(record, error=True, cause="status 429", status=429)
         lines.append(line_of(record, "chat"))
     path.write_bytes(b"".join(lines))
     return path

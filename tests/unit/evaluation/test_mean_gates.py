@@ -16,23 +16,9 @@ from evaluation.policy.values import PolicyError
 from evaluation.report import GateReport, Verdict
 from evaluation.units.capped import FIRST, Capped
 from tests.fakes.evidence_maker import ONE_STAGE, Columns, requests, streamed
+from tests.fakes.priced_maker import GATE, policy, priced
 
 ROWS = 8_000
-GATE = {"metric": "cost", "kind": "mean", "threshold": 0.2, "tolerance": 0.1, "alpha_share": 0.05}
-
-
-def priced(ratio: float, *, seed: int = 1, metric: str = "cost", rows: int = ROWS, w: float = 0.2) -> Columns:
-    """Requests whose answers cost 0.001 in the median, and of the canary `ratio` times as much."""
-    columns = requests(rows, seed=seed, w=w, error=(0.0, 0.0))
-    for name in ("latency_ms", "quality", "hallucinated"):
-        del columns[name]
-    rng = np.random.default_rng(seed + 50)
-    columns[metric] = 0.001 * rng.lognormal(0.0, 0.6, rows) * np.where(columns["arm"] == 1, ratio, 1.0)
-    return columns
-
-
-def policy(**changes: object) -> GatePolicy:
-    return gate_policy_of({"gates": {"quality": {"alpha_share": 0.15}, "cost": {**GATE, **changes}}})
 
 
 def report_of(result: BacktestResult, gate: str, side: str = "rollback") -> GateReport:
@@ -118,34 +104,22 @@ def test_a_gate_on_the_mean_proves_its_margin() -> None:
 
     cheap, dear = (run(priced(ratio), policy(), stages=stage) for ratio in (1.0, 1.19))
 
-    assert (cheap.decision, cheap.proofs.keys()) == ("promote", {"cost"})
+    assert (cheap.decision, list(cheap.proofs)) == ("promote", ["cost"])
     assert report_of(cheap, "cost", "promotion").limits == "< 1.2x"
     assert dear.decision != "promote"
 
 
-@pytest.mark.slow
-def test_equal_versions_are_not_rolled_back_for_cost_and_a_dear_one_is_not_proven() -> None:
-    stage = (replace(ONE_STAGE[0], weight=0.2, margins={"cost": 1.2}),)
-    only = policy().only("cost")
-
-    equal = [run(priced(1.1, seed=seed), only, stages=stage).decision for seed in range(100)]
-    dear = [run(priced(1.2, seed=seed), only, stages=stage).decision for seed in range(100)]
-
-    assert equal.count("rollback") <= 2  # alpha 0.0005 of this gate
-    assert dear.count("promote") <= 9  # alpha 0.045
-
-
-def test_one_answer_that_costs_a_thousand_times_as_much_decides_nothing() -> None:
+def test_one_answer_that_costs_a_million_times_as_much_decides_nothing() -> None:
     columns = priced(1.0)
-    columns["cost"][np.flatnonzero(columns["arm"] == 1)[5]] = 1.0
+    columns["cost"][np.flatnonzero(columns["arm"] == 1)[500]] = 1000.0
 
     assert alarm_of(columns).decided_canary is None
 
 
 def test_additional_answers_of_the_canary_are_no_harm() -> None:
-    """Stable fails the dearest 4 %, the canary answers them."""
-    columns = priced(1.0)
-    failed = (columns["arm"] == 0) & (columns["cost"] > np.quantile(columns["cost"], 0.96))
+    """Stable fails the dearest 8 %, the canary answers them."""
+    columns = priced(1.0, rows=30_000)
+    failed = (columns["arm"] == 0) & (columns["cost"] > np.quantile(columns["cost"], 0.92))
     columns["error"] = failed.astype(np.float64)
     columns["cost"] = np.where(failed, np.nan, columns["cost"])
 
@@ -199,7 +173,7 @@ def test_unequal_load_makes_no_cost_incomparable() -> None:
 def test_the_cap_is_of_stables_first_values_however_blocks_are_cut() -> None:
     rng = np.random.default_rng(1)
     raw, arm = rng.lognormal(0.0, 1.0, 600), rng.random(600) < 0.3
-    raw[::7] = np.nan
+    raw[::7], raw[500] = np.nan, 1e6
     whole, cut = Capped(), Capped()
 
     at_once = whole.parts(raw, arm)
@@ -209,7 +183,7 @@ def test_the_cap_is_of_stables_first_values_however_blocks_are_cut() -> None:
     of_stable = np.flatnonzero(~arm & ~np.isnan(raw))[:FIRST]
     assert whole.cap == 2 * np.sort(raw[of_stable])[int(np.ceil(0.99 * FIRST)) - 1]
     assert np.isnan(at_once[: of_stable[-1] + 1]).all()
-    assert np.nanmax(at_once) <= 1.0
+    assert (np.nanmax(at_once), at_once[500]) == (1.0, 1.0)
 
 
 def test_of_nothing_but_zeros_there_is_no_cap() -> None:
@@ -220,6 +194,7 @@ def test_of_nothing_but_zeros_there_is_no_cap() -> None:
 
 def test_rate_limits_are_counted_though_such_a_request_has_no_answer() -> None:
     columns = requests(ROWS, error=(0.01, 0.01))
+    del columns["quality"], columns["hallucinated"], columns["latency_ms"]
     limited = (columns["arm"] == 1) & (np.random.default_rng(3).random(ROWS) < 0.05)
     columns["rate_limited"] = limited.astype(np.float64)
     columns["error"] = np.maximum(columns["error"], limited)
@@ -238,7 +213,7 @@ def test_the_alarms_of_sizes_are_of_means() -> None:
 
 
 def test_a_snapshot_goes_on_with_the_same_bits() -> None:
-    columns = priced(1.2, rows=3000)
+    columns = priced(1.2, rows=1500)
     whole = streamed(columns, policy())
     again = Evaluator.restore(policy(), ONE_STAGE, whole.snapshot())
 
