@@ -77,7 +77,7 @@ def test_cached_tokens_have_their_own_price_within_the_prompt_or_beside_it() -> 
     ],
 )
 def test_what_its_version_did_not_answer_or_count_has_no_cost(changes: dict[str, object]) -> None:
-    assert priced(answered(1, arm=CANARY, **changes), PRICES) is None
+    assert priced(replace(answered(1, arm=CANARY), **changes), PRICES) is None  # type: ignore[arg-type]
 
 
 def test_a_draw_has_a_cost_only_where_both_versions_have_a_price() -> None:
