@@ -75,10 +75,10 @@ def test_without_evidence_there_is_nothing_to_show() -> None:
 # --- a file
 
 
-def records(path: Path, *, dearer: int = 1, prompt: int | None = 1000) -> Path:
+def records(path: Path, *, rows: int = 300, dearer: int = 1, prompt: int | None = 1000) -> Path:
     draws = random.Random(4)
     lines = []
-    for n in range(3000):
+    for n in range(rows):
         arm = int(draws.random() < 0.5)
         completion = draws.randint(100, 300) * (dearer if arm else 1)
         record = a_record(
@@ -103,10 +103,11 @@ def judged(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
     return found
 
 
+@pytest.mark.slow
 def test_a_backtest_of_records_shows_costs_and_raises_the_alarm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(records(tmp_path / "r.jsonl", dearer=2))
+    file = str(records(tmp_path / "r.jsonl", rows=3000, dearer=2))
     found = judged(capsys, file, "--prices", prices(tmp_path / "p.yaml"))
 
     costs = found["costs"]
@@ -124,7 +125,7 @@ def test_prices_by_version_and_by_arm(tmp_path: Path, capsys: pytest.CaptureFixt
     text = "prices: {versions: {large: {input: 2, output: 20}, canary: {input: 1, output: 10}}}"
     costs = judged(capsys, file, "--prices", prices(tmp_path / "p.yaml", text))["costs"]
 
-    assert costs["stable"]["cost"]["mean"] == pytest.approx(2 * costs["canary"]["cost"]["mean"], rel=0.05)
+    assert costs["stable"]["cost"]["mean"] == pytest.approx(2 * costs["canary"]["cost"]["mean"], rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_without_known_tokens_there_are_no_costs(tmp_path: Path, capsys: pytest.
 def test_a_log_of_statuses_says_which_were_rate_limits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [f"{n},{n % 2},0.5,{429 if n % 4 == 1 else 400 if n % 40 == 0 else 200}" for n in range(2000)]
+    lines = [f"{n},{n % 2},0.5,{429 if n % 4 == 1 else 400 if n % 40 == 0 else 200}" for n in range(800)]
     file = tmp_path / "log.csv"
     file.write_text("t_s,arm,w,status\n" + "\n".join(lines) + "\n")
 

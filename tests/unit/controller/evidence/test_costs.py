@@ -162,9 +162,10 @@ def test_a_snapshot_of_an_older_release_starts_to_count() -> None:
     assert feed._costs.status().stable == ArmCosts()
 
 
+@pytest.mark.slow
 def test_a_dear_canary_raises_an_alarm_with_its_figures_and_rolls_nothing_back() -> None:
     log, draws = FakeLog(), random.Random(3)
-    for n in range(3000):
+    for n in range(1200):
         arm = int(draws.random() < 0.4)
         log.append(answered(n, arm=arm, w=0.4, completion_tokens=200 + n % 50))
     log.watermark_s = START_S + 1000
