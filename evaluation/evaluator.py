@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from evaluation import snapshot as snapshots
 from evaluation.betting.unit_block import Floats
-from evaluation.metrics import CATALOGUE, STREAMED, UNANSWERED
+from evaluation.metrics import CATALOGUE, OUTCOMES, STREAMED
 from evaluation.pipeline import Lane, Pipeline
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
@@ -377,7 +377,7 @@ def _cancelled(draw: Draw) -> float:
 
 
 def _value(draw: Draw, metric: str) -> float:
-    if metric in UNANSWERED and draw.is_cancelled:
+    if metric in OUTCOMES and draw.is_cancelled:
         return 0.0
     if metric in draw.flags:
         return float(draw.flags[metric])

@@ -44,7 +44,7 @@ def _in_words(gate: Gate, margin: float, floor: float) -> str:
         case Kind.SHAPE:
             word = "slower" if CATALOGUE[gate.metric].unit == "ms" else "higher"
             return f"{gate.name}: not {word} throughout than {margin:g}x"
-        case Kind.PERCENTILE:
+        case Kind.PERCENTILE | Kind.MEAN:
             return f"{gate.name} < {margin:g}x"
 
 

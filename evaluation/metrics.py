@@ -13,6 +13,7 @@ class Kind(StrEnum):
     SCORE = "score"
     SHAPE = "shape"
     PERCENTILE = "percentile"
+    MEAN = "mean"  # of values of an answer, capped (`units/capped.py`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Metric:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """How it can be tested: a rate counts events, which are harm; a score is better when it is higher."""
+        if self.name in SIZES:
+            return Kind.MEAN, Kind.SHAPE, Kind.PERCENTILE
         if self.name in VALUES:
             return Kind.SHAPE, Kind.PERCENTILE
         return (Kind.RATE,) if self.lower_is_better else (Kind.SCORE,)
@@ -38,6 +41,7 @@ CATALOGUE: dict[str, Metric] = {
     for metric in (
         Metric("error", "share of requests", True, False, "the assigned version did not answer"),
         Metric("rejected", "share of requests", True, False, "the first attempt was refused: 4xx, not 429"),
+        Metric("rate_limited", "share of requests", True, False, "its endpoint takes no more: 429, 529"),
         Metric("latency_ms", "ms", True, False, "what the user waited, a failed first attempt included"),
         Metric("ttft_ms", "ms", True, False, "time to the first token"),
         Metric("itl_ms", "ms", True, False, "mean time between tokens"),
@@ -63,9 +67,13 @@ CATALOGUE: dict[str, Metric] = {
 
 #: Metrics of requests without an answer: no other metric of such a request has a value.
 UNANSWERED = frozenset({"error", "rejected"})
+#: Metrics that a request without an answer has, too.
+OUTCOMES = UNANSWERED | {"rate_limited"}
 #: Metrics that only a streamed answer has.
 STREAMED = frozenset({"ttft_ms", "itl_ms"})
 #: Times from the request on: one that its client left after a while would have taken longer.
 WAITS = frozenset({"latency_ms", "ttft_ms"})
 #: Metrics with unbounded values, for `shape` and `percentile` gates.
 VALUES = frozenset({"latency_ms", "ttft_ms", "itl_ms", "tokens", "cost"})
+#: Of these, what an answer is large by: a request without one has none, where one that waits is slowest.
+SIZES = frozenset({"tokens", "cost"})

@@ -49,8 +49,8 @@ class SegmentAlarms:
             raise ValueError(f"alpha {alpha} is outside (0, 1); use 0.01")
         if not (math.isfinite(tolerance) and tolerance >= 0):
             raise ValueError(f"tolerance {tolerance} is not a number of at least 0; use half the threshold")
-        if kind is Kind.PERCENTILE:
-            raise ValueError("segments need rate, score or shape; a percentile of few answers shows nothing")
+        if kind in (Kind.PERCENTILE, Kind.MEAN):
+            raise ValueError(f"segments need rate, score or shape; a {kind} of few answers shows nothing")
         self._kind = kind
         self._tolerance = tolerance
         self._threshold = threshold

@@ -9,13 +9,20 @@ from dataclasses import replace
 from evaluation.betting.tails import TailChannel
 from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, beyond, harm, margin, requests_text
-from evaluation.metrics import STREAMED, UNANSWERED, VALUES, Kind
+from evaluation.metrics import SIZES, STREAMED, VALUES, Kind
 from evaluation.open_proofs import of_those_who_waited, step_notes, steps_text, what_forbids, why_not
 from evaluation.pipeline import Pipeline, stage_proofs
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
 from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdict
 from evaluation.shared_hardware import interference
+from evaluation.shown_estimates import (
+    budget_text,
+    is_over_budget,
+    point_estimates,
+    statistic_of,
+    unanswered_shares,
+)
 from evaluation.split_reports import (
     frozen_since,
     is_served_hold,
@@ -130,7 +137,7 @@ def _with_load(report: GateReport, pipeline: Pipeline, load_ratio: float, load_n
     A proof needs similar loads, a rollback only a canary without more load: under less load, slower is
     slower. Harm shown before stays, and so does another reason to be INVALID.
     """
-    if report.metric not in VALUES or report.verdict in (Verdict.FAIL, Verdict.INVALID):
+    if report.metric not in VALUES - SIZES or report.verdict in (Verdict.FAIL, Verdict.INVALID):
         return report
     limit = pipeline.policy.load_ratio
     ratio = load_now if load_now > limit else load_ratio
@@ -188,10 +195,14 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     reached = [t for t in last_of if _reached_at(t) < _void_from(pipeline, metric, t)]
     invalid_reason = metric.invalid_reason()
     verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
-    if reached:
+    if reached and gate.is_alarm and gate.kind is Kind.MEAN and not is_over_budget(metric, gate):
+        text = f"{beyond(gate)} shown, and below the budget, {1 + gate.threshold:g}x"
+    elif reached:
         first = min(reached, key=_reached_at)
         verdict, decision = Verdict.FAIL, first.channel.decision
         text = f"{harm(gate)} shown by {USES[first.use]}"
+        if gate.is_alarm and gate.kind is Kind.MEAN:
+            text = f"{budget_text(metric, gate)}; {beyond(gate)} shown by {USES[first.use]}"
     elif invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
     if gate.is_alarm:
@@ -205,7 +216,7 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
         log_e=log_e,
         limit=limit,
         decision=decision,
-        unanswered=_unanswered(pipeline),
+        unanswered=unanswered_shares(pipeline),
         limits=beyond(gate),
     )
 
@@ -298,7 +309,7 @@ def _proof_report(
         text = f"{names[shown]} not proven: {forbidden}"
     elif not open_ones:
         is_proven, verdict, text = True, Verdict.PASS, f"{' and '.join(margins)} proven"
-        estimates = point_estimates(metric, gate, _unanswered(pipeline))
+        estimates = point_estimates(metric, gate, unanswered_shares(pipeline))
         rows = float(metric.counts.sum()) / max(metric.columns[0].units.rows, 1)
         narrowest = min(proofs, key=lambda proof: proof.margin)
         text += requests_text(gate, narrowest, *estimates, requests_per_unit=rows)
@@ -314,7 +325,7 @@ def _proof_report(
         log_e=log_e,
         limit=decision.limit,
         decision=decision if is_proven else None,
-        unanswered=_unanswered(pipeline),
+        unanswered=unanswered_shares(pipeline),
         limits=" and ".join(words.removeprefix(gate.name).removeprefix(":").strip() for words in margins),
     )
 
@@ -359,17 +370,10 @@ def _report(
         is_alarm=gate.is_alarm,
         source=_source(metric),
         last_value_s=metric.presence.last_s if metric.presence.present else None,
-        statistic="mean" if not metric.takes_values else f"p{100 * _share(gate):g}",
-        unanswered=unanswered if metric.takes_values else None,
+        statistic=statistic_of(metric, gate),
+        unanswered=unanswered if metric.takes_values and not metric.is_size else None,
         limits=limits,
     )
-
-
-def _unanswered(pipeline: Pipeline) -> tuple[float, float]:
-    """Shares of stable's and the canary's requests that have no answer; 0 where nothing says so."""
-    means = [pipeline.metrics[name].points.means() for name in sorted(UNANSWERED & pipeline.metrics.keys())]
-    stable, canary = (min(sum(mean[arm] or 0.0 for mean in means), 1.0) for arm in (0, 1))
-    return stable, canary
 
 
 def _source(metric: MetricEvidence) -> Source:
@@ -378,22 +382,3 @@ def _source(metric: MetricEvidence) -> Source:
     if metric.presence.never_arrived and metric.presence.rows >= MIN_NEVER:
         return Source.NEVER
     return Source.ARRIVES
-
-
-def point_estimates(
-    metric: MetricEvidence, gate: Gate, unanswered: tuple[float, float]
-) -> tuple[float | None, float | None]:
-    """Stable's and the canary's mean (rates, scores), median (shape) or percentile over the same traffic
-    (`Points`), in the metric's unit.
-
-    A percentile is of all requests, as the gate compares them: those without an answer are slowest, so it may
-    be infinite. None: no values.
-    """
-    if not metric.takes_values:
-        return metric.points.means()
-    return metric.points.percentiles(_share(gate), unanswered)
-
-
-def _share(gate: Gate) -> float:
-    """The percentile that a gate on values is shown by, 0-1: its own, else the median."""
-    return gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5

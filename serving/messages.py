@@ -281,9 +281,7 @@ class RequestRecord:
     epoch: int
     revision: int
     body_bytes: int | None = None  # of the request, known before assignment; None: an older router
-    rejected: bool | None = (
-        None  # the first attempt answered 4xx, not 429; None: `error` is, or an older router
-    )
+    rejected: bool | None = None  # the first attempt answered 4xx, not 429; None: `error` is, or older
     retries: int = 0  # attempts after the first, on both arms; `outcome` and `served_arm` tell what they did
     attempts: tuple[AttemptRecord, ...] = ()  # in order; (): one, which answered, or an older router
     # Tokens that the client had when its stream was cut and was to be continued; None: it was not.
@@ -299,6 +297,7 @@ class RequestRecord:
     signals: Signals | None = None
     version: str | None = None  # of the assigned arm; None: none was in the table, or an older router
     judged: bool = False  # its unit is among those of which a judge is asked, whatever the answer
+    cached_tokens: int | None = None  # of the prompt, from a cache; None: not in the answer, or older
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)
@@ -347,6 +346,7 @@ class MirrorRecord:
     router: str
     epoch: int
     revision: int
+    prompt_tokens: int | None = None  # of the canary's answer; None: not in it, or an older router
 
     def __setstate__(self, state: list[Any]) -> None:
         restore(self, state)

@@ -36,7 +36,7 @@ from controller.api.proposal import (
 from controller.api.returns import Host, Returns, Ticks
 from controller.auth import Identity, make_secret
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
-from controller.planning.baseline import MeasuredBaseline
+from controller.planning.baseline import MeasuredBaseline, with_costs
 from controller.planning.capacity import fit, require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides
@@ -289,7 +289,7 @@ class Commands(Returns):
         refuse_unknown_audiences(policy, spec)
         # One way for every controller: without the measurements a deploy would skip what depends on them.
         self._environment.require_measuring(service)
-        measured = self._environment.measured(service) or MeasuredBaseline(0)
+        measured = with_costs(self._environment.measured(service) or MeasuredBaseline(0), spec.prices)
         judge = judge_of(spec.judge, policy)
         judged = () if judge is None else (judge.metric,)
         not_judged = unjudged(policy, measured, judged)
@@ -333,6 +333,7 @@ class Commands(Returns):
             judge=judge,
             judge_note=why_not_asked(spec.judge, judge),
             routers=spec.routers,
+            prices=spec.prices,
             stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),
         )
 

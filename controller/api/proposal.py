@@ -12,6 +12,7 @@ from controller.api.bodies import flag_of
 from controller.api.keys import FindProblem, MissingKey, missing_key
 from controller.auth import Identity, Role
 from controller.errors import AlreadyRejected, BadInput, BadSpec, CanaryctlError, Conflict, NoRoom
+from controller.evidence.pricing import pinned
 from controller.evidence.records import LIVE_COVARIATES
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
@@ -28,6 +29,7 @@ from controller.spec.judge import JudgeSpec
 from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
+from controller.spec.prices import PricesSpec, with_budget
 from controller.spec.service import (
     ServiceSpec,
     VersionSpec,
@@ -40,6 +42,7 @@ from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import AttemptView, PlanView, RefusalView, UnjudgedView
 from controller.views.plan import forecast_view, plan_view
+from evaluation.costs import Prices
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 from serving.files.engine_arguments import canonical_name
@@ -73,6 +76,7 @@ class Proposal:
     judge: JudgeSpec | None = None  # None: none is asked
     judge_note: str | None = None  # why the service's judge is not asked; None: it is, or it has none
     routers: int = 1
+    prices: PricesSpec | None = None  # of the service; None: it has none
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
     @property
@@ -82,13 +86,23 @@ class Proposal:
         return twin_id(version_id) if self.plan.twin else version_id
 
     @property
+    def rollout_prices(self) -> Prices | None:
+        """What the tokens of both versions cost; None: the service has no prices."""
+        if self.prices is None:
+            return None
+        before, own = version_spec(self.stable), self.version
+        stable = (self.stable.id, label_of(self.stable).name, before.model, before.url)
+        return self.prices.of(stable, (self.canary_id, self.name, own.model, own.url))
+
+    @property
     def cautions(self) -> tuple[str, ...]:
         """One line for each gate whose first score may never come, and for each stage that takes weeks."""
         slow = slow_stages(self.plan, self.traffic.requests_per_s) if self.traffic is not None else ()
         rate = self.traffic.requests_per_s if self.traffic is not None else None
         judge = () if self.judge is None else judge_cautions(self.judge, rate, self.routers)
         noted = () if self.judge_note is None else (self.judge_note,)
-        return (*judge, *noted, *awaited(self.policy, self.measured, self.judged), *slow)
+        prices = () if self.rollout_prices is None else self.rollout_prices.unpriced
+        return (*prices, *judge, *noted, *awaited(self.policy, self.measured, self.judged), *slow)
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -191,7 +205,8 @@ class Proposal:
         return {
             "version": dump(self.version),
             "policy": dump(self.policy),
-            "gate": self.policy.gate_policy().to_mapping(),
+            "gate": with_budget(self.policy.gate_policy(), self.prices).to_mapping(),
+            "prices": pinned(self.rollout_prices),
             "stages": [asdict(stage) for stage in gate_stages(self.plan, self.policy)],
             "actor": label.actor,
             "reason": reason,

@@ -18,6 +18,7 @@ from controller.cli.evidence_options import (
     CanarySinceOption,
     IgnoreOption,
     MapOption,
+    PricesOption,
     RolloutOption,
     ScoresOption,
     StableOption,
@@ -70,6 +71,7 @@ def backtest(
     ignore: IgnoreOption = None,
     rollout: RolloutOption = None,
     scores: ScoresOption = None,
+    prices: PricesOption = None,
     allow_unjudged: Annotated[
         str | None,
         typer.Option(
@@ -137,6 +139,7 @@ def backtest(
         rollout=rollout,
         scores=scores,
         canary_since=canary_since,
+        prices=prices,
     )
     options = replace(options, covariates=covariates_of(spec.gate_policy()))
     evidence = read_evidence(file, options=options)
@@ -184,13 +187,14 @@ def judged(
     from controller.cli.backtest_plan import needed_gates, ramp_of
     from controller.cli.backtest_show import Shown
     from controller.cli.evidence_plot import caption, plot_trace
+    from controller.spec.prices import with_budget
     from evaluation.offline.arrays import RowError
     from evaluation.offline.backtest import run
     from evaluation.offline.trace import trace
     from evaluation.policy.values import PolicyError
     from evaluation.records import EvidenceError
 
-    gates = spec.gate_policy()
+    gates = with_budget(spec.gate_policy(), evidence.prices)
     needed = needed_gates(spec, gates)
     ramp = ramp_of(spec, evidence)
     columns = dict(evidence.columns)

@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from controller.cli.backtest_costs import cost_line, costs_as_json
 from controller.cli.backtest_plan import Needed
 from controller.cli.evidence_files import EvidenceFile
 from controller.cli.observed_range import format_time
@@ -102,6 +103,7 @@ def as_json(shown: Shown) -> dict[str, object]:
         "reasons": [with_shares(reason, evidence) for reason in result.reasons],
         "doubts": [with_shares(doubt, evidence) for doubt in result.doubts],
         "not_judged": list(shown.unjudged),
+        "costs": costs_as_json(shown.evidence),
         "alarms": [report.metric for report in raised_alarms(result.gates)],
         "allow_unjudged": shown.allowed,
         "ignored_columns": list(evidence.ignored),
@@ -154,6 +156,8 @@ def as_table(shown: Shown, *, columns: int = WIDE) -> RenderableType:
         lines.append(Text(unjudged_line(shown), style="bold magenta"))
     if alarms := raised_alarms(shown.result.gates):
         lines.append(Text(alarm_line(alarms), style="bold yellow"))
+    if (costs := cost_line(shown.evidence)) is not None:
+        lines.append(Text(costs))
     parts: list[RenderableType] = [*lines, ""]
     if len(shown.result.stages) > 1:
         parts += [_stage_grid(shown.result), ""]

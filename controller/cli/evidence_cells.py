@@ -271,15 +271,17 @@ def _event_of_status(metric: str, code: int) -> float:
     """What a status code says of an event, as the router of a live rollout records it.
 
     error: 5xx, 429, a redirect, and 0: no response. rejected: any other 4xx. cancelled: 499 (nginx: the
-    client closed), of which nothing else is known.
+    client closed), of which nothing else is known. rate_limited: 429, and 529 of Anthropic's API.
     """
     match metric:
         case "cancelled":
             return float(code == CLIENT_CLOSED)
-        case "error" | "rejected" if code == CLIENT_CLOSED:
+        case "error" | "rejected" | "rate_limited" if code == CLIENT_CLOSED:
             return math.nan
         case "error":
             return float(code == NO_RESPONSE or code >= 500 or code == 429 or 300 <= code < 400)
+        case "rate_limited":
+            return float(code in (429, 529))
         case "rejected":
             return float(400 <= code < 500 and code != 429)
         case _:

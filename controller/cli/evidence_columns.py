@@ -17,6 +17,7 @@ from controller.cli.evidence_formats import RawTable
 from controller.cli.evidence_scores import only_score
 from controller.cli.evidence_sources import PRESENT, KnownLog, Source, Term
 from controller.errors import BadInput
+from controller.spec.prices import PricesSpec
 from evaluation.metrics import CATALOGUE, VALUES
 from evaluation.offline.arrays import name_text
 from evaluation.offline.names import is_opposite, near_name
@@ -46,6 +47,7 @@ class ReadOptions:
     covariates: tuple[str, ...] = ()  # further required columns of numbers, named by a policy
     scores: Path | None = None  # a file of scores, joined by id
     canary_since_s: float | None = None  # earlier rows had no canary: their w is 0
+    prices: PricesSpec | None = None  # of a router's tokens; None: no cost is computed
 
 
 @dataclass(slots=True)

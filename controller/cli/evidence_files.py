@@ -57,6 +57,7 @@ from controller.cli.evidence_votes import with_scores
 from controller.cli.router_records import NOTE, is_of_router, of_one_rollout, rows_of_records
 from controller.cli.router_verdicts import with_verdicts
 from controller.errors import BadInput
+from controller.spec.prices import PricesSpec
 from evaluation.metrics import CATALOGUE, UNANSWERED, WAITS
 from evaluation.offline.names import EVENTS, KNOWN, is_opposite, near_misses, near_name
 from evaluation.records import SETTLE_S
@@ -78,6 +79,7 @@ class EvidenceFile:
     notes: tuple[str, ...] = ()  # how the file was read, one line each
     empty: tuple[str, ...] = ()  # metrics whose column holds no value at all
     unit: str | None = None  # the file's column that is taken for the unit; None: none is
+    prices: PricesSpec | None = None  # by which its costs were computed; None: they were not
 
     @property
     def rows(self) -> int:
@@ -192,11 +194,15 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
         raise BadInput(
             f"--rollout is for records of canaryctl router, and {table.name} has none; leave it out"
         )
+    if options.prices is not None and not is_router:
+        raise BadInput(
+            f"--prices is for records of canaryctl router, and {table.name} has none; give a column cost"
+        )
     if is_router:
         table, others = (table, None) if options.only_stable else of_one_rollout(table, options.rollout)
         mapped = (text.partition("=")[2] for text in options.maps)
         named = (word for text in mapped for word in re.split(r"[^\w.]+", text))
-        table = rows_of_records(table, {*extra, *options.covariates, *named})
+        table = rows_of_records(table, {*extra, *options.covariates, *named}, options.prices)
     table, repeats = unpacked(_renamed(table, extra))
     log = recognised(table)
     own = {name: Source(name, (Term(name, None),)) for name in (*KNOWN, *extra) if name in table.columns}
@@ -395,4 +401,5 @@ def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str,
         tuple(reading.notes),
         empty,
         reading.sources["unit"].text if "unit" in reading.sources else None,
+        reading.options.prices,
     )

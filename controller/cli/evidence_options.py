@@ -12,6 +12,7 @@ from controller.errors import BadInput
 
 if TYPE_CHECKING:
     from controller.cli.evidence_columns import ReadOptions
+    from controller.spec.prices import PricesSpec
 
 MapOption = Annotated[
     list[str] | None,
@@ -77,6 +78,16 @@ ScoresOption = Annotated[
     ),
 ]
 
+PricesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prices",
+        metavar="FILE",
+        help="Prices of tokens (YAML, as `prices` of a service), for the cost of each answer. "
+        "[default: none]",
+    ),
+]
+
 
 def read_options(
     *,
@@ -89,6 +100,7 @@ def read_options(
     rollout: str | None = None,
     scores: Path | None = None,
     canary_since: str | None = None,
+    prices: Path | None = None,
 ) -> ReadOptions:
     """The options as the reader takes them. Raises BadInput for a share or a time that is none."""
     from controller.cli.evidence_cells import number
@@ -103,5 +115,17 @@ def read_options(
         from controller.cli.observed_range import parse_time
 
         since_s = parse_time("--canary-since", canary_since)
-    options = ReadOptions(*named, share, canary, stable, only_stable, rollout, scores=scores)
+    spec = None if prices is None else read_prices(prices)
+    options = ReadOptions(*named, share, canary, stable, only_stable, rollout, scores=scores, prices=spec)
     return replace(options, canary_since_s=since_s)
+
+
+def read_prices(path: Path) -> PricesSpec:
+    """The prices of a file, or of the service in it. Raises BadInput, BadSpec."""
+    from controller.cli.request_bodies import read_yaml
+    from controller.spec.prices import PricesSpec
+    from controller.spec.service import parse_as
+
+    data = read_yaml(path)
+    given = data["prices"] if isinstance(data, dict) and "prices" in data else data
+    return parse_as(PricesSpec, given, "prices")

@@ -19,7 +19,7 @@ from evaluation.offline.cancelled import KNOWN_IF_CANCELLED, if_not_cancelled
 from evaluation.records import LEFT_MS
 
 ARM_NAMES = ((0, "stable"), (1, "the canary"))
-OF_STATUS = ("error", "rejected", "cancelled")  # metrics that a status code says something of
+OF_STATUS = ("error", "rejected", "cancelled", "rate_limited")  # metrics that a status code says something of
 MOST_SHOWN = 4  # values of the arm's column, in one note
 BAD_GATEWAY = 502  # of an attempt after which the proxy asked another, where its status is not known
 
@@ -97,7 +97,7 @@ def read_status(reading: Reading) -> None:
     added = []
     for name in OF_STATUS:
         happens = any(cells.event(name, value, is_status=True) == 1.0 for value in values)
-        if name not in {*sources, *reading.options.ignore} and (happens or name != "cancelled"):
+        if name not in {*sources, *reading.options.ignore} and (happens or name in ("error", "rejected")):
             sources[name] = source
             added.append(name)
     if added:

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from controller.cli.output import table
+from controller.cli.render_costs import cost_lines
 from controller.cli.render_gates import (
     BAR_WIDTH,
     Fold,
@@ -233,6 +234,7 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, detail: Detail = FULL_DET
     parts += source_lines(view.gates)
     if detail.has_remarks:
         parts += [Text(f"alarm, not deciding: {alarm.text}", style="yellow") for alarm in view.alarms]
+    parts += [Text(line, style="dim") for line in cost_lines(view.costs)]
     if view.judge is not None:
         is_fine = view.judge.state in ("admitted", "being examined")
         parts.append(Text(view.judge.text, style="dim" if is_fine else "yellow"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from controller.cli.evidence_options import PricesOption
 from controller.cli.output import note
 from controller.errors import BadInput
 
@@ -63,6 +64,7 @@ def replay(
             help="Promote although a preset's gate has nothing to judge by. [default: it blocks]",
         ),
     ] = None,
+    prices: PricesOption = None,
     output: Annotated[
         Literal["table", "json"], typer.Option("-o", "--output", help="Output format.")
     ] = "table",
@@ -80,6 +82,7 @@ def replay(
 
     from controller.cli.backtest import judged, print_judged
     from controller.cli.evidence_files import read_evidence
+    from controller.cli.evidence_options import read_options
     from controller.cli.request_bodies import read_policy
     from controller.cli.workload import read_workload
     from controller.spec.service import parse_policy
@@ -93,6 +96,7 @@ def replay(
         raise BadInput("--allow-unjudged needs a reason; write why it need not be known")
     stable, canary = _sides(against, model, api_key_env)
     spec = parse_policy(read_policy(policy))
+    options = read_options(maps=None, ignore=None, prices=prices)
     requests = read_workload(file, is_redacted=redact)
     note(f"{len(requests)} requests, each to {stable.url} or {canary.url}, {at_once} at once")
     with tempfile.TemporaryDirectory(prefix="canaryctl-records-") as folder:
@@ -101,7 +105,7 @@ def replay(
         told = _progress(len(requests))
         sent = replay(requests, stable, canary, pace=pace, records=kept, answers=answers, progress=told)
         asyncio.run(sent)
-        evidence = read_evidence(kept)
+        evidence = read_evidence(kept, options=options)
         shown = judged(kept, evidence, spec, allow_unjudged, None)
         return print_judged(replace(shown, is_replay=True), output)
 

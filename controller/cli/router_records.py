@@ -15,8 +15,10 @@ import msgspec
 
 from controller.cli.evidence_formats import RawTable
 from controller.errors import BadInput
+from controller.evidence.pricing import cost_at, has_own_answer
 from controller.evidence.records import OF_SIGNALS, draw_of
 from controller.evidence.typical_range import FLAGS, TypicalRanges
+from controller.spec.prices import PricesSpec
 from serving.answer_signals import Signals
 from serving.messages import CANARY, STABLE, RequestRecord
 from serving.router.records.counters import ARM_NAMES
@@ -93,9 +95,12 @@ class _Rollout:
         return f"{self.id} ({', '.join([*of, f'{self.requests} canary requests', f'until {until} UTC'])})"
 
 
-def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:
+def rows_of_records(
+    table: RawTable, keep: Collection[str] = (), prices: PricesSpec | None = None
+) -> RawTable:
     """The evidence of a router's records, by its own names; what was joined to them stays. keep: fields of
-    records that are used as they are. Raises BadInput for a line that is no record."""
+    records that are used as they are. prices: of tokens, which give `cost`. Raises BadInput for a line that
+    is no record."""
     names = [name for name in table.columns if name in _FIELDS - {"service", "attempts", "signals"}]
     records, signals = [], _signals(table)
     for row in range(len(table)):
@@ -107,6 +112,8 @@ def rows_of_records(table: RawTable, keep: Collection[str] = ()) -> RawTable:
             raise BadInput(f"{place} is no record of a router ({exc}); remove the line") from exc
     ranges = _ranges_of(records)
     rows = [_row(record, ranges) for record in records]
+    if prices is not None:
+        rows = [{**row, "cost": cost} for row, cost in zip(rows, _costs(records, prices), strict=True)]
     columns = {
         name: cells
         for name, cells in table.columns.items()
@@ -148,9 +155,27 @@ def _with_arms(fields: Mapping[str, object]) -> dict[str, object]:
     return {"seq": 0, **fields, **arms}
 
 
+def _costs(records: Sequence[RequestRecord], prices: PricesSpec) -> list[float | None]:
+    """What each answer costs, by the prices of its version, of its arm, or of all. Raises BadInput where a
+    version has no price: the costs of the other arm alone would be no evidence."""
+    found = {}
+    for arm, version in {(record.arm, record.version) for record in records}:
+        name = ARM_NAMES[arm]
+        if (price := prices.price_of((version, name))) is None:
+            raise BadInput(
+                f"--prices has none for {version or name}; give input and output, or versions: "
+                f"{{{name}: ...}}"
+            )
+        found[arm, version] = price
+    return [
+        cost_at(found[record.arm, record.version], record) if has_own_answer(record) else None
+        for record in records
+    ]
+
+
 def _row(record: RequestRecord, ranges: TypicalRanges) -> dict[str, object]:
     draw = draw_of(record, ranges)
-    flags = dict.fromkeys(("rejected", "fell_back", *_FLAGS)) | {
+    flags = dict.fromkeys(("rejected", "rate_limited", "fell_back", *_FLAGS)) | {
         name: int(is_set) for name, is_set in draw.flags.items() if name != "censored"
     }
     return {

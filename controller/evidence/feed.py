@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from controller import telemetry
+from controller.evidence.costs import RolloutCosts
 from controller.evidence.judged import JudgedAnswers
 from controller.evidence.live_load import LiveLoad
 from controller.evidence.mirrored import counted, mirror_of, mirror_to_mapping
@@ -20,7 +21,7 @@ from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.records import GateConfig, draw_of
 from controller.evidence.score_join import JOIN_WINDOW_S, MAX_IDS, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
-from controller.evidence.snapshot import envelope_of, stored_feed
+from controller.evidence.snapshot import envelope_of, stored_feed, trip_of
 from controller.evidence.typical_range import TypicalRanges
 from controller.rollout.observation import (
     EvidenceStatus,
@@ -68,6 +69,7 @@ class Feed:
         self._acked_at_s = 0.0
         self._low_watermark_s = 0.0
         self._judged = JudgedAnswers.of(rollout, config)
+        self._costs = RolloutCosts(rollout, config.prices)
         self._mirror = MirrorStatus()
         self._is_mirroring = False
         self.seq = 0
@@ -84,7 +86,7 @@ class Feed:
             feed._attach(Evaluator.restore(config.policy, config.stages, state))
         feed._seed = saved["seed"] or feed._seed
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
-        feed._tripped = _trip_of(saved.get("tripped"))
+        feed._tripped = trip_of(saved.get("tripped"))
         feed._entered = feed._stage = saved["entered"]
         feed._low_watermark_s = saved["through_s"]
         feed._lost = [(since_s, until_s) for since_s, until_s in saved.get("lost", [])]
@@ -92,6 +94,7 @@ class Feed:
         feed._segments.restore(saved.get("segments"))
         feed._mirror = mirror_of(saved.get("mirror"))
         feed._judged.restore(saved.get("judged"))
+        feed._costs.restore(saved.get("costs"))
         feed._ranges = TypicalRanges.of(saved.get("ranges"))
         feed.seq, feed._recalled = saved["seq"], saved["join_from"]
         return feed
@@ -119,6 +122,7 @@ class Feed:
             "lost": self._lost,
             "mirror": mirror_to_mapping(self._mirror),
             "judged": self._judged.to_mapping(),
+            "costs": self._costs.to_mapping(),
             "ranges": self._ranges.to_mapping(),
             **self._load.to_mapping(),
             "segments": self._segments.to_mapping(),
@@ -138,8 +142,10 @@ class Feed:
         for copied in page.mirrored:
             if copied.rollout == self._rollout:
                 self._mirror = counted(self._mirror, copied)
+                self._costs.add_copy(copied)
         self._low_watermark_s = max(self._low_watermark_s, page.low_watermark_s)
         for verdict in page.verdicts:
+            self._costs.add_question(verdict)
             self._add(self._judged.take(verdict))
         self._judged.expire(self._low_watermark_s, now_s)
         if self._evaluator is not None:
@@ -194,8 +200,9 @@ class Feed:
             return None if self._config.stages else EvidenceStatus(0, Verdict.UNDECIDED, guards=guards)
         report = self._judged.applied_to(self._evaluator.report())
         points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
-        alarms = (*metric_alarms(report), *self._segments.raised(frozen=report.frozen))
-        return EvidenceStatus.of(report, guards, alarms, points, self._judged.status())
+        costs = self._costs.status()
+        alarms = (*metric_alarms(report, costs.currency), *self._segments.raised(frozen=report.frozen))
+        return EvidenceStatus.of(report, guards, alarms, points, self._judged.status(), costs)
 
     def _drop_lost(self, lost: Sequence[LostSpan]) -> None:
         """Drop every request of a span with lost records, for both arms: the loss may depend on the arm.
@@ -220,7 +227,8 @@ class Feed:
             if not self._is_lost(record.at_s):
                 self._started()
                 self._segments.remember(record)
-                self._add(draw_of(record, self._ranges))
+                self._add(draw_of(record, self._ranges, self._config.prices))
+                self._costs.add(record)
                 self._judged.sample(record)
                 self._load.count(record)
                 if record.error is not None:
@@ -299,12 +307,6 @@ class Feed:
             self._window.popitem(last=False)
         if self._evaluator is not None:
             self._segments.forget(min(before_s, self._evaluator.settlement.through_s))
-
-
-def _trip_of(saved: dict[str, str] | None) -> GuardVerdict | None:
-    if saved is None:
-        return None
-    return GuardVerdict(saved["guard"], GuardAction(saved["action"]), saved["reason"])
 
 
 class EvidenceFeeds:

@@ -49,5 +49,5 @@ def _is_within(report: GateReport, gate: Gate, margin: float, floor: float) -> b
             return report.canary <= max(margin * report.stable, report.stable + floor)
         case Kind.SCORE:
             return report.canary >= report.stable - margin
-        case Kind.SHAPE | Kind.PERCENTILE:
+        case Kind.SHAPE | Kind.PERCENTILE | Kind.MEAN:
             return report.canary <= margin * report.stable

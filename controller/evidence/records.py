@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from controller.evidence.pricing import priced, prices_of
 from controller.evidence.typical_range import TypicalRanges
+from evaluation.costs import Prices
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import parse_gate_policy
 from evaluation.policy.policy import GatePolicy
@@ -17,6 +19,7 @@ from serving.targets import TEXT_PATHS
 #: the arm decides whether they are known, and by another tokenizer how many they are.
 LIVE_COVARIATES = ("body_bytes",)
 OF_SIGNALS = ("refused", "leaked", "other_language", "invalid")  # flags that the router reads of a text
+LIMITED = frozenset({"status 429", "status 529"})  # causes: a rate limit, and Anthropic's "overloaded"
 MAX_VALUE = 1e12  # ms or tokens of one request
 
 
@@ -27,6 +30,7 @@ class GateConfig:
     policy: GatePolicy
     stages: tuple[StagePlan, ...]
     judged_metric: str | None = None  # of which a judge's verdicts are scores; None: the rollout has no judge
+    prices: Prices | None = None  # of both versions' tokens; None: the service has none
 
 
 def gate_config(request: str) -> GateConfig:
@@ -34,9 +38,8 @@ def gate_config(request: str) -> GateConfig:
     pinned = json.loads(request)
     stages = tuple(StagePlan(**stage) for stage in pinned["stages"])
     judge = pinned.get("judge")
-    return GateConfig(
-        parse_gate_policy(pinned["gate"]), stages, None if judge is None else judge.get("metric", "quality")
-    )
+    metric = None if judge is None else judge.get("metric", "quality")
+    return GateConfig(parse_gate_policy(pinned["gate"]), stages, metric, prices_of(pinned.get("prices")))
 
 
 def flags_of(record: RequestRecord) -> dict[str, bool]:
@@ -48,6 +51,8 @@ def flags_of(record: RequestRecord) -> dict[str, bool]:
     }
     if record.rejected is not None:
         flags["rejected"] = record.rejected
+    if record.error is not None:
+        flags["rate_limited"] = record.cause in LIMITED
     if (signals := record.signals) is not None:
         flags |= {name: getattr(signals, name) for name in OF_SIGNALS}
     elif record.path not in TEXT_PATHS and record.outcome == "answered" and record.error is False:
@@ -55,8 +60,9 @@ def flags_of(record: RequestRecord) -> dict[str, bool]:
     return flags
 
 
-def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None) -> Draw:
-    """The draw of a settled request. ranges: tell the unusual answers; None: not asked."""
+def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None, prices: Prices | None = None) -> Draw:
+    """The draw of a settled request. ranges: tell the unusual answers; None: not asked. prices: of both
+    versions, of which one alone says nothing; None: there are none."""
     flags = flags_of(record) | (ranges.flags_of(record) if ranges is not None else {})
     if record.outcome == "open":
         flags["censored"] = True
@@ -78,6 +84,7 @@ def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None) -> Draw:
         ttft_ms=_measured(record.ttft_ms),
         itl_ms=_measured(record.itl_ms),
         tokens=_measured(record.completion_tokens),
+        cost=_measured(priced(record, prices)) if prices is not None and prices.is_comparable else None,
         flags=flags,
         covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
         left_ms=_measured((record.done_at_s - record.at_s) * 1000.0) if flags["cancelled"] else None,

@@ -52,7 +52,7 @@ class RolloutSegmentAlarms:
     """One `SegmentAlarms` per gate of a rollout, fed by the evaluator through `on_settled`."""
 
     def __init__(self, policy: GatePolicy) -> None:
-        gates = [gate for gate in policy.gates if gate.kind is not Kind.PERCENTILE]
+        gates = [gate for gate in policy.gates if gate.kind not in (Kind.PERCENTILE, Kind.MEAN)]
         alpha = policy.alpha / max(len(gates), 1)
         self._gates = {
             g.name: (g, SegmentAlarms(g.kind, tolerance=g.tolerance, threshold=g.threshold, alpha=alpha))
@@ -145,14 +145,18 @@ def _alarm(gate: Gate, alarm: SegmentAlarm) -> Alarm:
     return Alarm(gate.name, alarm.segment, text, alarm.canary_requests, alarm.at_s)
 
 
-def metric_alarms(report: EvaluationReport) -> tuple[Alarm, ...]:
-    """Alarms of metrics without a gate, over all requests; empty during a sample ratio mismatch."""
+def metric_alarms(report: EvaluationReport, currency: str | None = None) -> tuple[Alarm, ...]:
+    """Alarms of metrics without a gate, over all requests; empty during a sample ratio mismatch.
+
+    currency: of costs; None: not known.
+    """
     if report.frozen:
         return ()
     alarms = []
     for gate in report.gates:
         if gate.is_alarm and gate.decided_canary is not None:
-            text = gate.reason.replace(gate.gate, gate.metric)
+            in_money = f" in {currency}" if currency is not None and gate.metric == "cost" else ""
+            text = gate.reason.replace(gate.gate, f"{gate.metric}{in_money}")
             at_s = gate.decided_at_s or 0.0
             alarms.append(Alarm(gate.gate, "all requests", text, gate.decided_canary, at_s))
     return tuple(alarms)

@@ -8,6 +8,7 @@ from typing import Any
 
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.serialization import evidence_from_json, evidence_to_json
+from evaluation.guards import GuardAction, GuardVerdict
 
 FORMAT = 1
 
@@ -31,6 +32,13 @@ def stored_status(envelope: bytes | None) -> EvidenceStatus | None:
     """The status when the evidence was stored; None: there was none yet."""
     status = json.loads(envelope).get("sight") if envelope else None
     return evidence_from_json(status) if status else None
+
+
+def trip_of(saved: Mapping[str, str] | None) -> GuardVerdict | None:
+    """A stored guard's trip; None: there was none."""
+    if saved is None:
+        return None
+    return GuardVerdict(saved["guard"], GuardAction(saved["action"]), saved["reason"])
 
 
 def without_feed(envelope: bytes) -> bytes:

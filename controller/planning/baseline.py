@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from evaluation.forecast.detectable_effect import Baseline
 from evaluation.metrics import CATALOGUE
@@ -143,6 +143,13 @@ class MeasuredBaseline:
         value = _percent(stats.mean) if is_rate else f"{stats.mean:.3g} (sd {stats.sd:.2g})"
         share = "" if stats.judged_ratio is None else f", of {_percent(stats.judged_ratio)} of the answers"
         return f"{name} {value} over {stats.count:,} scores{share}"
+
+
+def with_costs(measured: MeasuredBaseline, prices: object | None) -> MeasuredBaseline:
+    """The baseline in which each request with tokens has a cost. prices: of the service; None: none."""
+    if prices is None or "tokens" not in measured.values:
+        return measured
+    return replace(measured, values={**measured.values, "cost": measured.values["tokens"]})
 
 
 def _percent(ratio: float) -> str:

@@ -131,6 +131,8 @@ def _named(policy: PolicySpec) -> set[str]:
 def _source(metric: str) -> str:
     if CATALOGUE[metric].arrives_later:
         return f"send {metric} scores: POST /v1/feedback"
+    if metric == "cost":
+        return "give the service prices (`prices`, docs/cost.md)"
     return f"serve requests that have {metric}"
 
 

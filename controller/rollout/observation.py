@@ -152,6 +152,31 @@ class JudgeEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmCosts:
+    """Tokens and cost of answers that one version gave itself."""
+
+    answers: int = 0
+    counted: int = 0  # of them, those whose tokens are known
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts', from a cache
+    completion_tokens: int = 0
+    cost: float | None = None  # of the counted ones; None: its tokens have no price
+
+
+@dataclass(frozen=True, slots=True)
+class CostStatus:
+    """What the answers of this rollout's requests cost so far; apart from that its judge and its mirror."""
+
+    stable: ArmCosts = ArmCosts()
+    canary: ArmCosts = ArmCosts()
+    mirror: ArmCosts = ArmCosts()  # copies of stable's requests at the canary, whose answers nobody is shown
+    judge_questions: int = 0
+    judge_tokens: int = 0
+    judge_cost: float | None = None  # None: its tokens have no price
+    currency: str | None = None  # None: the service has no prices
+
+
+@dataclass(frozen=True, slots=True)
 class EvidenceStatus:
     """The evaluator's report. verdict: on promotion out of `stage`, from that stage's own units."""
 
@@ -171,6 +196,7 @@ class EvidenceStatus:
     points: PointEstimates | None = None  # None: not computed
     mirror: MirrorStatus | None = None  # None: it is not counted in this phase
     judge: JudgeEvidence | None = None  # None: the rollout has no judge
+    costs: CostStatus | None = None  # None: nothing was counted, or by an older release
 
     @classmethod
     def of(
@@ -180,6 +206,7 @@ class EvidenceStatus:
         alarms: tuple[Alarm, ...] = (),
         points: PointEstimates | None = None,
         judge: JudgeEvidence | None = None,
+        costs: CostStatus | None = None,
     ) -> EvidenceStatus:
         """The evaluator's report, with the guards and alarms that are watched beside it."""
         return cls(
@@ -202,6 +229,7 @@ class EvidenceStatus:
             alarms=alarms,
             points=points,
             judge=judge,
+            costs=costs,
         )
 
 

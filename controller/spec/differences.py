@@ -18,7 +18,8 @@ from controller.errors import Conflict
 from controller.spec.service import ENGINE_KEYS, ServiceSpec, VersionSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 
-IN_PLACE = ("clients", "judge")  # what `up` changes of a service that runs; a rollout keeps its judge
+# What `up` changes of a service that runs; a rollout keeps its judge and its prices.
+IN_PLACE = ("clients", "judge", "prices")
 HOST_KEYS = ("replicas", "gpus", "routers", "api_key_env", "api_key_file")
 POLICY = "--policy FILE"
 

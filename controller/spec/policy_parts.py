@@ -34,7 +34,7 @@ class GateSpec(Strict):
     ALIASES: ClassVar[Mapping[str, str]] = {"deadline_s": "deadline"}
 
     metric: str | None = Field(default=None, description="name of the metric in the catalogue")
-    kind: Literal["rate", "score", "shape", "percentile"] | None = Field(
+    kind: Literal["rate", "score", "shape", "percentile", "mean"] | None = Field(
         default=None, description="how it is tested"
     )
     alpha_share: float | None = Field(

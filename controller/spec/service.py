@@ -19,6 +19,7 @@ from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Stric
 from controller.spec.judge import JudgeSpec, judge_of
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
+from controller.spec.prices import PricesSpec
 from controller.spec.violations import violations
 from serving.credentials import ENV_NAME, KeyReference
 from serving.files.engine_arguments import OWNED_ARGUMENTS, argument_error, canonical_name
@@ -211,6 +212,9 @@ class ServiceSpec(VersionSpec):
     )
     judge: JudgeSpec | None = Field(
         default=None, description="a model that judges a share of both versions' answers; see docs/judges.md"
+    )
+    prices: PricesSpec | None = Field(
+        default=None, description="what tokens cost, by version or for the service; see docs/cost.md"
     )
 
     @model_validator(mode="before")

@@ -9,24 +9,11 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
-
-
-def finite(value: float | None) -> float | None:
-    """The value; None for NaN and infinity, which JSON cannot express."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-Real = Annotated[float | None, BeforeValidator(finite)]
-
-
-class _View(BaseModel):
-    # from_attributes: a view whose fields are those of a domain object is validated from the object itself.
-    # extra: an older command line reads the answers of a newer controller.
-    # defer_build: a command uses few of these shapes, and building them all takes longer than it runs.
-    model_config = ConfigDict(frozen=True, extra="ignore", from_attributes=True, defer_build=True)
+from controller.views.cost_models import CostView
+from controller.views.shape import Real
+from controller.views.shape import View as _View
 
 
 class GateView(_View):
@@ -210,6 +197,7 @@ class RolloutView(_View):
     guards: tuple[str, ...]
     notes: tuple[str, ...]
     judge: JudgeView | None = None  # null: the rollout has none
+    costs: CostView | None = None  # null: nothing was counted
     warnings: tuple[str, ...] = ()  # of a deploy, in its answer alone; the log keeps them
     alarms: tuple[AlarmView, ...] = ()  # of segments: shown and notified once, never deciding
     cause: CauseView | None

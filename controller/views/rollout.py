@@ -16,6 +16,7 @@ from controller.rollout.state import PassedStage, Phase, RolloutState, StageProo
 from controller.rollout.status import exit_code
 from controller.rollout.twin_report import unproven
 from controller.spec.label import Label
+from controller.views.costs import costs_view
 from controller.views.judge import judge_view
 from controller.views.models import (
     AlarmView,
@@ -32,8 +33,8 @@ from controller.views.models import (
     StageView,
     StepsView,
     VersionView,
-    finite,
 )
+from controller.views.shape import finite
 from controller.views.waiting import waiting_for
 from evaluation.report import GateReport, Verdict
 
@@ -141,6 +142,7 @@ def rollout_view(
         guards=tuple(f"{guard.name}: {guard.text}" for guard in shown.guards),
         notes=(*_notes(state), *shown.notes),
         judge=judge_view(state, evidence),
+        costs=costs_view(evidence),
         alarms=tuple(map(AlarmView.model_validate, shown.alarms)),
         cause=_optional(CauseView.model_validate, state.cause),
         decisive=_optional(gate_view, state.decisive),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from evaluation.betting.latency import ShapeLoss
+from evaluation.betting.means import MeanLoss
 from evaluation.betting.rates import EventLoss, ShareLoss
 from evaluation.betting.scores import ScoreLoss
 from evaluation.metrics import Kind
 
-LossBettor = EventLoss | ShareLoss | ScoreLoss | ShapeLoss
+LossBettor = EventLoss | ShareLoss | ScoreLoss | ShapeLoss | MeanLoss
 
 
 def loss_bettor(
@@ -40,5 +41,7 @@ def loss_bettor(
             return ShareLoss(tolerance=0.0) if sessions else EventLoss(tolerance=0.0)
         case Kind.SCORE:
             return ScoreLoss(tolerance=tolerance, threshold=threshold, covariates=covariates)
+        case Kind.MEAN:
+            return MeanLoss(tolerance=tolerance)
         case Kind.SHAPE:
             return ShapeLoss(tolerance=tolerance, longest=longest, failures=failures)

@@ -24,6 +24,7 @@ from evaluation.metrics import Kind
 from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
+from evaluation.units.capped import PERCENTILE, TIMES
 
 Floats = NDArray[np.float64]
 
@@ -166,6 +167,8 @@ def _walks(policy: GatePolicy, gate: Gate, harm: float, w: float, baseline: Base
         arms = tuple(_beta_grid(*baseline.score_shape(baseline.score_mean - loss)) for loss in (0.0, harm))
     elif gate.kind is Kind.SHAPE:
         arms = tuple(_log_normal_grid(baseline.log_sd, scale) for scale in (1.0, harm))
+    elif gate.kind is Kind.MEAN:  # sizes spread as times do, so far as is known
+        arms = tuple(_capped_grid(baseline.log_sd, scale) for scale in (1.0, harm))
     else:
         arms = tuple(_events(rate) for rate in _rates(gate, harm, baseline))
     is_shape = gate.kind is Kind.SHAPE
@@ -202,6 +205,13 @@ def _log_normal_grid(log_sd: float, scale: float) -> tuple[Floats, Floats]:
     normal = NormalDist()
     z = np.array([normal.inv_cdf((i + 0.5) / GRID) for i in range(GRID)])
     return 1000.0 * scale * np.exp(log_sd * z), np.full(GRID, 1 / GRID)
+
+
+def _capped_grid(log_sd: float, scale: float) -> tuple[Floats, Floats]:
+    """Values as parts of the cap that stable's have (`capped.py`)."""
+    values, probabilities = _log_normal_grid(log_sd, scale)
+    high = 1000.0 * math.exp(log_sd * NormalDist().inv_cdf(PERCENTILE))
+    return np.minimum(values / (TIMES * high), 1.0), probabilities
 
 
 def _moments(

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.betting.unit_block import Floats
-from evaluation.metrics import UNANSWERED
+from evaluation.metrics import OUTCOMES
 
 #: Metrics that a cancelled request has by rule: no failure, unless it came before, and no latency.
-KNOWN_IF_CANCELLED = UNANSWERED | {"latency_ms"}
+KNOWN_IF_CANCELLED = OUTCOMES | {"latency_ms"}
 
 
 def if_not_cancelled(metric: str, values: Floats, cancelled: NDArray[np.bool_]) -> Floats:
@@ -25,6 +25,6 @@ def if_not_cancelled(metric: str, values: Floats, cancelled: NDArray[np.bool_]) 
     no latency (NaN); others as they are."""
     if metric not in KNOWN_IF_CANCELLED:
         return values
-    if metric in UNANSWERED:
+    if metric in OUTCOMES:
         return np.where(cancelled & (values != 1.0), 0.0, values)
     return np.where(cancelled, np.nan, values)

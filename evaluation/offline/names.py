@@ -39,6 +39,7 @@ _SYNONYMS: Mapping[str, tuple[str, ...]] = {
     "fell_back": ("fellback", "fallback"),
     "error": ("errors", "iserror", "failed", "failure", "status", "statuscode", "httpstatus"),
     "rejected": ("rejection", "rejections", "clienterror"),
+    "rate_limited": ("ratelimit", "ratelimits", "ratelimited", "throttled", "throttling", "toomanyrequests"),
     "latency_ms": (
         "latency", "latencies", "latencys", "duration", "durationms", "elapsed", "elapsedms", "responsetime",
         "responsetimems", "requesttime", "requestdurationms", "totaltime", "e2elatency",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from evaluation.metrics import UNANSWERED, Kind
+from evaluation.metrics import OUTCOMES, Kind
 from evaluation.policy.gates import Gate
 from evaluation.policy.policy import GatePolicy
 
@@ -82,7 +82,7 @@ def worst_case_alphas(policy: GatePolicy, gate: Gate, *, sticky: bool) -> Channe
 def has_no_value_unanswered(gate: Gate) -> bool:
     """Whether a request without an answer has no value of this gate's metric, nor counts as slowest."""
     is_bounded = gate.kind in (Kind.RATE, Kind.SCORE)
-    return is_bounded and gate.metric not in UNANSWERED and not gate.is_alarm
+    return is_bounded and gate.metric not in OUTCOMES and not gate.is_alarm
 
 
 def log_limit(alpha: float) -> float:

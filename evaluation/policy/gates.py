@@ -37,7 +37,7 @@ class Sampling:
 class Gate:
     """One test that can roll a canary back and that a promotion can require.
 
-    `threshold`: the harm that must be detected (relative for rate, shape and percentile; absolute for score).
+    `threshold`: the harm that must be detected (absolute for score, else relative).
     `tolerance`: the harm that must not roll back, in the same unit, 0 <= tolerance < threshold.
     `alpha_share`: this gate's part of the rollout's alpha; 0 makes it an alarm, displayed and never deciding.
     `deadline_s`: how long after the draw a score may arrive. `percentile`: of a percentile gate, in (0, 1).
@@ -247,7 +247,7 @@ def alarm_gate(metric: Metric) -> Gate:
     """A gate without a share of alpha: displayed and reported, never deciding. It waits one minute for
     scores; a metric whose scores take longer needs a gate of its own."""
     kind = metric.kinds[0]
-    threshold = {Kind.RATE: 0.5, Kind.SHAPE: 0.2, Kind.SCORE: 0.05}[kind]
+    threshold = {Kind.RATE: 0.5, Kind.SHAPE: 0.2, Kind.MEAN: 0.2, Kind.SCORE: 0.05}[kind]
     name = f"{metric.name}_alarm"  # no margin of a rung has such a name
     return Gate(name, metric.name, kind, 0.0, threshold, threshold / 2)
 

@@ -278,7 +278,7 @@ def harm_of(block: UnitBlock, gate: Gate, failures: float) -> Floats:
     match gate.kind:
         case Kind.SCORE:
             return (1.0 - block.y - gate.tolerance * block.arm)[None, :]
-        case Kind.RATE:
+        case Kind.RATE | Kind.MEAN:
             missing = 0.0 if block.missing is None else block.missing
             return (np.where(block.arm, block.y, np.minimum(tolerated * block.y, 1.0)) + missing)[None, :]
         case Kind.PERCENTILE:

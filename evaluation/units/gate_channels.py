@@ -30,10 +30,9 @@ from evaluation.betting.everyone import EveryoneChannel
 from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.latency import ShapeProof, below_the_cut
 from evaluation.betting.left import LeftProof, LeftShare
-from evaluation.betting.rates import RateProof
 from evaluation.betting.rounds import RoundChannel
-from evaluation.betting.scores import PairLoss, ScoreProof
-from evaluation.betting.tails import MOST_OFF, TailChannel, TailProof
+from evaluation.betting.scores import PairLoss
+from evaluation.betting.tails import TailChannel, TailProof
 from evaluation.betting.wealth import Bettor, Channel
 from evaluation.metrics import CATALOGUE, UNANSWERED, Kind
 from evaluation.policy.alpha_split import has_no_value_unanswered, log_limit
@@ -41,6 +40,16 @@ from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.stream import Stream
 from evaluation.units.later_blocks import PARTS
+from evaluation.units.proof_bettors import (
+    left_proof,
+    left_share,
+    limit_proof,
+    mean_proof,
+    rate_proof,
+    recent_proof,
+    score_proof,
+    tail_proof,
+)
 from evaluation.units.released import Counted
 
 Use = Literal["first", "session", "pairs", "later", "proof", "first proof", "later proof"]
@@ -142,9 +151,10 @@ class GateChannels:
     """The columns and channels of all gates of one metric, made from the policy.
 
     `columns`: fed with every row. `worst`: the one of the events of a proof, where one that is missing counts
-    against it; None: there is none. `with_missing`: those whose units include requests without a value, by
-    which. `divisors`: of each exceedance, the tolerance, then the margins. `tail_columns`: by
-    percentile gate. `pairs`: streams of mirrored answers, one a gate that reserves alpha for them
+    against it; None: there is none. `mean`: the one of capped values, the last; None: there is none.
+    `with_missing`: those whose units include requests without a value, by which. `divisors`: of each
+    exceedance, the tolerance, then the margins. `tail_columns`: by percentile gate. `pairs`:
+    streams of mirrored answers, one a gate that reserves alpha for them
     (`pair_gates`).
     """
 
@@ -169,6 +179,7 @@ class GateChannels:
         self.divisors: list[tuple[float, ...]] = []
         self.worst: Column | None = None
         self.has_shape_columns = False
+        self.mean: Column | None = None
         self.tail_columns: dict[str, Column] = {}
         self.with_missing: dict[Counted, Column] = {}
         sampling = gates[0].sampling
@@ -177,6 +188,8 @@ class GateChannels:
         self.pair_gates: list[Gate] = []
         for gate in gates:
             self._add_gate(gate, proofs.get(gate.name, ()))
+        if self.mean is not None:
+            self.columns.append(self.mean)
 
     def _add_gate(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         match gate.kind:
@@ -189,6 +202,10 @@ class GateChannels:
                     self.worst = Column(with_histogram=False, covariates=self._covariates)
                     self.columns.append(self.worst)
                 self._add_bounded(gate, self.columns[0], proofs)
+            case Kind.MEAN:
+                if self.mean is None:
+                    self.mean = Column(with_histogram=False)
+                self._add_bounded(gate, self.mean, proofs)
             case Kind.SHAPE:
                 self._add_shape(gate, proofs)
             case Kind.PERCENTILE:
@@ -205,6 +222,8 @@ class GateChannels:
         for proof in proofs:
             if gate.kind is Kind.SCORE:
                 self._add_score_proof(gate, proof)
+            elif gate.kind is Kind.MEAN:
+                self._add_proof(gate, column, proof, mean_proof)
             else:
                 self._add_rate_proof(gate, self.worst or column, proof)
 
@@ -252,13 +271,13 @@ class GateChannels:
             )
             left, alone = (Column(with_histogram=False) for _ in range(2))
             self.columns += [known, left, late, recent, alone, near, far]
-            self._add_proof(gate, known, proof, partial(_tail_proof, gate.percentile))
-            self._add_proof(gate, left, proof, partial(_left_proof, gate.percentile), "left")
-            self._add_proof(gate, late, proof, partial(_tail_proof, gate.percentile), "late")
-            self._add_proof(gate, recent, proof, partial(_recent_proof, gate.percentile), "recent")
-            self._add_proof(gate, alone, proof, partial(_left_share, gate.percentile), "alone")
-            self._add_proof(gate, near, proof, _limit_proof, "near")
-            self._add_proof(gate, far, proof, _limit_proof, "far")
+            self._add_proof(gate, known, proof, partial(tail_proof, gate.percentile))
+            self._add_proof(gate, left, proof, partial(left_proof, gate.percentile), "left")
+            self._add_proof(gate, late, proof, partial(tail_proof, gate.percentile), "late")
+            self._add_proof(gate, recent, proof, partial(recent_proof, gate.percentile), "recent")
+            self._add_proof(gate, alone, proof, partial(left_share, gate.percentile), "alone")
+            self._add_proof(gate, near, proof, limit_proof, "near")
+            self._add_proof(gate, far, proof, limit_proof, "far")
 
     def _add_loss(self, gate: Gate, column: Column, with_left: Column | None = None) -> None:
         """The channels of first requests, of sessions and of later sessions that roll back. with_left: the
@@ -305,16 +324,16 @@ class GateChannels:
         count stable's mean. Where a judge samples, its unscored answers are left out."""
         column = self._missing("failed" if self._is_sampled else "all")
         for missing_as in ("harm", "mean"):
-            bettor = partial(_score_proof, missing_as == "mean", self._covariates > 0)
-            later = partial(_score_proof, missing_as == "mean", False)
+            bettor = partial(score_proof, missing_as == "mean", self._covariates > 0)
+            later = partial(score_proof, missing_as == "mean", False)
             self._add_proof(gate, column, proof, bettor, missing_as, later=later)
 
     def _add_rate_proof(self, gate: Gate, column: Column, proof: Proof) -> None:
         """The channels that prove a margin of a rate; if answers without a value can be missing by other
         causes than sampling, also if each of those had the event."""
-        self._add_proof(gate, column, proof, partial(_rate_proof, 0.0))
+        self._add_proof(gate, column, proof, partial(rate_proof, 0.0))
         if has_no_value_unanswered(gate) and not self._is_sampled:
-            self._add_proof(gate, self._missing("unscored"), proof, partial(_rate_proof, 1.0), "harm")
+            self._add_proof(gate, self._missing("unscored"), proof, partial(rate_proof, 1.0), "harm")
 
     def _add_proof(
         self,
@@ -365,31 +384,3 @@ def deciding(tracks: Sequence[Track]) -> list[Track]:
     are many, and never what counts them."""
     many = {(t.use, t.part) for t in tracks if t.left_share is not None and t.left_share.is_needed}
     return [t for t in tracks if t.left_share is None and (t.left is None or (t.use, t.part) in many)]
-
-
-def _score_proof(as_mean: bool, covariates: bool, proof: Proof) -> Bettor:
-    return ScoreProof(margin=proof.margin, as_mean=as_mean, covariates=covariates)
-
-
-def _tail_proof(percentile: float, _: Proof) -> Bettor:
-    return TailProof(percentile=percentile)
-
-
-def _recent_proof(percentile: float, _: Proof) -> Bettor:
-    return TailProof(percentile=percentile, least_off=MOST_OFF)
-
-
-def _limit_proof(_: Proof) -> Bettor:
-    return RateProof(ratio=1.0, floor=0.0, missing_as=1.0)
-
-
-def _left_proof(percentile: float, proof: Proof) -> Bettor:
-    return LeftProof(percentile=percentile, margin=proof.margin)
-
-
-def _left_share(percentile: float, proof: Proof) -> Bettor:
-    return LeftShare(percentile=percentile, by_stage=not proof.is_whole)
-
-
-def _rate_proof(missing_as: float, proof: Proof) -> Bettor:
-    return RateProof(ratio=proof.margin, floor=proof.floor, missing_as=missing_as)

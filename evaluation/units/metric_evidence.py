@@ -8,16 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
-from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, WAITS, Kind
+from evaluation.metrics import CATALOGUE, OUTCOMES, SIZES, VALUES, WAITS, Kind
 from evaluation.policy.alpha_split import (
-    PART_SHARES,
     channel_alphas,
-    has_no_value_unanswered,
     log_limit,
-    worst_case_alphas,
 )
 from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
@@ -25,6 +21,7 @@ from evaluation.records import SETTLE_S
 from evaluation.stream import Stream
 from evaluation.units.answered import LaterShare, ScoredShare
 from evaluation.units.attendance import Attendance, harm_of, look_at
+from evaluation.units.capped import Capped
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import Column, GateChannels
 from evaluation.units.judged import judged_probability, without_failed
@@ -36,26 +33,14 @@ from evaluation.units.own_speed import OwnSpeed
 from evaluation.units.points import Points
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
+from evaluation.units.track_limits import set_track_limits
 from evaluation.units.value_columns import ValueSettings, value_columns, with_worst
 
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
-    "columns",
-    "with_missing",
-    "scored",
-    "one_value",
-    "one_value_later",
-    "later_share",
-    "everyone",
-    "exceedances",
-    "presence",
-    "pairs",
-    "points",
-    "sums",
-    "counts",
-    "own_speed",
-    "offered",
-)
+    "columns", "with_missing", "scored", "one_value", "one_value_later", "later_share", "everyone",
+    "exceedances", "presence", "pairs", "points", "sums", "counts", "own_speed", "offered",
+)  # fmt: skip
 
 
 class MetricEvidence:
@@ -66,6 +51,7 @@ class MetricEvidence:
         self.gates = policy.gates_for(metric)
         self.covariates = CovariateColumns(self.gates[0].covariates, policy.restart_share)
         self.takes_values = metric in VALUES
+        self.is_size = metric in SIZES
         self.is_alarm = all(gate.is_alarm for gate in self.gates)
         self._longest = SETTLE_S * 1000.0 if metric == "latency_ms" else math.inf
         self._failures = policy.tolerated_failures()
@@ -100,6 +86,7 @@ class MetricEvidence:
         self.points = Points(with_histogram=self.takes_values)
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
+        self.capped = Capped() if bets.mean is not None else None
         self.own_speed = OwnSpeed()
         self.offered = Offered()
         self.own_range = OwnRange() if metric in OWN_RANGE and not self.is_alarm else None
@@ -118,12 +105,15 @@ class MetricEvidence:
     def __state__(self) -> tuple[str, ...]:
         more = ["covariates"] if self.covariates.names else []
         more += ["own_range"] if self.own_range is not None else []
+        more += ["capped"] if self.capped is not None else []
         return (*_STATE, *more, *(["lacking"] if self.lacking is not None else []))
 
     def seed(self, values: Floats) -> None:
         """Learn stable's own values from before the rollout."""
         if self.takes_values:
             self.own_speed.seed(values)
+        if self.capped is not None:
+            self.capped.seed(values)
         for column in self.columns:
             if column.first.stable.histogram is not None:
                 column.first.seed(values)
@@ -133,19 +123,7 @@ class MetricEvidence:
 
     def set_limits(self, policy: GatePolicy, *, sticky: bool) -> None:
         """Split each gate's alpha over its channels, before the first bet."""
-        for track in self.tracks:
-            if track.use in ("first proof", "later proof"):
-                track.channel.is_idle = not sticky
-            elif track.use != "proof":
-                is_worst = track.missing_as in ("harm", "absent") and has_no_value_unanswered(track.gate)
-                split = worst_case_alphas if is_worst else channel_alphas
-                alpha = getattr(split(policy, track.gate, sticky=sticky), track.use)
-                limit = log_limit(alpha * (PART_SHARES[track.part] if track.use == "later" else 1.0))
-                if isinstance(track.channel, RoundChannel):
-                    track.channel.set_limit(limit)
-                else:
-                    track.channel.decision.limit = limit
-                track.channel.is_idle = track.use in ("session", "later") and not sticky
+        set_track_limits(self.tracks, policy, sticky=sticky)
         for column in (*self.columns, *self.with_missing):
             column.first.fix_idle()
             column.units.fix_idle()
@@ -165,7 +143,7 @@ class MetricEvidence:
         """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
         if self.takes_values:
             raw = np.where(rows.cold, np.nan, raw) if rows.cold.any() else raw
-        if self.name in UNANSWERED or not unanswered.any():
+        if self.name in OUTCOMES or not unanswered.any():
             return raw
         return np.where(unanswered, np.nan, raw)
 
@@ -188,7 +166,12 @@ class MetricEvidence:
             is_wait=self.name in WAITS,
             is_of_all=self.lacking is not None,
         )
-        return value_columns(settings, raw, unanswered, cancelled, rows, left_ms, self.offered.apart(rows))
+        apart = self.offered.apart(rows)
+        if not self.is_size:
+            return value_columns(settings, raw, unanswered, cancelled, rows, left_ms, apart)
+        nobody = np.zeros(len(rows), dtype=np.bool_)  # a request without an answer has no size, and no rank
+        columns = value_columns(settings, raw, nobody, nobody, rows, None, apart)
+        return columns if self.capped is None else np.vstack((columns, self.capped.parts(raw, rows.arm)))
 
     def can_skip(self, raw: Floats) -> bool:
         """Whether these are values of an alarm, all missing: nothing depends on them."""
@@ -216,7 +199,7 @@ class MetricEvidence:
         w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
         for column, y in zip(self.columns, columns, strict=True):
             if column.first.channels or column.first.staged:
-                block = rows.first_block(y, w, gap)
+                block = rows.first_block(y, w, gaps if column is self._bets.mean else gap)
                 if column.missing is not None:
                     block = without_failed(block, unanswered, block.seq, rows.seq)
                 column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
@@ -237,7 +220,8 @@ class MetricEvidence:
 
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
-                block = released.block(index, w, gap, single_values=column.with_histogram)
+                own_gap = gaps if column is self._bets.mean else gap
+                block = released.block(index, w, own_gap, single_values=column.with_histogram)
                 if column.missing is not None:
                     block = without_failed(block, unanswered, block.draw, released.draw)
                 feed(column.units, block)
@@ -324,7 +308,7 @@ class MetricEvidence:
 
     def _gap(self, gaps: Floats | None) -> Floats | None:
         """What missing answers can hide from a rate of answers; None: nothing."""
-        return gaps if self.gates[0].kind is Kind.RATE and self.name not in UNANSWERED else None
+        return gaps if self.gates[0].kind is Kind.RATE and self.name not in OUTCOMES else None
 
     def session_values(
         self,
@@ -371,6 +355,8 @@ class MetricEvidence:
     def interval(self, gate: Gate) -> tuple[float, float] | None:
         """The interval of the ratio of rates (percentile: of the shares above it) or medians (shape), or of
         the difference of scores; None: no evidence yet."""
+        if gate.kind is Kind.MEAN:
+            return None
         column = self._bets.tail_columns.get(gate.name, self.columns[0])
         return column.first.estimate.interval() if column.first.estimate is not None else None
 
@@ -383,7 +369,7 @@ class MetricEvidence:
         missing = np.full(len(rows), np.nan)
         if not self.is_alarm:  # an alarm's values may be missing
             expected = rows.w > 0.0
-            if self.name not in UNANSWERED:
+            if self.name not in OUTCOMES:
                 expected &= ~unanswered
             if self.takes_values:
                 expected &= ~rows.cold
@@ -391,7 +377,10 @@ class MetricEvidence:
             if self.lacking is not None:
                 self.lacking.count(rows.arm[expected], rows.stage[expected], present[expected])
             missing = self.presence.indicator(present, expected)
-        self.points.add(rows.arm, judged_probability(self._sampling, rows.w), raw)
+        w = judged_probability(self._sampling, rows.w)
+        self.points.add(rows.arm, w, raw)
+        if self.capped is not None:
+            self.capped.points.add(rows.arm, w, raw)
         for arm in (0, 1):
             chosen = raw[(rows.arm == arm) & present & (rows.w > 0.0)]
             self.sums[arm] = np.add.accumulate(np.concatenate(([self.sums[arm]], chosen)))[-1]

@@ -71,7 +71,7 @@ def value_columns(
         out += [known[0], second[0]]
         for of_proof in zip(*(channel[1:] for channel in (known, second, *of_proofs)), strict=True):
             out.extend(of_proof)
-    return np.stack(out)
+    return np.stack(out) if out else np.empty((0, len(raw)))
 
 
 def with_worst(raw: Floats, unanswered: Flags, arm: Flags) -> Floats:

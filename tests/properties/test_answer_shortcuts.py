@@ -25,7 +25,7 @@ WITHOUT = {
 READ = (
     *("rest", "finish_reason", "prompt_tokens", "completion_tokens", "answer_id", "has_content"),
     *("has_error", "is_malformed", "is_done", "has_usage_event", "has_bad_ids", "is_finished", "is_whole"),
-    *("is_empty", "is_stream"),
+    *("is_empty", "is_stream", "cached_tokens"),
 )
 TEXTS = (
     *(
@@ -47,6 +47,7 @@ TEXTS = (
 ODD = (
     b'data: {"choices":[{"index":0,"text":"a","finish_reason":null}]}',
     b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}',
+    b'data: {"choices":[],"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}',
     b'data: {"choices":[{"delta":{"content":"x"},\ndata: "finish_reason":"stop"}]}',
     *(b": comment", b"event: x\ndata: {}", b'data: {"error":{"message":"no"}}', b"data:", b"data: 5", b"foo"),
     *(

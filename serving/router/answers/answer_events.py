@@ -178,6 +178,17 @@ def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -
     return value if is_count else before
 
 
+def cached_of(usage: dict[str, Any], before: int | None) -> int | None:
+    """The tokens of the prompt that were read from a cache; `before`: there is no count of them.
+
+    OpenAI and vLLM name them within the prompt's, Anthropic beside it (`cache_read_input_tokens`).
+    """
+    for name in ("prompt_tokens_details", "input_tokens_details"):
+        if isinstance(details := usage.get(name), dict):
+            return count_of(details, "cached_tokens", "cached_tokens", before)
+    return count_of(usage, "cache_read_input_tokens", "cache_read_input_tokens", before)
+
+
 def index_of(value: object) -> int | None:
     """The index of a choice; None: a number that no choice may have. What is no number is 0.
 

@@ -20,6 +20,7 @@ from serving.messages import LIMIT_REASONS
 from serving.router.answers.answer_content import choice_says_something
 from serving.router.answers.answer_events import (
     LAST_TYPES,
+    cached_of,
     count_of,
     has_failed,
     index_of,
@@ -41,6 +42,7 @@ class AnswerFacts:
     finish_reason: str | None = field(default=None, init=False)  # of the last choice that has finished
     prompt_tokens: int | None = field(default=None, init=False)
     completion_tokens: int | None = field(default=None, init=False)
+    cached_tokens: int | None = field(default=None, init=False)  # of the prompt, read from a cache
     has_error: bool = field(default=False, init=False)  # the engine reported an error inside the answer
     has_usage_event: bool = field(default=False, init=False)  # an event of a stream said only the usage
     _finished: set[int] = field(default_factory=set, init=False)  # indices of choices
@@ -121,6 +123,7 @@ class AnswerFacts:
             tokens = usage.get("tokens")
             usage = tokens if isinstance(tokens, dict) else usage
             self.prompt_tokens = count_of(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
+            self.cached_tokens = cached_of(usage, self.cached_tokens)
             self.completion_tokens = count_of(
                 usage, "completion_tokens", "output_tokens", self.completion_tokens
             )

@@ -321,7 +321,7 @@ class AnswerScan(AnswerState):
         """Read a whole answer; False: it is no JSON object."""
         if text.find(b'"choices"') >= 0 and (usual := usual_answer(text)) is not None:
             self.answer_id, self.prompt_tokens, self.completion_tokens = usual[:3]
-            self.finish_reason, self._finished, self.has_usage_event = usual[3:]
+            self.finish_reason, self._finished, self.has_usage_event, self.cached_tokens = usual[3:]
         elif (answer := outline_of(text)) is not None:
             self._read_object(answer)
             self.has_error = self.has_error or (len(answer) == 1 and bool(answer.get("detail")))

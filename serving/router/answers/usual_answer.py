@@ -20,9 +20,17 @@ class _Choice(msgspec.Struct, gc=False):
     index: int = 0
 
 
+class _Details(msgspec.Struct, gc=False):
+    cached_tokens: int | None = None
+
+
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int
     completion_tokens: int
+    prompt_tokens_details: _Details | None = None
+    # Of other forms of a usage.
+    input_tokens_details: msgspec.Raw = _ABSENT
+    cache_read_input_tokens: msgspec.Raw = _ABSENT
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -41,8 +49,9 @@ class _Answer(msgspec.Struct, gc=False):
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
-# Its id, tokens of the prompt and of the answer, finish reason, indices of finished choices, has usage alone.
-Read: TypeAlias = tuple[str | None, int | None, int | None, str | None, set[int], bool]
+# Its id, tokens of the prompt and of the answer, finish reason, indices of finished choices, has usage alone,
+# and the tokens of the prompt that were cached.
+Read: TypeAlias = tuple[str | None, int | None, int | None, str | None, set[int], bool, int | None]
 
 
 def usual_answer(data: bytes) -> Read | None:
@@ -59,8 +68,12 @@ def usual_answer(data: bytes) -> Read | None:
         return None
     if found.message is not _ABSENT or found.delta is not _ABSENT or found.stop_reason is not _ABSENT:
         return None
-    usage, prompt, completion = found.usage, None, None
+    usage, prompt, completion, cached = found.usage, None, None, None
     if usage is not None:
+        if usage.input_tokens_details is not _ABSENT or usage.cache_read_input_tokens is not _ABSENT:
+            return None
+        if (details := usage.prompt_tokens_details) is not None and details.cached_tokens is not None:
+            cached = details.cached_tokens if 0 <= details.cached_tokens <= MAX_TOKENS else None
         prompt = usage.prompt_tokens if 0 <= usage.prompt_tokens <= MAX_TOKENS else None
         completion = usage.completion_tokens if 0 <= usage.completion_tokens <= MAX_TOKENS else None
     reason: str | None = None
@@ -72,4 +85,5 @@ def usual_answer(data: bytes) -> Read | None:
             if (index := index_of(choice.index)) is not None:
                 finished.add(index)
             reason = word_of(choice.finish_reason) or reason
-    return word_of(found.id), prompt, completion, reason, finished, usage is not None and not found.choices
+    has_usage_alone = usage is not None and not found.choices
+    return word_of(found.id), prompt, completion, reason, finished, has_usage_alone, cached

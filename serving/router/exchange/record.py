@@ -188,6 +188,7 @@ def record_of(
         connect_ms=None if seen.connect_s is None else seen.connect_s * 1000,
         version=_version(table, assignment.arm),
         judged=start.is_judged,
+        cached_tokens=scan.cached_tokens if scan else None,
     )
     record.__class__ = RequestRecord
     return record

@@ -220,6 +220,7 @@ def mirror_record(kept: Kept, copy: Copy, end: CopyEnd) -> MirrorRecord:
         router=kept.core.router,
         epoch=table.epoch,
         revision=table.revision,
+        prompt_tokens=canary.prompt_tokens if canary is not None else None,
     )
 
 

@@ -263,3 +263,23 @@ def test_many_broken_lines_are_counted(tmp_path: Path) -> None:
         read_workload(path)
 
     assert (len(refused.value.lines), refused.value.lines[-1]) == (6, "7 further lines are wrong")
+
+
+def test_tokens_of_a_replay_have_a_cost_by_the_prices_of_each_arm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def counted(body: dict[str, Any]) -> tuple[int, Any]:
+        status, answer = _chat(body)
+        return status, {**answer, "usage": {"prompt_tokens": 1000, "completion_tokens": 100}}
+
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("{input: 1, output: 10, versions: {canary: {input: 2, output: 10}}}")
+    with judge_endpoint(counted) as stable, judge_endpoint(counted) as canary:
+        arguments = ["replay", str(_workload(tmp_path, 40)), "--against", f"{stable}/v1,{canary}/v1"]
+        run([*arguments, "--prices", str(prices), "-o", "json"])
+
+    costs = json.loads(capsys.readouterr().out)["costs"]
+    assert costs["currency"] == "USD"
+    means = [costs[arm]["cost"]["mean"] for arm in ("stable", "canary")]
+    assert means == pytest.approx([0.002, 0.003])
+    assert costs["stable"]["cost"]["answers"] + costs["canary"]["cost"]["answers"] == 40

@@ -36,7 +36,8 @@ def test_alarms_test_each_metric_in_the_direction_of_harm() -> None:
     kinds = {gate.metric: gate.kind for gate in GatePolicy(gates=()).with_alarms().gates}
 
     assert kinds.keys() == CATALOGUE.keys()
-    assert kinds["tokens"] is Kind.SHAPE
+    assert kinds["tokens"] is Kind.MEAN
+    assert kinds["itl_ms"] is Kind.SHAPE
     assert kinds["thumbs"] is Kind.SCORE
     assert kinds["flagged"] is Kind.RATE
 

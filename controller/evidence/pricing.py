@@ -1,0 +1,62 @@
+"""What a record's answer costs its version. A request without an own answer has no cost: it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluation.costs import Prices, TokenPrice
+from evaluation.records import is_number
+from serving.messages import CANARY, RequestRecord
+
+APART = "/v1/messages"  # where cached tokens are counted beside those of the prompt
+MAX_TOKENS = 1e12
+
+
+def has_own_answer(record: RequestRecord) -> bool:
+    """Whether the assigned version itself answered, so that the tokens are its own."""
+    is_answered = record.error is False and not record.rejected and record.taken_over_by is None
+    return is_answered and record.served_arm == record.arm
+
+
+def priced(record: RequestRecord, prices: Prices | None) -> float | None:
+    """The cost of the answer, in the currency of the prices; None: not its own version's, or not known."""
+    if prices is None or not has_own_answer(record):
+        return None
+    price = prices.of_arm(record.arm == CANARY)
+    return None if price is None else cost_at(price, record)
+
+
+def cost_at(price: TokenPrice, record: RequestRecord) -> float | None:
+    """The cost of the record's tokens at this price; None: they are not known."""
+    prompt, completion = record.prompt_tokens, record.completion_tokens
+    if not (_is_count(prompt) and _is_count(completion)):
+        return None
+    cached = record.cached_tokens if _is_count(record.cached_tokens) else 0
+    assert prompt is not None
+    assert completion is not None
+    return price.cost(prompt, completion, cached or 0, is_cached_apart=record.path == APART)
+
+
+def _is_count(tokens: int | None) -> bool:
+    return is_number(tokens) and 0 <= tokens <= MAX_TOKENS  # type: ignore[operator]
+
+
+def pinned(prices: Prices | None) -> dict[str, Any] | None:
+    """JSON values for a rollout's stored request, which `prices_of` reads; None: there are no prices."""
+    if prices is None:
+        return None
+    arms = {"stable": prices.stable, "canary": prices.canary}
+    plain = {
+        name: None if price is None else [price.input, price.output, price.cached_input]
+        for name, price in arms.items()
+    }
+    return {"currency": prices.currency, "judge": prices.judge, **plain}
+
+
+def prices_of(data: Mapping[str, Any] | None) -> Prices | None:
+    """The prices of `pinned`; None: none, or of an older release."""
+    if data is None:
+        return None
+    stable, canary = (None if data[arm] is None else TokenPrice(*data[arm]) for arm in ("stable", "canary"))
+    return Prices(data["currency"], stable, canary, data["judge"])
