@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
-import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from controller.cli.backtest_costs import cost_line, costs_as_json
 from controller.cli.backtest_plan import Needed
+from controller.cli.backtest_split import TWICE, before_canary, shares, with_shares
 from controller.cli.evidence_files import EvidenceFile
-from controller.cli.observed_range import format_time
 from controller.cli.output import gate_title, number, slowest_line, table
 from controller.quantities import FULL_BP, figure, percent
 from evaluation.betting.histogram import UNPROVABLE
@@ -42,7 +40,6 @@ WIDE = 120  # columns, from which on each row of the gates has its reason
 BOTH_BAD = "both arms are bad"  # in the reasons of evaluation/offline/backtest.py
 NO_ROWS = "no rows of stage"
 OPEN = "not proven yet"
-TWICE = re.compile(r"\b(\w+): (\1\b)")  # `error: error < 5x`
 
 LEGEND = (
     "evidence: how much the data speak for a yes, of what a yes takes (log of the bets' winnings); "
@@ -191,39 +188,6 @@ def invalid_reasons(shown: Shown) -> list[str]:
     return [reason for reason in reasons if OPEN not in reason] or reasons
 
 
-def with_shares(reason: str, evidence: EvidenceFile) -> str:
-    """The reason, without a gate's name twice; of a sample ratio mismatch with the canary's share of the
-    requests and its mean w."""
-    reason = TWICE.sub(r"\2", reason)
-    return f"{reason}: {shares(evidence)}" if RATIO_MISMATCH in reason else reason
-
-
-def shares(evidence: EvidenceFile) -> str:
-    """`the canary has 10.1 % of 12,000 requests, by w 30 %`, of the requests that may be the canary's."""
-    arm, w = (np.asarray(evidence.columns[name], dtype=np.float64) for name in ("arm", "w"))
-    is_drawn = w > 0
-    if not is_drawn.any():
-        return "no request has a w above 0"
-    share, mean_w = (figure(100 * float(values[is_drawn].mean()), 3) for values in (arm, w))
-    return f"the canary has {share} % of {int(is_drawn.sum()):,} requests, by w {mean_w} %"
-
-
-def _before_canary(evidence: EvidenceFile) -> str:
-    """Rows before the first of the canary that are said to have had one, where chance leaves hardly any such;
-    empty: there are not so many."""
-    arm, w, t_s = (np.asarray(evidence.columns[name], dtype=np.float64) for name in ("arm", "w", "t_s"))
-    if not arm.any():
-        return ""
-    first = int(np.argmax(arm))
-    if float(np.sum(np.log1p(-np.minimum(w[:first], 0.999)))) > math.log(1e-3):
-        return ""
-    since = format_time(float(t_s[first]))
-    return (
-        f"the first {first:,} rows are stable's alone; if there was no canary yet, give the time at which it "
-        f"got its share, not after its first request ({since}): --canary-since TIME, or w 0 in those rows"
-    )
-
-
 def _open_reasons(shown: Shown) -> str:
     """What is still to be proven; the gates that have nothing to judge stand on a line of their own."""
     told = [with_shares(reason, shown.evidence) for reason in shown.result.reasons]
@@ -306,7 +270,7 @@ def next_step(shown: Shown) -> str:
                 f"--ignore {unit}; or name what was drawn: --map unit=COLUMN"
             )
         case "invalid" if any(RATIO_MISMATCH in reason for reason in shown.result.reasons):
-            if early := _before_canary(shown.evidence):
+            if early := before_canary(shown.evidence):
                 return f"next: {early}"
             return (
                 "next: is the share right (--w, or the column w), and the right arm the canary (--canary)? "

@@ -52,7 +52,7 @@ from controller.cli.evidence_sources import (
     parsed_maps,
     recognised,
 )
-from controller.cli.evidence_units import find_unit
+from controller.cli.evidence_units import find_unit, w_from
 from controller.cli.evidence_votes import with_scores
 from controller.cli.router_records import NOTE, is_of_router, of_one_rollout, rows_of_records
 from controller.cli.router_verdicts import with_verdicts
@@ -151,7 +151,7 @@ def _columns(reading: Reading, extra: Sequence[str], refused: list[str]) -> dict
     if options.canary_since_s is not None and {"arm", "w"} <= columns.keys():
         with _collected(refused):
             columns["t_s"] = times(reading, reading.sources["t_s"])
-            columns["w"] = _from(options.canary_since_s, columns)
+            columns["w"] = w_from(options.canary_since_s, columns)
     if {"arm", "w"} <= columns.keys():
         with _collected(refused):
             find_unit(reading, columns["arm"].tolist(), np.asarray(columns["w"]).tolist())
@@ -164,15 +164,6 @@ def _columns(reading: Reading, extra: Sequence[str], refused: list[str]) -> dict
             elif name not in ("arm", "w"):
                 columns[name] = numbers(reading, name, source)
     return columns
-
-
-def _from(since_s: float, columns: Mapping[str, Column]) -> Column:
-    """The w of each row, 0 of those before the canary came. Raises BadInput for a canary before that."""
-    is_before = np.asarray(columns["t_s"], dtype=np.float64) < since_s
-    early = int(np.count_nonzero(is_before & (np.asarray(columns["arm"]) == 1)))
-    if early:
-        raise BadInput(f"{early} rows of the canary are before --canary-since; give an earlier time")
-    return np.where(is_before, 0.0, np.asarray(columns["w"], dtype=np.float64))
 
 
 @contextmanager

@@ -7,11 +7,13 @@ counts by itself. Where there are many, what was drawn cannot be told, and `--ma
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from controller.cli.evidence_cells import is_missing
-from controller.cli.evidence_columns import Reading, listed
+from controller.cli.evidence_columns import Column, Reading, listed
 from controller.cli.evidence_sources import Source, Term
 from controller.errors import BadInput
 from evaluation.offline.arrays import name_text
@@ -177,3 +179,12 @@ def _unclear(reading: Reading, found: Candidate) -> BadInput:
         f"{reading.table.name}: it is unclear whether {found.column} was drawn: {found.doubt()}; "
         f"give --map unit={found.column} if it was{by_request}"
     )
+
+
+def w_from(since_s: float, columns: Mapping[str, Column]) -> Column:
+    """The w of each row, 0 of those before the canary came. Raises BadInput for a canary before that."""
+    is_before = np.asarray(columns["t_s"], dtype=np.float64) < since_s
+    early = int(np.count_nonzero(is_before & (np.asarray(columns["arm"]) == 1)))
+    if early:
+        raise BadInput(f"{early} rows of the canary are before --canary-since; give an earlier time")
+    return np.where(is_before, 0.0, np.asarray(columns["w"], dtype=np.float64))
