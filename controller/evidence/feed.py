@@ -9,23 +9,22 @@ from __future__ import annotations
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from controller import telemetry
 from controller.evidence.judged import JudgedAnswers
 from controller.evidence.live_load import LiveLoad
-from controller.evidence.mirrored import counted, mirror_of, mirror_to_mapping
+from controller.evidence.mirrored import MirroredAnswers
 from controller.evidence.point_estimates import point_estimates
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.records import GateConfig, draw_of
 from controller.evidence.score_join import JOIN_WINDOW_S, MAX_IDS, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
-from controller.evidence.snapshot import envelope_of, stored_feed
+from controller.evidence.snapshot import envelope_of, stored_feed, trip_of
 from controller.evidence.typical_range import TypicalRanges
 from controller.rollout.observation import (
     EvidenceStatus,
     GuardStatus,
-    MirrorStatus,
     VersionPhase,
     VersionStatus,
 )
@@ -69,7 +68,7 @@ class Feed:
         self._acked_at_s = 0.0
         self._low_watermark_s = 0.0
         self._judged = JudgedAnswers.of(rollout, config)
-        self._mirror = MirrorStatus()
+        self._mirrored = MirroredAnswers(rollout, config)
         self._is_mirroring = False
         self.seq = 0
         self._recalled = 0  # position up to which its recent requests are known; `seq`: all are
@@ -85,13 +84,13 @@ class Feed:
             feed._attach(Evaluator.restore(config.policy, config.stages, state))
         feed._seed = saved["seed"] or feed._seed
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
-        feed._tripped = _trip_of(saved.get("tripped"))
+        feed._tripped = trip_of(saved.get("tripped"))
         feed._entered = feed._stage = saved["entered"]
         feed._low_watermark_s = saved["through_s"]
         feed._lost = [(since_s, until_s) for since_s, until_s in saved.get("lost", [])]
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
-        feed._mirror = mirror_of(saved.get("mirror"))
+        feed._mirrored.restore(saved.get("mirror"))
         feed._judged.restore(saved.get("judged"))
         feed._ranges = TypicalRanges.of(saved.get("ranges"))
         feed.seq, feed._recalled = saved["seq"], saved["join_from"]
@@ -118,7 +117,7 @@ class Feed:
             "entered": self._entered,
             "through_s": self._low_watermark_s,
             "lost": self._lost,
-            "mirror": mirror_to_mapping(self._mirror),
+            "mirror": self._mirrored.to_mapping(),
             "judged": self._judged.to_mapping(),
             "ranges": self._ranges.to_mapping(),
             **self._load.to_mapping(),
@@ -137,11 +136,14 @@ class Feed:
             for score in event.scores:
                 self._add(self._judged.score_of(score, event.request))
         for copied in page.mirrored:
-            if copied.rollout == self._rollout:
-                self._mirror = counted(self._mirror, copied)
+            self._mirrored.count(copied)
         self._low_watermark_s = max(self._low_watermark_s, page.low_watermark_s)
         for verdict in page.verdicts:
-            self._add(self._judged.take(verdict))
+            if verdict.pair is None:
+                self._add(self._judged.take(verdict))
+            elif self._judged.is_own(verdict):
+                self._mirrored.take(verdict)
+        self._mirrored.advance(now_s)
         self._judged.expire(self._low_watermark_s, now_s)
         if self._evaluator is not None:
             self._load.report_to(self._evaluator)
@@ -184,10 +186,13 @@ class Feed:
     def status(self) -> EvidenceStatus | None:
         """Status of gates, guards, alarms and point estimates; None: no unit was drawn yet.
 
-        Without stages, as in an undo, there are only guards; while copies are sent, only their counts.
+        Without stages, as in an undo, there are only guards; while copies are sent, only theirs.
         """
+        void = self._judged.judge_void
+        harm = self._mirrored.rollback(void)
         if self._is_mirroring:
-            return EvidenceStatus(0, Verdict.UNDECIDED, mirror=self._mirror)
+            mirror, judge = self._mirrored.status(void), self._judged.status()
+            return EvidenceStatus(0, Verdict.UNDECIDED, rollback=harm, mirror=mirror, judge=judge)
         hit = self._tripped or self._guard.verdict()
         is_both = hit is not None and hit.action is GuardAction.HOLD
         guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()
@@ -196,7 +201,8 @@ class Feed:
         report = self._judged.applied_to(self._evaluator.report())
         points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
         alarms = (*metric_alarms(report), *self._segments.raised(frozen=report.frozen))
-        return EvidenceStatus.of(report, guards, alarms, points, self._judged.status())
+        status = EvidenceStatus.of(report, guards, alarms, points, self._judged.status())
+        return replace(status, rollback=status.rollback or harm)  # of pairs whose verdicts came late
 
     def _drop_lost(self, lost: Sequence[LostSpan]) -> None:
         """Drop every request of a span with lost records, for both arms: the loss may depend on the arm.
@@ -300,12 +306,6 @@ class Feed:
             self._window.popitem(last=False)
         if self._evaluator is not None:
             self._segments.forget(min(before_s, self._evaluator.settlement.through_s))
-
-
-def _trip_of(saved: dict[str, str] | None) -> GuardVerdict | None:
-    if saved is None:
-        return None
-    return GuardVerdict(saved["guard"], GuardAction(saved["action"]), saved["reason"])
 
 
 class EvidenceFeeds:

@@ -8,6 +8,7 @@ from typing import Any
 
 from controller.rollout.observation import EvidenceStatus
 from controller.rollout.serialization import evidence_from_json, evidence_to_json
+from evaluation.guards import GuardAction, GuardVerdict
 
 FORMAT = 1
 
@@ -36,3 +37,10 @@ def stored_status(envelope: bytes | None) -> EvidenceStatus | None:
 def without_feed(envelope: bytes) -> bytes:
     """The envelope with its status alone, for a rollout that has ended. Raises ValueError."""
     return envelope_of(stored_status(envelope), {})
+
+
+def trip_of(saved: dict[str, str] | None) -> GuardVerdict | None:
+    """The guard's trip of a feed's state; None: there is none."""
+    if saved is None:
+        return None
+    return GuardVerdict(saved["guard"], GuardAction(saved["action"]), saved["reason"])
