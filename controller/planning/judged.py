@@ -120,9 +120,9 @@ def pair_cautions(judge: JudgeSpec, mirror: MirrorPlan | None, routers: int) -> 
     most = math.floor(a_minute * max(mirror.deadline_s - SETTLED_S, 0.0) / 60.0)
     if most >= mirror.min_pairs:
         return ()
-    needed_s = SETTLED_S + 60.0 * mirror.min_pairs / a_minute
+    needed_s = 60.0 * math.ceil(SETTLED_S / 60.0 + mirror.min_pairs / a_minute)
     return (
         f"judge: per_minute {judge.per_minute} of {routers} router(s) judges {most:,} mirrored pairs within "
         f"mirror.deadline {duration(round(mirror.deadline_s))}, min_pairs is {mirror.min_pairs:,}: the first "
-        f"stage would be held; raise per_minute, or the deadline to {duration(math.ceil(needed_s))}",
+        f"stage would be held; raise per_minute, or the deadline to {duration(round(needed_s))}",
     )

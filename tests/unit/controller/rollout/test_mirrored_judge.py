@@ -1,4 +1,4 @@
-"""The mirroring phase of a rollout with a judge: what opens stage 1, what holds it, what rolls back before it."""
+"""Mirroring in a rollout with a judge: what opens stage 1, what holds it, what rolls back before it."""
 
 from __future__ import annotations
 
@@ -139,9 +139,7 @@ def test_status_says_how_many_pairs_are_judged_and_that_no_user_is_answered() ->
         "without a verdict: stable 0, canary 3; 2 copies failed); users answered by v-new: 0"
     )
     (void,) = rollout_view(rollout.state, seen(MirrorStatus(void=VOID))).waiting_for
-    assert (
-        void == f"100 judged pairs of answers (0 copied, judged 0 pairs; {VOID}); users answered by v-new: 0"
-    )
+    assert f"(0 copied, judged 0 pairs; {VOID}); users answered by v-new: 0" in void
     (unread,) = rollout_view(rollout.state, None).waiting_for
     assert unread == (
         "100 judged pairs of answers (how many there are cannot be read); users answered by v-new: 0"

@@ -124,8 +124,8 @@ def test_a_plan_says_when_its_budget_cannot_judge_the_pairs_in_time() -> None:
     assert pair_cautions(judge(), MirrorPlan(200, 1600, 3600.0), 1) == ()
     (line,) = pair_cautions(judge(), MirrorPlan(200, 2000, 3600.0), 1)
     assert line == (
-        "judge: per_minute 60 of 1 router(s) judges 1,624 mirrored pairs within mirror.deadline 1h, min_pairs "
-        "is 2,000: the first stage would be held; raise per_minute, or the deadline to 1h 13m 11s"
+        "judge: per_minute 60 of 1 router(s) judges 1,624 mirrored pairs within mirror.deadline 1 h, "
+        "min_pairs is 2,000: the first stage would be held; raise per_minute, or the deadline to 1 h 14 min"
     )
     assert pair_cautions(judge(), MirrorPlan(200, 2000, 3600.0), 2) == ()
 
