@@ -261,9 +261,9 @@ class JudgeWorker:
                 self._finish(item, None, cause, 0)
 
     def _record(self, item: Item, bad: bool | None, cause: str | None, tokens: int) -> None:
-        of_item = item.rollout, item.revision, self._wall(), item.request_id, item.label
+        of_item = item.rollout, item.revision, self._wall(), item.request_id
         if item.pair is None:
-            self._on_record(JudgeRecord(0, *of_item, bad, cause, tokens, self._router))
+            self._on_record(JudgeRecord(0, *of_item, item.label, bad, cause, tokens, self._router))
         elif item.pair.add(item.places, bad, cause, tokens):
             self._record_pair(of_item, item.pair)
 
@@ -272,13 +272,13 @@ class JudgeWorker:
         order = self._order
         known = order.revision if order is not None and pair.rollout == self._rollout else ""
         with self._lock:
-            self._record_pair((pair.rollout, known, self._wall(), pair.request_id, None), verdicts)
+            self._record_pair((pair.rollout, known, self._wall(), pair.request_id), verdicts)
 
-    def _record_pair(self, of_item: tuple[str, str, float, str, None], verdicts: PairVerdicts) -> None:
+    def _record_pair(self, of_item: tuple[str, str, float, str], verdicts: PairVerdicts) -> None:
         stable, canary = verdicts.bad
         of_pair = (stable, canary), verdicts.unit, verdicts.assigned_at_s
         self._on_record(
-            JudgeRecord(0, *of_item, None, verdicts.cause, verdicts.tokens, self._router, *of_pair)
+            JudgeRecord(0, *of_item, None, None, verdicts.cause, verdicts.tokens, self._router, *of_pair)
         )
 
 

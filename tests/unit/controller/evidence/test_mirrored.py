@@ -100,8 +100,8 @@ EXAMINED = JudgeState(1, admitted())
 def judged_pair(
     n: int, pair: tuple[bool | None, bool | None], cause: str | None = None, **more: str
 ) -> JudgeRecord:
-    verdict = a_verdict(f"q{n}", None, at_s=START_S + n + 2.0, cause=cause, **more)
-    return replace(verdict, pair=pair, unit=f"u{n}", assigned_at_s=START_S + n)
+    verdict = a_verdict(f"q{n}", None, at_s=START_S + n + 2.0, cause=cause)
+    return replace(verdict, pair=pair, unit=f"u{n}", assigned_at_s=START_S + n, **more)  # type: ignore[arg-type]
 
 
 def pairs_of(

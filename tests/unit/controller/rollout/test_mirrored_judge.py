@@ -52,11 +52,11 @@ def test_the_judge_is_asked_while_only_copies_are_sent() -> None:
 
 def test_enough_judged_pairs_open_stage_1() -> None:
     rollout = mirroring(mirror=replace(ENOUGH, judged=99))
-    assert rollout.state.phase is Phase.MIRRORING
+    before = rollout.state.phase
     rollout.seen = seen(ENOUGH)
     rollout.ticks(2)
 
-    assert rollout.state.phase is Phase.STAGE
+    assert (before, rollout.state.phase) == (Phase.MIRRORING, Phase.STAGE)
     assert "; judged 100 pairs, wrong: stable 3 %, canary 4 %; now 50 %" in rollout.lines
 
 
@@ -106,11 +106,10 @@ def test_a_hold_for_pairs_ends_as_not_proven() -> None:
 @pytest.mark.parametrize("mirror", [MirrorStatus(pairs=60, judged=58), MirrorStatus()])
 def test_too_little_traffic_is_no_hindrance_at_the_deadline(mirror: MirrorStatus) -> None:
     rollout = mirroring(mirror=mirror)
-    rollout.ticks(250)
-    assert rollout.state.phase is Phase.MIRRORING
+    before = rollout.ticks(250).phase
     rollout.ticks(60)
 
-    assert rollout.state.phase is Phase.STAGE
+    assert (before, rollout.state.phase) == (Phase.MIRRORING, Phase.STAGE)
 
 
 @pytest.mark.parametrize("mirror", [DEAD, MirrorStatus(void=VOID)])
