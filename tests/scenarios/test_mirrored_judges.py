@@ -23,7 +23,7 @@ from evaluation.policy.policy import GatePolicy
 from serving.messages import MirrorRecord
 from tests.database_rig import sqlite_url
 from tests.fakes.feed_maker import a_record
-from tests.fakes.judged import REVISION, a_verdict, admitted, refused
+from tests.fakes.judged import REVISION, a_verdict, admitted, an_anchor, refused
 from tests.scenarios.test_judges import CONFIG, PLAN, POLICY, ROLLOUT, STEP_S, Rig
 
 FOUND, FALSE = 0.8, 0.05  # of a judge: of the wrong answers, and of the right ones
@@ -194,6 +194,25 @@ def test_a_refused_judge_holds_it_before_any_user_and_in_the_end_is_not_proven(
     assert rig.state.cause is not None
     assert rig.state.cause.kind is CauseKind.NOT_PROVEN
     assert rig.users[1] == 0
+
+
+@pytest.mark.slow
+def test_a_judge_that_drifts_voids_its_pairs_and_is_asked_no_more(rig_of: Callable[..., MirrorRig]) -> None:
+    rig = rig_of(admitted())
+    rig.to_mirroring()
+    for called_bad in [True] * 150 + [False] * 150:  # of bad answers: it finds all, then none
+        rig.log.append(an_anchor(True, called_bad, at_s=rig.clock.now_s(), rollout=ROLLOUT))
+    rig.users_of(600, bad=(0.03, 0.9))
+    rig.restart()
+    rig.wait()
+    rig.settle(45.0)
+
+    assert (rig.state.phase, rig.evidence.rollback, rig.users[1]) == (Phase.MIRRORING, None, 0)
+    assert rig.traffic.tables["chat"].judge == ""
+    assert rig.traffic.tables["chat"].mirror_bp == 5000
+    (held,) = rig.state.holds
+    assert "the judge drifted: bad answers that it passes went from" in held.reason
+    assert [key for key in rig.notifier.sent if key.endswith("judge-drift")] == ["r-1/judge-drift"]
 
 
 @pytest.mark.slow
