@@ -6,10 +6,19 @@ Invariant: pure; frozen values only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from serving.credentials import KeyReference
+
+
+def restore(message: Any, state: list[Any]) -> None:
+    """Set a message's fields from what another process pickled; an older release had fewer, at the end."""
+    for index, one in enumerate(fields(message)):
+        if index < len(state):
+            object.__setattr__(message, one.name, state[index])
+        elif one.default is not MISSING:
+            object.__setattr__(message, one.name, one.default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +63,10 @@ class JudgeRecord:
     cause: str | None
     tokens: int  # of question and answer, as the endpoint counts them
     router: str
+    # Of a mirrored pair: whether stable's answer is bad, and the canary's; None: no verdict. None: of none.
+    pair: tuple[bool | None, bool | None] | None = None
+    unit: str = ""  # of a pair: HMAC of its request's key
+    assigned_at_s: float = 0.0  # of a pair: wall clock, when its request was assigned
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)

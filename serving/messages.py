@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from serving.access import Access, Affinity, LateCommit
 from serving.answer_signals import Signals
 from serving.credentials import DataSecret, KeyReference, UnitKey
-from serving.judge_messages import JudgeOrder, JudgeRecord
+from serving.judge_messages import JudgeOrder, JudgeRecord, restore
 
 STABLE = 0
 CANARY = 1
@@ -68,15 +68,6 @@ def unfrozen(frozen: type[_T]) -> type[_T]:
     defaults = {one.name: one.default for one in fields(frozen) if one.default is not MISSING}  # type: ignore[arg-type]
     body = {"__annotations__": frozen.__annotations__, **defaults}
     return dataclass(slots=True, eq=False, repr=False)(type(f"Unfrozen{frozen.__name__}", (), body))
-
-
-def restore(message: Any, state: list[Any]) -> None:
-    """Set a message's fields from what another process pickled; an older release had fewer, at the end."""
-    for index, one in enumerate(fields(message)):
-        if index < len(state):
-            object.__setattr__(message, one.name, state[index])
-        elif one.default is not MISSING:
-            object.__setattr__(message, one.name, one.default)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
-from controller.planning.judged import judge_cautions, judge_line
+from controller.planning.judged import judge_cautions, judge_line, pair_cautions
 from controller.planning.ladder import gate_stages, latency_lines, slow_stages
 from controller.planning.risk import Assessment
 from controller.planning.unjudged import Unjudged, assumed, awaited
@@ -99,7 +99,10 @@ class Proposal:
         """One line for each gate whose first score may never come, and for each stage that takes weeks."""
         slow = slow_stages(self.plan, self.traffic.requests_per_s) if self.traffic is not None else ()
         rate = self.traffic.requests_per_s if self.traffic is not None else None
-        judge = () if self.judge is None else judge_cautions(self.judge, rate, self.routers)
+        judge: tuple[str, ...] = ()
+        if self.judge is not None:
+            of_pairs = pair_cautions(self.judge, self.plan.mirror, self.routers)
+            judge = (*judge_cautions(self.judge, rate, self.routers), *of_pairs)
         noted = () if self.judge_note is None else (self.judge_note,)
         prices = () if self.rollout_prices is None else self.rollout_prices.unpriced
         return (*prices, *judge, *noted, *awaited(self.policy, self.measured, self.judged), *slow)

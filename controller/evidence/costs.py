@@ -47,9 +47,10 @@ class RolloutCosts:
         self._mirror = _with(self._mirror, (prompt, None, completion), cost)
 
     def add_question(self, record: JudgeRecord) -> None:
-        """Count a question to the rollout's judge."""
+        """Count a question to the rollout's judge, of a mirrored pair both."""
         if record.rollout == self._rollout and record.tokens > 0:
-            self._judge = [self._judge[0] + 1, self._judge[1] + record.tokens]
+            asked = 1 if record.pair is None else 2
+            self._judge = [self._judge[0] + asked, self._judge[1] + record.tokens]
 
     def status(self) -> CostStatus:
         """All counts so far."""

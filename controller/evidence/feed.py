@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from controller import telemetry
 from controller.evidence.costs import RolloutCosts
 from controller.evidence.judged import JudgedAnswers
 from controller.evidence.live_load import LiveLoad
-from controller.evidence.mirrored import counted, mirror_of, mirror_to_mapping
+from controller.evidence.mirrored import MirroredAnswers
 from controller.evidence.point_estimates import point_estimates
 from controller.evidence.reader import JoinedPage, RecordsReader
 from controller.evidence.records import GateConfig, draw_of
@@ -23,13 +23,7 @@ from controller.evidence.score_join import JOIN_WINDOW_S, MAX_IDS, Joined
 from controller.evidence.segment_alarms import RolloutSegmentAlarms, metric_alarms
 from controller.evidence.snapshot import envelope_of, stored_feed, trip_of
 from controller.evidence.typical_range import TypicalRanges
-from controller.rollout.observation import (
-    EvidenceStatus,
-    GuardStatus,
-    MirrorStatus,
-    VersionPhase,
-    VersionStatus,
-)
+from controller.rollout.observation import EvidenceStatus, GuardStatus, VersionPhase, VersionStatus
 from controller.rollout.state import LIVE, Phase, RolloutState
 from evaluation.evaluator import Evaluator
 from evaluation.guards import ErrorGuard, GuardAction, GuardVerdict
@@ -70,7 +64,7 @@ class Feed:
         self._low_watermark_s = 0.0
         self._judged = JudgedAnswers.of(rollout, config)
         self._costs = RolloutCosts(rollout, config.prices)
-        self._mirror = MirrorStatus()
+        self._mirrored = MirroredAnswers(rollout, config)
         self._is_mirroring = False
         self.seq = 0
         self._recalled = 0  # position up to which its recent requests are known; `seq`: all are
@@ -92,7 +86,7 @@ class Feed:
         feed._lost = [(since_s, until_s) for since_s, until_s in saved.get("lost", [])]
         feed._load.restore(saved)
         feed._segments.restore(saved.get("segments"))
-        feed._mirror = mirror_of(saved.get("mirror"))
+        feed._mirrored.restore(saved.get("mirror"))
         feed._judged.restore(saved.get("judged"))
         feed._costs.restore(saved.get("costs"))
         feed._ranges = TypicalRanges.of(saved.get("ranges"))
@@ -120,7 +114,7 @@ class Feed:
             "entered": self._entered,
             "through_s": self._low_watermark_s,
             "lost": self._lost,
-            "mirror": mirror_to_mapping(self._mirror),
+            "mirror": self._mirrored.to_mapping(),
             "judged": self._judged.to_mapping(),
             "costs": self._costs.to_mapping(),
             "ranges": self._ranges.to_mapping(),
@@ -140,13 +134,16 @@ class Feed:
             for score in event.scores:
                 self._add(self._judged.score_of(score, event.request))
         for copied in page.mirrored:
-            if copied.rollout == self._rollout:
-                self._mirror = counted(self._mirror, copied)
-                self._costs.add_copy(copied)
+            self._mirrored.count(copied)
+            self._costs.add_copy(copied)
         self._low_watermark_s = max(self._low_watermark_s, page.low_watermark_s)
         for verdict in page.verdicts:
             self._costs.add_question(verdict)
-            self._add(self._judged.take(verdict))
+            if verdict.pair is None:
+                self._add(self._judged.take(verdict))
+            elif self._judged.is_own(verdict):
+                self._mirrored.take(verdict)
+        self._mirrored.advance(now_s)
         self._judged.expire(self._low_watermark_s, now_s)
         if self._evaluator is not None:
             self._load.report_to(self._evaluator)
@@ -189,10 +186,13 @@ class Feed:
     def status(self) -> EvidenceStatus | None:
         """Status of gates, guards, alarms and point estimates; None: no unit was drawn yet.
 
-        Without stages, as in an undo, there are only guards; while copies are sent, only their counts.
+        Without stages, as in an undo, there are only guards; while copies are sent, only theirs.
         """
+        void = self._judged.judge_void
+        harm = self._mirrored.rollback(void)
         if self._is_mirroring:
-            return EvidenceStatus(0, Verdict.UNDECIDED, mirror=self._mirror)
+            mirror, judge = self._mirrored.status(void), self._judged.status()
+            return EvidenceStatus(0, Verdict.UNDECIDED, rollback=harm, mirror=mirror, judge=judge)
         hit = self._tripped or self._guard.verdict()
         is_both = hit is not None and hit.action is GuardAction.HOLD
         guards = (GuardStatus(hit.guard, hit.reason, both_arms=is_both),) if hit else ()
@@ -202,7 +202,8 @@ class Feed:
         points = point_estimates(report, self._config.policy, self._config.stages[report.stage])
         costs = self._costs.status()
         alarms = (*metric_alarms(report, costs.currency), *self._segments.raised(frozen=report.frozen))
-        return EvidenceStatus.of(report, guards, alarms, points, self._judged.status(), costs)
+        status = EvidenceStatus.of(report, guards, alarms, points, self._judged.status(), costs)
+        return replace(status, rollback=status.rollback or harm)  # of pairs whose verdicts came late
 
     def _drop_lost(self, lost: Sequence[LostSpan]) -> None:
         """Drop every request of a span with lost records, for both arms: the loss may depend on the arm.

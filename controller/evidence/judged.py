@@ -86,12 +86,15 @@ class JudgedAnswers:
             return None
         return score_of(score, request)
 
+    def is_own(self, verdict: JudgeRecord) -> bool:
+        """Whether the rollout's judge said it, as it was examined."""
+        result = self._judge.result
+        is_of_judge = result is not None and verdict.revision == result.revision
+        return self._metric is not None and is_of_judge and verdict.rollout == self._rollout
+
     def take(self, verdict: JudgeRecord) -> Score | None:
         """The score that a verdict is; None: it is none, or not of this rollout's judge."""
-        result = self._judge.result
-        if self._metric is None:
-            return None
-        if verdict.rollout != self._rollout or result is None or verdict.revision != result.revision:
+        if self._metric is None or not self.is_own(verdict):
             return None
         if verdict.label is not None:
             if verdict.bad is not None:
@@ -150,10 +153,16 @@ class JudgedAnswers:
         return report if self._metric is None or why is None else without_judge(report, self._metric, why)
 
     @property
+    def judge_void(self) -> str | None:
+        """Why the judge may not vote now; None: it may, or the rollout has none."""
+        if self._metric is None:
+            return None
+        return replace(self._judge, drift=self._judge.drift or self._watch.drift).void
+
+    @property
     def void(self) -> str | None:
         """Why the metric is not judged now; None: it is."""
-        drift = self._judge.drift or self._watch.drift
-        if (why := replace(self._judge, drift=drift).void) is not None:
+        if (why := self.judge_void) is not None:
             return why
         too_many = self._sampled.too_many(self._max_missing)
         return None if too_many is None else f"NOT JUDGED: {too_many}"

@@ -8,15 +8,16 @@ from dataclasses import replace
 from controller.errors import BadSpec
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.forecast import TrafficOverrides, traffic_model
-from controller.quantities import FULL_BP, figure, percent
+from controller.quantities import FULL_BP, duration, figure, percent
 from controller.rollout.judge_plan import JudgePlan
-from controller.rollout.plan import Plan
+from controller.rollout.plan import MirrorPlan, Plan
 from controller.spec.fields import FieldError
 from controller.spec.judge import JudgeSpec, judged_gates
 from controller.spec.policy import PolicySpec
 from controller.spec.service import dump, parse_policy
 from evaluation.forecast.simulation import TrafficModel
 
+SETTLED_S = 180.0  # from the last copy to the verdicts on its pair, and their turn in the test
 ANCHORS = 0.05  # of the questions are answers with known labels
 MAX_VARIANCE_RATIO = 0.98  # as of measured scores: a Beta's variance is below that of yes and no
 
@@ -108,4 +109,20 @@ def judge_cautions(judge: JudgeSpec, requests_per_s: float | None, routers: int)
         f"judge: {figure(asked, 2)} questions a minute exceed per_minute {judge.per_minute} of {routers} "
         f"router(s): the rest has no verdict, so {judge.metric} would be INVALID; raise per_minute to "
         f"{math.ceil(asked / routers)}, or lower share to {percent(math.floor(judge.share * limit / asked))}",
+    )
+
+
+def pair_cautions(judge: JudgeSpec, mirror: MirrorPlan | None, routers: int) -> tuple[str, ...]:
+    """A line where its budget cannot judge the mirrored pairs that the first stage waits for, in time."""
+    if mirror is None:
+        return ()
+    a_minute = judge.per_minute * routers * (1.0 - ANCHORS) / 2.0
+    most = math.floor(a_minute * max(mirror.deadline_s - SETTLED_S, 0.0) / 60.0)
+    if most >= mirror.min_pairs:
+        return ()
+    needed_s = 60.0 * math.ceil(SETTLED_S / 60.0 + mirror.min_pairs / a_minute)
+    return (
+        f"judge: per_minute {judge.per_minute} of {routers} router(s) judges {most:,} mirrored pairs within "
+        f"mirror.deadline {duration(round(mirror.deadline_s))}, min_pairs is {mirror.min_pairs:,}: the first "
+        f"stage would be held; raise per_minute, or the deadline to {duration(round(needed_s))}",
     )

@@ -20,7 +20,7 @@ from controller.rollout.journal import (
 )
 from controller.rollout.judge import awaits_examination
 from controller.rollout.last_answer import FLAP_S, could_answer, is_lost
-from controller.rollout.mirroring import all_copies_failed, is_mirrored
+from controller.rollout.mirroring import all_copies_failed, is_mirrored, unjudged_pairs
 from controller.rollout.observation import (
     EvidenceStatus,
     Observation,
@@ -34,7 +34,7 @@ from controller.rollout.plan import Stage
 from controller.rollout.readiness import BLINK_S, crash_loop, is_calm, is_steady
 from controller.rollout.state import (
     BEFORE_WEIGHT,
-    LIVE,
+    PUBLISHED,
     Cause,
     CauseKind,
     HoldKind,
@@ -221,7 +221,7 @@ def reason_to_leave(state: RolloutState, seen: Observation, now_s: float) -> Cau
     has_way_back = not state.plan.undo or ready_replicas(seen, state.stable.id) > 0
     if state.phase is Phase.MIRRORING and (text := all_copies_failed(state, seen, now_s)) is not None:
         return Cause(CauseKind.PROBE, text)
-    if state.phase in LIVE and seen.evidence is not None and has_way_back:
+    if state.phase in PUBLISHED and seen.evidence is not None and has_way_back:
         harm = _harm(seen.evidence)
         if harm is not None:
             return harm
@@ -286,9 +286,9 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return None
     blink_s = state.plan.unreadable_s
     missing = _missing(state, seen, now_s)
-    is_due = (
-        missing and _has_lasted(state.missing_since_s, blink_s, now_s) and not is_judge_alone(state, seen)
-    )
+    # Pairs that are missing say nothing of the canary, as all that only a judge leaves missing.
+    is_of_judge = state.phase is Phase.MIRRORING or is_judge_alone(state, seen)
+    is_due = missing and _has_lasted(state.missing_since_s, blink_s, now_s) and not is_of_judge
     if is_due and _on_missing(state) == "rollback":
         where = "the stage's" if state.phase is Phase.STAGE else f"the {state.phase.value} phase's"
         return Cause(CauseKind.MISSING, f"at {where} deadline: {missing}")
@@ -315,6 +315,8 @@ def _missing(state: RolloutState, seen: Observation, now_s: float) -> str:
     match state.phase:
         case Phase.SMOKE:
             return not_judged(state, seen)
+        case Phase.MIRRORING:
+            return unjudged_pairs(state, seen, now_s)
         case Phase.STAGE:
             return missing_evidence(seen)
         case Phase.BAKING:

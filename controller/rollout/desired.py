@@ -139,7 +139,8 @@ def desired_split(state: RolloutState) -> SetSplit:
         return SetSplit(departure.leaving if has_all else departure.staying, None, 0, state.stage)
     mirror = state.plan.mirror
     if state.phase is Phase.MIRRORING and mirror is not None:
-        return SetSplit(state.stable.id, state.canary.id, 0, state.stage, mirror_bp=mirror.share_bp)
+        of_copies = state.stable.id, state.canary.id, 0, state.stage, mirror.share_bp
+        return SetSplit(*of_copies, judge=asked(state))
     if state.weight_bp == 0:
         return SetSplit(state.stable.id, None, 0, state.stage)
     # The bake keeps the audiences of the last stage, so that nobody goes back to the old version.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from controller.quantities import duration
 from controller.rollout.desired import canary_replicas
 from controller.rollout.journal import source_text
+from controller.rollout.mirroring import unjudged_pairs
 from controller.rollout.observation import Observation, probe_status, ready_replicas
 from controller.rollout.readiness import is_calm, is_steady
 from controller.rollout.state import Phase, RolloutState
@@ -75,6 +76,8 @@ def hold_reason(state: RolloutState, seen: Observation, now_s: float) -> str:
     is_proven = seen.evidence is not None and seen.evidence.verdict is Verdict.PASS
     if state.phase is Phase.SMOKE:
         return not_judged(state, seen)
+    if state.phase is Phase.MIRRORING:
+        return unjudged_pairs(state, seen, now_s)
     reasons = [missing_evidence(seen) if is_stage else evidence_gap(state, seen, now_s)]
     if state.unreadable_since_s is not None:
         reasons.append("the data plane cannot be read, or does not apply the split")

@@ -3,8 +3,8 @@
 Rules:
 1. A judge is examined from the rollout's start on, beside the load of the canary. The first stage waits until
    the examination has a result, whatever it is; it has a limit of its own, so a judge keeps nobody waiting.
-2. Only an admitted judge is asked, from the first weight on, of both arms alike. A refused one never is in
-   this rollout; one that gave no verdict, or too few, is examined again after `AGAIN_S`.
+2. Only an admitted judge is asked, from the first copy or weight on, of both arms alike. A refused one never
+   is in this rollout; one that gave no verdict, or too few, is examined again after `AGAIN_S`.
 3. While it is not admitted, has drifted, or has left too many sampled answers without a verdict, the gates on
    its metric are INVALID: nothing is promoted, and they roll nothing back. The other gates decide as always.
 4. A judge that drifted is asked no more in this rollout, and what it said is void.

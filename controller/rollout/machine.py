@@ -81,7 +81,7 @@ from controller.rollout.journal import (
 )
 from controller.rollout.judge import note_judge
 from controller.rollout.last_answer import kept_bp, note_answers, standing, waiting_text
-from controller.rollout.mirroring import mirrored_text
+from controller.rollout.mirroring import mirrored_text, unjudged_pairs
 from controller.rollout.observation import (
     CommandKind,
     ManualCommand,
@@ -218,7 +218,7 @@ def _apply_command(
         case CommandKind.PROMOTE | CommandKind.PROMOTE_FULL if state.plan.undo:
             return log(state, asked_s, f"{text}; no effect in an undo, which has no stages", actor)
         case CommandKind.PROMOTE if state.phase is Phase.MIRRORING:
-            return replace(log(state, asked_s, text, actor), deadline_at_s=now_s)
+            return replace(log(state, asked_s, text, actor), deadline_at_s=now_s, pairs_waived=True)
         case CommandKind.PROMOTE if state.phase is Phase.STAGE:
             waived = max(state.waived_through, state.stage)
             return replace(log(state, asked_s, text, actor), waived_through=waived)
@@ -338,9 +338,10 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 
 
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
-    """Past the deadline of a smoke test without a verdict, of a stage, of the last rise or of the bake: hold,
-    and page with what is missing."""
-    is_held = state.phase in LIVE or bool(not_judged(state, seen))
+    """Past the deadline of a smoke test or of pairs without a verdict, of a stage, of the last rise or of the
+    bake: hold, and page with what is missing."""
+    is_unjudged = bool(not_judged(state, seen) or unjudged_pairs(state, seen, now_s))
+    is_held = state.phase in LIVE or is_unjudged
     if not state.is_late(now_s) or not is_held or is_blink(state, now_s):
         return state
     why = hold_reason(state, seen, now_s)

@@ -6,12 +6,17 @@ Rules:
 2. A canary none of whose copies was answered is rolled back: at once after FAILED_COPIES of them, else at the
    deadline. No user was served by it.
 3. Figures that cannot be read neither pass nor fail it.
+4. Where the rollout has a judge, `min_pairs` pairs must be judged. Harm that they show rolls back, as that
+   of a gate does (`conditions.py`). That they show none proves nothing: the first stage has its own proof.
+   Too little traffic is no hindrance at the deadline, as without a judge. A judge that may not vote, or did
+   not, is one: the phase is held with the reason, until there are enough verdicts or a person promotes.
 """
 
 from __future__ import annotations
 
+from controller.quantities import figure
 from controller.rollout.observation import MirrorStatus, Observation
-from controller.rollout.state import RolloutState
+from controller.rollout.state import Phase, RolloutState
 
 FAILED_COPIES = 20
 
@@ -27,7 +32,33 @@ def is_mirrored(state: RolloutState, seen: Observation, now_s: float) -> bool:
         return True
     if status is None:
         return False
-    return status.pairs >= plan.min_pairs or state.is_late(now_s)
+    if not _awaits_verdicts(state):
+        return status.pairs >= plan.min_pairs or state.is_late(now_s)
+    if status.void is not None:
+        return False
+    has_little_traffic = status.pairs < plan.min_pairs and (status.judged > 0 or not status.pairs)
+    return status.judged >= plan.min_pairs or (state.is_late(now_s) and has_little_traffic)
+
+
+def _awaits_verdicts(state: RolloutState) -> bool:
+    return state.plan.judge is not None and not state.pairs_waived
+
+
+def unjudged_pairs(state: RolloutState, seen: Observation, now_s: float) -> str:
+    """Why the pairs that are to be judged are not; empty: they are, or nobody asks, or traffic lacks."""
+    plan, status = state.plan.mirror, _status(seen)
+    if state.phase is not Phase.MIRRORING or plan is None or status is None or not _awaits_verdicts(state):
+        return ""
+    if is_mirrored(state, seen, now_s):
+        return ""
+    if status.void is not None:
+        return f"mirrored pairs: {status.void}"
+    if status.pairs < plan.min_pairs and (status.judged or not status.pairs):
+        return ""
+    return (
+        f"mirrored pairs: {status.judged:,} of the {plan.min_pairs:,} that are needed are judged, of "
+        f"{status.pairs:,} copied; the judge's per_minute bounds how many are"
+    )
 
 
 def all_copies_failed(state: RolloutState, seen: Observation, now_s: float) -> str | None:
@@ -50,4 +81,34 @@ def mirrored_text(state: RolloutState, seen: Observation) -> str:
         return f"mirrored an unknown part of {plan.min_pairs} pairs"
     failed = f"; {status.failed} copies failed, the last by: {status.cause}" if status.failed else ""
     same = f", {status.same_text} with the same text" if status.pairs else ""
-    return f"mirrored {status.pairs} of {plan.min_pairs} pairs{same}{failed}"
+    judged = f"; {verdicts_text(status)}" if state.plan.judge is not None else ""
+    return f"mirrored {status.pairs} of {plan.min_pairs} pairs{same}{failed}{judged}"
+
+
+def verdicts_text(status: MirrorStatus) -> str:
+    """`judged 140 pairs, wrong: stable 2.9 %, canary 14 %; without a verdict: stable 1, canary 3`."""
+    parts = [f"judged {status.judged:,} pairs"]
+    if status.judged:
+        stable, canary = (figure(100.0 * wrong / status.judged, 2) for wrong in status.wrong)
+        parts[0] += f", wrong: stable {stable} %, canary {canary} %"
+    if any(status.missing):
+        parts.append(f"without a verdict: stable {status.missing[0]:,}, canary {status.missing[1]:,}")
+    return "; ".join(parts)
+
+
+def progress_text(state: RolloutState, seen: Observation) -> str:
+    """What the phase waits for, for people: `200 mirrored pairs (...), 0 users answered by v-2`."""
+    plan, status = state.plan.mirror, _status(seen)
+    if plan is None:
+        return ""
+    of = "judged" if _awaits_verdicts(state) else "mirrored"
+    if status is None:
+        done = "how many there are cannot be read"
+    elif of == "judged":
+        done = f"{status.pairs:,} copied, {verdicts_text(status)}"
+        done += f"; {status.void}" if status.void is not None else ""
+    else:
+        done = f"{status.pairs:,} so far"
+    failed = f"; {status.failed:,} copies failed" if status is not None and status.failed else ""
+    until = f"{plan.min_pairs:,} {of} pairs of answers ({done}{failed})"
+    return f"{until}; users answered by {state.canary.id}: 0"

@@ -113,6 +113,10 @@ class MirrorStatus:
     failed: int = 0  # not by the canary
     same_text: int = 0  # pairs whose answers say the same
     cause: str | None = None  # of the last failed copy; None: none failed
+    judged: int = 0  # pairs of which the judge gave both verdicts
+    wrong: tuple[int, int] = (0, 0)  # of these: stable's answers and the canary's
+    missing: tuple[int, int] = (0, 0)  # answers of pairs that have no verdict: stable's, the canary's
+    void: str | None = None  # why the judge's verdicts count for nothing now; None: they count
 
 
 @dataclass(frozen=True, slots=True)

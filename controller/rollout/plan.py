@@ -64,8 +64,9 @@ class MirrorPlan:
     """Copies of stable's requests to the canary before the first stage; nobody is shown their answers."""
 
     share_bp: int  # of stable's requests, 1..10000
-    min_pairs: int  # answers of both arms to one request
-    deadline_s: float  # counted from the acknowledgement of the share; then the first stage begins anyway
+    min_pairs: int  # answers of both arms to one request; with a judge: that it judged
+    # Counted from the acknowledgement of the share; then the first stage begins, unless a judge alone lacks.
+    deadline_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,7 @@ class RolloutState:
     launched: bool = False  # the canary may hold memory
     exposed: bool = False  # a route table with the canary may exist
     waived_through: int = -1  # stages up to this index need no proof, by manual command
+    pairs_waived: bool = False  # mirrored pairs need no verdict, by manual command
     unreadable_since_s: float | None = None  # the data plane is unreadable, or does not apply the split
     unready_since_s: float | None = None  # no canary replica is ready
     # What this phase waits for, evidence aside in Promoting, is not there; None: it was at the last tick.

@@ -129,6 +129,7 @@ def judged_gates(judge: JudgeSpec, policy: PolicySpec) -> dict[str, dict[str, An
         written = {} if given is None else given.model_dump(mode="json", exclude_none=True)
         changes[gate.name] = {
             "deadline": DEADLINE_S,
+            **({"mirrored": True} if policy.mirror is not None else {}),  # its pairs are judged
             **written,
             "sampling": {"stable": share, "canary": share},
         }

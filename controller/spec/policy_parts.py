@@ -106,9 +106,15 @@ class MirrorSpec(Strict):
 
     share: Weight = Field(default=200, description="share of stable's requests that are copied")
     min_pairs: int = Field(
-        default=200, ge=1, le=1_000_000, description="requests that both arms must have answered"
+        default=200,
+        ge=1,
+        le=1_000_000,
+        description="requests that both arms must have answered; with a judge: that it must have judged",
     )
-    deadline: Duration = Field(default=3600.0, description="time after which the first stage begins anyway")
+    deadline: Duration = Field(
+        default=3600.0,
+        description="time after which the first stage begins anyway; held where only a judge's verdicts lack",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

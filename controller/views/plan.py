@@ -69,6 +69,9 @@ def _mirror_line(plan: Plan) -> str:
         return ""
     limit = duration(round(mirror.deadline_s))
     share = percent(mirror.share_bp)
+    if plan.judge is not None:
+        until = f"{mirror.min_pairs} pairs of answers are judged by {plan.judge.model}"
+        return f"{share} of stable's requests, until {until}, or {limit} with too little traffic for that"
     return f"{share} of stable's requests, until {mirror.min_pairs} pairs of answers or {limit}"
 
 

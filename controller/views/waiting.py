@@ -7,6 +7,7 @@ import math
 from controller.quantities import duration, percent
 from controller.rollout.evidence_gap import evidence_gap
 from controller.rollout.judge import awaits_examination
+from controller.rollout.mirroring import progress_text
 from controller.rollout.observation import EvidenceStatus, Observation
 from controller.rollout.state import DepartureStep, Phase, RolloutState
 from evaluation.metrics import CATALOGUE
@@ -40,6 +41,8 @@ def waiting_for(state: RolloutState, evidence: EvidenceStatus | None, now_s: flo
             waits += (
                 ["the routers"] if is_weight_set else ["full capacity", gap] if gap else ["full capacity"]
             )
+        case Phase.MIRRORING:
+            waits.append(progress_text(state, Observation(now_s, evidence=evidence)))
         case _:
             waits.append(f"{state.phase.value} of {state.canary.id}")
             if (judge := state.plan.judge) is not None and awaits_examination(state):

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from serving.credentials import KeyReference
 from serving.files.plain_text import plain_text
-from serving.messages import restore
+from serving.judge_messages import restore
 
 # draining: out of the route table, requests in flight continue.  stopping: Serve is deleting it.
 # gone: its processes have ended and its memory is free.  failed: see last_error; not retried.

@@ -25,6 +25,7 @@ from serving.credentials import NoKey
 from serving.judge_messages import JudgeOrder
 from serving.judging.conversation import conversation
 from serving.judging.judge_openai import JudgeOpenAI
+from serving.judging.pairs import PairVerdicts
 from serving.judging.questions import YES, Fault, Question, about
 from serving.judging.redaction import Redaction
 from serving.targets import Endpoint
@@ -50,6 +51,8 @@ class Item:
     answer: str = field(repr=False)
     until_s: float  # monotonic: the deadline
     via: bytes = b""  # routers through which the request came, this one included; goes on with the question
+    pair: PairVerdicts | None = None  # of which it is a question; None: of none
+    places: tuple[int, ...] = ()  # of the answers of that pair that it is of
 
     @property
     def size(self) -> int:

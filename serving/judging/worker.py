@@ -11,6 +11,8 @@ Rules:
 4. Only the judge that was examined is asked: with another revision each question ends as 'no judge'.
 5. When the thread ends by an error, what waits ends as 'no judge', and the first answer after AGAIN_S begins
    another.
+6. A mirrored pair takes the room of two questions from the same bucket, before either answer exists
+   (`takes_pair`), and ends in one `JudgeRecord` of both.
 
 Threads: one for the questions (`asking.py`), while there is an order. `use`, `ask` and `stop` never block for
 longer than a copy.
@@ -28,15 +30,18 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from serving.judge_messages import JudgeOrder, JudgeRecord
 from serving.judging.asking import DEADLINE_S, Asking, Item
+from serving.judging.pairs import BOTH, MirroredPair, PairVerdicts
 from serving.judging.plants import plants
 from serving.judging.questions import revision
 
 QUEUE_LIMIT = 64  # questions that wait or are under way
 QUEUE_BYTES = 8 << 20  # of their requests and answers
 BLOCK = 20  # questions of which one is an anchor
+PAIR_TOKENS = 2.0 * BLOCK / (BLOCK - 1)  # of a mirrored pair, with its part of the anchors
 ANCHOR_DELAY_S = 10.0  # the longest, after the answer that an anchor was drawn beside
 BURST_S = 15.0  # whose share of `per_minute` may be asked at once
 AGAIN_S = 30.0  # without a thread after one has ended by an error
@@ -93,23 +98,57 @@ class JudgeWorker:
 
     def ask(self, rollout: str, request_id: str, body: bytes, answer: str, via: bytes = b"") -> None:
         """Ask of this answer. body: of its request; via: the routers that it came through, with this one."""
-        order, asking = self._order, self._asking
-        if order is not None and asking is None and self._clock() >= self._begin_at_s:
-            with self._lock:
-                asking = self._asking = self._begun(order)
-        if order is None or asking is None or rollout != self._rollout:
+        order, asking = self._order, self._current(rollout)
+        if order is None or asking is None:
             self.no_verdict(rollout, request_id, "no judge")
             return
         item = self._item(request_id, None, body, answer, via)
         with self._lock:
             if self._place == self._anchor_at and self._without_room(order, 0) is None:
-                self._step()
-                self._put(asking, self._anchor(via), delay_s=self._random.uniform(0.01, self._anchor_delay_s))
+                self._put_anchor(asking, via)
             if (cause := self._without_room(order, item.size)) is None:
                 self._step()
                 self._put(asking, item)
             else:
                 self._record(item, None, cause, 0)
+
+    def takes_pair(self, rollout: str) -> bool:
+        """Whether the judge is asked of a mirrored pair whose request begins now; its room is then taken."""
+        order = self._order
+        if order is None or rollout != self._rollout:
+            return False
+        with self._lock:
+            return self._without_room(order, 0, questions=2, tokens=PAIR_TOKENS) is None
+
+    def ask_pair(self, pair: MirroredPair) -> None:
+        """Ask of both answers of a pair that `takes_pair` took."""
+        order, asking = self._order, self._current(pair.rollout)
+        if order is None or asking is None or pair.stable is None or pair.canary is None:
+            cause = "no judge" if order is None or asking is None else "no answer"
+            self._end_pair(pair, PairVerdicts(pair.unit, pair.assigned_at_s, 0, cause=cause))
+            return
+        # In a random order, so that a judge is no better awake for one version.
+        answers: list[tuple[str, tuple[int, ...]]] = [(pair.stable, (0,)), (pair.canary, (1,))]
+        self._random.shuffle(answers)
+        if pair.stable == pair.canary:
+            answers = [(pair.stable, BOTH)]
+        verdicts = PairVerdicts(pair.unit, pair.assigned_at_s, len(answers))
+        items = [
+            replace(
+                self._item(pair.request_id, None, pair.body, text, pair.via), pair=verdicts, places=places
+            )
+            for text, places in answers
+        ]
+        with self._lock:
+            if self._is_full(sum(item.size for item in items), len(items)):
+                verdicts.cause = "judge too slow"
+                self._end_pair(pair, verdicts)
+                return
+            for item in items:
+                if self._place == self._anchor_at:  # its room was taken with the pairs'
+                    self._put_anchor(asking, pair.via)
+                self._step()
+                self._put(asking, item)
 
     def no_verdict(self, rollout: str, request_id: str, cause: str) -> None:
         """There is nothing to ask of this request: 'no answer', or another fixed word."""
@@ -129,6 +168,18 @@ class JudgeWorker:
             asking.close(wait_s=STOP_S)
 
     # ---- inside
+
+    def _current(self, rollout: str) -> Asking | None:
+        """The thread for the questions of this rollout, begun again when it is time; None: there is none."""
+        order = self._order
+        if order is not None and self._asking is None and self._clock() >= self._begin_at_s:
+            with self._lock:
+                self._asking = self._begun(order)
+        return self._asking if rollout == self._rollout else None
+
+    def _put_anchor(self, asking: Asking, via: bytes) -> None:
+        self._step()
+        self._put(asking, self._anchor(via), delay_s=self._random.uniform(0.01, self._anchor_delay_s))
 
     def _begun(self, order: JudgeOrder) -> Asking | None:
         """None: this judge is not the one that was examined, has no address, or no thread can begin now."""
@@ -174,17 +225,22 @@ class JudgeWorker:
         if self._place == BLOCK:
             self._place, self._anchor_at = 0, self._random.randrange(BLOCK)
 
-    def _without_room(self, order: JudgeOrder, size: int) -> str | None:
-        """Why one more question cannot be asked now; None: it can, and its token is taken."""
+    def _without_room(
+        self, order: JudgeOrder, size: int, *, questions: int = 1, tokens: float = 1.0
+    ) -> str | None:
+        """Why so many more questions cannot be asked now; None: they can, and their tokens are taken."""
         now_s = self._clock()
         earned = max(now_s - self._filled_s, 0.0) * order.per_minute / 60.0
         self._tokens, self._filled_s = min(self._tokens + earned, _capacity(order)), now_s
-        if self._tokens < 1.0:
+        if self._tokens < min(tokens, _capacity(order)):  # where it holds one, a pair borrows another
             return "over budget"
-        if len(self._pending) >= QUEUE_LIMIT or self._bytes + size > QUEUE_BYTES:
+        if self._is_full(size, questions):
             return "judge too slow"
-        self._tokens -= 1.0
+        self._tokens -= tokens
         return None
+
+    def _is_full(self, size: int, questions: int) -> bool:
+        return len(self._pending) + questions > QUEUE_LIMIT or self._bytes + size > QUEUE_BYTES
 
     def _put(self, asking: Asking, item: Item, *, delay_s: float = 0.0) -> None:
         self._pending[item.number] = item
@@ -205,8 +261,25 @@ class JudgeWorker:
                 self._finish(item, None, cause, 0)
 
     def _record(self, item: Item, bad: bool | None, cause: str | None, tokens: int) -> None:
-        of_item = item.rollout, item.revision, self._wall(), item.request_id, item.label
-        self._on_record(JudgeRecord(0, *of_item, bad, cause, tokens, self._router))
+        of_item = item.rollout, item.revision, self._wall(), item.request_id
+        if item.pair is None:
+            self._on_record(JudgeRecord(0, *of_item, item.label, bad, cause, tokens, self._router))
+        elif item.pair.add(item.places, bad, cause, tokens):
+            self._record_pair(of_item, item.pair)
+
+    def _end_pair(self, pair: MirroredPair, verdicts: PairVerdicts) -> None:
+        """Nothing is asked of this pair."""
+        order = self._order
+        known = order.revision if order is not None and pair.rollout == self._rollout else ""
+        with self._lock:
+            self._record_pair((pair.rollout, known, self._wall(), pair.request_id), verdicts)
+
+    def _record_pair(self, of_item: tuple[str, str, float, str], verdicts: PairVerdicts) -> None:
+        stable, canary = verdicts.bad
+        of_pair = (stable, canary), verdicts.unit, verdicts.assigned_at_s
+        self._on_record(
+            JudgeRecord(0, *of_item, None, None, verdicts.cause, verdicts.tokens, self._router, *of_pair)
+        )
 
 
 def _capacity(order: JudgeOrder) -> float:

@@ -112,7 +112,9 @@ class RouterCore:
             self.models = tuple(arm.model for arm in table.arms if arm.model is not None)
             self.needs_peer = table.access is not None and bool(table.access.trusted)
             self.assigner.use(table)
-            self._coin = JudgeCoin(table, table.judge) if table.judge is not None else None
+            # Of a canary that only gets copies pairs are judged (`mirror/`); other answers are no evidence.
+            is_asked = table.judge is not None and (table.canary is not None or table.mirror is None)
+            self._coin = JudgeCoin(table, table.judge) if table.judge is not None and is_asked else None
             self.judge.use(table.judge, table.rollout)
         self._polled_s = sent_s
         self._lease_until_s = max(self._lease_until_s, sent_s + self._lease_s)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from serving.judge_messages import JudgeOrder
-from serving.messages import FULL_BP, UnitCounts, restore
+from serving.judge_messages import JudgeOrder, restore
+from serving.messages import FULL_BP, UnitCounts
 
 
 class StaleFencingToken(Exception):

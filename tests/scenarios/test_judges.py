@@ -76,6 +76,8 @@ STEP_S = 0.1  # between two requests
 class Rig:
     """The service `chat` on `v-1` under one controller; `restart` makes another on the same database."""
 
+    plan, config = PLAN, CONFIG
+
     def __init__(self, url: str, judges: dict[int, JudgeFound]) -> None:
         self.clock = FakeClock()
         self.store = SqlStore(url, clock=self.clock.boot_s)
@@ -92,14 +94,16 @@ class Rig:
         self.settle()
         now_s = self.clock.now_s()
         refs = VersionRef("v-1"), VersionRef("v-2")
-        state = begin(ROLLOUT, "chat", stable=refs[0], canary=refs[1], plan=PLAN, now_s=now_s)
+        state = begin(ROLLOUT, "chat", stable=refs[0], canary=refs[1], plan=self.plan, now_s=now_s)
         self.store.create_rollout(state, request="{}", at_s=now_s)
 
     def restart(self) -> None:
         self.loop = ServiceLoop("chat", self.store, self.clock, self._workers, lambda row: 1)
 
     def _workers(self, _: str) -> ServiceWorkers:
-        feeds = EvidenceFeeds(RecordsReader("chat", self.log), self.store.evidence, lambda rollout: CONFIG)
+        feeds = EvidenceFeeds(
+            RecordsReader("chat", self.log), self.store.evidence, lambda rollout: self.config
+        )
         ports = Ports(
             *(self.store, self.fleet, self.traffic, feeds, FakeProbes(), self.notifier, self.clock),
             self.judges,

@@ -37,6 +37,7 @@ from serving.router.mirror.mirror_copy import (
     is_published,
     mirror_record,
 )
+from serving.router.mirror.mirror_judge import pair_of, takes_pair
 from serving.router.mirror.mirror_rules import is_copied, is_drawn
 from serving.router.router import RouterCore
 from serving.router.turns import take_in_turns
@@ -61,6 +62,7 @@ class Kept:
     upstream: Upstream
     start: Start
     arm: Arm  # the mirrored canary
+    is_judged: bool = False  # a judge is asked of both answers
     parts: list[bytes] = field(default_factory=list)
     cost: int = 0  # bytes, of the parts
     scan: AnswerScan | None = None  # of its answer; None: it is not whole
@@ -160,7 +162,7 @@ class Mirror:
             core.counters.on_copy("dropped")
             return client, on_over
         self._taps += 1
-        tap = Tap(self, Kept(core, upstream, start, arm), client, on_over)
+        tap = Tap(self, Kept(core, upstream, start, arm, takes_pair(core, start)), client, on_over)
         return tap, tap.over
 
     def untapped(self) -> None:
@@ -246,6 +248,8 @@ class Mirror:
         try:
             kept.core.counters.on_copy(end.outcome)
             kept.core.outbox.add_mirrored(mirror_record(kept, copy, end))
+            if kept.is_judged and end.outcome == "ok":
+                kept.core.judge.ask_pair(pair_of(kept.start, end.stable, end.canary))
             has_room = not self._is_closed and self._saves < SAVES
             if self.samples is not None and end.outcome == "ok" and has_room:
                 self._save(self.samples, kept, end)

@@ -48,7 +48,9 @@ class Counters:
         self.first_event = (Histogram(FIRST_EVENT_S), Histogram(FIRST_EVENT_S))
         self.refusals: dict[str, int] = {}  # the router's own errors, by code
         self.mirrored: dict[str, int] = {}  # copies to a mirrored canary, by outcome; dropped: not sent
-        self.judged: dict[tuple[str, str], int] = {}  # questions, by (answer or anchor, verdict or cause)
+        self.judged: dict[
+            tuple[str, str], int
+        ] = {}  # questions, by (answer, anchor or pair, verdict or cause)
         self.judge_tokens = 0  # of questions to the judge and its answers
         self.lag = Histogram(LAG_S)  # by which the event loop was late, four times a second
 
@@ -76,7 +78,8 @@ class Counters:
 
     def on_verdict(self, record: JudgeRecord) -> None:
         """Count what came of a question to the judge."""
-        key = "answer" if record.label is None else "anchor", record.cause or "verdict"
+        of = "anchor" if record.label is not None else "answer" if record.pair is None else "pair"
+        key = of, record.cause or "verdict"
         self.judged[key] = self.judged.get(key, 0) + 1
         self.judge_tokens += record.tokens
 

@@ -34,7 +34,9 @@ _T = TypeVar("_T")
 # `seq` is the position in the records log of a cluster.
 FIELDS = tuple(one.name for one in dataclasses.fields(RequestRecord) if one.name != "seq")
 
-VERDICT_FIELDS = tuple(one.name for one in dataclasses.fields(JudgeRecord) if one.name not in ("seq", "bad"))
+# Nothing is mirrored beside a standalone router, so that no verdict is of a pair.
+_LEFT_OUT = ("seq", "bad", "pair", "unit", "assigned_at_s")
+VERDICT_FIELDS = tuple(one.name for one in dataclasses.fields(JudgeRecord) if one.name not in _LEFT_OUT)
 JUDGE_KIND = "judge"
 
 log = logging.getLogger("canaryctl.router")

@@ -329,5 +329,6 @@ def test_a_metric_without_a_gate_raises_one_alarm_and_decides_nothing() -> None:
     evidence = observe(feeds_on(log), in_stage(1), START_S + 1000)
 
     assert alarm_names(evidence) == [("tokens_alarm", "all requests")]
-    assert evidence.alarms[0].text == "tokens above 1.1x shown by first requests"
+    text = evidence.alarms[0].text
+    assert text == ("tokens 900 an answer beside 103: 8.74x, limit 1.2x; above 1.1x shown by first requests")
     assert evidence.rollback is None

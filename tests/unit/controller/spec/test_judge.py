@@ -14,12 +14,13 @@ from controller.planning.judged import (
     judge_cautions,
     judge_line,
     judge_plan,
+    pair_cautions,
     rollout_traffic,
     why_not_asked,
     with_judge,
 )
 from controller.planning.unjudged import awaited, unjudged
-from controller.rollout.plan import Plan, Stage
+from controller.rollout.plan import MirrorPlan, Plan, Stage
 from controller.spec.differences import changed_in_place, refuse_change
 from controller.spec.judge import DEADLINE_S, JudgeSpec, judge_of
 from controller.spec.service import (
@@ -108,6 +109,25 @@ def test_the_gates_on_its_metric_state_its_share() -> None:
 
     assert (found.sampling, found.deadline_s, found.required) == (Sampling(0.2, 0.2), DEADLINE_S, True)
     assert kept.gate_policy().gates_for("quality")[0].deadline_s == 1200.0
+
+
+def test_where_the_policy_mirrors_they_reserve_alpha_for_judged_pairs() -> None:
+    assert not with_judge(parse_policy({}), judge()).gate_policy().gates_for("quality")[0].mirrored
+    policy = with_judge(parse_policy({"mirror": {}}), judge())
+    assert [gate.name for gate in policy.gate_policy().gates if gate.mirrored] == ["quality"]
+    own = {"mirror": {}, "gates": {"quality": {"mirrored": False}}}  # pairs are judged, and decide nothing
+    assert not with_judge(parse_policy(own), judge()).gate_policy().gates_for("quality")[0].mirrored
+
+
+def test_a_plan_says_when_its_budget_cannot_judge_the_pairs_in_time() -> None:
+    assert pair_cautions(judge(), None, 1) == ()
+    assert pair_cautions(judge(), MirrorPlan(200, 1600, 3600.0), 1) == ()
+    (line,) = pair_cautions(judge(), MirrorPlan(200, 2000, 3600.0), 1)
+    assert line == (
+        "judge: per_minute 60 of 1 router(s) judges 1,624 mirrored pairs within mirror.deadline 1 h, "
+        "min_pairs is 2,000: the first stage would be held; raise per_minute, or the deadline to 1 h 14 min"
+    )
+    assert pair_cautions(judge(), MirrorPlan(200, 2000, 3600.0), 2) == ()
 
 
 def test_a_policy_that_states_another_share_is_refused() -> None:
