@@ -22,6 +22,7 @@ CANARY = 1
 # Finish reasons of an answer that was cut at its token limit, in the words of the served APIs.
 LIMIT_REASONS = frozenset({"length", "max_tokens", "MAX_TOKENS", "max_output_tokens"})
 FULL_BP = 10_000
+ANSWER_ID_LIMIT = 256  # characters; a longer id is not recorded, and cannot be voted on
 
 # How a request was assigned. These are randomised, by request or by key; the others are excluded from the
 # evidence, for both arms alike.

@@ -9,9 +9,9 @@ from controller.api.bodies import FeedbackResult
 from controller.errors import BadInput, Unreachable
 from controller.planning.baseline import JUDGED
 from controller.quantities import finite, shown
+from serving.messages import ANSWER_ID_LIMIT
 
 MAX_SCORES = 1000
-MAX_ID_LENGTH = 200
 DEFAULT_METRIC = "quality"
 
 Score = tuple[str, str, float, float]  # id, metric, value, at_s
@@ -29,9 +29,9 @@ def _score(index: int, item: Mapping[str, Any], now_s: float) -> Score:
     if unknown:
         raise BadInput(f"feedback {index}: unknown key {unknown[0]!r}; use id, metric, score")
     name, metric, value = item.get("id"), item.get("metric", DEFAULT_METRIC), item.get("score")
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_ID_LENGTH:
+    if not isinstance(name, str) or not 1 <= len(name) <= ANSWER_ID_LIMIT:
         raise BadInput(
-            f"feedback {index}: id is not 1 to {MAX_ID_LENGTH} characters; give the answer's id or its "
+            f"feedback {index}: id is not 1 to {ANSWER_ID_LIMIT} characters; give the answer's id or its "
             "request id"
         )
     if metric not in JUDGED:

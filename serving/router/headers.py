@@ -53,37 +53,67 @@ SESSION_HEADERS = (
     b"session_id",
 )  # fmt: skip
 _SESSIONS = frozenset(SESSION_HEADERS)
-# A raw name of a user or session stays here.
-_NOT_SENT_OUT = NOT_FORWARDED | _SESSIONS
-# They say whose bill a client's own key goes to; an endpoint refuses them beside the service's key.
-_NOT_SENT_WITH_KEY = _NOT_SENT_OUT | {b"openai-organization", b"openai-project", b"x-goog-user-project"}
+# What an external endpoint is sent of a request: what says how its body is read and answered. Nothing else:
+# browsers, proxies and CDNs add what names users and opens their accounts (`x-forwarded-access-token`), and
+# what endpoints refuse (a foreign `origin`, another's `cf-connecting-ip`). A raw session id stays here, too.
+# `openai-organization` and its like say whose bill a client's own key goes to, which no endpoint is sent.
+_SENT_OUT = frozenset(
+    b"accept content-type content-encoding user-agent cache-control prefer range if-match if-none-match "
+    b"if-range if-modified-since if-unmodified-since idempotency-key x-idempotency-key openai-beta "
+    b"anthropic-version anthropic-beta x-anthropic-beta extra-parameters".split()
+)
+_SENT_OUT_PREFIXES = (b"x-stainless-", b"x-amzn-bedrock-guardrail")  # of OpenAI's and Anthropic's clients
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
 # the others speak of an endpoint's own origin, which clients would take for the router's.
 _NOT_RETURNED = _HOP_BY_HOP | frozenset(
-    b"date server location content-location set-cookie alt-svc strict-transport-security".split()
+    b"date server location content-location set-cookie alt-svc strict-transport-security clear-site-data nel "
+    b"report-to reporting-endpoints content-security-policy content-security-policy-report-only".split()
 )
+# Of an external endpoint: they name the operator's account there, and the way to it.
+_NOT_RETURNED_FROM_OUTSIDE = _NOT_RETURNED | frozenset(
+    b"openai-organization openai-project anthropic-organization-id anthropic-workspace-id via "
+    b"www-authenticate x-ms-region azureml-model-session x-litellm-model-api-base".split()
+)
+_NOT_RETURNED_PREFIXES = (b"cf-", b"x-litellm-key-")
+ALLOW_ORIGIN = b"access-control-allow-origin"
+# A page may send other bodies only after its browser has asked (Fetch, 'CORS-safelisted request-header').
+_SENT_UNASKED = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain", "")
 
 
-def forwarded(headers: RawHeaders, *, is_external: bool, has_key: bool = False) -> list[tuple[bytes, bytes]]:
-    """The client's headers that are sent to an engine. is_external: one that canaryctl does not run.
-
-    has_key: it is sent an API key of the service's own.
-    """
-    if has_key:
-        return _without(headers, _NOT_SENT_WITH_KEY)
-    return _without(headers, _NOT_SENT_OUT if is_external else NOT_FORWARDED)
+def forwarded(headers: RawHeaders, *, is_external: bool) -> list[tuple[bytes, bytes]]:
+    """The client's headers that are sent to an engine. is_external: one that canaryctl does not run."""
+    kept = _without(headers, NOT_FORWARDED)
+    if not is_external:
+        return kept
+    return [one for one in kept if one[0] in _SENT_OUT or one[0].startswith(_SENT_OUT_PREFIXES)]
 
 
-def returned(headers: RawHeaders, *, request_id: str | None) -> list[tuple[bytes, bytes]]:
+def returned(
+    headers: RawHeaders, *, request_id: str | None, is_external: bool = False
+) -> list[tuple[bytes, bytes]]:
     """The engine's headers that are sent to the client, names in lower case as ASGI requires.
 
     request_id: the client's own x-request-id, which it gets back; None: it sent none.
     """
-    kept = _without(headers, _NOT_RETURNED)
+    kept = _without(headers, _NOT_RETURNED_FROM_OUTSIDE if is_external else _NOT_RETURNED)
+    if is_external:
+        kept = [one for one in kept if not one[0].startswith(_NOT_RETURNED_PREFIXES)]
     if request_id is None:
         return kept
     others = [(name, value) for name, value in kept if name != REQUEST_ID]
     return [*others, (REQUEST_ID, request_id.encode("latin-1"))]
+
+
+def for_pages(asked: RawHeaders, kept: RawHeaders) -> list[tuple[bytes, bytes]]:
+    """What lets a page of another origin read an external endpoint's answer; empty: it says so itself.
+
+    The endpoint is not told of the page (`forwarded`), so it says nothing to it. What a browser sends only
+    after a preflight was allowed, by stable; a request that needs none may be of any page.
+    """
+    is_told = value_of(asked, b"origin") is None or value_of(kept, ALLOW_ORIGIN) is not None
+    if is_told or content_type(asked).partition(";")[0].strip() in _SENT_UNASKED:
+        return []
+    return [(ALLOW_ORIGIN, b"*")]
 
 
 def forwarded_whole(headers: RawHeaders) -> list[tuple[bytes, bytes]]:

@@ -37,6 +37,7 @@ from serving.router.records.counters import Counters
 from serving.router.records.outbox import Outbox
 from serving.router.types import Assignment, Canary, Limits, Refusal, Request
 from serving.router.upstreams.health import UpstreamHealth
+from serving.router.upstreams.key_answers import KeyAnswers
 from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
 from serving.targets import is_stateful
@@ -86,6 +87,7 @@ class RouterCore:
         self.unfit: set[str] = set()
         self.unreachable: Mapping[str, Unreachable] = {}  # of its front
         self.held = HeldBytes()  # of its front
+        self.keys = KeyAnswers()
         self.trials = Trials()
         self.unread = UnreadTexts()
         self.judge = JudgeWorker(router, self._on_verdict)  # has a thread while a table has an order

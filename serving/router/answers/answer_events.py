@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from serving.json_value import json_value
+from serving.messages import ANSWER_ID_LIMIT
 from serving.router.bodies.raw_values import holds_one
 
-WORD_LIMIT = 256  # characters of an answer's id and finish reason; a longer one is not recorded
+WORD_LIMIT = ANSWER_ID_LIMIT  # of a finish reason too
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 INDEX_LIMIT = 1 << 16  # of a choice; numbers can be made to collide, and a set of such takes seconds
 _INDEX_DIGITS = len(str(INDEX_LIMIT))

@@ -71,6 +71,7 @@ class Attempts:
         self._left_url = ""  # of a canary that failed or is set aside, which stable is to be asked instead of
         self._unanswered = ""  # URL of a canary that gave no answer, which health is not told yet
         self.first_4xx: int | None = None  # status of the first attempt when that was 4xx
+        self.refusal: str | None = None  # why the current attempt's 401 or 403 to our key is a failure
         self._has_lookup_failed = False  # a replica that may have what is looked up did not answer
         self.may_be_made = False  # what is asked for, by an attempt that failed after it was sent
         self.is_tried = False  # the first attempt is a trial that is under way, beside those at stable
@@ -277,15 +278,15 @@ class Attempts:
 
     def is_answer(self, status: int, *, asked: str | None = None) -> bool:
         """True: the client gets what the current attempt answered; False: ask again, after `release`."""
-        cause = failure_of(status, asked=asked)
+        cause = self.refusal or failure_of(status, asked=asked)
         if status >= 300 or cause is not None:
             self.tried[-1].cause = f"status {status}"
         if self._assignment.is_lookup:
             return self._is_found(status, cause is not None)
         health = self._context.health
         if health is not None:
-            is_failure = cause is not None and (status != NOT_IMPLEMENTED or self.arm == CANARY)
-            if is_failure or (status in TOLD_4XX and self.arm == CANARY):
+            is_told = not self.refusal and (status != NOT_IMPLEMENTED or self.arm == CANARY)
+            if (cause and is_told) or (status in TOLD_4XX and self.arm == CANARY):
                 self._tell(f"status {status}")
             elif cause is None and not 200 <= status < 300:
                 self._tell_answer()
@@ -367,8 +368,7 @@ class Attempts:
             self._tell_unanswered()
             self.arm = STABLE
             canary = self._table.canary
-            has_failed = self.first_cause is not None or self.first_4xx is not None
-            if canary is not None and has_failed:
+            if canary is not None and (self.first_cause or self.first_4xx):
                 self._left_url = (self.replica or canary.replicas[0]).url
             self._tried_urls.clear()
             self._may_repeat = True

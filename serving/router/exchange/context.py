@@ -14,6 +14,7 @@ from serving.router.bodies.inputs import gives_input, inputs_of, takes_events
 from serving.router.exchange.held import HeldBytes
 from serving.router.types import VALUE_PATHS, Assignment, Body, Canary, Limits, Request
 from serving.router.upstreams.health import UpstreamHealth
+from serving.router.upstreams.key_answers import KeyAnswers
 from serving.router.upstreams.reachability import Unreachable
 from serving.targets import TEXT_PATHS
 
@@ -116,6 +117,10 @@ class RouterContext(Protocol):
     @property
     def health(self) -> UpstreamHealth | None:
         """The upstreams that fail; None: the fleet says which replicas are well."""
+
+    @property
+    def keys(self) -> KeyAnswers:
+        """What the service's endpoints answered to its own API keys."""
 
     @property
     def trials(self) -> Trials:

@@ -47,8 +47,8 @@ from serving.router.exchange.recording import Recording
 from serving.router.exchange.sending import Sender, refused_by_front
 from serving.router.exchange.takeover import DONE
 from serving.router.exchange.trial import Trial, begin_trial
-from serving.router.exchange.usable import KEY_REFUSED, failure_of, has_begun, is_read, unusable
-from serving.router.headers import REQUEST_ID, RawHeaders, returned, value_of
+from serving.router.exchange.usable import failure_of, has_begun, is_read, unusable
+from serving.router.headers import RawHeaders, value_of
 from serving.router.types import Action, Attempt, Deliver, Failure, Head, Refusal, Step
 
 
@@ -128,14 +128,15 @@ class Exchange:
 
     def answered(self, status: int, headers: RawHeaders) -> Step:
         """An engine sent its head. AGAIN: this answer is of no use."""
-        self._require(self._attempts.replica is not None, "answered")
+        self._require((replica := self._attempts.replica) is not None, "answered")
         arm, asked = self._attempts.current_arm, self.start.asked
         if (continued := self._continued) is not None:
             step = continued.answered(arm, status, headers)
             self.has_begun = continued.has_begun
             return step
         why: Failure | None = refused_by_front(arm, headers)
-        if why is None and arm is not None and status in KEY_REFUSED and self._sender.key_for(arm):
+        self._attempts.refusal = refusal = self._sender.refusal_of(arm, replica, status)
+        if why is None and refusal == "key refused":
             why = "key refused"
         if why is not None:
             return self._failed(why)
@@ -143,7 +144,7 @@ class Exchange:
             self._release()
             return Step.AGAIN
         self._status, seen = status, self.seen
-        kept = returned(headers, request_id=value_of(self.start.request.headers, REQUEST_ID))
+        kept = self._sender.answer_headers(arm, headers)
         if is_read(status, asked=asked):
             is_canary = self._attempts.arm == CANARY and not self.start.assignment.is_lookup
             begun = self._cover.begin(arm, headers, is_canary=is_canary)
@@ -237,7 +238,7 @@ class Exchange:
             return self._failed(why)
         if cause == "cut" and scan is not None and self._may_continue(scan):
             return self._begin_continued(scan)
-        failure = failure_of(self._status, asked=self.start.asked)
+        failure = self._attempts.refusal or failure_of(self._status, asked=self.start.asked)
         outcome: Outcome = "failed" if failure else "cut" if cause == "cut" else "answered"
         if outcome == "answered" and not self.has_begun:
             self._attempts.begun()

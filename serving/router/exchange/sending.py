@@ -15,13 +15,16 @@ from serving.router.exchange.continuation import Continuation
 from serving.router.headers import (
     REQUEST_ID,
     RawHeaders,
+    for_pages,
     forwarded,
     is_preflight,
     of_preflight,
     own_header,
+    returned,
     value_of,
 )
 from serving.router.types import Attempt, Body, Refusal
+from serving.router.upstreams.key_answers import REFUSED
 from serving.targets import Endpoint
 
 _PLAIN = (b"accept-encoding", b"identity")
@@ -35,7 +38,7 @@ def engine_headers(
     if request.method == "OPTIONS" and is_preflight(request.method, request.headers):
         headers = of_preflight(request.headers)
     else:
-        headers = forwarded(request.headers, is_external=arm.external, has_key=arm.api_key is not None)
+        headers = forwarded(request.headers, is_external=arm.external)
     headers += (_PLAIN, (REQUEST_ID, sent_id.encode()))
     if not arm.has_fence:
         headers.append((VIA_HEADER, start.via))
@@ -130,6 +133,30 @@ class Sender:
         if request.method == "OPTIONS" and is_preflight(request.method, request.headers):
             return None
         return arm.api_key
+
+    def refusal_of(self, arm: Arm | None, replica: Replica | None, status: int) -> str | None:
+        """Why a 401 or 403 to the service's own key is a failure, on either arm; None: it is no such answer.
+
+        key refused: the operator's fault, for the client's own credentials were never sent. Else the request
+        is refused, for what is in it. The evidence is the same: which of both is known sooner where an arm
+        has more requests.
+        """
+        key = self.key_for(arm) if arm is not None else None
+        if replica is None or key is None:
+            return None
+        asked = None if self._start.assignment.is_lookup else self._start.asked
+        place = self._attempts.arm, replica.url, key, asked
+        is_refused = self._context.keys.is_refused(place, status, sent_s=self.now_s)
+        if status not in REFUSED:
+            return None
+        # A route that is not asked for an answer is one for which a key may have no right.
+        return "key refused" if is_refused or asked is None else f"status {status}"
+
+    def answer_headers(self, arm: Arm | None, headers: RawHeaders) -> list[tuple[bytes, bytes]]:
+        """The headers of an answer of this arm that the client is sent."""
+        asked, is_external = self._start.request.headers, arm is not None and arm.external
+        kept = returned(headers, request_id=value_of(asked, REQUEST_ID), is_external=is_external)
+        return kept + for_pages(asked, kept) if is_external else kept
 
     def _body_for(self, arm: Arm) -> Body:
         """The client's body, with the model name of an endpoint that has its own. Raises NotRenamed."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -29,7 +30,7 @@ from serving.router.exchange.attempts import Attempts
 from serving.router.exchange.context import RouterContext, Start
 from serving.router.exchange.record import End, Seen, record_of
 from serving.router.exchange.sending import Sender
-from serving.router.exchange.usable import failure_of, has_begun, is_key_refused, unusable
+from serving.router.exchange.usable import failure_of, has_begun, unusable
 from serving.router.headers import content_type
 from serving.router.types import Attempt, Failure
 from serving.router.upstreams.engine_connection import Headers
@@ -87,13 +88,15 @@ class Trial:
         trials: Trials,
         *,
         now_s: float,
+        refusal_of: Callable[[int], str | None],
     ) -> None:
-        """url: of the replica."""
+        """url: of the replica. refusal_of: why a status is a failure of a request with the service's key."""
         self.attempt, self.url, self.began_s = attempt, url, now_s
         self.is_sent = self.is_over = False
         self._start, self._health, self._trials = start, health, trials
         self._scan: AnswerScan | None = None  # None: no head has come, or any byte is an answer
         self._waiters: list[Waiter] = []
+        self._refusal_of = refusal_of
         self._may_start: Callable[[], bool] = lambda: True
         self._close: Callable[[], None] = lambda: None
         trials.begun(self)
@@ -122,9 +125,7 @@ class Trial:
 
     def on_head(self, status: int, headers: Headers) -> None:
         """The head arrived: an answer of this status is one, or is still to come."""
-        cause = failure_of(status, asked=self._start.request.path)
-        if is_key_refused(status, self.attempt.api_key):
-            cause = "key refused"
+        cause = self._refusal_of(status) or failure_of(status, asked=self._start.request.path)
         if cause is not None or status in TOLD_4XX:
             self._health.failed(CANARY, self.url, cause or f"status {status}")
             self._end(cause, status if cause is None else None)
@@ -202,7 +203,8 @@ def begin_trial(
         attempt = sender.send(*chosen)
         limit_s = min(attempt.first_byte_s, context.limits.settle_s)
         attempt = msgspec.structs.replace(attempt, first_byte_s=limit_s)
-        trial = Trial(start, attempt, url, health, trials, now_s=now_s)
+        refusal_of = partial(sender.refusal_of, *chosen)
+        trial = Trial(start, attempt, url, health, trials, now_s=now_s, refusal_of=refusal_of)
     attempts.leave_aside(url)
     trial.wait(attempts.tried_aside)
     return trial

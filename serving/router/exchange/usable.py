@@ -9,7 +9,6 @@ from serving.router.types import Failure
 from serving.targets import TEXT_PATHS
 
 _UNUSABLE = frozenset({"error in the answer", "malformed", "empty"})
-KEY_REFUSED = frozenset({401, 403})
 _WHOLE = frozenset({200, 201, 203})
 
 
@@ -53,9 +52,3 @@ def unusable(scan: AnswerScan, cause: str | None, *, is_canary: bool) -> Failure
     if not is_canary or cause not in _UNUSABLE or (cause == "empty" and not scan.is_void):
         return None
     return cast(Failure, cause)
-
-
-def is_key_refused(status: int, key: object | None) -> bool:
-    """Whether an endpoint refuses our key (None: none was sent): the operator's fault, for the client's own
-    credentials were never sent."""
-    return key is not None and status in KEY_REFUSED

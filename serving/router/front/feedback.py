@@ -21,6 +21,7 @@ from typing import Any
 
 from serving.clock import boot_s
 from serving.json_value import json_value
+from serving.messages import ANSWER_ID_LIMIT
 from serving.router.front.admission import Sent, admit, usable_services
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
@@ -30,7 +31,6 @@ from serving.router.types import Deliver, Refusal, json_answer
 
 BODY_LIMIT = 64 << 10  # bytes
 ITEMS_LIMIT = 100
-ID_LIMIT = 200  # characters
 METRICS = ("thumbs", "accepted")
 _FORMS = "thumb, accepted, edited, regenerated, or metric and score"
 
@@ -96,8 +96,8 @@ def _vote(index: int, item: Any) -> Vote:
         raise _Bad(f'{where} is no JSON object; send {{"id": ..., "thumb": "up"}}')
     id, said = item.get("id"), {name: value for name, value in item.items() if name != "id"}
     # What is not printable (half of a surrogate pair) is no answer's id, and in no line of a file.
-    if not (isinstance(id, str) and 1 <= len(id) <= ID_LIMIT and id.isprintable()):
-        what = f"{where}: id is not 1 to {ID_LIMIT} printable characters"
+    if not (isinstance(id, str) and 1 <= len(id) <= ANSWER_ID_LIMIT and id.isprintable()):
+        what = f"{where}: id is not 1 to {ANSWER_ID_LIMIT} printable characters"
         raise _Bad(f"{what}; give the answer's id or its request id")
     match said:
         case {"thumb": "up" | "down" as thumb, **rest} if not rest:

@@ -36,6 +36,7 @@ from serving.router.turns import Turns
 from serving.router.types import Attempt, Failure, Limits, pieces_of
 from serving.router.upstreams.decompressed import Decompressor, cut, decompressor_of
 from serving.router.upstreams.engine_connection import EngineConnection, Headers
+from serving.router.upstreams.key_answers import REFUSED, KeyAnswers
 from serving.router.upstreams.listener import Listener
 from serving.router.upstreams.reachability import Reachability
 from serving.router.upstreams.resolver import Resolver
@@ -187,7 +188,7 @@ class Call:
         self.has_head = True
         if self._key is not None:
             headers = [(name, self._key.whole(value)) for name, value in headers]
-            self._pool.on_status(self.attempt.api_key, status)
+            self._pool.on_status(self.attempt, status, sent_s=self.sent_s)
         if self.method != "HEAD":
             self.decompressor, headers = decompressor_of(status, headers)
         self.listener.on_head(status, headers)
@@ -248,6 +249,7 @@ class Upstream:
         self._external: set[str] = set()  # origins whose peers close idle connections by their own rule
         self._keys_missing: set[str] = set()  # logged once each
         self._keys_refused: set[str] = set()
+        self._keys = KeyAnswers()
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -346,12 +348,13 @@ class Upstream:
         self._keys_missing.discard(str(reference))
         return key
 
-    def on_status(self, reference: KeyReference | None, status: int) -> None:
-        """Log once that an endpoint refuses this key, until it accepts it."""
-        name = str(reference)
-        if status not in (401, 403):
+    def on_status(self, attempt: Attempt, status: int, *, sent_s: float) -> None:
+        """Log once that an endpoint refuses the key of this attempt, until it accepts it."""
+        name, place = str(attempt.api_key), (attempt.arm, attempt.endpoint, attempt.api_key, attempt.path)
+        is_refused = self._keys.is_refused(place, status, sent_s=sent_s)
+        if status not in REFUSED:
             self._keys_refused.discard(name)
-        elif name not in self._keys_refused:
+        elif is_refused and name not in self._keys_refused:
             self._keys_refused.add(name)
             log.error("endpoint refuses our API key", extra={"key": name, "status": status})
 

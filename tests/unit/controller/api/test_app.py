@@ -287,8 +287,8 @@ async def test_a_score_reaches_the_log_of_the_service(
         ({"id": "a", "metric": "quality", "score": True}, "is not a number"),
         ({"id": "a", "metric": "quality"}, "is not a number"),
         ({"id": "a", "metric": "latency_ms", "score": 1}, "'latency_ms' is unknown; use one of"),
-        ({"id": "", "metric": "quality", "score": 1}, "id is not 1 to 200 characters"),
-        ({"id": "a" * 201, "metric": "quality", "score": 1}, "id is not 1 to 200 characters"),
+        ({"id": "", "metric": "quality", "score": 1}, "id is not 1 to 256 characters"),
+        ({"id": "a" * 257, "metric": "quality", "score": 1}, "id is not 1 to 256 characters"),
         ({"id": "a", "metric": "quality", "score": 1, "user": "bob"}, "unknown key 'user'"),
     ],
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from controller.api.feedback import parse_scores, write_scores
-from controller.errors import Unreachable
+from controller.errors import BadInput, Unreachable
+from serving.messages import ANSWER_ID_LIMIT
 from tests.fakes.controller import FakeEnvironment
 
 SCORES = [("a-1", "quality", 0.5, 1.0), ("b-1", "quality", 0.7, 1.0), ("new", "quality", 0.9, 1.0)]
@@ -19,6 +20,15 @@ def logs() -> FakeEnvironment:
 
 def test_a_score_without_a_metric_is_quality() -> None:
     assert parse_scores([{"id": "x", "score": 1}], now_s=2.0) == [("x", "quality", 1.0, 2.0)]
+
+
+def test_whatever_id_is_recorded_can_be_scored() -> None:
+    """One of 201 to 256 characters was recorded, and refused here."""
+    id = "a" * ANSWER_ID_LIMIT
+
+    assert parse_scores([{"id": id, "score": 1}], now_s=2.0) == [(id, "quality", 1.0, 2.0)]
+    with pytest.raises(BadInput, match="1 to 256 characters"):
+        parse_scores([{"id": id + "a", "score": 1}], now_s=2.0)
 
 
 def test_each_score_goes_to_the_service_that_answered_and_an_unknown_one_to_all(

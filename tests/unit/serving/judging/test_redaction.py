@@ -33,6 +33,32 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N"
         ),
         ("cut off: -----BEGIN PRIVATE KEY-----\nMIIE", "cut off: [private key]"),
         ("data:image/png;base64,iVBORw0KGgo= is", "[data] is"),
+        ("password: hunter22, host=a", "password: [password-1], host=a"),
+        ("clientSecret='abcdefgh'", "clientSecret='[password-1]'"),
+        ("db?password=secret12&x=1", "db?password=[password-1]&x=1"),
+        ("host=a password='my secret' x", "host=a password='[password-1]' x"),
+        ('DB_PASSWORD="hunter22"', 'DB_PASSWORD="[password-1]"'),
+        ("AWS_SECRET_ACCESS_KEY=wJalr/K7MDENG", "AWS_SECRET_ACCESS_KEY=[password-1]"),
+        ('{"client_secret": "abcdefgh"}', '{"client_secret": "[password-1]"}'),
+        ('{\\"password\\": \\"hunter22\\"}', '{\\"password\\": \\"[password-1]\\"}'),
+        ('"token": "abcdefgh12345678"', '"token": "[password-1]"'),
+        ("secret: bob@example.org", "secret: [email-1]"),
+        ("sk_" + "live_4eC39HqLyjWDarjtT1zdp7dc", "[key-1]"),
+        ("xapp-1-A0B1C2D3E4-1234567890123-abcdef", "[key-1]"),
+        ("mysql://root:p@ss@localhost/db", "mysql://[login-1]@localhost/db"),
+        ("postgres://alice:a/b@db.example:5432/app", "postgres://[login-1]@db.example:5432/app"),
+        ("redis://:secretpw@host", "redis://[login-1]@host"),
+        (
+            "-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQ\n-----END PGP PRIVATE KEY BLOCK-----",
+            "[private key]",
+        ),
+        ("2226470000082007", "[card-1]"),
+        ("4111\u00a01111\u202f1111\u202f1111", "[card-1]"),
+        ("555\u2011123\u20114567 or 078\u201105\u20111120", "[phone-1] or [ssn-1]"),
+        ("SSN 078-05-\n1120", "SSN [ssn-1]"),
+        ("GB82\u00a0WEST\u00a01234\u00a05698\u00a07654\u00a032", "[account-1]"),
+        ("bob\uff20test.org and jo@xn--80ak.xn--p1ai", "[email-1] and [email-2]"),
+        ("почта@пример.рф", "[email-1]"),
     ],
 )
 def test_what_names_or_opens_something_is_replaced(text: str, redacted: str) -> None:
@@ -50,6 +76,10 @@ def test_what_names_or_opens_something_is_replaced(text: str, redacted: str) -> 
         "user@localhost, @handle, a@b",
         "127.0.0.1 and ::1, std::vector<int>, a::b::c",
         "x[1:2, ::3]; y[1::2]; f(a=1)",
+        "http://localhost:8000/@user and http://a.example/x:y@z",
+        "max_tokens: 100, token: Hello, password: required; 1764426791123, 2026\u201111\u201129",
+        "2100000000000005, 20\u202f000",
+        '{"token": "Hello", "logprob": -0.5}',
     ],
 )
 def test_what_is_none_stays(text: str) -> None:
@@ -66,6 +96,12 @@ def test_the_same_value_has_the_same_mark_in_all_texts_of_a_pair() -> None:
     assert one.value(({"text": "Dear b@x.org", "n": 1, "more": None},)) == [
         {"text": "Dear [email-2]", "n": 1, "more": None}
     ]
+
+
+def test_a_card_may_be_a_number_of_json() -> None:
+    value = {"card": 4111111111111111, "at": 1764426791123, "is": True, "x": 0.5}
+
+    assert Redaction().value(value) == {**value, "card": "[card-1]"}
 
 
 def test_the_name_of_a_tool_stays() -> None:
@@ -85,7 +121,20 @@ def test_nothing_is_missed_where_a_long_text_is_searched_in_pieces() -> None:
 @pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize(
-    "text", ["a" * 300_000, "1" * 300_000, "a.b-" * 75_000, "::" * 150_000, " 1 2" * 75_000, "sk-" * 100_000]
+    "text",
+    [
+        "a" * 300_000,
+        "1" * 300_000,
+        "a.b-" * 75_000,
+        "::" * 150_000,
+        " 1 2" * 75_000,
+        "sk-" * 100_000,
+        "_" * 300_000,
+        "a_" * 150_000,
+        "_token=" * 40_000,
+        "://a:" * 60_000,
+        "secret=a " * 30_000,
+    ],
 )
 def test_no_text_takes_long(text: str) -> None:
     began_s = time.process_time()

@@ -112,14 +112,14 @@ def test_an_external_endpoint_never_sees_our_secret_or_revision() -> None:
 
 
 def test_an_external_endpoint_never_sees_a_raw_session_id() -> None:
-    named = request(headers=(("x-session-id", "alice@example.org"), ("x-kept", "1")))
+    named = request(headers=(("x-session-id", "alice@example.org"), ("openai-beta", "1")))
     outside, inside = (
         {name for name, _ in attempt(begin(core(table(external=external)), named)).headers}
         for external in (True, False)
     )
 
     assert (b"x-session-id" in outside, b"x-session-id" in inside) == (False, True)
-    assert b"x-kept" in outside
+    assert b"openai-beta" in outside
 
 
 def test_the_clients_credentials_and_forged_headers_never_reach_an_engine() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from serving.engine_headers import TOKENS_HEADER
 from serving.router.answers.answer_scan import AnswerScan
-from serving.router.exchange import exchange as exchange_module
+from serving.router.exchange import sending as sending_module
 from serving.router.exchange.continuation import tokens_header
 from serving.router.headers import returned
 from tests.fakes.router_rig import CHUNKS, Rig, router_rig
@@ -43,10 +44,10 @@ async def test_stable_answers_where_a_canarys_answer_makes_an_error_here(
 ) -> None:
     feed = AnswerScan.feed
 
-    def bad_head(headers: list[tuple[bytes, bytes]], *, request_id: str | None) -> object:
+    def bad_head(headers: list[tuple[bytes, bytes]], **more: Any) -> object:
         if (b"x-bad", b"1") in headers:
             raise ValueError("an error of our own")
-        return returned(headers, request_id=request_id)
+        return returned(headers, **more)
 
     def bad_body(scan: AnswerScan, data: bytes) -> bytes:
         if b"chatcmpl-bad" in data:
@@ -64,7 +65,7 @@ async def test_stable_answers_where_a_canarys_answer_makes_an_error_here(
         return web.json_response({"id": "chatcmpl-bad"}, headers={"x-bad": "1"})
 
     if where == "returned":
-        monkeypatch.setattr(exchange_module, "returned", bad_head)
+        monkeypatch.setattr(sending_module, "returned", bad_head)
     else:
         monkeypatch.setattr(AnswerScan, "feed", bad_body)
     rig.canary.behave = badly
@@ -80,7 +81,7 @@ async def test_an_error_here_in_both_answers_is_500_once(rig: Rig, monkeypatch: 
     def bad(*_: object, **__: object) -> None:
         raise ValueError("an error of our own")
 
-    monkeypatch.setattr(exchange_module, "returned", bad)
+    monkeypatch.setattr(sending_module, "returned", bad)
     answer = await rig.ask()
 
     assert answer.status_code == 500

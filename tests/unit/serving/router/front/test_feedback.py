@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serving.access import digest_of
-from serving.messages import ScoreRecord
+from serving.messages import ANSWER_ID_LIMIT, ScoreRecord
 from serving.router.front.admission import Sent
 from serving.router.front.feedback import answer_feedback
 from serving.router.front.paths import Found, find_target
@@ -26,9 +26,9 @@ from tests.fakes.virtual_wire import Wire, head, virtual_time, wire
 CHAT, FEEDBACK = "/v1/chat/completions", "/v1/feedback"
 
 
-def _answer() -> bytes:
+def _answer(id: str = "chatcmpl-1") -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
-    body = json.dumps({"id": "chatcmpl-1", "choices": [choice]}).encode()
+    body = json.dumps({"id": id, "choices": [choice]}).encode()
     return head(kind="application/json", length=len(body)) + body
 
 
@@ -41,11 +41,13 @@ async def _sent(made: Wire, path: str, body: Any) -> tuple[int, dict[str, Any]]:
     return int(answer_head.split()[1]), json.loads(data)
 
 
-def _said(*feedback: Any) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[str, str, float]], Wire]:
+def _said(
+    *feedback: Any, id: str = "chatcmpl-1"
+) -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[str, str, float]], Wire]:
     """What is answered to each feedback, after one request; and the scores in the records log."""
 
     async def run() -> tuple[list[tuple[int, dict[str, Any]]], list[tuple[str, str, float]], Wire]:
-        made = await wire(lambda _path, _body: [(0.0, _answer())], weight_bp=0)
+        made = await wire(lambda _path, _body: [(0.0, _answer(id))], weight_bp=0)
         await _sent(made, CHAT, {"messages": []})
         made.core.on_table(None, sent_s=asyncio.get_running_loop().time())
         answers = [await _sent(made, FEEDBACK, one) for one in feedback]
@@ -83,6 +85,15 @@ def test_what_a_user_says_is_a_score_in_the_records_log(
     assert made.engines["stable"].requests == 1  # feedback reaches no engine
 
 
+def test_whatever_id_is_recorded_can_be_voted_on() -> None:
+    """One of 201 to 256 characters was recorded, and refused here."""
+    id = "a" * ANSWER_ID_LIMIT
+
+    [(status, _)], [(scored, *_)], _ = _said({"id": id, "thumb": "up"}, id=id)
+
+    assert (status, scored.startswith("req-")) == (202, True)  # it is known by its request
+
+
 def test_a_second_vote_on_an_answer_is_told_and_does_not_count() -> None:
     up, down = {"id": "chatcmpl-1", "thumb": "up"}, {"id": "chatcmpl-1", "thumb": "down"}
 
@@ -98,10 +109,10 @@ def test_a_second_vote_on_an_answer_is_told_and_does_not_count() -> None:
         ([], "0 items in one request; send 1 to 100"),
         ([{"id": "a", "thumb": "up"}] * 101, "101 items"),
         ("up", "feedback 0 is no JSON object"),
-        ({"thumb": "up"}, "id is not 1 to 200 printable characters"),
-        ({"id": "a" * 201, "thumb": "up"}, "id is not 1 to 200 printable characters"),
-        ({"id": "x\ud800", "thumb": "up"}, "id is not 1 to 200 printable characters"),
-        ({"id": "x\ny", "thumb": "up"}, "id is not 1 to 200 printable characters"),
+        ({"thumb": "up"}, "id is not 1 to 256 printable characters"),
+        ({"id": "a" * 257, "thumb": "up"}, "id is not 1 to 256 printable characters"),
+        ({"id": "x\ud800", "thumb": "up"}, "id is not 1 to 256 printable characters"),
+        ({"id": "x\ny", "thumb": "up"}, "id is not 1 to 256 printable characters"),
         ({"id": "a"}, "it says none, or more than one, of thumb, accepted"),
         ({"id": "a", "thumb": "sideways"}, "it says none"),
         ({"id": "a", "thumb": "up", "accepted": True}, "more than one"),
