@@ -26,6 +26,7 @@ from serving.judging.text_signals import compression_ratio, language, refuses, r
 
 REQUEST_LIMIT = 256 << 10  # bytes
 OTHER_TOOLS = ""  # among the tools: some are of a kind that is not checked
+OWN_SCHEMA = frozenset({"parameters", "input_schema"})  # of a response's tool, of a message's
 VALUES_LIMIT = 20_000  # commas, brackets and braces of a request whose forms are read
 
 
@@ -56,6 +57,8 @@ class _Body(msgspec.Struct, gc=False):
     tools: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
     n: msgspec.Raw = msgspec.Raw()
+    text: msgspec.Raw = msgspec.Raw()  # of responses
+    output_config: msgspec.Raw = msgspec.Raw()  # of messages
 
 
 class _Turn(msgspec.Struct, gc=False):
@@ -79,9 +82,8 @@ def asked_of(body: bytes) -> Asked:
         return Asked(body=body)
     if _value(fields.n) not in (None, 1) or bytes(fields.prompt)[:1] == b"[":
         return Asked(is_known=True, body=body)
-    form = _value(fields.response_format)
-    form = form if isinstance(form, dict) else {}
-    named = form.get("json_schema")
+    form = _form(fields)
+    named = form.get("json_schema", form)  # responses and messages have the schema beside the type
     return Asked(
         text=_last_text(fields),
         is_json=form.get("type") in ("json_object", "json_schema"),
@@ -158,13 +160,23 @@ def _call_conforms(tools: Mapping[str, Any], call: Call, checks: SchemaChecks) -
     return isinstance(arguments, dict) if schema is None else checks.conforms(schema, arguments)
 
 
+def _form(fields: _Body) -> Mapping[str, Any]:
+    """What form the answer must have, of a chat, a response or a message; empty: any."""
+    form = _value(fields.response_format)
+    for others in (fields.text, fields.output_config):
+        if not isinstance(form, dict) and isinstance(holder := _value(others), dict):
+            form = holder.get("format")
+    return form if isinstance(form, dict) else {}
+
+
 def _tools(listed: Any) -> Mapping[str, Any] | None:
     """The tools that the client runs itself; None: there are none."""
     found = {}
     for one in listed if isinstance(listed, list) else ():
-        function = one.get("function") if isinstance(one, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            found[function["name"]] = function.get("parameters")
+        function = one.get("function", one) if isinstance(one, dict) else None
+        is_known = isinstance(function, dict) and (function is not one or not OWN_SCHEMA.isdisjoint(function))
+        if isinstance(function, dict) and is_known and isinstance(function.get("name"), str):
+            found[function["name"]] = function.get("parameters", function.get("input_schema"))
         elif isinstance(one, dict) and isinstance(one.get("type"), str):
             found[OTHER_TOOLS] = None
     return found or None

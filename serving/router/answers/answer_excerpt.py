@@ -1,8 +1,10 @@
 """The text of an answer and its calls of tools, taken from its bytes as they pass: for its signals. Pure.
 
 Rules:
-1. No event of text is decoded: the strings of the named fields are found by a pattern, some KiB at a time, so
-   that an event costs about 1 us. Many events hold one token each. Those with calls of tools are decoded.
+1. No event of text alone is decoded: the strings of the named fields are found by a pattern, some KiB at a
+   time, so that an event costs about 1 us. Many events hold one token each. Those that hold more (calls of
+   tools, thinking, quotations: `answer_places.is_odd`) are decoded, but for large ones (WHOLE), of which no
+   objects are made: their calls are not known, and every string of such a name is text.
 2. Bounded: FOLDED bytes of what has passed, TEXT_LIMIT bytes of text and of arguments, CALLS_LIMIT calls. Of
    a whole answer the first WHOLE_LIMIT bytes are read.
 
@@ -14,12 +16,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from serving.judging.signals import Call
-from serving.router.answers.answer_events import index_of, json_object
+from serving.router.answers.answer_events import WHOLE, json_object
+from serving.router.answers.answer_places import CallPart, is_odd, may_call, places_of
 
 FOLDED = 16 << 10  # bytes that are kept before their texts are taken from them
 TEXT_LIMIT = 64 << 10  # bytes of text, and of the arguments of calls, as JSON writes them
@@ -29,7 +31,6 @@ CALLS_LIMIT = 64
 _STRING = rb'"([^"\\]*(?:\\.[^"\\]*)*)'  # perhaps without its end
 _TEXT = re.compile(rb'"(?:content|text|refusal)"\s*:\s*' + _STRING, re.DOTALL)
 _REFUSAL = re.compile(rb'"refusal"\s*:\s*"[^"]')
-_CALLED = re.compile(rb'"tool_calls"\s*:\s*(?:\[\s*)?\{')
 _TEXT_OF = msgspec.json.Decoder(str).decode
 _CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")  # the beginning of one
 # The same text comes again when a part of a response is done; a delta is known by its event's name.
@@ -86,44 +87,62 @@ class AnswerExcerpt:
         if len(data) > WHOLE_LIMIT and not are_events:
             self._unread += len(data) - WHOLE_LIMIT
             self._calls, data = None, data[:WHOLE_LIMIT]
-        for piece in (_DELTA if self._is_response and are_events else _TEXT).findall(data):
-            if len(piece) > self._left:
-                self._unread += len(piece) - self._left
-                piece = _CUT_ESCAPE.sub(b"", piece[: self._left])
-                self._left = 0
-            self._left = max(self._left - len(piece), 0)
-            if piece:
-                self._texts.append(piece)
         self.refuses = self.refuses or (b'"refusal"' in data and _REFUSAL.search(data) is not None)
-        if b'"tool_calls"' in data and _CALLED.search(data):
-            lines = data.splitlines() if are_events else [data]
-            for line in lines:
-                if _CALLED.search(line):
-                    self._take_calls(json_object(line.removeprefix(b"data:")))
-
-    def _take_calls(self, event: dict[str, Any] | None) -> None:
-        """Take the calls of one event, or of a whole answer. Those of one choice alone are known."""
-        choices = event.get("choices") if event is not None else None
-        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-            self._calls = None
+        if not is_odd(data):
+            self._take_texts(data, are_events=are_events)
             return
-        message = choices[0].get("delta") or choices[0].get("message")
-        listed = message.get("tool_calls") if isinstance(message, dict) else None
-        for place, call in enumerate(listed if isinstance(listed, list) else ()):
-            function = call.get("function") if isinstance(call, dict) else None
-            index = index_of(place if not isinstance(call, dict) else call.get("index", place))
-            if not isinstance(function, dict) or index is None or self._calls is None:
+        plain: list[bytes] = []  # lines that hold nothing but text
+        for line in data.splitlines(keepends=True) if are_events else (data,):
+            if not is_odd(line) or (self._is_response and are_events and not may_call(line)):
+                plain.append(line)
+                continue
+            self._take_texts(b"".join(plain), are_events=are_events)
+            plain.clear()
+            self._take_places(line, is_event=are_events)
+        self._take_texts(b"".join(plain), are_events=are_events)
+
+    def _take_texts(self, data: bytes, *, are_events: bool) -> None:
+        for piece in (_DELTA if self._is_response and are_events else _TEXT).findall(data):
+            self._take(piece)
+
+    def _take(self, piece: bytes) -> None:
+        """Take a part of the text, as JSON writes it."""
+        if len(piece) > self._left:
+            self._unread += len(piece) - self._left
+            piece = _CUT_ESCAPE.sub(b"", piece[: self._left])
+            self._left = 0
+        self._left = max(self._left - len(piece), 0)
+        if piece:
+            self._texts.append(piece)
+
+    def _take_places(self, line: bytes, *, is_event: bool) -> None:
+        """Take what stands in its place in one event, or in a whole answer."""
+        event = json_object(line.removeprefix(b"data:")) if len(line) <= WHOLE else None
+        if event is None:
+            if may_call(line):
                 self._calls = None
-                return
-            name, arguments = function.get("name"), function.get("arguments")
-            known, pieces = self._calls.get(index, ("", []))
-            if isinstance(arguments, str) and arguments:
-                pieces.append(arguments)
-                self._left -= len(arguments)
-            self._calls[index] = (known or (name if isinstance(name, str) else ""), pieces)
-            if len(self._calls) > CALLS_LIMIT or self._left < 0:
-                self._calls, self._left = None, max(self._left, 0)
-                return
+            self._take_texts(line, are_events=is_event)
+            return
+        found = places_of(event)
+        if found.calls == [] and may_call(line) and not self._is_response:
+            found.calls = None  # a form that is not known
+        for text in found.texts:
+            self._take(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogatepass")[1:-1])
+        if found.calls is None:
+            self._calls = None
+        for call in found.calls or ():
+            self._take_call(call)
+
+    def _take_call(self, call: CallPart) -> None:
+        if self._calls is None:
+            return
+        known, pieces = self._calls.get(call.index, ("", []))
+        if call.arguments:
+            pieces.append(call.arguments)
+            self._left -= len(call.arguments)
+        self._calls[call.index] = (known or call.name, pieces)
+        if len(self._calls) > CALLS_LIMIT or self._left < 0:
+            self._calls, self._left = None, max(self._left, 0)
 
 
 def _decoded(pieces: bytes) -> str:
