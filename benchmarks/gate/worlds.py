@@ -18,6 +18,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.gate.draws import upper_quantile
 from benchmarks.gate.traffic import FRAILTY_SHAPE, MEDIAN_MS, QUALITY_WEIGHT, Floats, Ints, Rng
 
 Columns = dict[str, NDArray[np.generic]]
@@ -304,7 +305,7 @@ def _outcomes(world: World, rows: _Rows, rng: Rng) -> Columns:
     rate, speed, within, liking = _habits(world, rows, rng)
     z = speed + within * rng.standard_normal(n)
     is_hard = rng.random(n) < world.hard
-    too_slow = z > _upper_quantile(of_arm("fails_slowest"))
+    too_slow = z > upper_quantile(of_arm("fails_slowest"))
     failed = (rng.random(n) < of_arm("error") * rate) | too_slow | (is_hard & (of_arm("fails_hard") > 0))
     failed |= _has(world.users_failing, rows, rng)
     mean = np.clip(of_arm("quality") + liking - 0.25 * is_hard, 0.02, 0.98)
@@ -398,10 +399,3 @@ def _has(share: float, rows: _Rows, rng: Rng) -> NDArray[np.bool_]:
     if share in (0.0, 1.0):
         return np.full(len(rows.t_s), share == 1.0)
     return (rng.random(rows.units) < share)[rows.unit]
-
-
-def _upper_quantile(share: Floats) -> Floats:
-    """The standard normal value that this share exceeds; infinite for 0."""
-    values, which = np.unique(share, return_inverse=True)
-    cuts = [math.inf if value == 0.0 else NormalDist().inv_cdf(1.0 - value) for value in values.tolist()]
-    return np.array(cuts)[which]

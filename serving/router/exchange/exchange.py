@@ -136,8 +136,7 @@ class Exchange:
             return step
         why: Failure | None = refused_by_front(arm, headers)
         self._attempts.refusal = refusal = self._sender.refusal_of(arm, replica, status)
-        if why is None and refusal == "key refused":
-            why = "key refused"
+        why = why or ("key refused" if refusal == "key refused" else None)
         if why is not None:
             return self._failed(why)
         if not self._attempts.is_answer(status, asked=asked):
