@@ -21,7 +21,7 @@ MISTRAL_INDEX = "consolidated.safetensors.index.json"
 _MISTRAL_FILES = "consolidated*.safetensors"
 # Parsed in one piece, in which no other thread of the process runs. The largest models have some 150,000
 # tensors, of 100 bytes each; the format itself would allow a header of 100 MB.
-MAX_HEADER_BYTES = MAX_INDEX_BYTES = 32 << 20
+MAX_HEADER_BYTES = MAX_INDEX_BYTES = 24 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 # Bits of an element, by dtype; a dtype that is not listed is not checked against its tensor's bytes.

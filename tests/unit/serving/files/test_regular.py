@@ -36,7 +36,7 @@ def a_huge_file(path: Path) -> None:
 ODD: dict[str, tuple[Callable[[Path], None], str]] = {
     "pipe": (a_pipe, "is not a regular file"),
     "device": (a_device, "is not a regular file"),
-    "huge": (a_huge_file, "has over 33,554,432 bytes"),
+    "huge": (a_huge_file, "has over 25,165,824 bytes"),
 }
 
 
@@ -60,7 +60,7 @@ def test_a_config_that_is_no_small_regular_file_starts_no_engine(tmp_path: Path,
     (folder / "config.json").unlink()
     make(folder / "config.json")
 
-    with pytest.raises(CheckpointError, match=f"config.json {why.replace('33,554,432', '8,388,608')}"):
+    with pytest.raises(CheckpointError, match=f"config.json {why.replace('25,165,824', '8,388,608')}"):
         architectures(str(folder))
 
 
@@ -77,7 +77,7 @@ def test_a_header_that_is_too_large_to_parse_is_not_read(tmp_path: Path) -> None
     with file.open("r+b") as stream:
         stream.truncate(1 << 40)
 
-    with pytest.raises(WeightsError, match=r"has a header of 33,554,433 bytes, over 33,554,432"):
+    with pytest.raises(WeightsError, match=r"has a header of 25,165,825 bytes, over 25,165,824"):
         tensor_places(file)
 
 
