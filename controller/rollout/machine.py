@@ -340,7 +340,7 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """Past the deadline of a smoke test without a verdict, of a stage, of the last rise or of the bake: hold,
     and page with what is missing."""
-    is_held = state.phase in LIVE or bool(not_judged(state, seen))
+    is_held = state.phase in LIVE or (state.phase is Phase.SMOKE and bool(not_judged(state, seen)))
     if not state.is_late(now_s) or not is_held or is_blink(state, now_s):
         return state
     why = hold_reason(state, seen, now_s)

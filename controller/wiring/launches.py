@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from controller import telemetry
-from controller.errors import CanaryctlError, UnknownService, Unreachable
+from controller.errors import CanaryctlError, Conflict, UnknownService, Unreachable
 from controller.installed import engine_release
 from controller.planning.capacity import Device, gpu_share, need_bytes, require_fit
 from controller.planning.fingerprint import (
@@ -289,15 +289,19 @@ def devices() -> tuple[Device, ...]:
 def wait_until_ready(
     observe: Callable[[str], Sequence[VersionStatus] | None], service: str, stable: str
 ) -> None:
-    """Return once stable is ready. Raises Unreachable when it is not within `STABLE_WAIT_S`."""
+    """Return once stable is ready. Raises Conflict when it is not within `STABLE_WAIT_S`, Unreachable when
+    the fleet does not say."""
     deadline_at_s = time.monotonic() + STABLE_WAIT_S
     while True:
-        status = next((one for one in observe(service) or () if one.version == stable), None)
+        versions = observe(service)
+        status = next((one for one in versions or () if one.version == stable), None)
         if status is not None and status.phase == "ready":
             return
         if time.monotonic() >= deadline_at_s:
+            if versions is None:
+                raise Unreachable(f"the fleet does not say whether stable {stable} is ready; try again")
             phase = status.phase if status is not None else "missing"
-            raise Unreachable(f"stable {stable} is {phase}, a rollback could fail; deploy when it is ready")
+            raise Conflict(f"stable {stable} is {phase}, a rollback could fail; deploy when it is ready")
         time.sleep(0.25)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from controller.errors import CanaryctlError, Unreachable
+from controller.errors import CanaryctlError, Conflict, Unreachable
 from controller.planning.capacity import Device, fit
 from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint, fingerprint_external
 from controller.quantities import GIB
@@ -144,8 +144,18 @@ def test_preflight_refuses_while_stable_is_not_ready(
 ) -> None:
     monkeypatch.setattr(launches, "STABLE_WAIT_S", 0.0)
 
-    with pytest.raises(Unreachable, match=f"stable {STABLE} is {phase}, a rollback could fail"):
+    with pytest.raises(Conflict, match=f"stable {STABLE} is {phase}, a rollback could fail"):
         preflight(versions, rollout_of(versions, tmp_path), *fleet)
+
+
+def test_a_fleet_that_does_not_answer_says_nothing_of_stable(
+    versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launches, "STABLE_WAIT_S", 0.0)
+    versions._observe = lambda service: None
+
+    with pytest.raises(Unreachable, match="the fleet does not say whether stable"):
+        versions.preflight(rollout_of(versions, tmp_path))
 
 
 def test_a_version_is_promoted_since_its_newest_rollout_made_it_stable(versions: Versions) -> None:
