@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from controller import telemetry
+from controller.background import Background
 from controller.errors import CanaryctlError, Conflict, UnknownService, Unreachable
 from controller.installed import engine_release
 from controller.planning.capacity import Device, gpu_share, need_bytes, require_fit
@@ -36,6 +37,7 @@ from serving.fleet.types import FleetUnreachable, Launch, VersionStatus
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
 FLEET_WAIT_S = 10.0  # an actor may be busy while an engine loads
+MEASURE_LIMIT_S = 120.0  # of all nodes; one that hangs is measured anew
 HASH_WAIT_S = 600.0  # for another request that hashes the same checkpoint
 
 
@@ -57,10 +59,9 @@ class Versions:
         self._hashing = KeyedLocks()  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
-        self._start = start or _in_thread
+        self._measuring = Background("devices", limit_s=MEASURE_LIMIT_S, start=start)
         self._devices: Sequence[Device] | None = None  # as last measured; None: not yet
         self._devices_fault = ""  # of the last measurement that failed
-        self._measuring = threading.Lock()  # held while a thread measures them
 
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint; Unreachable while another call
@@ -96,16 +97,13 @@ class Versions:
 
     def measure_devices(self) -> None:
         """Measure the devices of the cluster beside the ticks, for `launch`; returns at once."""
-        if self._measuring.acquire(blocking=False):
-            self._start(self._measure)
+        self._measuring.begin("devices", self._measure)
 
     def _measure(self) -> None:
         try:
             self._devices = devices()
         except Exception as exc:  # noqa: BLE001 - told by `launch`, and tried again by the next tick
             self._devices_fault = str(exc)
-        finally:
-            self._measuring.release()
 
     def _known_devices(self) -> Sequence[Device]:
         """The devices as last measured. Raises Unreachable where they are not yet: the next tick may know."""
@@ -267,10 +265,6 @@ class KeyedLocks:
                 lock, users = self._locks.pop(key)
                 if users > 1:
                     self._locks[key] = (lock, users - 1)
-
-
-def _in_thread(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name="devices", daemon=True).start()
 
 
 def devices() -> tuple[Device, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from controller.background import Background
 from controller.errors import CanaryctlError, Conflict, Unreachable
 from controller.planning.capacity import Device, fit
 from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint, fingerprint_external
@@ -388,7 +389,7 @@ def test_a_launch_never_waits_for_the_clusters_devices(
         threading.Thread(target=measured, name="devices", daemon=True).start()
 
     monkeypatch.setattr(launches, "devices", silent)
-    versions._start = beside
+    versions._measuring = Background("devices", limit_s=60.0, start=beside)
     for _ in range(3):
         with pytest.raises(Unreachable, match="devices are not known yet"):
             versions.launch("chat", STABLE, 1)
@@ -438,3 +439,21 @@ def load_version(versions: Versions, service: str, version: str) -> tuple[Versio
     row = versions._store.version(service, version)
     assert row is not None
     return version_spec(row), fingerprint_of(row)
+
+
+def test_devices_are_measured_once_a_thread_can_be_started(versions: Versions) -> None:
+    """One tick without a thread, and nothing was launched again, also no stable version."""
+    has_threads = [False]
+
+    def start(work: Callable[[], None]) -> None:
+        if not has_threads[0]:
+            raise RuntimeError("can't start new thread")
+        work()
+
+    versions._measuring = Background("devices", limit_s=60.0, start=start)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="devices are not known yet"):
+            versions.launch("chat", STABLE, 1)
+    has_threads[0] = True
+
+    assert versions.launch("chat", STABLE, 1).version == STABLE
