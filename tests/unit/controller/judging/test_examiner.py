@@ -122,7 +122,8 @@ def test_nobody_waits_for_an_examination_and_each_attempt_is_made_once() -> None
 
 def test_an_examination_that_hangs_is_silent_at_its_limit_and_gives_its_place_back() -> None:
     """The file of a judge's key was read outside the limit: four dead ones, and no judge was examined."""
-    now_s, begun = [0.0], []
+    now_s = [0.0]
+    begun: list[Callable[[], None]] = []
     file = replace(PLAN, api_key_file="/dead/key")
     examiner = Examiner(start=begun.append, clock=lambda: now_s[0])
     for n in range(AT_ONCE + 1):
