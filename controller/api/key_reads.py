@@ -46,7 +46,10 @@ class KeyReads:
         """Why the key cannot be read; None: it can. A variable is looked at here, a file in a thread."""
         if reference.source == "env":
             return self._find(reference)
-        reads = self._reading(reference)
+        try:
+            reads = self._reading(reference)
+        except RuntimeError as exc:  # the system has no more threads
+            return KeyProblem(f"{reference} cannot be read now: {exc}; try again")
         left_s = reads.began_at_s + self._wait_s - self._clock()
         newest = reads.newest
         try:

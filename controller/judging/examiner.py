@@ -1,19 +1,22 @@
 """Examinations of judges in threads of their own, so that no tick waits for one.
 
-Invariants: one examination of a rollout at a time, `AT_ONCE` of all, each for `LIMIT_S` at most; a judge that
-cannot be asked is silent, with the reason, and never an error of the tick; only texts that ship with
-canaryctl are sent. What is known here is lost with the process: the machine asks again for what it has not
-stored.
+Invariants: `AT_ONCE` examinations at a time, each for `LIMIT_S` at most; a judge that cannot be asked is
+silent, with the reason, and never an error of the tick, also where the file of its key hangs; only texts that
+ship with canaryctl are sent. What is known here is lost with the process: the machine asks again for what it
+has not stored, and takes a judge of which it hears nothing at all for silent, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from controller import telemetry
+from controller.background import Background, Job
 from controller.quantities import duration
 from controller.rollout.actions import ExamineJudge
 from controller.rollout.judge_plan import JudgeFound, JudgePlan
@@ -24,6 +27,7 @@ from serving.judging.judge_openai import JudgeOpenAI
 from serving.judging.questions import Fault, about, revision
 
 LIMIT_S = 300.0
+SPARE_S = 10.0  # after which an examination that has not ended by itself is late
 AT_ONCE = 4
 KEPT = 100  # results, of the newest examinations
 
@@ -57,39 +61,61 @@ def ask_openai(plan: JudgePlan) -> Said:
 class Examiner:
     """Port `Judges`."""
 
-    def __init__(self, ask: Ask = ask_openai) -> None:
+    def __init__(
+        self,
+        ask: Ask = ask_openai,
+        *,
+        start: Callable[[Callable[[], None]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """start, clock: as of `Background`."""
         self._ask = ask
-        self._results: dict[tuple[str, int], JudgeFound | None] = {}  # by rollout and attempt; None: it runs
+        self._results: dict[tuple[str, int], JudgeFound] = {}  # by rollout and attempt
+        self._running: dict[tuple[str, int], Job] = {}
         self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(AT_ONCE)
+        limit_s = LIMIT_S + SPARE_S
+        self._work = Background("judge", limit_s=limit_s, at_once=AT_ONCE, start=start, clock=clock)
 
     def start_or_check(self, rollout: str, examination: ExamineJudge) -> JudgeFound | None:
         """The result; None: it runs, or waits until another has ended. Returns at once."""
         key = rollout, examination.attempt
         with self._lock:
-            if key in self._results:
-                return self._results[key]
-            if not self._places.acquire(blocking=False):
-                return None
-            self._results[key] = None
-            ended = [one for one, result in self._results.items() if result is not None]
-            for old in ended[: max(0, len(ended) - KEPT)]:
-                del self._results[old]
-        threading.Thread(
-            target=self._run, args=(key, examination), name=f"judge of {rollout}", daemon=True
-        ).start()
+            found, job = self._results.get(key), self._running.get(key)
+        if found is not None:
+            return found
+        if job is not None and job.is_late:
+            self._end(key, _late(examination))
+            return self._results[key]
+        if job is None:
+            name = f"{rollout} {examination.attempt}"
+            job = self._work.begin(name, partial(self._run, key, examination))
+            if job is not None:
+                with self._lock:
+                    self._running[key] = job
         return None
 
     def _run(self, key: tuple[str, int], examination: ExamineJudge) -> None:
-        try:
-            found = _found(self._ask, examination)
-        finally:
-            self._places.release()
+        self._end(key, _found(self._ask, examination))
+
+    def _end(self, key: tuple[str, int], found: JudgeFound) -> None:
+        """Keep the result, if it is the first of this examination: it may end when it was given up."""
         with self._lock:
+            self._running = {one: job for one, job in self._running.items() if not job.has_ended}
+            if key in self._results:
+                return
             self._results[key] = found
+            for old in list(self._results)[:-KEPT]:
+                del self._results[old]
         telemetry.event(
             "judge examined", rollout=key[0], attempt=key[1], outcome=found.outcome, revision=found.revision
         )
+
+
+def _late(examination: ExamineJudge) -> JudgeFound:
+    text = f"its examination did not end within {duration(round(LIMIT_S))}"
+    if (file := examination.judge.api_key_file) is not None:
+        text += f"; does the file system of {file} answer?"
+    return JudgeFound("silent", examination.attempt, text)
 
 
 def _found(ask: Ask, examination: ExamineJudge) -> JudgeFound:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from controller.errors import BadCheckpoint, escaped, is_utf8
 from controller.planning.tokenizer_files import is_tokenizer
+from serving.files.regular import MAX_SETTINGS_BYTES, NotReadable, open_regular, read_regular
 from serving.files.weights import WeightsError, require_present
 
 Group: TypeAlias = Literal["config", "tokenizer", "template", "quantization", "processor", "code", "files"]
@@ -27,7 +28,7 @@ CACHED_FROM_BYTES = 1 << 20  # smaller files are read each time
 MAX_FILES = 20_000
 MAX_VISITED = 200_000  # files and folders that are looked at to find them
 MAX_FILE_BYTES = 1 << 40  # the kernel's pretended files are larger
-MAX_PARSED_BYTES = 512 << 20  # of a file that is read as a whole; a tokenizer has some 40 MB
+MAX_TOKENIZER_BYTES = 128 << 20  # those of the largest vocabularies have some 40 MB
 CHUNK_BYTES = 1 << 20
 # Read by name, each by its own rule (`fingerprint.py`).
 PARSED = frozenset(
@@ -137,27 +138,6 @@ class Private:
                 )
 
 
-def open_regular(file: Path) -> BinaryIO:
-    """The file, opened to read; a device or pipe that took its place meanwhile is refused, not waited for.
-
-    Raises BadCheckpoint, OSError.
-    """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise BadCheckpoint(f"{file} is not a regular file; remove it, or name a file")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_bytes(file: Path) -> bytes:
-    """The bytes of a file that is read as a whole. Raises BadCheckpoint, OSError."""
-    with open_regular(file) as stream:
-        data = stream.read(MAX_PARSED_BYTES + 1)
-    if len(data) > MAX_PARSED_BYTES:
-        raise BadCheckpoint(f"{file} has over {MAX_PARSED_BYTES:,} bytes, which is too much to parse; cut it")
-    return data
-
-
 def group_of(name: str) -> Group:
     """What a file concerns, by its path within the folder."""
     base = name.rsplit("/", 1)[-1]
@@ -210,7 +190,7 @@ def _identity(file: Path, kind: str) -> tuple[str, int]:
 
 
 def file_digest(file: Path) -> str:
-    """SHA-256 of a file's bytes, in hex; of as many as it had when it was opened."""
+    """SHA-256 of a file's bytes, in hex; of as many as it had when it was opened. Raises OSError."""
     hashed = hashlib.sha256()
     with open_regular(file) as stream:
         remaining = os.fstat(stream.fileno()).st_size
@@ -221,11 +201,19 @@ def file_digest(file: Path) -> str:
 
 
 def read_object(file: Path | None) -> dict[str, Any]:
-    """The JSON object in the file; empty without one. Raises BadCheckpoint."""
-    if file is None:
-        return {}
+    """The JSON object in a file of settings; empty without one. Raises BadCheckpoint."""
+    return {} if file is None else object_of(file, _settings(file))
+
+
+def read_text(file: Path) -> str:
+    """The text of a file of settings. Raises BadCheckpoint."""
+    return _text(file, _settings(file)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def object_of(file: Path, data: bytes) -> dict[str, Any]:
+    """The JSON object in a file's bytes. Raises BadCheckpoint."""
     try:
-        value = json.loads(read_text(file))
+        value = json.loads(_text(file, data))
     except (ValueError, RecursionError) as exc:
         raise BadCheckpoint(f"{file} is not JSON ({exc}); copy the checkpoint again") from exc
     if not isinstance(value, dict):
@@ -233,11 +221,21 @@ def read_object(file: Path | None) -> dict[str, Any]:
     return value
 
 
-def read_text(file: Path) -> str:
-    """The text of the file. Raises BadCheckpoint."""
+def _settings(file: Path) -> bytes:
     try:
-        return read_bytes(file).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    except (OSError, UnicodeDecodeError) as exc:
+        return read_regular(file, limit=MAX_SETTINGS_BYTES)
+    except NotReadable as exc:
+        raise BadCheckpoint(str(exc)) from exc
+    except OSError as exc:
+        raise BadCheckpoint(
+            f"{file} cannot be read ({exc}); check its permissions, or copy it again"
+        ) from exc
+
+
+def _text(file: Path, data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
         raise BadCheckpoint(
             f"{file} cannot be read ({exc}); check its permissions, or copy it again"
         ) from exc
@@ -250,6 +248,8 @@ def digest(value: object) -> str:
 
 
 def _unreadable(file: Path, exc: OSError) -> str:
+    if isinstance(exc, NotReadable):
+        return str(exc)
     return f"{file} cannot be read ({exc.strerror}); check its permissions"
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -27,23 +27,17 @@ from controller.planning.checkpoint_files import (
     digest,
     file_digest,
     group_of,
-    open_regular,
-    read_bytes,
     read_object,
     read_text,
     relevant_files,
 )
-from controller.planning.families import vocabulary_sketch
 from controller.planning.generation import effective_generation
 from controller.planning.model_config import NOISE, SPECIAL, ModelConfig, read_config
 from controller.planning.named_files import content_digests, normal_arguments
-from controller.planning.tokenizer_files import VOCABULARY_FILES, normal_tokenizer, tokens_in
-from serving.files.weights import (
-    WeightsError,
-    check_index,
-    tensor_places,
-    weight_files,
-)
+from controller.planning.tokenizer_digest import tokenizer_digest
+from controller.planning.tokenizer_files import VOCABULARY_FILES
+from serving.files.regular import open_regular
+from serving.files.weights import WeightsError, check_index, tensor_places, weight_files
 
 Json: TypeAlias = Any
 
@@ -126,11 +120,13 @@ def fingerprint_checkpoint(
     architectures: Collection[str] | None = None,
     cache: MutableMapping[str, str] | None = None,
     private: Path | None = None,
+    tokenizer: Callable[[Path], list[Json]] = tokenizer_digest,
 ) -> Fingerprint:
     """Fingerprint of the checkpoint directory `path`, run with these arguments on this engine release.
 
     architectures: those that the engine supports; None: any. cache: read and written; None: hash everything.
     private: a folder that no file may lie in, also not by a link, but for a checkpoint in it.
+    tokenizer: `tokenizer_digest`, wherever it runs.
     Raises BadCheckpoint with one line when the directory is missing, broken or cannot be served.
     """
     cache = {} if cache is None else cache
@@ -144,7 +140,7 @@ def fingerprint_checkpoint(
     model = read_config(config)
     arguments = normal_arguments(engine_arguments or {})
     generation = effective_generation(read_object(files.get("generation_config.json")), arguments)
-    sides, vocabulary = _side_files(path, files, cache)
+    sides, vocabulary = _side_files(path, files, cache, tokenizer)
     parts = {
         "tensors": tensors,
         **_part_digests(model, config["architectures"], sides),
@@ -266,7 +262,10 @@ def _hash_tensors(file: Path) -> dict[str, list[Json]]:
 
 
 def _side_files(
-    path: Path, files: Mapping[str, Path], cache: MutableMapping[str, str]
+    path: Path,
+    files: Mapping[str, Path],
+    cache: MutableMapping[str, str],
+    tokenizer: Callable[[Path], list[Json]],
 ) -> tuple[dict[str, dict[str, str]], tuple[int, ...]]:
     """(digest by file name, by group; sketch of the vocabulary). Raises BadCheckpoint without a tokenizer."""
     groups: dict[str, dict[str, str]] = {name: {} for name in _PIECES}
@@ -277,7 +276,7 @@ def _side_files(
             continue
         group = group_of(name)
         if group == "tokenizer":
-            groups[group][name], sketch = cached(file, "tokenizer|", cache, _tokenizer_file)
+            groups[group][name], sketch = cached(file, "tokenizer|", cache, tokenizer)
             sketches[name] = tuple(sketch)
         else:
             groups[group][name] = cached(file, "file|", cache, file_digest)
@@ -296,16 +295,6 @@ def _side_files(
     groups["template"] |= {name: digest(text) for name, text in _templates(files, settings).items()}
     usual = (*VOCABULARY_FILES, *sorted(sketches))
     return groups, next((sketches[name] for name in usual if sketches.get(name)), ())
-
-
-def _tokenizer_file(file: Path) -> list[Json]:
-    """[digest, sketch of its vocabulary]; of JSON its values are hashed, not how they are written."""
-    data = read_bytes(file)
-    sketch = vocabulary_sketch(tokens_in(file.name, data))
-    value = (
-        normal_tokenizer(read_object(file)) if file.suffix == ".json" else hashlib.sha256(data).hexdigest()
-    )
-    return [digest(value), list(sketch)]
 
 
 def _templates(files: Mapping[str, Path], settings: Mapping[str, Json]) -> dict[str, Json]:

@@ -22,7 +22,7 @@ def tokens_in(name: str, data: bytes) -> list[str | bytes]:
     """The tokens of one tokenizer file; empty: it holds none, or is of a format without a vocabulary."""
     try:
         if name.endswith(".json"):
-            return list(_of_json(json.loads(data)))
+            return tokens_of(json.loads(data))
         if name.endswith((".tiktoken", ".model")) and _TIKTOKEN.match(data):
             return [base64.b64decode(line.split()[0]) for line in data.splitlines() if line.strip()]
         if name.endswith(".txt"):
@@ -32,6 +32,14 @@ def tokens_in(name: str, data: bytes) -> list[str | bytes]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         return []
     return []
+
+
+def tokens_of(value: Any) -> list[str | bytes]:
+    """The tokens of a tokenizer file's JSON value; empty: it holds none."""
+    try:
+        return list(_of_json(value))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return []
 
 
 def is_tokenizer(name: str) -> bool:

@@ -306,7 +306,8 @@ def _deadline_cause(state: RolloutState, seen: Observation, now_s: float) -> Cau
         return None
     spent_s = max(0.0, now_s - state.entered_at_s)
     canary = version_status(seen, state.canary.id)
-    why = f": {canary.last_error}" if canary is not None and canary.last_error else ""
+    last_error = canary.last_error if canary is not None else None
+    why = f": {text}" if (text := not_judged(state, seen) or last_error) else ""
     return Cause(CauseKind.DEADLINE, f"{state.phase.value} was not finished after {spent_s:.0f} s{why}")
 
 

@@ -63,7 +63,7 @@ def is_judge_alone(state: RolloutState, seen: Observation) -> bool:
 
 
 def not_judged(state: RolloutState, seen: Observation) -> str:
-    """Why the smoke test has no verdict; empty: it has one, or it runs."""
+    """Why the phase's probe has no verdict; empty: it has one, or it runs."""
     probe = probe_status(state, seen)
     return probe.detail if probe is not None and probe.phase == "not_judged" else ""
 

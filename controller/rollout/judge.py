@@ -2,7 +2,8 @@
 
 Rules:
 1. A judge is examined from the rollout's start on, beside the load of the canary. The first stage waits until
-   the examination has a result, whatever it is; it has a limit of its own, so a judge keeps nobody waiting.
+   the examination has a result, whatever it is; it has a limit of its own, and one of which nothing is heard
+   for `UNHEARD_S` of the smoke test is silent, too: a judge keeps nobody waiting without a page.
 2. Only an admitted judge is asked, from the first copy or weight on, of both arms alike. A refused one never
    is in this rollout; one that gave no verdict, or too few, is examined again after `AGAIN_S`.
 3. While it is not admitted, has drifted, or has left too many sampled answers without a verdict, the gates on
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from controller.quantities import duration
 from controller.rollout.journal import log, notice
-from controller.rollout.judge_plan import AGAIN_S, JudgeAsked, JudgeFound
+from controller.rollout.judge_plan import AGAIN_S, UNHEARD_S, JudgeAsked, JudgeFound
 from controller.rollout.observation import Observation
-from controller.rollout.state import RolloutState
+from controller.rollout.state import BEFORE_WEIGHT, RolloutState
 
 
 def is_examination_due(state: RolloutState, now_s: float) -> bool:
@@ -45,9 +47,10 @@ def asked(state: RolloutState) -> JudgeAsked | None:
 
 def note_judge(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """The state with the result of an examination that ended, and with a drift that the evidence shows."""
-    plan, judge, found = state.plan.judge, state.judge, seen.judge
+    plan, judge = state.plan.judge, state.judge
     if plan is None:
         return state
+    found = seen.judge if seen.judge is not None else _unheard(state, now_s)
     if found is not None and found.attempt == judge.attempts + 1 and is_examination_due(state, now_s):
         again = judge.result is not None and judge.result.outcome == found.outcome
         judge = replace(judge, attempts=found.attempt, result=replace(found, at_s=now_s))
@@ -61,6 +64,15 @@ def note_judge(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
         state = replace(state, judge=replace(judge, drift=drift))
         state = notice(log(state, now_s, text), "judge-drift", "page", text, now_s)
     return state
+
+
+def _unheard(state: RolloutState, now_s: float) -> JudgeFound | None:
+    """The result of an examination that the first stage has waited for too long; None: it has not."""
+    is_late = state.phase in BEFORE_WEIGHT and now_s - state.entered_at_s >= UNHEARD_S
+    if not is_late or not awaits_examination(state):
+        return None
+    text = f"nothing is heard of its examination for {duration(round(UNHEARD_S))}; see the controller's log"
+    return JudgeFound("silent", state.judge.attempts + 1, text)
 
 
 def _told(state: RolloutState, found: JudgeFound, now_s: float) -> RolloutState:

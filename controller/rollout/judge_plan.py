@@ -8,6 +8,8 @@ from typing import Literal
 from controller.quantities import duration
 
 AGAIN_S = 600.0  # after an examination without a verdict
+# For which the first stage waits for one that the examiner says nothing of; its own limit is half of that.
+UNHEARD_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -340,8 +340,8 @@ def _pass_stage(state: RolloutState, seen: Observation, now_s: float) -> Rollout
 def _hold_if_late(state: RolloutState, seen: Observation, now_s: float) -> RolloutState:
     """Past the deadline of a smoke test or of pairs without a verdict, of a stage, of the last rise or of the
     bake: hold, and page with what is missing."""
-    is_unjudged = bool(not_judged(state, seen) or unjudged_pairs(state, seen, now_s))
-    is_held = state.phase in LIVE or is_unjudged
+    is_untested = state.phase is Phase.SMOKE and bool(not_judged(state, seen))
+    is_held = state.phase in LIVE or is_untested or bool(unjudged_pairs(state, seen, now_s))
     if not state.is_late(now_s) or not is_held or is_blink(state, now_s):
         return state
     why = hold_reason(state, seen, now_s)

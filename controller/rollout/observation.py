@@ -276,7 +276,8 @@ ProbePhase = Literal["running", "passed", "failed", "not_judged"]
 class ProbeStatus:
     """Status of a probe. A probe unknown to this controller (after a restart) is not listed.
 
-    not_judged: what it needs does not answer, `detail` says what; it is tried again, and never passes so.
+    not_judged: what it needs does not answer, `detail` says what; it is tried again until its phase's
+    deadline, and never passes so.
     """
 
     kind: ProbeKind

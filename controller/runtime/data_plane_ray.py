@@ -198,14 +198,15 @@ class RecordsAdapter:
 
 
 def probe_target(fleet: plane.FleetClient, traffic: TrafficClient, launch: plane.Launch) -> Target | None:
-    """Where to probe one version; None: fleet or table cannot be read, or the version does not run.
+    """Where to probe one version; None: it does not run.
 
-    Raises NoKey when an endpoint's API key cannot be read.
+    Raises Unreachable when fleet or table cannot be read, NoKey when an endpoint's API key cannot be.
     """
     service, version = launch.service, launch.version
-    versions, table = fleet.observe(service), traffic.observe(service)
+    versions, table = translated(lambda: (fleet.observe(service), traffic.observe(service)))
     if versions is None or table is None:
-        return None
+        what = "fleet" if versions is None else f"route table of {service}"
+        raise Unreachable(f"the {what} does not say where {version} is; trying again")
     status = next((one for one in versions if one.version == version), None)
     if status is None:
         return None

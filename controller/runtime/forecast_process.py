@@ -6,24 +6,21 @@ that fails, hangs or is killed becomes one `NotSimulated`, and none is left behi
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from functools import partial
 
 from controller import telemetry
 from controller.planning.forecast import NotSimulated, forecast
 from controller.rollout.plan import Plan
+from controller.runtime.child_process import ChildEnded, ChildFailed, ChildLate, in_child
 from controller.spec.policy import PolicySpec
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast
 
 LIMIT_S = 120.0
 MAX_WAITING = 3  # each blocks a thread of the API
-NICE = 10
-STOP_S = 2.0
 
 Forecast = tuple[StageForecast, ...]
 Work = Callable[[Plan, PolicySpec, TrafficModel], Forecast]
@@ -61,51 +58,17 @@ class Simulator:
     def _run(
         self, plan: Plan, policy: PolicySpec, traffic: TrafficModel, limit_s: float, ends_at_s: float
     ) -> Forecast:
-        context = multiprocessing.get_context("spawn")  # a fork would copy the controller's threads' locks
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(
-            target=_simulate, args=(sender, self._work, plan, policy, traffic), name="forecast", daemon=True
-        )
+        left_s = max(0.0, ends_at_s - time.monotonic())
         try:
-            process.start()
-            sender.close()
-            if not receiver.poll(max(0.0, ends_at_s - time.monotonic())):
-                raise NotSimulated(_late(limit_s))
-            result, error = receiver.recv()
-        except EOFError as exc:
-            process.join(STOP_S)
-            telemetry.warning("forecast process ended", exit_code=process.exitcode)
-            raise NotSimulated(
-                f"the simulation ended with exit code {process.exitcode}; see the controller's log"
-            ) from exc
-        finally:
-            receiver.close()
-            _stop(process)
-        if error is not None:
-            telemetry.warning("forecast failed", why=error)
-            raise NotSimulated(f"the simulation failed: {error}; the rollout does not need it")
-        stages: Forecast = result
-        return stages
-
-
-def _simulate(sender: Connection, work: Work, plan: Plan, policy: PolicySpec, traffic: TrafficModel) -> None:
-    """In the child process: send (result, None), or (None, error)."""
-    os.nice(NICE)
-    try:
-        outcome: tuple[Forecast | None, str | None] = (work(plan, policy, traffic), None)
-    except Exception as exc:  # noqa: BLE001 - any error is sent to the parent
-        outcome = (None, f"{type(exc).__name__}: {exc}".splitlines()[0][:200])
-    sender.send(outcome)
-
-
-def _stop(process: multiprocessing.process.BaseProcess) -> None:
-    if process.pid is None:
-        return  # it never started
-    process.join(0.2)
-    for stop in (process.terminate, process.kill):
-        if process.is_alive():
-            stop()
-            process.join(STOP_S)
+            return in_child(partial(self._work, plan, policy, traffic), name="forecast", limit_s=left_s)
+        except ChildLate as exc:
+            raise NotSimulated(_late(limit_s)) from exc
+        except ChildEnded as exc:
+            telemetry.warning("forecast process ended", why=str(exc))
+            raise NotSimulated(f"the simulation {exc}; see the controller's log") from exc
+        except ChildFailed as exc:
+            telemetry.warning("forecast failed", why=str(exc))
+            raise NotSimulated(f"the simulation failed: {exc}; the rollout does not need it") from exc
 
 
 def _late(limit_s: float) -> str:

@@ -1,8 +1,8 @@
 """Probes of a canary before it gets user traffic: preflight, warm-up, smoke test. Over HTTP to its engines.
 
 Invariants: a probe runs in a thread beside the ticks, once per rollout and kind, and again while it has no
-verdict, later each time; it bypasses the router, so its requests are no evidence; after a controller restart
-it starts again.
+verdict: soon while the fleet, the table or the store does not answer, later each time where an endpoint was
+asked in vain; it bypasses the router, so its requests are no evidence; after a restart it starts again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from controller import telemetry
+from controller.errors import Unreachable
 from controller.rollout.actions import ProbeKind, RunProbe
 from controller.rollout.observation import ProbePhase, ProbeStatus
 from controller.rollout.plan import PreflightPlan
@@ -36,6 +37,7 @@ ANSWER_LIMIT = 1 << 20  # bytes of one answer
 DETAIL_LIMIT = 300  # characters of a probe's reason
 VERDICT_LIMIT = 1000  # characters of what smoke cases and a golden set found
 SPARE_S = 5.0  # by which it ends before its phase, which is held without a verdict
+BLINK_S = 1.0  # after a try that could not begin
 RETRY_S = 15.0  # after the first try of a probe without a verdict, twice as long after each other
 LONGEST_RETRY_S = 1800.0  # a golden set may cost much
 MAX_RUNS = 100  # results that are kept of probes that have ended
@@ -93,21 +95,25 @@ class _Completion:
 class _Run:
     phase: ProbePhase = "running"
     detail: str = ""
-    is_running: bool = True  # also while it is tried again, and `phase` is of the try before
+    is_running: bool = False  # also while it is tried again, and `phase` is of the try before
     ended_s: float = 0.0  # monotonic time of the last try's end
-    tries: int = 0  # that had no verdict
+    tries: int = 0  # that asked, and had no verdict
+    has_begun: bool = True  # the last try could ask
     has_answered: bool = False  # each replica has answered the plain prompts
 
     @property
     def pause_s(self) -> float:
         """From the end of the last try to the next."""
+        if not self.has_begun:
+            return BLINK_S
         return min(LONGEST_RETRY_S, RETRY_S * 2.0 ** min(self.tries - 1, 20))
 
     @property
     def is_due(self) -> bool:
-        """True: it had no verdict, and is to be tried again now."""
-        is_over = self.phase == "not_judged" and not self.is_running
-        return is_over and time.monotonic() - self.ended_s >= self.pause_s
+        """True: it was not tried yet, or had no verdict and is to be tried again now."""
+        if self.is_running or self.phase in ("passed", "failed"):
+            return False
+        return self.phase == "running" or time.monotonic() - self.ended_s >= self.pause_s
 
 
 class ProbeFailed(Exception):
@@ -132,8 +138,9 @@ class HttpProbes:
         preflight: Callable[[RolloutState], None],
         rate_per_s: Callable[[str], float | None],
     ) -> None:
-        """target: address of (service, version), None when unavailable. preflight: raises when it fails.
-        rate_per_s: request rate of a service, None when unknown."""
+        """target: address of (service, version), None: it does not run. preflight: raises when it fails. Both
+        raise Unreachable when what they need does not answer. rate_per_s: request rate of a service, None
+        when unknown."""
         self._target = target
         self._preflight = preflight
         self._rate_per_s = rate_per_s
@@ -142,17 +149,21 @@ class HttpProbes:
     def start_or_check(self, rollout: RolloutState, probe: RunProbe) -> ProbeStatus:
         """Status of the probe, which is started if it is unknown."""
         key = (rollout.id, probe.probe)
-        run = self._runs.get(key)
-        if run is None:
+        if (run := self._runs.get(key)) is None:
             self._forget_ended()
             run = self._runs[key] = _Run()
-            name = f"{probe.probe.value} of {rollout.id}"
-            threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
-        elif run.is_due:
-            run.is_running = True
-            name = f"{probe.probe.value} of {rollout.id} again"
-            threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
+        if run.is_due:
+            self._begin(rollout, probe, run)
         return ProbeStatus(probe.probe, run.phase, run.detail)
+
+    def _begin(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> None:
+        run.is_running = True
+        # Not `Background`: its phase limits a probe, and a hash of 140 GB may go on for long after it.
+        name = f"{probe.probe.value} of {rollout.id}"
+        try:
+            threading.Thread(target=self._work, args=(rollout, probe, run), name=name, daemon=True).start()
+        except RuntimeError as exc:  # the system has no thread now
+            self._no_verdict(rollout, probe, run, f"NOT JUDGED: it cannot be run: {exc}", has_begun=False)
 
     def _forget_ended(self) -> None:
         """Keep the newest `MAX_RUNS` results: a rollout asks for its own within minutes."""
@@ -164,13 +175,10 @@ class HttpProbes:
         try:
             detail = self._run(rollout, probe, run)
         except NotJudged as exc:
-            before, run.detail = run.detail, plain_text(str(exc), limit=VERDICT_LIMIT)
-            run.tries += 1
-            run.ended_s, run.phase, run.is_running = time.monotonic(), "not_judged", False
-            if run.detail != before:
-                telemetry.warning(
-                    "probe not judged", rollout=rollout.id, probe=probe.probe.value, why=run.detail
-                )
+            self._no_verdict(rollout, probe, run, str(exc), has_begun=True)
+            return
+        except Unreachable as exc:  # a component of ours, which says nothing of the canary
+            self._no_verdict(rollout, probe, run, f"NOT JUDGED: {exc}", has_begun=False)
             return
         except Exception as exc:  # noqa: BLE001 - any error fails the probe, with its reason
             while isinstance(exc, ExceptionGroup):  # of the load's requests
@@ -185,6 +193,16 @@ class HttpProbes:
         took_ms = round((time.monotonic() - began_s) * 1000)
         telemetry.event("probe passed", rollout=rollout.id, probe=probe.probe.value, took_ms=took_ms)
 
+    def _no_verdict(
+        self, rollout: RolloutState, probe: RunProbe, run: _Run, why: str, *, has_begun: bool
+    ) -> None:
+        before, run.detail = run.detail, plain_text(why, limit=VERDICT_LIMIT)
+        run.tries += has_begun
+        run.has_begun, run.ended_s = has_begun, time.monotonic()
+        run.phase, run.is_running = "not_judged", False
+        if run.detail != before:
+            telemetry.warning("probe not judged", rollout=rollout.id, probe=probe.probe.value, why=run.detail)
+
     def _run(self, rollout: RolloutState, probe: RunProbe, run: _Run) -> str:
         if probe.probe is ProbeKind.PREFLIGHT:
             self._preflight(rollout)
@@ -192,7 +210,8 @@ class HttpProbes:
         began_s = time.monotonic()
         target = self._target(rollout.service, probe.version)
         if target is None or not target.urls:
-            raise ProbeFailed(f"{probe.version} has no address to probe; see its engine's log")
+            # It was ready a moment ago: a fleet that began anew knows none, and of a loss it tells itself.
+            raise Unreachable(f"{probe.version} has no address to probe; see its engine's log")
         if probe.probe is ProbeKind.WARM:
             rate = self._rate_per_s(rollout.service) or 0.0
             per_replica = min(MAX_LOAD_PER_S, rate / max(1, rollout.stable.replicas))

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from controller import telemetry
-from controller.errors import CanaryctlError, UnknownService, Unreachable
+from controller.background import Background
+from controller.errors import CanaryctlError, Conflict, UnknownService, Unreachable
 from controller.installed import engine_release
 from controller.planning.capacity import Device, gpu_share, need_bytes, require_fit
 from controller.planning.fingerprint import (
@@ -22,6 +23,7 @@ from controller.planning.fingerprint import (
 from controller.planning.reservations import Reservation, unreserved
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
+from controller.runtime.tokenizer_process import digest_apart
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
@@ -35,6 +37,7 @@ from serving.fleet.types import FleetUnreachable, Launch, VersionStatus
 
 STABLE_WAIT_S = 45.0  # below the deadline of the preflight
 FLEET_WAIT_S = 10.0  # an actor may be busy while an engine loads
+MEASURE_LIMIT_S = 120.0  # of all nodes; one that hangs is measured anew
 HASH_WAIT_S = 600.0  # for another request that hashes the same checkpoint
 
 
@@ -56,10 +59,9 @@ class Versions:
         self._hashing = KeyedLocks()  # by checkpoint: the second caller finds the cache
         self._release = engine_release()
         self._launches: dict[tuple[str, ...], Launch] = {}
-        self._start = start or _in_thread
+        self._measuring = Background("devices", limit_s=MEASURE_LIMIT_S, start=start)
         self._devices: Sequence[Device] | None = None  # as last measured; None: not yet
         self._devices_fault = ""  # of the last measurement that failed
-        self._measuring = threading.Lock()  # held while a thread measures them
 
     def fingerprint(self, spec: VersionSpec) -> Fingerprint:
         """The version's fingerprint, from its files. Raises BadCheckpoint; Unreachable while another call
@@ -77,6 +79,7 @@ class Versions:
                 architectures=known_architectures(),
                 cache=digests,
                 private=self._settings.home,
+                tokenizer=digest_apart,
             )
 
     def devices(
@@ -94,16 +97,13 @@ class Versions:
 
     def measure_devices(self) -> None:
         """Measure the devices of the cluster beside the ticks, for `launch`; returns at once."""
-        if self._measuring.acquire(blocking=False):
-            self._start(self._measure)
+        self._measuring.begin("devices", self._measure)
 
     def _measure(self) -> None:
         try:
             self._devices = devices()
         except Exception as exc:  # noqa: BLE001 - told by `launch`, and tried again by the next tick
             self._devices_fault = str(exc)
-        finally:
-            self._measuring.release()
 
     def _known_devices(self) -> Sequence[Device]:
         """The devices as last measured. Raises Unreachable where they are not yet: the next tick may know."""
@@ -267,10 +267,6 @@ class KeyedLocks:
                     self._locks[key] = (lock, users - 1)
 
 
-def _in_thread(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name="devices", daemon=True).start()
-
-
 def devices() -> tuple[Device, ...]:
     """The devices of the cluster, with the memory that is free now. Raises Unreachable."""
     try:
@@ -287,15 +283,19 @@ def devices() -> tuple[Device, ...]:
 def wait_until_ready(
     observe: Callable[[str], Sequence[VersionStatus] | None], service: str, stable: str
 ) -> None:
-    """Return once stable is ready. Raises Unreachable when it is not within `STABLE_WAIT_S`."""
+    """Return once stable is ready. Raises Conflict when it is not within `STABLE_WAIT_S`, Unreachable when
+    the fleet does not say."""
     deadline_at_s = time.monotonic() + STABLE_WAIT_S
     while True:
-        status = next((one for one in observe(service) or () if one.version == stable), None)
+        versions = observe(service)
+        status = next((one for one in versions or () if one.version == stable), None)
         if status is not None and status.phase == "ready":
             return
         if time.monotonic() >= deadline_at_s:
+            if versions is None:
+                raise Unreachable(f"the fleet does not say whether stable {stable} is ready; try again")
             phase = status.phase if status is not None else "missing"
-            raise Unreachable(f"stable {stable} is {phase}, a rollback could fail; deploy when it is ready")
+            raise Conflict(f"stable {stable} is {phase}, a rollback could fail; deploy when it is ready")
         time.sleep(0.25)
 
 

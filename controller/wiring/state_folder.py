@@ -10,6 +10,7 @@ from pathlib import Path
 
 from controller import telemetry
 from controller.auth import Identity, Role, admin_token, read_admin_token, token_digest
+from controller.background import Background
 from controller.errors import BadInput
 from controller.private_file import read_private, write_private
 from controller.rollout.ports import Clock
@@ -18,6 +19,7 @@ from controller.store.database_url import parsed_url
 from controller.store.sql import SqlStore
 
 RENEW_S = 3600.0
+STORE_LIMIT_S = 60.0  # of one write; one that hangs is tried again
 RETRY_S = 30.0  # after a write that failed
 EXPIRES_S = 7 * 86_400.0  # of the admin token of a controller that renews it no more
 ADMIN = Identity("admin", Role.ADMIN)
@@ -69,7 +71,7 @@ class AdminToken:
         self._path = home / "admin.token"
         self._store = store
         self._clock = clock
-        self._start = start or _in_thread
+        self._storing = Background("admin-token", limit_s=STORE_LIMIT_S, start=start)
         # Not the host's name and the path: containers repeat them, and a new one has others.
         self._origin = _folder_id(home)
         self._held = _Held(None, None)
@@ -78,7 +80,6 @@ class AdminToken:
         self._stored_at_s = 0.0
         self._failed_at_s: float | None = None  # None: the last write succeeded
         self._fault = ""  # what is wrong, so that it is logged once
-        self._is_storing = False
         self._lock = threading.Lock()  # never held while a file or the database is waited for
 
     def store(self) -> None:
@@ -146,10 +147,8 @@ class AdminToken:
             is_fresh = 0.0 <= now_s - self._stored_at_s < RENEW_S
             is_known = self._held.file is not None and self._held.digest == self._stored
             has_just_failed = self._failed_at_s is not None and 0.0 <= now_s - self._failed_at_s < RETRY_S
-            if self._is_storing or has_just_failed or (is_fresh and is_known):
-                return
-            self._is_storing = True
-        self._start(self._store_in_background)
+        if not has_just_failed and not (is_fresh and is_known):
+            self._storing.begin("store", self._store_in_background)
 
     def _store_in_background(self) -> None:
         try:
@@ -160,9 +159,6 @@ class AdminToken:
             self._log("the admin's token is not renewed", exc)
         else:
             self._fault = ""
-        finally:
-            with self._lock:
-                self._is_storing = False
 
     def _log(self, what: str, exc: Exception) -> None:
         if str(exc) != self._fault:
@@ -175,10 +171,6 @@ class AdminToken:
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _in_thread(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, name="admin-token", daemon=True).start()
 
 
 def _folder_id(home: Path) -> str:

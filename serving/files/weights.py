@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.files.regular import NotReadable, begins_with, open_regular, read_regular
+
 INDEX = "model.safetensors.index.json"
 MISTRAL_INDEX = "consolidated.safetensors.index.json"
 _MISTRAL_FILES = "consolidated*.safetensors"
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# Parsed in one piece, in which no other thread of the process runs. The largest models have some 150,000
+# tensors, of 100 bytes each; the format itself would allow a header of 100 MB.
+MAX_HEADER_BYTES = MAX_INDEX_BYTES = 24 << 20
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 # Bits of an element, by dtype; a dtype that is not listed is not checked against its tensor's bytes.
@@ -91,8 +96,10 @@ def index_of(folder: Path) -> Mapping[str, str] | None:
     if not index.exists():
         return None
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(read_regular(index, limit=MAX_INDEX_BYTES))["weight_map"]
         names = {str(name): str(file) for name, file in weight_map.items()}
+    except NotReadable as exc:
+        raise WeightsError(str(exc)) from exc
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise WeightsError(f"{index} cannot be read ({exc}); copy the checkpoint again") from exc
     if not names:
@@ -132,7 +139,12 @@ def require_present(file: Path) -> None:
             "to (cp -rL), or download the checkpoint again"
         )
     # Not of 0 bytes, as the kernel's own files seem to have: reading one may wait for ever.
-    if file.is_file() and 0 < file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS_POINTER):
+    try:
+        is_short = file.is_file() and 0 < file.stat().st_size < 1024
+        is_pointer = is_short and begins_with(file, _LFS_POINTER)
+    except OSError as exc:
+        raise WeightsError(_unreadable(file, exc)) from exc
+    if is_pointer:
         raise WeightsError(
             f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` where it was cloned"
         )
@@ -142,14 +154,18 @@ def tensor_places(file: Path) -> dict[str, TensorPlace]:
     """The tensors of a safetensors file by name. Raises WeightsError unless the file is whole."""
     require_present(file)
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            if size < 8 or length > size - 8:
                 raise WeightsError(f"{file} is truncated inside its header ({size} bytes); copy it again")
+            if length > MAX_HEADER_BYTES:
+                raise WeightsError(
+                    f"{file} has a header of {length:,} bytes, over {MAX_HEADER_BYTES:,}; split the file"
+                )
             text = stream.read(length)
     except OSError as exc:
-        raise WeightsError(f"{file} cannot be read ({exc.strerror}); check its permissions") from exc
+        raise WeightsError(_unreadable(file, exc)) from exc
     try:
         places = _parse(json.loads(text), start=8 + length)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as exc:
@@ -180,6 +196,12 @@ def _parse(header: Mapping[str, Mapping[str, list[int]]], *, start: int) -> dict
             raise ValueError(f"tensor {name} has other bytes than its shape {list(place.shape)} needs")
         position = place.end
     return places
+
+
+def _unreadable(file: Path, exc: OSError) -> str:
+    if isinstance(exc, NotReadable):
+        return str(exc)
+    return f"{file} cannot be read ({exc.strerror}); check its permissions"
 
 
 def _require_all(folder: Path, names: list[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.files.engine_arguments import OWNED_ARGUMENTS, canonical_name, gpu_utilization, is_list
+from serving.files.regular import MAX_SETTINGS_BYTES, NotReadable, read_regular
 from serving.files.weights import WeightsError, check_weights
 from serving.fleet.types import EngineArg, Launch
 
@@ -157,10 +158,12 @@ def _word(value: EngineArg) -> str:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(read_regular(path, limit=MAX_SETTINGS_BYTES))
     except FileNotFoundError as exc:
         raise CheckpointError(f"{folder} has no config.json; give the folder of a checkpoint") from exc
-    except (ValueError, OSError) as exc:
+    except NotReadable as exc:
+        raise CheckpointError(str(exc)) from exc
+    except (ValueError, OSError, RecursionError) as exc:
         raise CheckpointError(f"{path} cannot be read ({exc}); copy the checkpoint again") from exc
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} is not a JSON object; copy the checkpoint again")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from controller.judging.examiner import AT_ONCE, Examiner, Said, ask_openai
+from controller.judging.examiner import AT_ONCE, LIMIT_S, SPARE_S, Examiner, Said, ask_openai
 from controller.rollout.actions import ExamineJudge
 from controller.rollout.judge_plan import JudgeFound, JudgePlan
 from serving.judging.examined import Examined
@@ -26,7 +28,7 @@ def truthful_of_all(body: dict[str, Any]) -> tuple[int, Any]:
 def result_of(
     examiner: Examiner, rollout: str = "r-1", plan: JudgePlan = PLAN, attempt: int = 1
 ) -> JudgeFound:
-    ends_at_s = time.monotonic() + 20.0
+    ends_at_s = time.monotonic() + 60.0
     while time.monotonic() < ends_at_s:
         if (found := examiner.start_or_check(rollout, ExamineJudge(plan, attempt))) is not None:
             return found
@@ -116,6 +118,42 @@ def test_nobody_waits_for_an_examination_and_each_attempt_is_made_once() -> None
     assert took_s < 2.0
     assert last.text == "it gave no verdict: slow"
     assert len(asked) == AT_ONCE + 1  # of one nobody asked again
+
+
+def test_an_examination_that_hangs_is_silent_at_its_limit_and_gives_its_place_back() -> None:
+    """The file of a judge's key was read outside the limit: four dead ones, and no judge was examined."""
+    now_s = [0.0]
+    begun: list[Callable[[], None]] = []
+    file = replace(PLAN, api_key_file="/dead/key")
+    examiner = Examiner(start=begun.append, clock=lambda: now_s[0])
+    for n in range(AT_ONCE + 1):
+        assert examiner.start_or_check(f"r-{n}", ExamineJudge(file, 1)) is None
+    before = len(begun)
+
+    now_s[0] = LIMIT_S + SPARE_S
+    late = examiner.start_or_check("r-0", ExamineJudge(file, 1))
+    examiner.start_or_check("r-other", ExamineJudge(PLAN, 1))
+
+    assert late == JudgeFound(
+        "silent", 1, "its examination did not end within 5 min; does the file system of /dead/key answer?"
+    )
+    assert (before, len(begun)) == (AT_ONCE, AT_ONCE + 1)
+
+
+def test_an_examination_whose_thread_cannot_be_started_is_begun_later() -> None:
+    has_threads = [False]
+
+    def start(work: Callable[[], None]) -> None:
+        if not has_threads[0]:
+            raise RuntimeError("can't start new thread")
+        work()
+
+    examiner = Examiner(lambda plan: Said(Examined((), ()), "busy"), start=start)
+    before = [examiner.start_or_check("r-1", ExamineJudge(PLAN, 1)) for _ in range(2 * AT_ONCE)]
+    has_threads[0] = True
+
+    assert before == [None] * (2 * AT_ONCE)
+    assert result_of(examiner).text == "it gave no verdict: busy"
 
 
 def test_another_attempt_asks_again() -> None:

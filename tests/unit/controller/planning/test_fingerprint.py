@@ -381,7 +381,7 @@ def test_a_pipe_in_a_checkpoint_is_refused_and_not_read(tmp_path: Path) -> None:
 
 def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(BadCheckpoint, match="is not a regular file"):
-        file_digest(a_pipe(tmp_path / "pipe"))
+        cached(a_pipe(tmp_path / "pipe"), "file|", {}, file_digest)
 
 
 def test_a_folder_of_the_kernel_is_refused_and_not_read(tmp_path: Path) -> None:

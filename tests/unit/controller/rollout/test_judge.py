@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controller.rollout.actions import ExamineJudge, SetSplit
-from controller.rollout.judge_plan import AGAIN_S, JudgeFound, JudgeState
+from controller.rollout.judge_plan import AGAIN_S, UNHEARD_S, JudgeFound, JudgeState
 from controller.rollout.observation import CommandKind, JudgeEvidence
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
@@ -39,6 +39,20 @@ def test_a_canary_is_not_late_for_an_examination_that_takes_long() -> None:
 
     assert rollout.state.phase is Phase.SMOKE
     assert "the examination of judge judge" in waits
+
+
+def test_a_judge_of_whose_examination_nothing_is_heard_is_silent_and_pages() -> None:
+    """Its thread hung with the file system of its key: the rollout waited in its smoke test for two weeks."""
+    rollout = driven()
+    rollout.until(Phase.SMOKE)
+    rollout.ticks(6, UNHEARD_S / 4)
+
+    assert rollout.state.phase is Phase.STAGE
+    assert splits(rollout) == [(5000, "")]
+    assert [text for text in rollout.pages if "nothing is promoted on quality" in text] == [
+        "chat: judge judge silent: nothing is heard of its examination for 10 min; see the controller's log; "
+        "nothing is promoted on quality"
+    ]
 
 
 def test_it_is_asked_at_every_weight_of_the_rollout_and_not_after_it() -> None:

@@ -109,3 +109,43 @@ def test_the_plan_is_stored_and_read_again() -> None:
     state = Driven(ASKED).state
 
     assert state_from_json(state_to_json(state)).plan.preflight == ASKED.preflight
+
+
+SILENT = "NOT JUDGED: the fleet does not say where v-new is; trying again"
+
+
+@pytest.mark.parametrize(
+    ("kind", "phase", "undo"),
+    [
+        (ProbeKind.PREFLIGHT, Phase.PREFLIGHT, False),
+        (ProbeKind.WARM, Phase.WARMING, False),
+        (ProbeKind.SMOKE, Phase.SMOKE, False),
+        (ProbeKind.PREFLIGHT, Phase.PREFLIGHT, True),
+        (ProbeKind.SMOKE, Phase.SMOKE, True),
+    ],
+)
+def test_a_probe_that_could_not_begin_for_a_while_ends_neither_a_rollout_nor_an_undo(
+    kind: ProbeKind, phase: Phase, undo: bool
+) -> None:
+    driven = Driven(replace(PLAN, undo=undo, stages=() if undo else PLAN.stages))
+    driven.plane.results[kind] = ("not_judged", SILENT)
+    while driven.state.phase is not phase:
+        driven.tick()
+    driven.ticks(30)
+    waits_in = driven.state.phase
+    driven.plane.results[kind] = ("passed", "")
+    driven.ticks(2)
+
+    assert waits_in is phase
+    assert (driven.state.phase is phase, driven.state.cause) == (False, None)
+
+
+def test_a_preflight_that_can_not_begin_ends_with_its_phase_and_says_why() -> None:
+    driven = Driven(PLAN)
+    driven.plane.results[ProbeKind.PREFLIGHT] = ("not_judged", SILENT)
+    driven.ticks(int(PLAN.preflight_s) + 5)
+
+    assert (driven.state.phase, driven.state.holds) == (Phase.FAILED, ())
+    assert driven.state.cause is not None
+    assert driven.state.cause.kind is CauseKind.DEADLINE
+    assert SILENT in driven.state.cause.text

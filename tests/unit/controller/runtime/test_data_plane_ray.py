@@ -197,11 +197,18 @@ def test_a_probe_of_an_endpoint_whose_key_is_not_set_fails_with_its_name() -> No
         probe_target(Engines(), RecordingTraffic(), launch)
 
 
-def test_a_probe_has_no_target_while_the_data_plane_cannot_be_read() -> None:
+def test_a_data_plane_that_cannot_be_read_is_told_apart_from_a_version_that_does_not_run() -> None:
+    class Silent(Engines):
+        def observe(self, service: str) -> None:
+            return None
+
     known, unknown = (plane.Launch("chat", name, "s", model_dir="/m") for name in ("v-1", "v-nowhere"))
 
-    assert probe_target(Engines(), RecordingTraffic(status=None), known) is None
     assert probe_target(Engines(), RecordingTraffic(), unknown) is None
+    with pytest.raises(Unreachable, match="the route table of chat does not say where v-1 is"):
+        probe_target(Engines(), RecordingTraffic(status=None), known)
+    with pytest.raises(Unreachable, match="the fleet does not say where v-1 is"):
+        probe_target(Silent(), RecordingTraffic(), known)
 
 
 def test_a_front_is_opened_once_and_again_after_its_table_is_lost() -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from controller.errors import NoRoom
+from controller.errors import NoRoom, Unreachable
 from controller.rollout.actions import ProbeKind, RunProbe
 from controller.rollout.observation import ProbeStatus
 from controller.rollout.state import RolloutState
@@ -248,14 +248,73 @@ def test_a_failed_request_of_the_load_fails_the_warm_up_with_its_reason(
     assert (found.phase, found.detail.startswith("status 500")) == ("failed", True)
 
 
-def test_a_version_without_an_address_fails_with_that_reason() -> None:
+def test_a_version_without_an_address_is_no_verdict_on_it() -> None:
+    """A fleet that began anew knows no version for a while, and the canary was ready a moment ago."""
     without_address = HttpProbes(
         target=lambda service, version: None, preflight=lambda rollout: None, rate_per_s=lambda service: None
     )
 
     status = result_of(without_address, ProbeKind.SMOKE)
 
-    assert (status.phase, "no address" in status.detail) == ("failed", True)
+    assert (status.phase, "no address" in status.detail) == ("not_judged", True)
+
+
+def silent_once(monkeypatch: pytest.MonkeyPatch, kind: ProbeKind) -> list[ProbeStatus]:
+    """Both results of a probe that finds the fleet silent at first."""
+    monkeypatch.setattr(probes_http, "BLINK_S", 0.0)
+    asked = []
+
+    def silent(*_: object) -> None:
+        asked.append(kind)
+        if len(asked) == 1:
+            raise Unreachable("the fleet does not say where v-2 is; trying again")
+
+    probes = HttpProbes(target=silent, preflight=silent, rate_per_s=lambda service: None)
+    found = [result_of(probes, kind)]
+    ends_at_s = time.monotonic() + 60
+    while len(asked) < 2 and time.monotonic() < ends_at_s:
+        probes.start_or_check(a_rollout(), RunProbe(kind, CANARY))
+        time.sleep(0.01)
+    while (status := probes.start_or_check(a_rollout(), RunProbe(kind, CANARY))) == found[0]:
+        assert time.monotonic() < ends_at_s
+        time.sleep(0.01)
+    return [*found, status]
+
+
+@pytest.mark.parametrize("kind", list(ProbeKind))
+def test_a_silence_when_a_probe_begins_is_no_verdict_and_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, kind: ProbeKind
+) -> None:
+    """250 ms without an answer of the fleet, the table or the store ended a rollout, and an undo."""
+    first, second = silent_once(monkeypatch, kind)
+
+    assert (first.phase, first.detail) == (
+        "not_judged",
+        "NOT JUDGED: the fleet does not say where v-2 is; trying again",
+    )
+    assert second.phase == ("passed" if kind is ProbeKind.PREFLIGHT else "not_judged")
+
+
+def test_a_probe_whose_thread_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes_http, "BLINK_S", 0.0)
+    probes = HttpProbes(
+        target=lambda service, version: None, preflight=lambda rollout: None, rate_per_s=lambda service: None
+    )
+    probe, start = RunProbe(ProbeKind.PREFLIGHT, CANARY), threading.Thread.start
+
+    def has_none(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", has_none)
+        status = probes.start_or_check(a_rollout(), probe)
+    assert threading.Thread.start is start
+    assert (status.phase, "can't start new thread" in status.detail) == ("not_judged", True)
+
+    ends_at_s = time.monotonic() + 60
+    while probes.start_or_check(a_rollout(), probe).phase != "passed":
+        assert time.monotonic() < ends_at_s
+        time.sleep(0.01)
 
 
 def test_results_of_probes_long_ended_are_not_kept() -> None:

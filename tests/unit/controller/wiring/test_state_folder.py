@@ -291,3 +291,28 @@ def test_a_token_that_comes_back_is_valid_again(tmp_path: Path, token: AdminToke
     write_private(path, text.strip())
 
     assert token.identity(old) == ADMIN
+
+
+def test_a_renewal_whose_thread_cannot_be_started_is_made_by_a_later_request(
+    tmp_path: Path, store: SqlStore
+) -> None:
+    """It was never made again: after seven days other controllers took the token for void."""
+    clock, has_threads = FakeClock(), [True]
+
+    def start(work: Callable[[], None]) -> None:
+        if not has_threads[0]:
+            raise RuntimeError("can't start new thread")
+        work()
+
+    token = AdminToken(tmp_path, store, clock, start=start)
+    token.store()
+    digest = token_digest(admin_token(tmp_path))
+    clock.advance(RENEW_S + 1.0)
+    has_threads[0] = False
+    assert token.held(digest) == ADMIN
+
+    has_threads[0] = True
+    clock.advance(1.0)
+    token.held(digest)
+
+    assert store.identity(digest, since_s=clock.now_s() - 0.5) == ADMIN

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from controller.errors import CanaryctlError, Unreachable
+from controller.background import Background
+from controller.errors import CanaryctlError, Conflict, Unreachable
 from controller.planning.capacity import Device, fit
 from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint, fingerprint_external
 from controller.quantities import GIB
@@ -144,8 +145,18 @@ def test_preflight_refuses_while_stable_is_not_ready(
 ) -> None:
     monkeypatch.setattr(launches, "STABLE_WAIT_S", 0.0)
 
-    with pytest.raises(Unreachable, match=f"stable {STABLE} is {phase}, a rollback could fail"):
+    with pytest.raises(Conflict, match=f"stable {STABLE} is {phase}, a rollback could fail"):
         preflight(versions, rollout_of(versions, tmp_path), *fleet)
+
+
+def test_a_fleet_that_does_not_answer_says_nothing_of_stable(
+    versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launches, "STABLE_WAIT_S", 0.0)
+    versions._observe = lambda service: None
+
+    with pytest.raises(Unreachable, match="the fleet does not say whether stable"):
+        versions.preflight(rollout_of(versions, tmp_path))
 
 
 def test_a_version_is_promoted_since_its_newest_rollout_made_it_stable(versions: Versions) -> None:
@@ -350,7 +361,7 @@ def test_nothing_is_launched_while_the_clusters_devices_are_not_known(
 
     monkeypatch.setattr(launches, "devices", DEVICES)
     monkeypatch.setattr(launches, "cluster_devices", silent)
-    versions._start = lambda work: work()
+    versions._measuring = Background("devices", limit_s=60.0, start=lambda work: work())
     with pytest.raises(Unreachable, match="no node with a GPU answers"):
         versions.launch("chat", STABLE, 1)
 
@@ -378,7 +389,7 @@ def test_a_launch_never_waits_for_the_clusters_devices(
         threading.Thread(target=measured, name="devices", daemon=True).start()
 
     monkeypatch.setattr(launches, "devices", silent)
-    versions._start = beside
+    versions._measuring = Background("devices", limit_s=60.0, start=beside)
     for _ in range(3):
         with pytest.raises(Unreachable, match="devices are not known yet"):
             versions.launch("chat", STABLE, 1)
@@ -394,7 +405,7 @@ def test_an_endpoint_and_a_probe_need_no_devices(versions: Versions, monkeypatch
         raise AssertionError("asked for devices")
 
     monkeypatch.setattr(launches, "devices", silent)
-    versions._start = lambda work: work()
+    versions._measuring = Background("devices", limit_s=60.0, start=lambda work: work())
     url = "http://127.0.0.1:9"
     spec, fingerprint = parse_version({"url": url}), fingerprint_external(url)
     row = version_row("chat", spec, fingerprint, 1.0)
@@ -428,3 +439,21 @@ def load_version(versions: Versions, service: str, version: str) -> tuple[Versio
     row = versions._store.version(service, version)
     assert row is not None
     return version_spec(row), fingerprint_of(row)
+
+
+def test_devices_are_measured_once_a_thread_can_be_started(versions: Versions) -> None:
+    """One tick without a thread, and nothing was launched again, also no stable version."""
+    has_threads = [False]
+
+    def start(work: Callable[[], None]) -> None:
+        if not has_threads[0]:
+            raise RuntimeError("can't start new thread")
+        work()
+
+    versions._measuring = Background("devices", limit_s=60.0, start=start)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="devices are not known yet"):
+            versions.launch("chat", STABLE, 1)
+    has_threads[0] = True
+
+    assert versions.launch("chat", STABLE, 1).version == STABLE
