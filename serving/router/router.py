@@ -39,7 +39,7 @@ from serving.router.types import Assignment, Canary, Limits, Refusal, Request
 from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
-from serving.targets import is_stateful
+from serving.targets import is_list, is_stateful
 
 log = logging.getLogger("canaryctl.router")
 
@@ -162,6 +162,11 @@ class RouterCore:
         client = self.assigner.identify(request)
         if isinstance(client, Refusal):
             return client
+        if is_list(request.method, request.path) and self.assigner.hides_lists:
+            text = (
+                f"service {self.service}: its clients have keys of their own, and the endpoint keeps one list"
+            )
+            return Refusal(403, "list_of_all_clients", f"{text} for all; ask for what you made by its id")
         request = self.assigner.without_consumed(request)
         path = request.path
         eligible = is_eligible(request.method, path)

@@ -95,6 +95,11 @@ class Assigner:
         """Who sent the request; a Refusal when the service requires a key and this is none."""
         return ANYONE if self._clients is None else self._clients.identify(request)
 
+    @property
+    def hides_lists(self) -> bool:
+        """Whether a list of files or batches would show one client what another has made."""
+        return self._clients is not None and self._clients.has_several
+
     def without_consumed(self, request: Request) -> Request:
         """The request without what only the router reads: API keys, and headers that the table names."""
         if self._clients is None:
