@@ -147,10 +147,12 @@ class RouterCore:
         now_s: float,
         wall_s: float,
         prepared: Prepared | None = None,
+        is_undrawn: bool = False,
     ) -> Exchange | Refusal:
         """Assign the request's arm. A Refusal, which is no evidence: no table, or an unusable body.
 
-        prepared: by another process; None: prepare the body now.
+        prepared: by another process; None: prepare the body now. is_undrawn: its client has more than half of
+        what the router can do.
         """
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
@@ -198,6 +200,7 @@ class RouterCore:
             wall_s=wall_s,
             has_lease=self.has_lease(now_s),
             is_aside=aside is not None,
+            is_undrawn=is_undrawn,
         )
         if isinstance(drawn, Refusal):
             return drawn
