@@ -62,6 +62,8 @@ _OTHER_PATHS = {
     "/v1/batches": ("GET", "POST"),
 }
 _METHODS = dict.fromkeys(ELIGIBLE_PATHS, ("POST",)) | _OTHER_PATHS
+# Each lists what the account at the endpoint keeps, whoever made it.
+_LISTS = frozenset({"/v1/files", "/v1/batches"})
 # As other gateways make them too: with = : @ +, and longer than any of OpenAI's. The path has its own limit.
 _ID = r"[A-Za-z0-9_~-][A-Za-z0-9._~=:@+-]*"
 # Of a response, where OpenAI's API and vLLM (render) have verbs too.
@@ -111,6 +113,11 @@ def method_of(path: str) -> str | None:
 def is_stateful(path: str) -> bool:
     """True when the path names what one engine keeps of an earlier request."""
     return any(pattern.fullmatch(path) for pattern, _ in _STATEFUL_PATHS)
+
+
+def is_list(method: str, path: str) -> bool:
+    """True for a request that lists what all clients of an endpoint's account have made there."""
+    return method in ("GET", "HEAD") and path in _LISTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.key_answers import KeyAnswers
 from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
-from serving.targets import is_stateful
+from serving.targets import is_list, is_stateful
 
 log = logging.getLogger("canaryctl.router")
 
@@ -151,10 +151,12 @@ class RouterCore:
         now_s: float,
         wall_s: float,
         prepared: Prepared | None = None,
+        is_undrawn: bool = False,
     ) -> Exchange | Refusal:
         """Assign the request's arm. A Refusal, which is no evidence: no table, or an unusable body.
 
-        prepared: by another process; None: prepare the body now.
+        prepared: by another process; None: prepare the body now. is_undrawn: its client has more than half of
+        what the router can do.
         """
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
@@ -166,6 +168,11 @@ class RouterCore:
         client = self.assigner.identify(request)
         if isinstance(client, Refusal):
             return client
+        if is_list(request.method, request.path) and self.assigner.hides_lists:
+            text = (
+                f"service {self.service}: its clients have keys of their own, and the endpoint keeps one list"
+            )
+            return Refusal(403, "list_of_all_clients", f"{text} for all; ask for what you made by its id")
         request = self.assigner.without_consumed(request)
         path = request.path
         eligible = is_eligible(request.method, path)
@@ -197,6 +204,7 @@ class RouterCore:
             wall_s=wall_s,
             has_lease=self.has_lease(now_s),
             is_aside=aside is not None,
+            is_undrawn=is_undrawn,
         )
         if isinstance(drawn, Refusal):
             return drawn

@@ -95,6 +95,11 @@ class Assigner:
         """Who sent the request; a Refusal when the service requires a key and this is none."""
         return ANYONE if self._clients is None else self._clients.identify(request)
 
+    @property
+    def hides_lists(self) -> bool:
+        """Whether a list of files or batches would show one client what another has made."""
+        return self._clients is not None and self._clients.has_several
+
     def without_consumed(self, request: Request) -> Request:
         """The request without what only the router reads: API keys, and headers that the table names."""
         if self._clients is None:
@@ -121,9 +126,10 @@ class Assigner:
         wall_s: float,
         has_lease: bool,
         is_aside: bool = False,
+        is_undrawn: bool = False,
     ) -> Assignment | Refusal:
         """The arm of an eligible request. table: the one that was given to `use` last. is_aside: its canary
-        is not asked for this request, because it does not answer."""
+        is not asked for this request, because it does not answer. is_undrawn: its client takes too much."""
         session = session_of(request.headers, is_messages=request.target.path == "/v1/messages")
         key = find_key(session, facts, request_id=request_id)
         is_named = facts.key is not None or session is not None
@@ -157,7 +163,7 @@ class Assigner:
             undrawn = "fenced"
         elif is_aside or not canary.replicas:
             undrawn = "no-capacity"
-        elif self.is_overloaded:
+        elif self.is_overloaded or is_undrawn:
             undrawn = "capped"
         elif table.burst_cap is not None:
             admitted = self._burst.admits(w_bp, cap=table.burst_cap, now_s=now_s)

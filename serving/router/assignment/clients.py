@@ -6,7 +6,11 @@ Rules:
    question needs none, and is sent on with its own headers alone and no key of ours (`of_preflight`).
 2. Audience and category come from the key, and from the headers that the table names, which count only from
    the networks that it trusts: the last line of each. They reach no engine, whoever sent them.
-3. `w(key)` is the largest of the general weight and the weights of the client's audiences and categories.
+3. An endpoint keeps the files and batches of all clients in one list, and tells no owner. Where clients have
+   keys of their own (several keys, or one beside clients without) no list is passed on: by an id, which is as
+   hard to guess as that of a stored response, each is found by who made it. No memory of owners would do: it
+   would have to outlive every router.
+4. `w(key)` is the largest of the general weight and the weights of the client's audiences and categories.
 """
 
 from __future__ import annotations
@@ -78,8 +82,14 @@ class Clients:
         kept = tuple((name, value) for name, value in request.headers if name.lower() not in self._consumed)
         return request if len(kept) == len(request.headers) else structs.replace(request, headers=kept)
 
+    @property
+    def has_several(self) -> bool:
+        """Whether there are clients with keys of their own beside others."""
+        keys = self._access.keys
+        return len(keys) > 1 or (bool(keys) and not self._access.keys_required)
+
     def weight_bp(self, client: Client, general_bp: int) -> int:
-        """By rule 3, in basis points."""
+        """By rule 4, in basis points."""
         access = self._access
         weights = [access.audience_bp.get(name, 0) for name in client.audiences]
         weights += [access.category_bp.get(name, 0) for name in client.categories]

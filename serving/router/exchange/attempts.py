@@ -7,7 +7,8 @@ Rules:
 2. One rule for both arms: an attempt that was refused, reset, cut or answered 429, 502, 503 or 504 is
    repeated once on the arm, on another replica if there is one; a reset that an endpoint was forgiven
    (`upstream.py`) is that repeat. Stable, behind which nobody stands, also goes on while connections are
-   refused. The limit to the first byte is one for all attempts at an arm together.
+   refused. The limit to the first byte is one for all attempts at an arm together, and their number is
+   counted by arm (`tried.py`): stable has all of its own after a canary that has used up some.
 3. A canary that still does not answer is replaced by stable of the newest table. Stable never falls back.
 4. A stream that was cut after the client had seen part of it is continued by stable; one of stable's own by
    another replica of stable, if there is one.
@@ -30,13 +31,17 @@ from collections.abc import Callable, Sequence
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.exchange.context import RouterContext, current_stable
 from serving.router.exchange.preferred import preferred
-from serving.router.exchange.tried import NOT_IMPLEMENTED, Tried, may_be_made, may_be_made_by
+from serving.router.exchange.tried import (
+    MAX_ATTEMPTS,
+    MAX_LOOKUPS,
+    NOT_IMPLEMENTED,
+    Tried,
+    may_be_made,
+    may_be_made_by,
+)
 from serving.router.exchange.usable import failure_of
 from serving.router.types import Assignment, Failure
 from serving.router.upstreams.health import TOLD_4XX
-
-MAX_ATTEMPTS = 4  # of one request, both arms together
-MAX_LOOKUPS = 64  # replicas that are asked for one id
 
 _REPEATED = frozenset({"refused", "reset", "cut"})  # after the last two the same replica may be tried again
 REPEATED_STATUSES = frozenset({429, 502, 503, 504})
@@ -108,9 +113,16 @@ class Attempts:
     @property
     def current_arm(self) -> Arm | None:
         """The version that is asked now; None: the table has none."""
-        if self.arm == CANARY:
+        return self._version_of(self.arm)
+
+    def _version_of(self, arm: int) -> Arm | None:
+        if arm == CANARY:
             return self._table.canary
         return current_stable(self._context, self._table)
+
+    def _count_at(self, arm: int) -> int:
+        """Attempts at this arm so far."""
+        return sum(one.arm == arm for one in self.tried)
 
     def begin(self, has_time: Callable[[], bool] | None = None) -> tuple[Arm, Replica] | None:
         """The version and replica to ask now; None: no replica is left, or no time.
@@ -119,9 +131,10 @@ class Attempts:
         """
         if self._assignment.is_lookup:
             return self._begin_lookup(may_ask=has_time is None or has_time())
-        while len(self.tried) < MAX_ATTEMPTS and not self._is_exhausted:
+        while not self._is_exhausted:
             arm = self.current_arm
             may_ask = not self.tried or has_time is None or has_time()
+            may_ask = may_ask and self._count_at(self.arm) < MAX_ATTEMPTS
             replica = self._choose_replica(arm) if arm is not None and may_ask else None
             if arm is not None and replica is not None:
                 self._use(replica)
@@ -133,11 +146,9 @@ class Attempts:
         return None
 
     def _begin_lookup(self, *, may_ask: bool) -> tuple[Arm, Replica] | None:
-        may_ask = may_ask and not self._is_exhausted
-        for arm in (STABLE, CANARY) if may_ask and self.count < MAX_LOOKUPS else ():
-            self.arm = arm
-            current = self.current_arm
-            if current is not None and (untried := self._untried(current)):
+        for arm in (STABLE, CANARY) if may_ask and not self._is_exhausted else ():
+            self.arm, current = arm, self._version_of(arm)
+            if current is not None and (untried := self._not_looked_at(arm)):
                 self._use(preferred(untried, self._assignment.key)[0])
                 assert self.replica is not None
                 return current, self.replica
@@ -269,7 +280,7 @@ class Attempts:
 
     def can_continue(self) -> bool:
         """True when another replica could continue what the current one began."""
-        if len(self.tried) >= MAX_ATTEMPTS:
+        if self._count_at(STABLE) >= MAX_ATTEMPTS:
             return False
         if self.arm == STABLE:
             return bool(self._untried(self.current_arm))
@@ -300,7 +311,7 @@ class Attempts:
             self.may_be_made = self.may_be_made or is_made
             can_repeat = self._may_repeat and status in REPEATED_STATUSES and not is_made
             self._may_repeat = False
-            if can_repeat and self.count < MAX_ATTEMPTS and self._untried(self.current_arm):
+            if can_repeat and self._count_at(self.arm) < MAX_ATTEMPTS and self._untried(self.current_arm):
                 return False
             is_replaced = self.arm == CANARY and not (is_made and self.creates)
         if is_replaced:
@@ -326,9 +337,11 @@ class Attempts:
 
     def _has_more(self) -> bool:
         """True when a lookup has another replica to ask."""
-        arms = (current_stable(self._context, self._table), self._table.canary)
-        urls = {one.url for arm in arms if arm is not None for one in arm.replicas}
-        return self.count < MAX_LOOKUPS and not urls <= set(self._tried_urls)
+        return any(map(self._not_looked_at, (STABLE, CANARY)))
+
+    def _not_looked_at(self, arm: int) -> Sequence[Replica]:
+        """Replicas of this arm that a lookup may still ask."""
+        return self._untried(self._version_of(arm)) if self._count_at(arm) < MAX_LOOKUPS else ()
 
     @property
     def _is_first(self) -> bool:

@@ -1,4 +1,5 @@
-"""What one attempt of a request came to, and whether its engine may have done what was asked. Pure."""
+"""One attempt of a request as it is remembered, how many there may be, and whether its engine may have done
+what was asked. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ from msgspec import Struct
 from serving.router.types import Failure
 from serving.router.upstreams.health import NO_ANSWER
 
+# Of each arm: what is used up at a canary that is dead is not taken from stable, which answers in its place.
+MAX_ATTEMPTS = 4  # of one request
+MAX_LOOKUPS = 64  # replicas that are asked for one id
 NOT_IMPLEMENTED = 501  # of a route that an engine does not have: it answers the others
 _NOTHING_MADE = frozenset({"refused", "withheld", "key refused", "error in the answer", None})
 _NOTHING_MADE_STATUSES = frozenset({429, NOT_IMPLEMENTED, 503})  # of failures; so does a 4xx say

@@ -300,17 +300,16 @@ class ClientConnection(asyncio.Protocol):
         self, parsed: ParsedRequest, found: Found, core: RouterCore, prepared: Prepared | None = None
     ) -> None:
         """Begin a request for this core."""
-        front, peer = self._front, peer_of(self.transport) if core.needs_peer else ""
-        exchange = request_start.begin_exchange(front, core, parsed, found, peer=peer, prepared=prepared)
+        front, over = self._front, self._on_over
+        exchange = request_start.begin_exchange(front, self, core, parsed, found, prepared=prepared)
         if isinstance(exchange, Refusal):
             self.refuse(exchange)
             return
         if found.target.path == REALTIME:
             self._task = front.run(request_start.tunnel_of(front, exchange, self, parsed))
             return
-        relay = self._relay = request_start.relay_of(
-            front, core, exchange, client=self, method=parsed.method, on_over=self._on_over
-        )
+        relay = request_start.relay_of(front, core, exchange, self, method=parsed.method, on_over=over)
+        self._relay = relay
         if self._blocked_s is not None:
             relay.slow()
         if len(parsed.body) > COUNTED_BODY:
@@ -327,6 +326,7 @@ class ClientConnection(asyncio.Protocol):
     def _done(self) -> None:
         """The answer is whole: the next request, or the end of the connection."""
         self._request = self.core = self._task = None
+        self._front.requests.end(self)
         if self._share.size:
             self._count_body()
         self._begun_s, parser = boot_s(), self._parser

@@ -27,6 +27,7 @@ from serving.router.front.departed import Departed
 from serving.router.front.load import Load, open_files
 from serving.router.front.paths import Found
 from serving.router.front.request_ids import RequestIds
+from serving.router.front.request_limit import RequestLimit
 from serving.router.mirror.mirror import Mirror
 from serving.router.router import RouterCore
 from serving.router.turns import Turns
@@ -66,6 +67,7 @@ class WireFront:
         self.held = HeldBytes()  # of answers
         self.load = Load.of_files(open_files())
         self.places: ConnectionLimit[ClientConnection] = ConnectionLimit(self.load)
+        self.requests: RequestLimit[ClientConnection] = RequestLimit(self.load)
         self.departed = Departed(self.bodies)
         self.refusals: dict[str, int] = {}  # by code, of requests that name none of several services
         self.upstream: Upstream | None = None
@@ -247,15 +249,14 @@ class WireFront:
         """A client's connection is closed."""
         self._connections.discard(connection)
         self.places.leave(connection)
+        self.requests.end(connection)
 
-    def refusal(self, body_bytes: int = 0) -> Refusal | None:
-        """Why no further request is begun now; None: it is. body_bytes: of its body, which is whole."""
+    def refusal(self, client: str, body_bytes: int = 0) -> Refusal | None:
+        """Why no further request of this client is begun now; None: it is. body_bytes: of its body, which is
+        whole."""
         if body_bytes > COUNTED_BODY and self.bodies.total - body_bytes > self.bodies.limit:  # without it
             return overloaded(f"the router holds {self.bodies.limit} bytes of requests already")
-        load = self.load
-        if load.is_late or self.under_way >= load.requests_limit:
-            return load.refusal()
-        return None
+        return self.requests.refusal(client, self.under_way)
 
     def run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Run a task of a connection, and keep it until it is done."""
@@ -272,11 +273,14 @@ class WireFront:
                 core.counters.lag.add(late_s)
         self._sweep_due_s = now_s + SWEEP_S
         has_many_bytes = self.bodies.is_half_spent or self.held.is_half_spent
-        self.load.swept(late_s=late_s, requests=self.under_way, has_many_bytes=has_many_bytes)
+        largest = self.requests.largest
+        self.load.swept(
+            late_s=late_s, requests=self.under_way, has_many_bytes=has_many_bytes, largest=largest
+        )
         for core in self.cores.values():
             core.assigner.is_overloaded = self.load.is_undrawn
         self.departed.check()
-        self.mirror.check(is_strained=self.load.is_undrawn or late_s > STRAINED_S)
+        self.mirror.check(is_strained=self.load.is_strained or late_s > STRAINED_S)
         # Before the checks: an error in one must not end the time limits of all.
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
         if self.warm is not None and not self._is_stopping:

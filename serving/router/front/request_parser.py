@@ -2,7 +2,8 @@
 
 Rules:
 1. What llhttp refuses in its strict mode is refused: a length and chunks at once, spaces before a colon,
-   bare line feeds, folded lines. Two servers could read such a request differently.
+   bare line feeds, folded lines. So is what says twice where it goes (RFC 9112, 3.2): a second host header.
+   Two servers could read such a request differently.
 2. Head, number of headers, body and the bytes that frame it are bounded. What is beyond a bound gets one
    clear answer, and the connection is closed.
 3. Requests that a client sends ahead (pipelining) are answered in order. No more than PIPELINE_LIMIT are
@@ -38,10 +39,11 @@ CHUNKED_AT_ONCE = 4 << 10  # bytes of a body in chunks
 
 _OF_OFFER = frozenset({b"upgrade", b"http2-settings"})
 # Headers with a meaning here.
-_READ = frozenset({b"content-length", b"content-encoding", b"expect", b"transfer-encoding"})
+_READ = frozenset({b"content-length", b"content-encoding", b"expect", b"host", b"transfer-encoding"})
 CODED = Refusal(
     501, "transfer_coding", "transfer-encoding can only be `chunked`; use content-encoding to compress a body"
 )
+TWO_HOSTS = Refusal(400, "bad_request", "the request has more than one host header; send one")
 
 
 class ParsedRequest(Struct, frozen=True, gc=False):
@@ -78,6 +80,7 @@ class RequestParser:
         self._body: Body = b""
         self._is_begun = self._is_in_body = False
         self._ended = 0  # requests in the bytes that were parsed last
+        self._has_host = False
         self._has_offer = False  # of another protocol, which the last request makes; it is parsed again
         self._unread = b""  # what waits until requests are taken out
         self._head = b""  # the beginning of a head as it came; empty: none has begun, or it is not known
@@ -304,7 +307,7 @@ class RequestParser:
         self._target, self._headers, self._body = [], [], b""
         self._head_bytes = self._head_size = self._body_bytes = self._framed_bytes = self._declared = 0
         self._between = 0
-        self._is_encoded = self.wants_continue = False
+        self._is_encoded = self.wants_continue = self._has_host = False
 
     def on_url(self, url: bytes) -> None:
         self._target.append(url)
@@ -326,6 +329,11 @@ class RequestParser:
             if self._declared > BODY_LIMIT:
                 self._refuse_body()
                 raise ValueError("body too large")
+        elif name == b"host":
+            if self._has_host:
+                self.refusal = TWO_HOSTS
+                raise ValueError("two hosts")
+            self._has_host = True
         elif name == b"content-encoding":
             self._is_encoded = True
         elif name == b"transfer-encoding":

@@ -14,7 +14,7 @@ from serving.router.bodies.prepared import Prepared
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.relay import Client, Relay
 from serving.router.front import service_choice, tunnel
-from serving.router.front.admission import Sent, admit, without_names
+from serving.router.front.admission import Sent, admit, peer_of, without_names
 from serving.router.front.feedback import answer_feedback
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
@@ -39,7 +39,7 @@ def admit_head(
     client = admit(front.cores, sent, found)
     if isinstance(client, Refusal):
         return client
-    return front.places.refusal(connection) or front.refusal() or client
+    return front.places.refusal(connection) or front.refusal(client) or client
 
 
 def name_of(
@@ -113,27 +113,39 @@ async def begin_later(
 
 def begin_exchange(
     front: WireFront,
+    connection: ClientConnection,
     core: RouterCore,
     parsed: ParsedRequest,
     found: Found,
     *,
-    peer: str,
     prepared: Prepared | None,
 ) -> Exchange | Refusal:
-    """The exchange of a whole request, or why it is not served. peer: empty where nothing depends on it."""
-    if (refusal := front.refusal(len(parsed.body))) is not None:
+    """The exchange of a whole request, or why it is not served."""
+    client = connection.reading.client
+    if (refusal := front.refusal(client, len(parsed.body))) is not None:
         return refusal
+    peer = peer_of(connection.transport) if core.needs_peer else ""
     request = Request(parsed.method, found.target, parsed.headers, parsed.body, peer)
     request_id, now_s, wall_s = front.ids.next(), boot_s(), time.time()
-    return core.begin(request, request_id=request_id, now_s=now_s, wall_s=wall_s, prepared=prepared)
+    exchange = core.begin(
+        request,
+        request_id=request_id,
+        now_s=now_s,
+        wall_s=wall_s,
+        prepared=prepared,
+        is_undrawn=client == front.load.undrawn_client,
+    )
+    if isinstance(exchange, Exchange):
+        front.requests.begin(connection, client)
+    return exchange
 
 
 def relay_of(
     front: WireFront,
     core: RouterCore,
     exchange: Exchange,
-    *,
     client: Client,
+    *,
     method: str,
     on_over: Callable[[], None],
 ) -> Relay:

@@ -6,7 +6,9 @@ process by one that starts the front on the same port. Serve's own routes (`/-/h
 answered as Serve would. Serve stops the server as it stops its own: `should_exit`, then a wait for the task.
 
 Serve also has a proxy of its own, to which HAProxy turns when it finds no replica healthy. Its requests come
-as ASGI calls; an `Ingress` is an ASGI application that passes them on to the front over HTTP.
+as ASGI calls; an `Ingress` is an ASGI application that passes them on to the front over HTTP. A body is
+passed on as it comes, a part at a time: it has the front's limits (its bytes, their budget, the time for them
+to arrive, whether its client may ask) and no others.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
 import aiohttp
 
 from serving.loopback import bound
 from serving.router.front.front_wire import WireFront
-from serving.router.headers import forwarded_whole, returned_whole
+from serving.router.headers import forwarded_whole, returned_whole, value_of
 from serving.router.types import Refusal
 
 log = logging.getLogger("canaryctl.router")
@@ -89,23 +91,24 @@ class Ingress:
                 await send({"type": f"{message['type']}.complete"})
             await send({"type": "lifespan.shutdown.complete"})
             return
-        body = b""
-        while (message := await receive())["type"] == "http.request":
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
-        else:
+        first = await receive()
+        if first["type"] != "http.request":
             return
+        body, answer = _Body(first, receive), _Answer(send)
         try:
-            await self._pass_on(scope, body, send)
+            await self._pass_on(scope, body, answer)
         except aiohttp.ClientError:
+            if body.is_broken_off:
+                return
+            if answer.has_begun:
+                raise  # the client sees a cut
             text = "the router is starting or stopping; retry"
             refusal = Refusal(503, "no_router", text, retry_after_s=1)
             headers = [(b"content-type", b"application/json"), (b"retry-after", b"1")]
             await send({"type": "http.response.start", "status": 503, "headers": headers})
             await send({"type": "http.response.body", "body": refusal.body(scope["path"])})
 
-    async def _pass_on(self, scope: Message, body: bytes, send: Callable[[Message], Awaitable[None]]) -> None:
+    async def _pass_on(self, scope: Message, body: _Body, send: Callable[[Message], Awaitable[None]]) -> None:
         from yarl import URL
 
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
@@ -113,18 +116,58 @@ class Ingress:
         target = raw.partition(b"?")[0] + (b"?" + query if query else b"")
         url = URL((self._base or "http://127.0.0.1:9") + target.decode("latin-1"), encoded=True)
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in forwarded_whole(scope["headers"])]
+        if not body.is_whole and (length := value_of(scope["headers"], b"content-length")) is not None:
+            headers.append(("content-length", length))  # by which the front refuses one that is too large
         skipped = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+        data = (body.first or None) if body.is_whole else body.parts()
         async with (
             aiohttp.ClientSession(auto_decompress=False, skip_auto_headers=skipped) as session,
             session.request(
-                scope["method"], url, data=body or None, headers=headers, allow_redirects=False, timeout=None
+                scope["method"], url, data=data, headers=headers, allow_redirects=False, timeout=None
             ) as answer,
         ):
             head = {"status": answer.status, "headers": returned_whole(answer.raw_headers)}
             await send({"type": "http.response.start", **head})
-            async for data in answer.content.iter_any():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+            async for part in answer.content.iter_any():
+                await send({"type": "http.response.body", "body": part, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
+
+
+class _Body:
+    """The body of one request, of which no more than a part is held."""
+
+    def __init__(self, first: Message, receive: Callable[[], Awaitable[Message]]) -> None:
+        """first: the first message of the request."""
+        self.first: bytes = first.get("body", b"")
+        self.is_whole = not first.get("more_body")  # as it came: in one part
+        self.is_broken_off = False
+        self._receive = receive
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """All of it. Raises ConnectionError when the client leaves before its end."""
+        part, has_more = self.first, not self.is_whole
+        while True:
+            if part:
+                yield part
+            if not has_more:
+                return
+            message = await self._receive()
+            if message["type"] != "http.request":
+                self.is_broken_off = True
+                raise ConnectionError("the client has left")
+            part, has_more = message.get("body", b""), bool(message.get("more_body"))
+
+
+class _Answer:
+    """Sends an answer, and knows whether it has begun."""
+
+    def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
+        self.has_begun = False
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        self.has_begun = True
+        await self._send(message)
 
 
 def _own_routes(app: Any) -> Callable[[str], Awaitable[tuple[int, bytes] | None]]:

@@ -159,3 +159,40 @@ def test_of_several_lines_the_one_that_the_proxy_appends_counts(
 
     assert isinstance(found, Client)
     assert found.audiences == audiences
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+@pytest.mark.parametrize(
+    ("access", "key"),
+    [
+        (Access(KEYS, keys_required=True), "sk-staff"),
+        (ACCESS, "sk-code"),
+        (ACCESS, ""),
+        (Access({digest_of("sk-ops"): ClientKey("ops")}), "sk-ops"),
+    ],
+)
+def test_where_clients_have_keys_nobody_lists_the_files_and_batches_of_all(
+    access: Access, key: str, path: str
+) -> None:
+    routed = Routed().use(access=access)
+    headers = bearer(key) if key else {}
+    listed = [routed.ask(path=path, method=method, headers=headers) for method in ("GET", "HEAD")]
+
+    assert [(one.status, one.code) for one in listed if isinstance(one, Refusal)] == [
+        (403, "list_of_all_clients")
+    ] * 2
+    for method, of_own in (("POST", path), ("GET", f"{path}/id-1"), ("DELETE", "/v1/files/id-1")):
+        assert isinstance(routed.ask(path=of_own, method=method, headers=headers), Exchange)
+
+
+@pytest.mark.parametrize(
+    "access",
+    [None, Access(trusted=TRUST), Access({digest_of("sk-1"): ClientKey("team")}, keys_required=True)],
+)
+def test_clients_who_are_all_alike_may_list_files_and_batches(access: Access | None) -> None:
+    routed = Routed().use(access=access)
+    found = [
+        routed.ask(path=one, method="GET", headers=bearer("sk-1")) for one in ("/v1/files", "/v1/batches")
+    ]
+
+    assert all(isinstance(one, Exchange) for one in found)

@@ -101,7 +101,7 @@ async def test_at_half_of_the_requests_nothing_is_drawn_and_all_are_served() -> 
         waiting(rig, go_on)
         rig.front.load.requests_limit = 4
         under_way = [asyncio.create_task(rig.ask(user=f"u{i}")) for i in range(3)]
-        await until(lambda: rig.core.assigner.is_overloaded)
+        await until(lambda: rig.front.load.is_strained)
         under_way.append(asyncio.create_task(rig.ask(user="u9")))
         await until(lambda: bool(rig.stable.seen))
         go_on.set()

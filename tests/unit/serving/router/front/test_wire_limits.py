@@ -59,6 +59,7 @@ def post(*headers: bytes, body: bytes = BODY) -> bytes:
         POST + b"content-length: 16\r\ncontent-length: 15\r\n\r\n" + BODY,
         POST + b"content-length: +16\r\n\r\n" + BODY,
         POST + b"content-length : 16\r\n\r\n" + BODY,
+        POST + b"host: y\r\ncontent-length: 16\r\n\r\n" + BODY,
         POST + b"transfer-encoding: chunked, identity\r\n\r\n",
         POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
         POST + b"x-a: 1\r\n  folded: 2\r\ncontent-length: 0\r\n\r\n",
