@@ -42,7 +42,7 @@ class SchemaChecks:
             if (made := self._made[id(schema)]) is None:
                 return None
             check, cost = made
-            self.work.spend(cost.of(measured(value, self.work)))
+            self.work.spend(cost.of(measured(value, self.work, cost.size)))
             return bool(check.is_valid(value))
         except (TooMuch, ValueError, RecursionError, OverflowError):
             return None

@@ -32,7 +32,7 @@ STEPS_LIMIT = 520  # of a pattern for a character: 26 us, the most that one of S
 DEPTH_LIMIT = 64  # of a schema, its references spelled out
 LARGEST, SMALLEST = 1e30, 1e-30  # of a fraction
 MULTIPLE_LARGEST, MULTIPLE_SMALLEST = 2**53, 1e-9
-_INTEGERS, _EXACT = range(-(1 << 63), 1 << 64), range(-(1 << 53), 1 << 53)
+_INTEGERS, _EXACT = range(-(1 << 63), 1 << 64), 1 << 53
 
 # Keys of a schema: by which nothing is checked where they stand, maps of schemas by any names, and data.
 _UNUSED = frozenset(
@@ -104,7 +104,7 @@ class Measure:
 def cost_of(schema: Any, work: Work) -> Cost:
     """What the check of a schema costs; counting it is charged. Raises TooMuch: it is more than is left, or
     the schema names itself (it is as deep as the value), or is of a kind that is not counted."""
-    measured(schema, work, WHOLE_MADE + MEASURED)
+    work.spend(WHOLE_MADE * measured(schema, work, WHOLE_MADE).values)
     counting = _Counting(schema, work)
     counting.cost.height = counting.add(schema, DEPTH_LIMIT)
     return counting.cost
@@ -192,37 +192,35 @@ def _pattern(pattern: str) -> Cost:
     return Cost(PATTERN_SIZE, steps=min(steps, STEPS_LIMIT), made=made)
 
 
-def measured(value: Any, work: Work, each: int = MEASURED) -> Measure:
-    """The measure of a value; for each value in it this much is charged. Raises TooMuch for what is beyond
-    that, and for a number that costs too much by itself."""
-    found, rest = Measure(), [value]
-    work.spend(each)
+def measured(value: Any, work: Work, each: int = 0) -> Measure:
+    """The measure of a JSON value, which is charged. each: what will be done for each value in it costs.
+
+    Raises TooMuch where that is more than is left, and for a number that costs too much by itself.
+    """
+    found, rest, limit = Measure(), [value], work.left // (MEASURED + each)
     while rest:
         one = rest.pop()
-        if isinstance(one, str):
+        kind = type(one)
+        if kind is str:
             found.characters += len(one)
-        elif isinstance(one, dict | list):
-            work.spend(each * len(one))
-            found.values += len(one)
-            if isinstance(one, list):
-                rest += one
-            else:
-                found.characters += sum(map(len, one))
-                rest += one.values()
-        elif isinstance(one, int | float):
-            if is_costly(one):
+        elif kind is list or kind is dict:
+            if found.values + len(one) > limit:
+                work.left -= MEASURED * found.values
                 raise TooMuch
+            found.values += len(one)
+            rest += one if kind is list else one.values()
+            if kind is dict:
+                found.characters += sum(map(len, one))
+        elif kind is int or kind is float:
             found.numbers += 1
-            found.wide += isinstance(one, int) and one not in _EXACT
+            size = abs(one)
+            if kind is int and size > _EXACT:
+                found.wide += 1
+            if (one not in _INTEGERS) if kind is int else size and not SMALLEST <= size <= LARGEST:
+                raise TooMuch
+    work.spend(MEASURED * found.values)
     found.values += found.characters >> 6
     return found
-
-
-def is_costly(number: float) -> bool:
-    """Whether a number costs far more than others. Check: 2**64 and 1e40 do; 2**63, 0.1 and 0 do not."""
-    if isinstance(number, int):
-        return number not in _INTEGERS
-    return number != 0 and not SMALLEST <= abs(number) <= LARGEST
 
 
 def _part_named(root: Any, reference: str) -> Any:

@@ -35,7 +35,7 @@ _SPECIAL = re.compile(
     r"|<(?:bos|eos|pad|unk)>|</s>\s*\Z"
 )
 TOKENS_LIMIT = 16  # of an answer, that are looked for in its request
-# Brackets and bars as JSON may write them; each is replaced in a pass of its own, ten times as fast as a pattern.
+# Brackets and bars as JSON may write them. A pass for each takes a tenth of what a pattern for all takes.
 _ESCAPED = {
     f"\\u{written}": character
     for character, code in (
