@@ -2,7 +2,8 @@
 
 Rules:
 1. No event of text is decoded: the strings of the named fields are found by a pattern, some KiB at a time, so
-   that an event costs about 1 us. Many events hold one token each. Those with calls of tools are decoded.
+   that an event costs about 1 us. Many events hold one token each. Those with calls of tools are decoded, but
+   for large ones (WHOLE), of which no objects are made: their calls are not known.
 2. Bounded: FOLDED bytes of what has passed, TEXT_LIMIT bytes of text and of arguments, CALLS_LIMIT calls. Of
    a whole answer the first WHOLE_LIMIT bytes are read.
 
@@ -19,7 +20,7 @@ from typing import Any
 import msgspec
 
 from serving.judging.signals import Call
-from serving.router.answers.answer_events import index_of, json_object
+from serving.router.answers.answer_events import WHOLE, index_of, json_object
 
 FOLDED = 16 << 10  # bytes that are kept before their texts are taken from them
 TEXT_LIMIT = 64 << 10  # bytes of text, and of the arguments of calls, as JSON writes them
@@ -93,7 +94,8 @@ class AnswerExcerpt:
             lines = data.splitlines() if are_events else [data]
             for line in lines:
                 if _CALLED.search(line):
-                    self._take_calls(json_object(line.removeprefix(b"data:")))
+                    is_read = len(line) <= WHOLE
+                    self._take_calls(json_object(line.removeprefix(b"data:")) if is_read else None)
 
     def _take_calls(self, event: dict[str, Any] | None) -> None:
         """Take the calls of one event, or of a whole answer. Those of one choice alone are known."""
