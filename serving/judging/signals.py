@@ -6,6 +6,8 @@ Rules:
 2. A request that cannot be read, or is larger than REQUEST_LIMIT, asked for nothing that is known. Nor did
    one for several answers: whose part is whose is not known.
 3. No text leaves this module: the signals are numbers and flags.
+4. Whatever was asked and answered, no step takes more than some 15 ms: sizes are bounded, and a check whose
+   cost is the client's to choose is paid before it is done (`schema_cost.py`), or is not done.
 
 Source: the layer L1 of the design of judging; `text_signals.py` names those of each signal.
 """
@@ -13,7 +15,7 @@ Source: the layer L1 of the design of judging; `text_signals.py` names those of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,17 +110,45 @@ def signals_of(
     refusal: the answer itself says that it is one, by a field or its finish reason. is_cut: it ended at its
     limit. calls: None where they are not known. characters: of its whole text, where `text` is its beginning.
     """
+    steps = signals_in_steps(asked, text, refusal=refusal, is_cut=is_cut, calls=calls, characters=characters)
+    return last_of(steps)
+
+
+def signals_in_steps(
+    asked: Asked,
+    text: str,
+    *,
+    refusal: bool,
+    is_cut: bool,
+    calls: Sequence[Call] | None,
+    characters: int | None,
+) -> Generator[None, None, Signals]:
+    """The same, in steps of some 15 ms at most, between which others may do something."""
     own = language(text)
     users = language(asked.text) if own is not None else None
+    repeated, compression = repeated_share(text), compression_ratio(text)
+    yield
+    leaked = asked.is_known and special_token(text, asked.body) is not None
+    yield
+    is_whole = characters in (None, len(text))
     return Signals(
         characters=len(text) if characters is None else characters,
-        repeated=repeated_share(text),
-        compression=compression_ratio(text),
-        leaked=asked.is_known and special_token(text, asked.body) is not None,
+        repeated=repeated,
+        compression=compression,
+        leaked=leaked,
         refused=refusal or refuses(text),
         other_language=own is not None and users is not None and own != users,
-        invalid=_is_invalid(asked, text, calls, is_cut=is_cut, is_whole=characters in (None, len(text))),
+        invalid=_is_invalid(asked, text, calls, is_cut=is_cut, is_whole=is_whole),
     )
+
+
+def last_of(steps: Generator[None, None, Signals]) -> Signals:
+    """What these steps make, all of them taken now."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def _is_invalid(

@@ -9,6 +9,7 @@ Whisper's decoder (Radford et al. 2022, section 4.5); languages by CLD2.
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 
@@ -33,9 +34,19 @@ _SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_]{2,40}\|>|<｜[^｜<>\n]{2,40}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
     r"|<(?:bos|eos|pad|unk)>|</s>\s*\Z"
 )
-# In a request, where `</s>` may stand anywhere.
-_ANY_SPECIAL = re.compile(_SPECIAL.pattern.replace(r"</s>\s*\Z", "</s>"))
-_ESCAPE = re.compile(r"\\u(003[cCeE]|007[cC]|[fF][fF]5[cC]|2581)")
+TOKENS_LIMIT = 16  # of an answer, that are looked for in its request
+# Brackets and bars as JSON may write them. A pass for each takes a tenth of what a pattern for all takes.
+_ESCAPED = {
+    f"\\u{written}": character
+    for character, code in (
+        ("<", "003c"),
+        (">", "003e"),
+        ("|", "007c"),
+        ("\uff5c", "ff5c"),
+        ("\u2581", "2581"),
+    )
+    for written in {"".join(one) for one in itertools.product(*({c, c.upper()} for c in code))}
+}
 # One of these is in each; of most texts nothing else is searched for.
 _SPECIAL_PARTS = (
     *("<|", "<｜", "[INST]", "[/INST]", "SYS>>", "_of_turn>"),
@@ -88,23 +99,20 @@ def compression_ratio(text: str) -> float | None:
 
 
 def special_token(text: str, request: bytes = b"") -> str | None:
-    """The first special token that appears as text, and is not in the request too; None: there is none.
+    """The first special token that appears as text, and is not in the request too; None: there is none among
+    the first TOKENS_LIMIT.
 
     request: a JSON text, whose brackets may be escaped.
     """
     if not _holds(text, _SPECIAL_PARTS):
         return None
-    tokens = dict.fromkeys(found.group().rstrip() for found in _SPECIAL.finditer(text))
-    asked: frozenset[str] | None = None
-    for token in tokens:
-        if asked is None:  # one pass over the request, however many tokens there are
-            plain = request.decode("utf-8", "replace")
-            if "\\u" in plain:
-                plain = _ESCAPE.sub(lambda found: chr(int(found.group(1), 16)), plain)
-            asked = frozenset(found.group().rstrip() for found in _ANY_SPECIAL.finditer(plain))
-        if token not in asked:
-            return token
-    return None
+    tokens = dict.fromkeys(map(str.rstrip, _SPECIAL.findall(text)))
+    if not tokens:
+        return None
+    asked = request.decode("utf-8", "replace")
+    for escape, character in _ESCAPED.items() if "\\u" in asked else ():
+        asked = asked.replace(escape, character)
+    return next((token for token in itertools.islice(tokens, TOKENS_LIMIT) if token not in asked), None)
 
 
 def refuses(text: str) -> bool:

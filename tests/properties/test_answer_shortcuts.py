@@ -13,14 +13,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serving.router.answers import answer_scan
-from serving.router.answers.answer_events import METADATA
 from serving.router.answers.answer_scan import AnswerScan
 
+METADATA = re.compile(
+    rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
+    rb'|"object"\s*:\s*"error"|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop'
+    rb'|message-end|error|ping|transcript\.text\.done)"'
+)
 WITHOUT = {
     "shape_of": lambda _event: None,
     "usual_answer": lambda _data: None,
     "is_sound": lambda _block: False,
     "may_hold_metadata": lambda block: METADATA.search(block) is not None,
+    "holds_metadata": lambda data: METADATA.search(data) is not None,
 }
 READ = (
     *("rest", "finish_reason", "prompt_tokens", "completion_tokens", "answer_id", "has_content"),

@@ -25,10 +25,19 @@ BOM = b"\xef\xbb\xbf"
 WHOLE = 64 << 10  # bytes; of a larger event no objects are made, for they cost by their number
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
 
-METADATA = re.compile(
-    rb'"(?:finish_reason|stop_reason)"\s*:\s*"|"usage"\s*:\s*\{|"error"\s*:\s*[{"]|"message"\s*:\s*\{|\[DONE\]'
-    rb'|"object"\s*:\s*"error"|"type"\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|message-end|error|ping'
-    rb'|transcript\.text\.done)"'
+# Each is looked for by its name: one pattern for all tries each of them at every quotation mark of a text.
+_METADATA = tuple(
+    (name, re.compile(re.escape(name) + value))
+    for name, value in (
+        *((b'"finish_reason"', rb'\s*:\s*"'), (b'"stop_reason"', rb'\s*:\s*"')),
+        *((b'"usage"', rb"\s*:\s*\{"), (b'"error"', rb'\s*:\s*[{"]'), (b'"message"', rb"\s*:\s*\{")),
+        *((b"[DONE]", b""), (b'"object"', rb'\s*:\s*"error"')),
+        (
+            b'"type"',
+            rb'\s*:\s*"(?:response\.(?:completed|incomplete|failed|cancelled)|message_stop|message-end|error|ping'
+            rb'|transcript\.text\.done)"',
+        ),
+    )
 )
 LAST_TYPES = frozenset(
     {
@@ -124,7 +133,7 @@ def is_sound(block: bytes) -> bool:
                 has_data = is_named = False
             elif not line.startswith(_OTHER_LINES) and line != b"data: [DONE]":
                 return False
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -255,13 +264,18 @@ def mended(text: bytes) -> bytes:
     return text.replace(b"\\ud", b"\\uc").replace(b"\\uD", b"\\uC")
 
 
+def holds_metadata(data: bytes) -> bool:
+    """Whether it says how or why an answer ends, of its usage, or of an error."""
+    for name, pattern in _METADATA:
+        at = data.find(name)
+        if at >= 0 and pattern.search(data, at) is not None:
+            return True
+    return False
+
+
 def may_hold_metadata(block: bytes) -> bool:
-    """False only when `METADATA` finds nothing; of most events that is known without the search."""
+    """The same of a block; of most events that is known without the search."""
     if holds_one(_NAMES_OF_METADATA, block):
-        return METADATA.search(block) is not None
+        return holds_metadata(block)
     reasons = block.count(b'"finish_reason"')
-    return (
-        reasons > 0
-        and reasons != block.count(b'"finish_reason":null')
-        and (METADATA.search(block) is not None)
-    )
+    return reasons > 0 and reasons != block.count(b'"finish_reason":null') and holds_metadata(block)

@@ -12,7 +12,9 @@ Rules:
 2. A comment is no event, nor is a ping or white space; an event without content (a role) commits nobody.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
-4. Whether it is a stream is said by its first bytes, as its readers take it, not by its content type: `{`
+4. An error in our reading ends the reading, never the answer: it is passed on as one beyond a limit is. The
+   log names the error and its place, once, and no text.
+5. Whether it is a stream is said by its first bytes, as its readers take it, not by its content type: `{`
    begins a whole answer by any name, and `data:` a stream that was asked for. Events in place of a whole
    answer are malformed: clients give them out as one text.
 
@@ -21,10 +23,13 @@ Invariant: no text of an answer is kept but in its excerpt, and in no record.
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 from array import array
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import PurePath
 
 from serving.router.answers.answer_content import (
     answer_says_something,
@@ -34,13 +39,13 @@ from serving.router.answers.answer_content import (
 )
 from serving.router.answers.answer_events import (
     BOM,
-    METADATA,
     TOKEN_COMMENT,
     begins_events,
     begins_object,
     data_of,
     end_of_events,
     events_of,
+    holds_metadata,
     is_event,
     is_object,
     is_sound,
@@ -65,6 +70,8 @@ GENERATE, SPEECH = "/inference/v1/generate", "/v1/audio/"
 BLANKS_LIMIT = 64 << 10  # bytes of blanks before an answer; after more it is what its content type says
 PARSE_LIMIT = 1 << 20  # bytes; a JSON answer or an event beyond this is passed on without being scanned
 LINES_LIMIT = 4096  # of an event that comes in parts; each is a step, and beyond it is passed on so too
+
+log = logging.getLogger("canaryctl.router")
 
 _LEARNED_FROM = 4096  # bytes of a block whose events are read one by one until their shape is known
 
@@ -151,12 +158,16 @@ class AnswerScan(AnswerState):
         self._has_ended = True
         if self.streams:
             self.rest = bytes(self._buffer)  # too few bytes to be known as an event
-        if self.is_stream:
-            if self._buffer:
-                self._read_rest(bytes(self._buffer).split(b"\n"))
+        rest = bytes(self._buffer)
+        try:
+            if not self.is_stream:
+                self._read_whole()
+            elif rest:
+                self._read_rest(rest.split(b"\n"))
                 self._buffer.clear()
-        else:
-            self._read_whole()
+        except Exception as exc:  # noqa: BLE001 - logged there
+            self._unreadable(exc)
+            self.rest = _without_comments(rest) if self.is_stream else b""
         return self.fault
 
     def _read_whole(self) -> None:
@@ -191,9 +202,19 @@ class AnswerScan(AnswerState):
 
     def _take_events(self, block: bytes) -> bytes:
         """Read a block of whole events that has come; the block as it is passed on."""
-        if self.excerpt is not None:
-            self.excerpt.add(block)
-        return self._read_events(block)
+        try:
+            if self.excerpt is not None:
+                self.excerpt.add(block)
+            return self._read_events(block)
+        except Exception as exc:  # noqa: BLE001 - logged there
+            return _without_comments(block) + self._unreadable(exc)
+
+    def _unreadable(self, exc: Exception) -> bytes:
+        """Our reading has failed, not the answer: that is passed on, unread from here on. The rest of it."""
+        place = traceback.extract_tb(exc.__traceback__)[-1]
+        at = f"{PurePath(place.filename).name}:{place.lineno}"
+        log.error("an answer is passed on unread", extra={"kind": type(exc).__name__, "at": at})
+        return self._give_up()
 
     def _read_events(self, block: bytes) -> bytes:
         """Read a block of whole events; the block as it is passed on."""
@@ -307,7 +328,7 @@ class AnswerScan(AnswerState):
         self.has_content = self.has_content or holds_content(data)
         if self.path == GENERATE and not self.has_content:
             self.has_content = holds_tokens(data)
-        if self.events == 1 or not self.has_content or self._may_speak_on or METADATA.search(data):
+        if self.events == 1 or not self.has_content or self._may_speak_on or holds_metadata(data):
             event = event_of(data)
             self.has_content = self.has_content or event_says_something(event or {})
             if event is not None:
@@ -332,3 +353,10 @@ class AnswerScan(AnswerState):
         if self.path in TEXT_PATHS:  # elsewhere nobody asks
             self.has_content = holds_content(text) or answer_says_something(text)
         return True
+
+
+def _without_comments(block: bytes) -> bytes:
+    """The block without the comments in which an engine names ids."""
+    if TOKEN_COMMENT not in block:
+        return block
+    return b"\n".join(line for line in block.split(b"\n") if not line.startswith(TOKEN_COMMENT))

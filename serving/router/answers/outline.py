@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from serving.json_value import decoded
 from serving.router.answers.answer_events import WHOLE, json_object, mended
 from serving.router.bodies.raw_values import first_byte
 
@@ -165,7 +166,7 @@ def _part(raw: msgspec.Raw) -> Any:
     if raw is _ABSENT or (len(memoryview(raw)) > SMALL and not is_text):
         return None if raw is _ABSENT else LARGE
     try:
-        return msgspec.json.decode(raw)
+        return decoded(raw)
     except (ValueError, RecursionError):
         return None
 
@@ -179,6 +180,6 @@ def _value(raw: msgspec.Raw) -> Any:
     if raw is _ABSENT or len(memoryview(raw)) > SMALL:
         return None
     try:
-        return msgspec.json.decode(raw)
+        return decoded(raw)
     except (ValueError, RecursionError):
         return None

@@ -1,4 +1,4 @@
-"""Signals of answers that have ended: read in turns of their own, so that no client waits for them.
+"""Signals of answers that have ended: read in turns of their own, a step each, so that no client waits.
 
 Rules:
 1. A record waits for its signals; its request counts as open until then, so that the log's watermark holds.
@@ -14,13 +14,13 @@ Invariant: a text leaves memory with its signals. No record, log or error holds 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 
 from serving.answer_signals import Signals
 from serving.judging.conversation import CALLS_LIMIT, called
-from serving.judging.signals import Asked, asked_of, signals_of
+from serving.judging.signals import Asked, asked_of, last_of, signals_in_steps
 from serving.messages import LIMIT_REASONS, RequestRecord
 from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_facts import REFUSAL_REASONS
@@ -48,16 +48,24 @@ class AnswerText:
 
     def signals(self) -> Signals:
         """Its signals: some 0.1 ms for a short answer, 1 ms for one of 4000 tokens."""
+        return last_of(self.in_steps())
+
+    def in_steps(self) -> Generator[None, None, Signals]:
+        """The same in steps, each of which is short whatever was asked and answered."""
         text, characters = self.excerpt.text()
+        yield
         asked = asked_of(self.body) if self.body is not None else Asked()
+        yield
         reason = (self.finish_reason or "").lower()
-        return signals_of(
-            asked,
-            text,
-            refusal=self.excerpt.refuses or reason in REFUSAL_REASONS,
-            is_cut=reason in LIMIT_REASONS,
-            calls=self.excerpt.calls(),
-            characters=characters,
+        return (
+            yield from signals_in_steps(
+                asked,
+                text,
+                refusal=self.excerpt.refuses or reason in REFUSAL_REASONS,
+                is_cut=reason in LIMIT_REASONS,
+                calls=self.excerpt.calls(),
+                characters=characters,
+            )
         )
 
     def judged(self) -> str | None:
@@ -75,7 +83,7 @@ class UnreadTexts:
 
     def __init__(self) -> None:
         self.later: Callable[[Callable[[], object]], object] = lambda work: work()
-        self._waiting: dict[str, tuple[int, Callable[[], None]]] = {}  # by request id, with their bytes
+        self._waiting: dict[str, tuple[int, Generator[None, None, None]]] = {}  # by id, with their bytes
         self.bytes = 0  # of what waits
         self._spare, self._spare_at_s = float(READ_PER_S), 0.0  # answers that may be read, and since when
 
@@ -91,30 +99,50 @@ class UnreadTexts:
         return True
 
     def add(self, text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) -> None:
-        """Read the signals of this record's answer in a later turn, then call on_read, once."""
+        """Read the signals of this record's answer in later turns, then call on_read, once."""
         size = text.size
         if len(self._waiting) >= TEXTS_LIMIT or self.bytes + size > TEXTS_BYTES:
             on_read()
             return
         self.bytes += size
-        self._waiting[record.request_id] = size, partial(_read, text, record, on_read)
+        self._waiting[record.request_id] = size, _reading(text, record, on_read)
         self.later(partial(self._take, record.request_id))
 
     def read_all(self) -> None:
         """Read what still waits: the router ends."""
-        for request_id in list(self._waiting):
-            self._take(request_id)
+        while self._waiting:
+            for _ in self._drop(next(iter(self._waiting))):
+                pass
 
     def _take(self, request_id: str) -> None:
-        size, work = self._waiting.pop(request_id, (0, None))
+        """Take one step of this reading."""
+        if request_id not in self._waiting:
+            return
+        _, steps = self._waiting[request_id]
+        has_ended = True
+        try:
+            next(steps)
+            has_ended = False
+        except StopIteration:
+            pass
+        finally:
+            if has_ended:
+                self._drop(request_id)
+        if not has_ended:
+            self.later(partial(self._take, request_id))
+
+    def _drop(self, request_id: str) -> Generator[None, None, None]:
+        """The steps that are left of a reading that waits no more."""
+        size, steps = self._waiting.pop(request_id)
         self.bytes -= size
-        if work is not None:
-            work()
+        return steps
 
 
-def _read(text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) -> None:
+def _reading(
+    text: AnswerText, record: RequestRecord, on_read: Callable[[], None]
+) -> Generator[None, None, None]:
     try:
-        object.__setattr__(record, "signals", text.signals())  # nobody has seen the record yet
+        object.__setattr__(record, "signals", (yield from text.in_steps()))  # nobody has seen the record yet
     except Exception as exc:  # noqa: BLE001 - logged by its kind alone: its message may quote the text
         extra = {"request": record.request_id, "kind": type(exc).__name__}
         log.error("the signals of an answer were not read", extra=extra)

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from serving.json_value import decoded
 from serving.router.answers.outline import event_of
 from serving.router.bodies.continuable import LIMITS, SENT, TEMPLATE, count_ids, fields_of, one_text
 from serving.router.bodies.raw_values import NOTHING
@@ -148,7 +149,7 @@ def usage_of(fields: Fields) -> Usage:
     """The same of the fields of a body."""
     try:
         raw = fields.get("stream_options")
-        options = msgspec.json.decode(raw) if raw is not None else None
+        options = decoded(raw) if raw is not None else None
     except (ValueError, RecursionError):
         return "no"
     if not isinstance(options, dict) or options.get("include_usage") is not True:

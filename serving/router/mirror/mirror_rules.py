@@ -38,7 +38,7 @@ _COPIED = frozenset(
     }
 )
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_TOOLS = msgspec.json.Decoder(list[dict[str, Any]])
+_TOOLS = msgspec.json.Decoder(list[dict[str, Any]], float_hook=str)  # as in `json_value.py`
 
 
 def is_drawn(table: RouteTable, request_id: str) -> bool:

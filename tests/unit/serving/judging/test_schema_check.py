@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from serving.judging.schema_check import SchemaChecks
+from serving.judging.schema_check import WORK_LIMIT, SchemaChecks
+from serving.judging.schema_cost import Work, cost_of
 
 ORDER: dict[str, Any] = {
     "type": "object",
@@ -65,8 +67,9 @@ def test_a_schema_that_names_itself_is_not_checked() -> None:
 
 def test_a_large_value_of_a_large_schema_is_not_checked() -> None:
     many = {"items": {"anyOf": [{"const": number} for number in range(1000)]}}
-    assert conforms(many, [0.5] * 10) is False
-    assert conforms(many, [0.5] * 5000) is None
+    assert conforms(many, ["a"] * 10) is False
+    assert conforms(many, ["a"] * 5000) is None
+    assert conforms(many, [0.5] * 10) is None  # a fraction costs 3 us a number that it is compared with
 
 
 def _doubling(name: Callable[[int], dict[str, Any]], levels: int) -> dict[str, Any]:
@@ -137,3 +140,66 @@ def test_usual_patterns_are_matched() -> None:
     assert conforms(date, ["2026-11-30"] * 100) is True
     assert conforms(date, ["2026-11-30", "today"]) is False
     assert conforms({"pattern": r"^\+?\d{3}-\d{4}$"}, "555-1234") is True
+
+
+def test_a_part_that_is_named_often_is_counted_once() -> None:
+    """A request of 1.3 kB whose 16 parts each name the next one twice held up the router for 1.4 s."""
+    work = Work(10**9)
+    assert cost_of(_plain(16), work).size > 1 << 16
+    assert 10**9 - work.left < WORK_LIMIT // 20
+
+
+def test_what_counting_cost_is_paid_and_paid_once() -> None:
+    checks, schemas = SchemaChecks(), [_plain(level) for level in range(20, 28)]
+    lefts = [WORK_LIMIT]
+    for schema in schemas:
+        assert checks.conforms(schema, {}) is None
+        lefts.append(checks.work.left)
+        assert checks.conforms(schema, {}) is None
+        assert checks.work.left == lefts[-1]
+    assert all(after < before for before, after in itertools.pairwise(lefts))
+
+
+def test_a_schema_is_counted_no_further_than_its_answer_may_pay() -> None:
+    large: dict[str, Any] = {"anyOf": [{"anyOf": [{"not": {}}] * 3}] * 5000}
+    for schema in (large, {"type": "object", "$defs": {"d": large}}, {"enum": [{"a": 1}] * 20_000}):
+        assert SchemaChecks().conforms(schema, {}) is None
+
+
+@pytest.mark.parametrize("number", [1e300, 5e-324, 2**64, -(2**70), 10**300])
+def test_numbers_that_cost_too_much_are_not_checked(number: float) -> None:
+    """60 KB of 1e300 under `multipleOf` took 2.5 s; 190 unique integers of 300 digits 0.2 s."""
+    for schema in ({"items": {"multipleOf": 0.1}}, {"uniqueItems": True}, {"type": "object"}):
+        assert conforms(schema, [number]) is None
+    assert conforms({"const": number}, 1) is None
+
+
+@pytest.mark.parametrize("step", [1e-300, 1e-20, 0, -1, "1", 1e300])
+def test_a_step_of_almost_nothing_is_not_checked(step: Any) -> None:
+    assert conforms({"multipleOf": step}, 1) is None
+
+
+def test_usual_steps_and_bounds_are_checked() -> None:
+    price = {"items": {"multipleOf": 0.01, "minimum": 0.0, "maximum": 1e6}}
+    assert conforms(price, [0.5, 19.99, 3] * 60) is True
+    assert conforms(price, [0.5, 19.995]) is False
+    assert conforms({"multipleOf": 5, "maximum": 2**64 - 1}, 15) is True
+    assert conforms({"uniqueItems": True}, [2**60, 2**60]) is False
+    assert conforms({"items": {"type": "integer"}}, [2**63 - 1, -(2**63)]) is True
+
+
+def test_many_numbers_that_are_compared_as_fractions_are_not_checked() -> None:
+    assert conforms({"items": {"allOf": [{"multipleOf": 0.1}] * 20}}, [0.5] * 1000) is None
+    assert conforms({"uniqueItems": True}, [2**62 + n for n in range(2000)]) is None
+
+
+def test_a_long_pattern_is_not_made() -> None:
+    """240 of one pattern's counts, of 1,000 digits each, took 0.2 s to multiply."""
+    assert conforms({"pattern": "a|" * 600}, "a") is None
+    assert conforms({"pattern": "a{99999}{99999}{99999}"}, "a") is None
+    assert conforms({"allOf": [{"pattern": f"^{n}[a-z]*$"} for n in range(400)]}, "a") is None
+
+
+def _plain(levels: int) -> dict[str, Any]:
+    parts = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(levels)}
+    return {"$ref": "#/$defs/a0", "$defs": {**parts, f"a{levels}": {"type": "object"}}}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
 import pytest
 
 from serving.answer_signals import Signals
-from serving.judging import signals as judged
 from serving.judging.signals import REQUEST_LIMIT
 from serving.messages import RequestRecord
 from serving.router.answers.answer_excerpt import AnswerExcerpt
@@ -113,18 +113,18 @@ def test_a_text_that_cannot_be_read_is_logged_without_it(
     def fail(*_args: Any, **_values: Any) -> Signals:
         raise ValueError(f"cannot read {MARKED}")
 
-    monkeypatch.setattr(answer_text_signals, "signals_of", fail)
+    monkeypatch.setattr(answer_text_signals, "signals_in_steps", fail)
     (record,) = _answered(_whole(MARKED)).records
     assert record.signals is None
     assert "the signals of an answer were not read" in caplog.text
     assert "Zebulon" not in caplog.text
-    assert judged.signals_of is not fail
 
 
 class _Text:
     size = 100
 
-    def signals(self) -> Signals:
+    def in_steps(self) -> Generator[None, None, Signals]:
+        yield
         return Signals(1, None, None, leaked=False, refused=False, other_language=False, invalid=False)
 
 
@@ -136,6 +136,8 @@ def test_what_waits_is_bounded_and_each_record_comes_once() -> None:
         unread.add(_Text(), record, lambda record=record: made.append(record))  # type: ignore[arg-type,misc]
     assert made == records[TEXTS_LIMIT:]
     assert all(record.signals is None for record in made)
+    for work in works[: TEXTS_LIMIT // 2]:
+        work()
     unread.read_all()
     for work in works:
         work()
@@ -158,12 +160,27 @@ def test_what_waits_is_bounded_by_its_bytes_too() -> None:
 
     assert 20_000 < text.size - REQUEST_LIMIT < 30_000
     assert (room < TEXTS_LIMIT, len(made)) == (True, 2)
-    works[0]()
+    while len(made) < 3:
+        works.pop(0)()  # each step has its turn
     late = a_record(room + 2)
     unread.add(text, late, partial(made.append, late))
     assert len(made) == 3  # the room of the one that was read
     unread.read_all()
     assert (len(made), unread.bytes) == (room + 3, 0)
+
+
+def test_each_step_of_a_reading_has_a_turn_of_its_own() -> None:
+    """All in one turn added up: 78 ms for a request of 258 kB and a list of 8,500 parts."""
+    unread, made, works = UnreadTexts(), list[RequestRecord](), list[Any]()
+    unread.later = works.append
+    record = a_record(1)
+    unread.add(_Text(), record, lambda: made.append(record))  # type: ignore[arg-type]
+    works.pop(0)()
+    assert (made, record.signals) == ([], None)
+    works.pop(0)()
+    assert made == [record]
+    assert record.signals is not None
+    assert works == []
 
 
 def test_of_answers_that_no_rollout_compares_few_a_second_are_read_and_of_others_all() -> None:
