@@ -31,7 +31,10 @@ LANGUAGES = frozenset(_CODES.split())
 # Tokens of chat templates and tokenizers. `</s>` counts at the end only: elsewhere it closes HTML's <s>.
 _SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_]{2,40}\|>|<｜[^｜<>\n]{2,40}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-    r"|<(?:bos|eos|pad|unk)>|</s>\s*\Z"
+    r"|<(?:bos|eos|pad|unk|sop|eop|unused\d{1,4})>|\[gMASK\]|\[\|(?:endofturn|system|user|assistant)\|\]"
+    # Thoughts and calls that a parser was to take out.
+    r"|</?(?:think|tool_call)>|\[(?:TOOL_CALLS|ARGS)\]|<\|(?:tool\w{0,40}|channel|turn)>"
+    r"|<(?:tool\w{0,40}|channel|turn)\|>|</s>\s*\Z"
 )
 # In a request, where `</s>` may stand anywhere.
 _ANY_SPECIAL = re.compile(_SPECIAL.pattern.replace(r"</s>\s*\Z", "</s>"))
@@ -39,7 +42,8 @@ _ESCAPE = re.compile(r"\\u(003[cCeE]|007[cC]|[fF][fF]5[cC]|2581)")
 # One of these is in each; of most texts nothing else is searched for.
 _SPECIAL_PARTS = (
     *("<|", "<｜", "[INST]", "[/INST]", "SYS>>", "_of_turn>"),
-    *("<bos>", "<eos>", "<pad>", "<unk>", "</s>"),
+    *("<bos>", "<eos>", "<pad>", "<unk>", "</s>", "<sop>", "<eop>", "<unused", "[gMASK]", "[|"),
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "|>"),
 )
 
 _CANNOT = r"(?:cannot|can't|can not|won't|will not|unable to|not able to|decline to)"
