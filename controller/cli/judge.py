@@ -126,9 +126,10 @@ def _trouble(asked: JudgeOpenAI) -> str:
     if why.startswith(NO_ANSWER):
         return f"{why}; wait longer (--timeout) or ask fewer at once (--at-once)"
     said = " ".join(asked.refusal.split()) if why.startswith("status") else ""
-    remedy = {"status 401": "check --api-key-env", "status 403": "check --api-key-env"}.get(
-        why, "check the address and --model"
-    )
+    of_the_key = dict.fromkeys(("status 401", "status 403"), "check --api-key-env")
+    of_the_form = "it was asked with and without logprobs, max_tokens and temperature; use another model"
+    remedies = of_the_key | dict.fromkeys(("status 400", "status 422"), of_the_form)
+    remedy = remedies.get(why, "check the address and --model")
     return f"{why}{f' ({said})' if said else ''}; {remedy}"
 
 

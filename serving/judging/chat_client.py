@@ -14,7 +14,7 @@ Invariant: no text of a request or an answer, and no key, is in a log, an error 
 from __future__ import annotations
 
 import asyncio
-import re
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from typing import Any, Protocol
 import httpx
 
 from serving.json_value import json_value
+from serving.judging.chat_answer import Answer, is_filtered, streamed_answer, whole_answer
+from serving.judging.request_forms import RequestForms
 from serving.targets import Endpoint, Target
 
 ANSWER_LIMIT = 4 << 20  # bytes
@@ -30,27 +32,10 @@ CHAT = Target("/v1/chat/completions")
 # The endpoint did not judge the request: the key, a limit, overload, or what stands before it
 # (409: an engine of ours, whose route table has moved on).
 _NOT_ASKED = frozenset({401, 402, 403, 407, 408, 409, 425, 429, 502, 503, 504})
-_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-NO_WORD = "no word"  # in place of a finish reason that is a text: the endpoint's own, which may hold anything
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call of a function: its name and its arguments as the model wrote them."""
-
-    name: str
-    arguments: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The first choice of a chat completion."""
-
-    text: str = field(repr=False)
-    finish: str | None  # finish reason, or NO_WORD; None: there is none
-    calls: tuple[ToolCall, ...] = ()
-    is_reasoning: bool = False  # it holds reasoning beside its text
-    tokens: int = 0  # of prompt and answer, as the endpoint counts them; 0: it does not
+# The endpoint does not take this form of the request, or not this request.
+_OF_ANOTHER_FORM = frozenset({400, 422})
+REFUSAL_LIMIT = 16 << 10  # bytes of a refusal that are read
+REFUSAL_TIMEOUT_S = 5.0  # for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +43,7 @@ class Rejected:
     """The endpoint refuses this request, or cannot answer it, by its status."""
 
     status: int
+    is_filtered: bool = False  # a filter of contents refuses it
 
     @property
     def is_unsupported(self) -> bool:
@@ -104,7 +90,8 @@ class ChatClient:
     tokens: int = 0
     _client: httpx.AsyncClient | None = field(default=None, repr=False)
     _places: asyncio.Semaphore | None = field(default=None, repr=False)
-    _is_plain: bool | None = None  # it takes temperature and max_tokens; None: not known
+    # With temperature and max_tokens; by max_completion_tokens alone.
+    _forms: RequestForms = field(default_factory=lambda: RequestForms(2), repr=False)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a URL that is none."""
@@ -126,20 +113,15 @@ class ChatClient:
     async def ask(self, body: Mapping[str, Any], *, is_streamed: bool = False) -> Said:
         """What the endpoint says of one request at temperature 0. body: without model and temperature."""
         assert self._places is not None, "enter the client first"
+        said: Said = NoAnswer("not asked")
         async with self._places:
-            if self._is_plain is not False:
-                said = await self._asked({**body, "temperature": 0.0}, is_streamed)
-                is_refused = isinstance(said, Rejected) and said.status in (400, 422)
-                if not is_refused or self._is_plain:
-                    self._is_plain = self._is_plain or isinstance(said, Answer) or None
-                    return said
-            other = {key: value for key, value in body.items() if key != "max_tokens"}
-            if "max_tokens" in body:
-                other["max_completion_tokens"] = body["max_tokens"]
-            second = await self._asked(other, is_streamed)
-            if isinstance(second, Answer) and self._is_plain is None:
-                self._is_plain = False
-            return second
+            for form in self._forms.to_try():
+                said = await self._asked(_formed(body, form), is_streamed)
+                if not isinstance(said, Rejected) or said.is_filtered or said.status not in _OF_ANOTHER_FORM:
+                    break
+            if isinstance(said, Answer):
+                self._forms.answered(form)
+        return said
 
     async def models(self) -> Sequence[str] | NoAnswer:
         """The models that it lists; empty: it lists none."""
@@ -166,7 +148,7 @@ class ChatClient:
     async def _exchanged(
         self, method: str, target: Target, body: Mapping[str, Any] | None = None
     ) -> bytes | Rejected | Malformed | NoAnswer:
-        """The whole body of an answer of status 200, or what there is in its place."""
+        """The whole body of an answer of any 2xx, or what there is in its place."""
         assert self._client is not None, "enter the client first"
         url = str(Endpoint.parsed(self.url).url(target))
         parts, size, limit = [], 0, _limit_of(body)
@@ -175,9 +157,11 @@ class ChatClient:
                 asyncio.timeout(self.timeout_s),
                 self._client.stream(method, url, json=body) as response,
             ):
+                if response.is_client_error and is_filtered(await beginning_of(response)):
+                    return Rejected(response.status_code, is_filtered=True)
                 if response.status_code in _NOT_ASKED:
                     return NoAnswer(f"status {response.status_code}")
-                if response.status_code != httpx.codes.OK:
+                if not response.is_success:
                     return Rejected(response.status_code)
                 if response.headers.get("content-encoding", "identity").lower() != "identity":
                     return Malformed("an answer that is compressed, though that was not accepted")
@@ -193,90 +177,29 @@ class ChatClient:
         return b"".join(parts)
 
 
+async def beginning_of(response: httpx.Response) -> bytes:
+    """The first bytes of a refusal, as far as they come soon: up to REFUSAL_LIMIT."""
+    data = bytearray()
+    with contextlib.suppress(TimeoutError, httpx.HTTPError):
+        async with asyncio.timeout(REFUSAL_TIMEOUT_S):
+            async for piece in response.aiter_raw():
+                data += piece
+                if len(data) >= REFUSAL_LIMIT:
+                    break
+    return bytes(data[:REFUSAL_LIMIT])
+
+
+def _formed(body: Mapping[str, Any], form: int) -> dict[str, Any]:
+    """The body in one of the two forms."""
+    if form == 0:
+        return {**body, "temperature": 0.0}
+    other = {key: value for key, value in body.items() if key != "max_tokens"}
+    return other | ({"max_completion_tokens": body["max_tokens"]} if "max_tokens" in body else {})
+
+
 def _limit_of(body: Mapping[str, Any] | None) -> int:
     """Bytes of the answer to a request."""
     tokens = (body or {}).get("max_tokens") or (body or {}).get("max_completion_tokens")
     if type(tokens) is not int:
         return ANSWER_LIMIT
     return min(ANSWER_LIMIT, BYTES_BESIDE + BYTES_OF_A_TOKEN * tokens)
-
-
-def whole_answer(value: Any) -> Answer | None:
-    """The first choice of a whole answer; None: it has another form."""
-    choices = value.get("choices") if isinstance(value, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        return None
-    calls = message.get("tool_calls")
-    read = [_call(one) for one in calls] if isinstance(calls, list) else []
-    return Answer(
-        _text(message.get("content")),
-        _finish(choice),
-        tuple(one for one in read if one is not None),
-        _reasons(message),
-        _tokens(value),
-    )
-
-
-def streamed_answer(data: bytes) -> Answer | None:
-    """The first choice of a stream of events; None: it is none, or it did not end.
-
-    Calls of tools are not put together: nothing here asks for them in a stream.
-    """
-    texts: list[str] = []
-    finish, tokens, is_reasoning, has_ended = None, 0, False, False
-    for line in data.splitlines():
-        if not line.startswith(b"data:"):
-            continue
-        content = line[5:].strip()
-        if content == b"[DONE]":
-            has_ended = True
-            break
-        value = json_value(content)
-        if not isinstance(value, dict) or not isinstance(value.get("choices"), list):
-            return None
-        tokens = max(tokens, _tokens(value))
-        for choice in value["choices"]:
-            if not isinstance(choice, dict) or choice.get("index", 0) != 0:
-                continue
-            delta = choice.get("delta")
-            if isinstance(delta, dict):
-                texts.append(_text(delta.get("content")))
-                is_reasoning = is_reasoning or _reasons(delta)
-            finish = _finish(choice) or finish
-    if not has_ended and finish is None:
-        return None
-    return Answer("".join(texts), finish, (), is_reasoning, tokens)
-
-
-def _call(value: Any) -> ToolCall | None:
-    function = value.get("function") if isinstance(value, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        return None
-    arguments = function.get("arguments")
-    return ToolCall(function["name"], arguments if isinstance(arguments, str) else "")
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else ()
-    return "".join(one["text"] for one in parts if isinstance(one, dict) and isinstance(one.get("text"), str))
-
-
-def _finish(choice: Mapping[str, Any]) -> str | None:
-    reason = choice.get("finish_reason")
-    if not isinstance(reason, str) or not reason:
-        return None
-    return reason if _WORD.fullmatch(reason) else NO_WORD
-
-
-def _reasons(message: Mapping[str, Any]) -> bool:
-    return any(message.get(name) for name in ("reasoning_content", "reasoning"))
-
-
-def _tokens(value: Mapping[str, Any]) -> int:
-    usage = value.get("usage")
-    total = usage.get("total_tokens") if isinstance(usage, dict) else None
-    return total if type(total) is int and total > 0 else 0

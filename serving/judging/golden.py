@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from serving.chat_events import BOM
 from serving.judging.golden_checks import Check, check_of, reference_check
 
 MAX_BYTES = 16 << 20  # of a set
@@ -78,7 +79,7 @@ def golden_set(data: bytes, *, name: str) -> GoldenSet:
     if len(data) > MAX_BYTES:
         raise BadGolden((f"{name} has {len(data)} bytes, more than {MAX_BYTES}; give a part of it",))
     cases, wrong = [], []
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(data.removeprefix(BOM).split(b"\n"), 1):
         if not line.strip():
             continue
         try:

@@ -3,8 +3,9 @@
 A long answer is as right as a short one: the budget of `schema_check.py` is for what clients of a router
 write, and a set is its operator's. An answer that even `WORK_OF_AN_ANSWER` is too little for is not judged.
 
-A reference is right where the answer holds it, in any case, spacing and punctuation; one of more than
-`CONTAINED_WORDS` words where the F1 of their words is at least `MIN_F1`.
+A reference is right where the answer holds it, in any case, spacing, punctuation and markup; one of more than
+`CONTAINED_WORDS` words where the F1 of their words is at least `MIN_F1`. One of up to `SHORT_REFERENCE`
+characters is none: answers hold such by chance ("a better choice").
 
 Source: the F1 of words as in SQuAD (Rajpurkar et al. 2016), without leaving out English articles.
 """
@@ -15,7 +16,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from serving.json_value import json_value
@@ -28,7 +29,17 @@ CONTAINED_WORDS = 12
 MIN_F1 = 0.5
 PATTERN_LIMIT = 1000  # characters of a regular expression
 _NAMES = ("contains", "regex", "equals", "json_schema", "number")
-_NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?")
+SHORT_REFERENCE = 2
+# A sign after a digit or a letter is a dash: 10-12, 2023-12-03. Thousands are parted by commas, apostrophes
+# and the blanks that do not break.
+_NUMBER = re.compile(
+    r"(?:(?<![\w%\u00b0])[-+\u2212])?"
+    r"(?:(?:\d{1,3}(?:[,'\u2019\u00a0\u2009\u202f]\d{3})+|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d{1,3})?"
+)
+_PARTING = dict.fromkeys(map(ord, ",'\u2019\u00a0\u2009\u202f")) | {0x2212: "-"}
+# Symbols that say something at the edge of a word: C++, >30. Other ones are markup: `main.py`, $5$.
+_SAYING = "+<>\u2212\u2264\u2265\u2260\u00b1"
+_MARKS = {0x2120: None, 0x2122: None}
 _TEXT_LIMIT = 1 << 16  # characters of an answer in which numbers are looked for, from its end
 # Of scripts that part no words by blanks, or hang particles on them.
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -54,29 +65,56 @@ def reference_check(reference: str) -> Check:
     wanted = normalised(reference)
     if not wanted:
         raise ValueError("reference holds no word; write the right answer")
+    kept = frozenset(one for one in wanted if _is_symbol(one))
     words = wanted.split()
-    if len(words) <= CONTAINED_WORDS and _UNSPACED.search(wanted):
-        return lambda answer: wanted in normalised(answer)
+    if _UNSPACED.search(wanted) and len(words) <= CONTAINED_WORDS:
+        return lambda answer: wanted in normalised(answer, kept)
+    if len(wanted) <= SHORT_REFERENCE:
+        raise ValueError(
+            f"reference has {len(wanted)} characters, which wrong answers hold too; give a checker: equals, "
+            "number or regex"
+        )
     if len(words) <= CONTAINED_WORDS:
-        return lambda answer: f" {wanted} " in f" {normalised(answer)} "
-    return lambda answer: word_f1(words, normalised(answer).split()) >= MIN_F1
+        return lambda answer: f" {wanted} " in f" {normalised(answer, kept)} "
+    return lambda answer: word_f1(words, normalised(answer, kept).split()) >= MIN_F1
 
 
-def normalised(text: str) -> str:
+def normalised(text: str, kept: Container[str] | None = None) -> str:
     """The words of a text, one blank between them: NFKC, without case and punctuation.
 
-    A point or comma between digits stays: 1.5 is no 15. Check: '  The  answer: 1.5 kg!' gives
-    'the answer 1.5 kg'.
+    A point or comma between digits stays: 1.5 is no 15. kept: symbols that stay at the edge of a word, with
+    those of `_SAYING`; None: all. Check: '  The  answer: 1.5 kg!' gives 'the answer 1.5 kg'; with () kept,
+    'x=$30 in `C++`' gives 'x 30 in c++'.
     """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = []
+    # NFKC makes letters of the signs of trade marks.
+    folded = unicodedata.normalize("NFKC", text.translate(_MARKS)).casefold()
+    found = []
     for place, one in enumerate(folded):
-        if one.isalnum() or unicodedata.category(one).startswith(("M", "S")):
-            kept.append(one)
+        if one != "=" and (one.isalnum() or unicodedata.category(one).startswith(("M", "S"))):
+            found.append(one)
             continue
         is_inside = one in ".," and 0 < place < len(folded) - 1
-        kept.append(one if is_inside and folded[place - 1].isdigit() and folded[place + 1].isdigit() else " ")
-    return " ".join("".join(kept).split())
+        is_of_number = is_inside and folded[place - 1].isdigit() and folded[place + 1].isdigit()
+        found.append(one if is_of_number else " ")
+    words = "".join(found).split()
+    if kept is not None:
+        words = [bare for word in words if (bare := _without_markup(word, kept))]
+    return " ".join(words)
+
+
+def _without_markup(word: str, kept: Container[str]) -> str:
+    """The word without the symbols at its edges that say nothing."""
+    start, end = 0, len(word)
+    while start < end and _is_symbol(word[start]) and word[start] not in kept:
+        start += 1
+    while end > start and _is_symbol(word[end - 1]) and word[end - 1] not in kept:
+        end -= 1
+    return word[start:end]
+
+
+def _is_symbol(one: str) -> bool:
+    is_saying = one in _SAYING
+    return not is_saying and (one == "\ufe0f" or unicodedata.category(one).startswith("S"))
 
 
 def word_f1(wanted: list[str], said: list[str]) -> float:
@@ -131,7 +169,7 @@ def _unfenced(answer: str) -> str:
     """The content of an answer that is one fenced block of Markdown, else the answer."""
     text = answer.strip()
     first, newline, rest = text.partition("\n")
-    is_block = newline and first.strip() in ("```", "```json") and rest.endswith("```")
+    is_block = newline and first.strip().lower() in ("```", "```json") and rest.endswith("```")
     return rest.removesuffix("```") if is_block else answer
 
 
@@ -147,7 +185,7 @@ def _number(value: Any) -> Check:
         found = _NUMBER.findall(answer[-_TEXT_LIMIT:])
         if not found:
             return False
-        said = float(found[-1].replace(",", "").replace("\u2212", "-"))
+        said = float(found[-1].translate(_PARTING))
         return abs(said - wanted) <= allowed
 
     return check

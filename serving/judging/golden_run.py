@@ -13,7 +13,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.judging.chat_client import Answer, Chat, Malformed, NoAnswer, Rejected, Said
+from serving.judging.chat_answer import Answer
+from serving.judging.chat_client import Chat, Malformed, NoAnswer, Rejected, Said
 from serving.judging.golden import GoldenCase
 
 MAX_MISSING = 0.1  # share of the cases

@@ -1,8 +1,9 @@
 """A judge behind any OpenAI-compatible endpoint: one question, one token, its probabilities.
 
 Rules:
-1. An answer that does not come in time, or cannot be read, is no verdict: `None`. Nothing is asked twice, but
-   for a 400 while `logprobs` are asked for: such an endpoint is asked once more without them.
+1. An answer that does not come in time, or cannot be read, is no verdict: `None`. A question that is refused
+   is asked in another form (`_formed`), until the endpoint has answered one; from then on nothing is asked
+   twice (`request_forms.py`).
 2. Never more questions at once than `at_once`; the others wait.
 3. After FAILURES_IN_A_ROW without an answer the judge is not asked for a while, twice as long each time
    (circuit breaker). What would be asked then is no verdict. A refusal of one question (400, 413, 422) says
@@ -17,7 +18,6 @@ Invariant: no text that is judged is in a log or an error.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -27,16 +27,24 @@ from typing import Any, Literal, TypeAlias
 import httpx
 
 from serving.engine_headers import VIA_HEADER
+from serving.json_value import json_value
+from serving.judging.chat_answer import whole_answer
+from serving.judging.chat_client import beginning_of
 from serving.judging.questions import Question, shares
+from serving.judging.request_forms import RequestForms
 from serving.targets import Endpoint, Target
 
 FAILURES_IN_A_ROW = 5
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0
 TOP_LOGPROBS = 20
+WORD_TOKENS = 16  # of a judge without log probabilities; some endpoints take no smaller limit
+THINKING_TOKENS = 2048  # of one that takes `max_completion_tokens` alone: it thinks before its word
 ANSWER_LIMIT = 1 << 20  # bytes
 REFUSAL_LIMIT = 300  # characters
 OTHER_WORDS = "its answer is none of the words"
 NO_ANSWER = "no answer"
+# By which endpoints refuse `logprobs`, `max_tokens` or `temperature`, each its own.
+_OF_ANOTHER_FORM = frozenset(f"status {one}" for one in (400, 403, 422, 500, 501))
 # A question that is too long for the judge's context, as a rule: the next one may be short.
 _OF_ONE_QUESTION = frozenset({"status 400", "status 413", "status 422"})
 
@@ -62,6 +70,14 @@ class _Answer:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    """No answer: its cause, and why in more words."""
+
+    cause: Cause
+    why: str
+
+
 @dataclass(slots=True)
 class JudgeOpenAI:
     """One judge. `url`: its base URL as written. `trouble`: why its last question has no verdict.
@@ -84,7 +100,7 @@ class JudgeOpenAI:
     _places: asyncio.Semaphore | None = field(default=None, repr=False)
     _failures: int = 0
     _paused_until_s: float = -math.inf
-    _has_logprobs: bool = True  # the endpoint gives them
+    _forms: RequestForms = field(default_factory=lambda: RequestForms(3), repr=False)
 
     def __post_init__(self) -> None:
         """Raises ValueError for a URL that is none."""
@@ -119,33 +135,28 @@ class JudgeOpenAI:
             if self.clock() < self._paused_until_s:
                 self.trouble = "it is not asked for a while: it did not answer"
                 return Said(None, "no judge")
-            answer = await self._answer(question, via, with_logprobs=self._has_logprobs)
-            if self._has_logprobs and self.trouble == "status 400":
-                answer = await self._answer(question, via, with_logprobs=False)
+            answer: _Answer | _Nothing = _Nothing("no judge", NO_ANSWER)
+            for form in self._forms.to_try():
+                answer = await self._answer(question, via, form)
                 if isinstance(answer, _Answer):
-                    self._has_logprobs = False  # it refuses what it does not know
-        if isinstance(answer, str):
-            if self.trouble not in _OF_ONE_QUESTION:
+                    self._forms.answered(form)
+                if isinstance(answer, _Answer) or answer.why not in _OF_ANOTHER_FORM:
+                    break
+        if isinstance(answer, _Nothing):
+            self.trouble = answer.why
+            if answer.why not in _OF_ONE_QUESTION:
                 self._failed()
-            return Said(None, answer)
+            return Said(None, answer.cause)
         self._failures = 0
         found = shares(question, answer.text, answer.likely)
         self.trouble = None if found is not None else OTHER_WORDS
         return Said(found, None if found is not None else "unreadable", answer.tokens)
 
-    async def _answer(self, question: Question, via: bytes, *, with_logprobs: bool) -> _Answer | Cause:
-        """Its answer, or why there is none; then `trouble` says it in more words."""
+    async def _answer(self, question: Question, via: bytes, form: int) -> _Answer | _Nothing:
+        """Its answer to the question in this form, or why there is none."""
         assert self._client is not None, "enter the judge first"
         self.asked += 1
-        self.trouble = None
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": list(question.messages),
-            "max_tokens": 1 if with_logprobs else 8,
-            "temperature": 0.0,
-        }
-        if with_logprobs:
-            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        body = {"model": self.model, "messages": list(question.messages), **_formed(form)}
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         headers["accept-encoding"] = "identity"
         if via:
@@ -156,41 +167,37 @@ class JudgeOpenAI:
                 asyncio.timeout(self.timeout_s),
                 self._client.stream("POST", url, json=body, headers=headers) as response,
             ):
-                if response.status_code != httpx.codes.OK:
-                    self.trouble = f"status {response.status_code}"
-                    if self.keeps_refusal and not self.refusal:
-                        self.refusal = await _beginning(response)
-                    return "unreadable" if self.trouble in _OF_ONE_QUESTION else "no judge"
+                if not response.is_success:
+                    why = f"status {response.status_code}"
+                    if self.keeps_refusal and self.first_trouble is None:
+                        said = (await beginning_of(response)).decode("utf-8", "replace")
+                        self.refusal = said[:REFUSAL_LIMIT]
+                    return _Nothing("unreadable" if why in _OF_ONE_QUESTION else "no judge", why)
                 data = bytearray()
                 async for piece in response.aiter_raw():
                     data += piece
                     if len(data) > ANSWER_LIMIT:
-                        self.trouble = f"its answer has over {ANSWER_LIMIT} bytes"
-                        return "unreadable"
-            return self._read(json.loads(bytes(data)))
+                        return _Nothing("unreadable", f"its answer has over {ANSWER_LIMIT} bytes")
+            return self._read(json_value(data))
         except (httpx.TimeoutException, TimeoutError):
-            self.trouble = f"{NO_ANSWER} within {self.timeout_s:g} s"
-            return "timeout"
+            return _Nothing("timeout", f"{NO_ANSWER} within {self.timeout_s:g} s")
         except httpx.HTTPError as exc:
-            self.trouble = type(exc).__name__
-            return "no judge"
-        except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-            self.trouble = "its answer is not of the form of chat completions"
-            return "unreadable"
+            return _Nothing("no judge", type(exc).__name__)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return _Nothing("unreadable", "its answer is not of the form of chat completions")
 
     def _read(self, data: Any) -> _Answer:
-        """Of a whole answer. Raises KeyError, IndexError, TypeError and AttributeError for another form."""
-        choice = data["choices"][0]
-        usage = data.get("usage") or {}
-        total = usage.get("total_tokens")
-        tokens = total if type(total) is int and total > 0 else 0
-        self.tokens += tokens
-        content = (choice.get("logprobs") or {}).get("content") or []
+        """Of a whole answer. Raises ValueError, KeyError, TypeError and AttributeError for another form."""
+        answer = whole_answer(data)
+        if answer is None:
+            raise ValueError
+        self.tokens += answer.tokens
+        content = (data["choices"][0].get("logprobs") or {}).get("content") or []
         likely = [
             (str(one["token"]), float(one["logprob"]))
             for one in (content[0].get("top_logprobs") or [] if content else [])
         ]
-        return _Answer(str(choice["message"]["content"] or ""), likely, tokens)
+        return _Answer(answer.text, likely, answer.tokens)
 
     def _failed(self) -> None:
         self._failures += 1
@@ -200,11 +207,11 @@ class JudgeOpenAI:
             self._paused_until_s = self.clock() + pause_s
 
 
-async def _beginning(response: httpx.Response) -> str:
-    """What an endpoint says of an error, cut to REFUSAL_LIMIT."""
-    data = bytearray()
-    async for piece in response.aiter_bytes():
-        data += piece
-        if len(data) > 4 * REFUSAL_LIMIT:
-            break
-    return bytes(data).decode("utf-8", "replace")[:REFUSAL_LIMIT]
+def _formed(form: int) -> dict[str, Any]:
+    """How much of an answer is asked for: by its first token's probabilities; by a word; by a word of a judge
+    that takes neither a temperature nor `max_tokens`."""
+    if form == 2:
+        return {"max_completion_tokens": THINKING_TOKENS}
+    if form == 1:
+        return {"max_tokens": WORD_TOKENS, "temperature": 0.0}
+    return {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP_LOGPROBS}

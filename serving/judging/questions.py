@@ -46,6 +46,7 @@ _SYSTEM = (
 )
 YES, NO = "yes", "no"
 FIRST, SECOND, TIE = "A", "B", "T"
+_TIE = re.compile(r"\W*(?:an? )?(?:tie|draw)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +94,20 @@ def shares(
 ) -> dict[str, float] | None:
     """The probability of each word, summing to one; None: the judge said none of them.
 
-    text: its answer. likely: (token, natural log probability) of its first token; empty: it gave none.
+    text: its answer. likely: (token, natural log probability) of its first token; empty: it gave none. A
+    probability above one, as rounding and faults of servers make it, is one; where the word of the text is
+    not among them they are of something else, and the text counts.
     """
     masses = dict.fromkeys(question.words, 0.0)
     for token, log_p in likely:
         word = _word(token, question.words)
-        if word is not None and log_p <= 0.0:
-            masses[word] += math.exp(log_p)
+        if word is not None and not math.isnan(log_p):
+            masses[word] += math.exp(min(log_p, 0.0))
     total = sum(masses.values())
-    if total >= 0.5:  # else it would have said something else
-        return {word: mass / total for word, mass in masses.items()}
     said = _word(text, question.words)
+    is_of_text = said is None or masses[said] > 0.0
+    if total >= 0.5 and is_of_text:  # less: it would have said something else
+        return {word: mass / total for word, mass in masses.items()}
     return None if said is None else {word: float(word == said) for word in question.words}
 
 
@@ -113,7 +117,9 @@ def preference(of_first: Mapping[str, float]) -> float:
 
 
 def _word(text: str, words: Sequence[str]) -> str | None:
-    """The word that a text begins with; None: none of them."""
+    """The word that a text begins with; None: none of them. Check: 'A tie' is a T, and no A."""
+    if TIE in words and _TIE.match(text):
+        return TIE
     found = re.match(r"\W*(\w+)", text)
     said = found.group(1).lower() if found else ""
     return next((word for word in words if word.lower() == said), None)

@@ -2,7 +2,8 @@
 
 Rules:
 1. A kind of which a case fails has failed. What the endpoint refuses by a client's error (400 for tools) is
-   not checked, and never counts as passed. What it did not answer is not judged: no verdict is made of it.
+   not checked, and never counts as passed; a harmful request that its filter of contents refuses is refused,
+   as in words. What it did not answer is not judged: no verdict is made of it.
 2. Beside stable a failed kind is a reason to refuse only where stable passes it, and so is a case that the
    canary refuses and stable answers. Everything that differs is listed.
 3. Answers at temperature 0 may still differ from one time to the next. So a failure, or a refusal, that
@@ -19,7 +20,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from serving.judging.chat_client import Answer, Chat, Malformed, NoAnswer, Rejected, Said
+from serving.judging.chat_answer import Answer
+from serving.judging.chat_client import Chat, Malformed, NoAnswer, Rejected, Said
 from serving.judging.smoke_cases import Case, Kind, cases, same_answers, stream_cases
 from serving.judging.text_signals import refuses
 
@@ -186,6 +188,8 @@ def _result(case: Case, said: Said) -> CaseResult:
             return made(Result.NOT_JUDGED, why)
         case Malformed(why):
             return made(Result.FAILED, why)
+        case Rejected(is_filtered=True) if case.kind is Kind.SAFETY:
+            return replace(made(Result.PASSED), is_refusal=True)
         case Rejected(status):
             return made(Result.NOT_CHECKED if said.is_unsupported else Result.FAILED, f"status {status}")
         case Answer(text):

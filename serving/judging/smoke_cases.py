@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from serving.json_value import json_value
-from serving.judging.chat_client import Answer
+from serving.judging.chat_answer import Answer
 from serving.judging.schema_check import SchemaChecks
 from serving.judging.text_signals import refuses, repeated_share, special_token
 

@@ -32,7 +32,10 @@ LANGUAGES = frozenset(_CODES.split())
 # Tokens of chat templates and tokenizers. `</s>` counts at the end only: elsewhere it closes HTML's <s>.
 _SPECIAL = re.compile(
     r"<\|[A-Za-z0-9_]{2,40}\|>|<｜[^｜<>\n]{2,40}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-    r"|<(?:bos|eos|pad|unk)>|</s>\s*\Z"
+    r"|<(?:bos|eos|pad|unk|sop|eop|unused\d{1,4})>|\[gMASK\]|\[\|(?:endofturn|system|user|assistant)\|\]"
+    # Thoughts and calls that a parser was to take out.
+    r"|</?(?:think|tool_call)>|\[(?:TOOL_CALLS|ARGS)\]|<\|(?:tool\w{0,40}|channel|turn)>"
+    r"|<(?:tool\w{0,40}|channel|turn)\|>|</s>\s*\Z"
 )
 TOKENS_LIMIT = 16  # of an answer, that are looked for in its request
 # Brackets and bars as JSON may write them. A pass for each takes a tenth of what a pattern for all takes.
@@ -50,7 +53,8 @@ _ESCAPED = {
 # One of these is in each; of most texts nothing else is searched for.
 _SPECIAL_PARTS = (
     *("<|", "<｜", "[INST]", "[/INST]", "SYS>>", "_of_turn>"),
-    *("<bos>", "<eos>", "<pad>", "<unk>", "</s>"),
+    *("<bos>", "<eos>", "<pad>", "<unk>", "</s>", "<sop>", "<eop>", "<unused", "[gMASK]", "[|"),
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "|>"),
 )
 
 _CANNOT = r"(?:cannot|can't|can not|won't|will not|unable to|not able to|decline to)"

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from serving.judging.chat_client import Malformed, NoAnswer, Rejected, Said, streamed_answer, whole_answer
+from serving.judging.chat_answer import is_filtered, streamed_answer, whole_answer
+from serving.judging.chat_client import Malformed, NoAnswer, Rejected, Said
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ class ModelChat:
         self.asked += 1
         reply = self.model({**body, "stream": is_streamed})
         if reply.status != 200:
-            return NoAnswer(f"status {reply.status}") if reply.status == 503 else Rejected(reply.status)
+            if reply.status == 503:
+                return NoAnswer("status 503")
+            return Rejected(reply.status, is_filtered((reply.raw or "").encode()))
         if reply.raw is not None:
             return Malformed("another form")
         answer = streamed_answer(_events(reply).encode()) if is_streamed else whole_answer(_whole(reply))

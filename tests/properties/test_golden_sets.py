@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evaluation.judging.paired import lost_p_value
 from serving.judging.golden import BadGolden, golden_set
-from serving.judging.golden_checks import check_of, normalised, reference_check
+from serving.judging.golden_checks import SHORT_REFERENCE, check_of, normalised, reference_check
 
 texts = st.text(max_size=40) | st.text(alphabet="0123456789.,-+eE ", max_size=20)
 values = st.recursive(
@@ -63,7 +63,7 @@ def test_a_checker_says_yes_or_no_of_every_answer(checker: Any, answer: str) -> 
 def test_a_reference_is_in_an_answer_that_holds_it_between_other_words(
     before: str, text: str, after: str
 ) -> None:
-    if not normalised(text) or len(normalised(text).split()) > 12:
+    if len(normalised(text)) <= SHORT_REFERENCE or len(normalised(text).split()) > 12:
         return
     assert reference_check(text)(f"{before} \n {text} \n {after}")
 

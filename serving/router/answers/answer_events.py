@@ -8,20 +8,17 @@ from typing import Any
 
 import msgspec
 
+from serving.chat_events import BOM, data_of, name_of, says_nothing
 from serving.json_value import json_value
 from serving.messages import ANSWER_ID_LIMIT
 from serving.router.bodies.raw_values import holds_one
 
 WORD_LIMIT = ANSWER_ID_LIMIT  # of a finish reason too
 MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
-INDEX_LIMIT = 1 << 16  # of a choice; numbers can be made to collide, and a set of such takes seconds
-_INDEX_DIGITS = len(str(INDEX_LIMIT))
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 # Finish reasons of a choice that its engine gave up, as vLLM's after a fault, and of Cohere's API: the text
 # before it is a part.
 _FAILED_REASONS = ("abort", "cancelled", "error", "ERROR", "TIMEOUT")
-_NO_REASONS = frozenset({"null", "Null", "NULL", "none", "None", "NONE"})
-BOM = b"\xef\xbb\xbf"
 WHOLE = 64 << 10  # bytes; of a larger event no objects are made, for they cost by their number
 _BOUNDARIES = (b"\n\n", b"\n\r\n", b"\r\r")
 
@@ -47,9 +44,6 @@ LAST_TYPES = frozenset(
 )
 _NAMES_OF_METADATA = (b'"usage"', b'"error"', b'"message', b'"type"', b"stop_reason", b"[DONE]")
 _FAILED = re.compile(rb'"(?:error|abort|cancelled|ERROR|TIMEOUT)"')
-_PING = re.compile(rb'\{\s*"type"\s*:\s*"ping"')
-# Names of events that only keep a connection alive, whatever their data.
-_HEARTBEATS = frozenset({b"ping", b"keepalive", b"keep-alive", b"keep_alive", b"heartbeat"})
 _HEARTBEAT = re.compile(rb"(?im)^event:[ \t]*(?:ping|keep[-_]?alive|heartbeat)[ \t]*\r?$")
 _SKIP = msgspec.json.Decoder(msgspec.Raw).decode  # reads a value without making an object of it
 _DATA = re.compile(rb"(?:\A|[\r\n])data:")
@@ -75,12 +69,6 @@ def begins_object(data: bytes | bytearray) -> bool | None:
     return text.startswith(b"{") if text else None
 
 
-def says_nothing(name: bytes, data: bytes) -> bool:
-    """Whether an event is a heartbeat: by its name, or as its data is empty, null, a comment or a ping."""
-    is_blank = not data or data == b"null" or data.startswith(b":")
-    return is_blank or name.lower() in _HEARTBEATS or _PING.match(data) is not None
-
-
 def may_say_nothing(block: bytes) -> bool:
     """False only when no event of a sound block has the name of a heartbeat."""
     return b"event:" in block and _HEARTBEAT.search(block) is not None
@@ -89,12 +77,6 @@ def may_say_nothing(block: bytes) -> bool:
 def has_data(part: bytes | bytearray) -> bool:
     """Whether so much of an event has come that its data has begun, near its beginning."""
     return _DATA.search(part, 0, _SEARCHED) is not None
-
-
-def reason_of(value: object) -> object:
-    """A finish reason as it was written; None: it says none. Some servers write '' or 'null' for null."""
-    is_absent = not value or (type(value) is str and value in _NO_REASONS)
-    return None if is_absent else value
 
 
 def has_failed(reason: object) -> bool:
@@ -153,16 +135,6 @@ def is_event(event: bytes, *, is_ours: bool = False) -> bool:
     return data == b"[DONE]" or is_object(data)
 
 
-def data_of(lines: list[bytes]) -> bytes:
-    """The data of an event, given its lines; empty: it has none."""
-    return b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
-
-
-def name_of(lines: list[bytes]) -> bytes:
-    """The name of an event, given its lines; empty: it has none."""
-    return next((line[6:].strip() for line in reversed(lines) if line.startswith(b"event:")), b"")
-
-
 def events_of(block: bytes) -> list[bytes]:
     """The events of a block that ends with a blank line."""
     return block.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n\n")[:-1]
@@ -197,17 +169,6 @@ def cached_of(usage: dict[str, Any], before: int | None) -> int | None:
         if isinstance(details := usage.get(name), dict):
             return count_of(details, "cached_tokens", "cached_tokens", before)
     return count_of(usage, "cache_read_input_tokens", "cache_read_input_tokens", before)
-
-
-def index_of(value: object) -> int | None:
-    """The index of a choice; None: a number that no choice may have. What is no number is 0.
-
-    Check: 1 and '1' give 1; null, true and 'x' give 0; -1 gives None.
-    """
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= _INDEX_DIGITS:
-        value = int(value)
-    number = value if type(value) is int else 0
-    return number if 0 <= number < INDEX_LIMIT else None
 
 
 def token_ids_of(text: bytes) -> array[int] | None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from serving.chat_events import index_of, reason_of
 from serving.messages import LIMIT_REASONS
 from serving.router.answers.answer_content import choice_says_something
 from serving.router.answers.answer_events import (
@@ -23,8 +24,6 @@ from serving.router.answers.answer_events import (
     cached_of,
     count_of,
     has_failed,
-    index_of,
-    reason_of,
     word_of,
 )
 

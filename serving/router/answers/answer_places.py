@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.router.answers.answer_events import index_of
+from serving.chat_events import index_of
 
 # An event, or an answer, without any of these has no text but the answer's, and no call. Not empty lists and
 # nulls, which many servers write into each event.

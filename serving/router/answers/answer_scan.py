@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import PurePath
 
+from serving.chat_events import BOM, data_of, says_nothing
 from serving.router.answers.answer_content import (
     answer_says_something,
     event_says_something,
@@ -38,11 +39,9 @@ from serving.router.answers.answer_content import (
     holds_tokens,
 )
 from serving.router.answers.answer_events import (
-    BOM,
     TOKEN_COMMENT,
     begins_events,
     begins_object,
-    data_of,
     end_of_events,
     events_of,
     holds_metadata,
@@ -53,7 +52,6 @@ from serving.router.answers.answer_events import (
     may_have_failed,
     may_hold_metadata,
     may_say_nothing,
-    says_nothing,
     token_ids_of,
     word_of,
 )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
-from serving.router.answers.answer_events import data_of, index_of, json_object
+from serving.chat_events import data_of, events_in, index_of, text_of
+from serving.router.answers.answer_events import json_object
 
 Said: TypeAlias = dict[str, Any]  # 'text', 'reasoning', 'refusal', 'tool_calls' of one choice; absent: none
 
@@ -55,14 +56,9 @@ def reading(body: bytes, *, is_stream: bool) -> Generator[None, None, tuple[Said
 
 def _events(body: bytes) -> Iterator[dict[str, Any] | None]:
     """What each event holds; None: nothing that can be read."""
-    text = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in body else body
-    at = 0
-    while at < len(text):
-        end = text.find(b"\n\n", at)
-        end = len(text) if end < 0 else end
-        data = data_of(text[at:end].split(b"\n"))
+    for event in events_in(body):
+        data = data_of(event.split(b"\n"))
         yield json_object(data) if data and data != b"[DONE]" else None
-        at = end + 2
 
 
 def _read_choice(choices: dict[int, Said], choice: Mapping[str, Any]) -> None:
@@ -76,8 +72,8 @@ def _read_choice(choices: dict[int, Said], choice: Mapping[str, Any]) -> None:
             continue
         seen = set()
         for name, kind in _TEXTS.items():
-            value = fields.get(name)
-            if isinstance(value, str) and value and kind not in seen:  # some servers write both names
+            value = text_of(fields.get(name))  # of a `content` in parts: what they say
+            if value and kind not in seen:  # some servers write both names
                 seen.add(kind)
                 parts.setdefault(kind, []).append(value)
         calls = fields.get("tool_calls")

@@ -9,7 +9,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from serving.router.answers.answer_events import MAX_TOKENS, has_failed, index_of, reason_of, word_of
+from serving.chat_events import index_of, reason_of
+from serving.router.answers.answer_events import MAX_TOKENS, has_failed, word_of
 from serving.router.answers.outline import has_many_objects
 
 _ABSENT = msgspec.Raw(b"")

@@ -12,7 +12,7 @@ from controller.auth import Identity, Role, token_digest
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController
 
-GOLDEN = b'{"messages": [{"role": "user", "content": "A private question?"}], "reference": "x"}\n'
+GOLDEN = b'{"messages": [{"role": "user", "content": "A private question?"}], "reference": "fine"}\n'
 
 
 @pytest.fixture

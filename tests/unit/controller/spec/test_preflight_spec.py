@@ -73,7 +73,7 @@ def test_validate_reads_the_golden_set_of_a_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "policy.yaml").write_text("preflight: {golden: g.jsonl}\n")
-    line = '{"messages": [{"role": "user", "content": "q"}], "reference": "x"}'
+    line = '{"messages": [{"role": "user", "content": "q"}], "reference": "fine"}'
     (tmp_path / "g.jsonl").write_text(f"{line}\n{line}\n")
     assert run(["validate", "--policy", str(tmp_path / "policy.yaml")]) == 0
     assert f"golden set {tmp_path}/g.jsonl is valid: 2 cases" in capsys.readouterr().out

@@ -12,19 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.judging import chat_client
-from serving.judging.chat_client import (
-    NO_WORD,
-    Answer,
-    ChatClient,
-    Malformed,
-    NoAnswer,
-    Rejected,
-    Said,
-    ToolCall,
-    _finish,
-    streamed_answer,
-    whole_answer,
-)
+from serving.judging.chat_answer import NO_WORD, Answer, ToolCall, _finish, streamed_answer, whole_answer
+from serving.judging.chat_client import ChatClient, Malformed, NoAnswer, Rejected, Said
 from tests.fakes.chat_endpoint import Model, Reply, chat_endpoint, good
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}

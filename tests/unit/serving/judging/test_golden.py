@@ -29,7 +29,7 @@ def errors(data: bytes) -> tuple[str, ...]:
 
 
 def test_a_set_is_read_with_its_lines_tags_and_digest() -> None:
-    read = golden_set(line(reference="x", tags=["a", "a"]) + b"\n\n" + line(reference="y"), name="g")
+    read = golden_set(line(reference="one", tags=["a", "a"]) + b"\n\n" + line(reference="two"), name="g")
     assert [(one.line, one.tags, one.max_tokens) for one in read.cases] == [(1, ("a",), 512), (3, (), 512)]
     assert len(read.digest) == 64
     assert "secret" not in repr(read)
@@ -44,6 +44,8 @@ def test_a_set_is_read_with_its_lines_tags_and_digest() -> None:
         (line(), "has both reference and checker, or neither"),
         (line(reference="x", checker={"contains": "y"}), "has both reference and checker, or neither"),
         (line(reference="  !? "), "reference holds no word"),
+        (line(reference="A"), "reference has 1 characters, which wrong answers hold too; give a checker"),
+        (line(reference="No."), "reference has 2 characters"),
         (line(reference="x", max_tokens=0), "max_tokens 0 is outside 1..8192"),
         (line(reference="x", tags=["a" * 65]), "tags are at most 16"),
         (line(reference="x", label="y"), "unknown field `label`"),
@@ -68,15 +70,19 @@ def test_a_set_is_read_with_its_lines_tags_and_digest() -> None:
     ],
 )
 def test_a_broken_line_is_named_with_its_remedy(data: bytes, said: str) -> None:
-    (error,) = errors(line(reference="ok") + b"\n" + data)
+    (error,) = errors(line(reference="fine") + b"\n" + data)
     assert error.startswith("g.jsonl line 2: ")
     assert said in error
     assert "secret" not in error
 
 
+def test_a_mark_of_byte_order_is_no_part_of_the_first_line() -> None:
+    assert len(golden_set(b"\xef\xbb\xbf" + line(reference="one"), name="g").cases) == 1
+
+
 def test_sets_are_bounded_and_never_empty() -> None:
     assert "g.jsonl holds no case" in errors(b"\n \n")[0]
-    assert f"more than {MAX_CASES}" in errors(b"\n".join([line(reference="x")] * (MAX_CASES + 1)))[0]
+    assert f"more than {MAX_CASES}" in errors(b"\n".join([line(reference="one")] * (MAX_CASES + 1)))[0]
     assert "more than 16777216" in errors(b" " * ((16 << 20) + 1))[0]
     assert errors(b"{\n" * 25)[-1] == "g.jsonl: 5 more lines are wrong"
 
@@ -93,7 +99,16 @@ def test_sets_are_bounded_and_never_empty() -> None:
         ({"number": -3}, "the result is \u22123", "the result is 3"),
         ({"number": {"value": 10, "tolerance": 0.5}}, "about 10.4", "about 10.6"),
         ({"number": 0.3}, "0.3", "three"),
+        ({"number": 0.5}, "The answer is .5", "The answer is 5"),
+        ({"number": -0.5}, "-.5", ".5"),
+        ({"number": 12}, "for 10-12 players", "for -12 players"),
+        ({"number": 3}, "due on 2023-12-03", "it is -3"),
+        ({"number": 15}, "10%-15%", "-15%"),
+        ({"number": 20000}, "some 20\u202f000 people", "000"),
+        ({"number": 20000}, "some 20\u00a0000 or 20'000", "20 or 000"),
+        ({"number": -3}, "x=-3", "x3"),
         ({"json_schema": {"type": "object", "required": ["a"]}}, '```json\n{"a": 1}\n```', '{"b": 1}'),
+        ({"json_schema": {"type": "object"}}, "```JSON\n{}\n```", "```JSON\n1\n```"),
         ({"json_schema": {"type": "null"}}, "null", "nothing"),
     ],
 )
@@ -109,6 +124,18 @@ def test_a_checker_tells_right_from_wrong(checker: dict[str, Any], right: str, w
         ("1.5 kg", "It weighs 1.5 kg.", "It weighs 15 kg."),
         ("東京", "首都は東京です。", "首都は京都です。"),
         ("two  words", "Two words", "two other words"),
+        ("main.py", "It is in `main.py`.", "It is in `domain.py`."),
+        ("30 days", "Within `30 days`", "Within `300 days`"),
+        ("29.00", "It costs $29.00", "It costs $129.00"),
+        ("300", "some ~300", "more than >300"),
+        ("300", "so x=300", "so x=3000"),
+        ("300", "$300$", "\u2212300"),
+        ("$30", "It is `$30`.", "It is \u20ac30."),
+        ("Paris", "Paris\u2122 \U0001f389", "Parish\u2122"),
+        ("Paris", "|Paris|", "|Parisian|"),
+        ("Notepad", "It is `Notepad`", "It is Notepad++"),
+        ("C++ and Go", "`C++` and `Go`", "C and Go"),
+        ("是的", "是的。", "不是"),
     ],
 )
 def test_a_reference_is_held_by_the_answer(reference: str, right: str, wrong: str) -> None:
@@ -180,7 +207,7 @@ RIGHT, WRONG, GONE = Reply("right"), Reply("no"), Reply(status=503)
 
 
 def test_of_the_answers_only_the_beginning_is_kept_and_only_to_be_shown() -> None:
-    cases = golden_set(line(reference="x"), name="g").cases
+    cases = golden_set(line(reference="xxx"), name="g").cases
     chat = ModelChat(lambda _body: Reply("wrong " * 1000))
     assert asyncio.run(ask_golden(cases, chat, chat)).canary[0].text == ""
     shown = asyncio.run(ask_golden(cases, chat, chat, kept=8))
@@ -206,7 +233,7 @@ def test_without_stable_there_are_no_pairs() -> None:
 
 
 def test_an_endpoint_that_is_gone_is_not_asked_on() -> None:
-    cases = golden_set(b"\n".join([line(reference="x")] * 100), name="g").cases
+    cases = golden_set(b"\n".join([line(reference="one")] * 100), name="g").cases
     chat = ModelChat(lambda _body: GONE)
     found = asyncio.run(ask_golden(cases, chat, None))
     assert chat.asked == 8

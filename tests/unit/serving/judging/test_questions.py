@@ -65,6 +65,27 @@ def test_what_is_none_of_the_words_is_no_verdict(text: str) -> None:
     assert shares(ASKED, text, [("The", -0.01), ("yes", -6.0)]) is None
 
 
+def test_a_probability_above_one_is_one() -> None:
+    """It was left out, and the other word won, though the text says this one."""
+    found = shares(ASKED, " Yes", [(" Yes", 0.09), ("no", -0.6)])
+    assert found is not None
+    assert found[YES] == pytest.approx(1 / (1 + math.exp(-0.6)))
+
+
+@pytest.mark.parametrize("likely", [[("no", -0.1)], [("yes", math.nan), ("no", -0.1)]])
+def test_probabilities_without_the_word_that_was_said_are_not_read(likely: list[tuple[str, float]]) -> None:
+    assert shares(ASKED, "yes", likely) == {YES: 1.0, NO: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("A tie", TIE), ("Tie.", TIE), ("**A draw**", TIE), ("A", FIRST), ("A is", FIRST)]
+)
+def test_a_tie_in_words_is_no_win_of_a(text: str, word: str) -> None:
+    found = shares(COMPARED, text)
+    assert found is not None
+    assert found[word] == 1.0
+
+
 def test_a_tie_counts_half() -> None:
     found = shares(COMPARED, "T")
     assert found is not None

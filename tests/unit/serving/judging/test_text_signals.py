@@ -70,6 +70,16 @@ def test_a_loop_compresses_better_than_prose() -> None:
         "[INST] What is it? [/INST] Paris",
         "Paris<｜end▁of▁sentence｜>",
         "<unk> is it",
+        "<think>\nThe user asks for a city.\n</think>\n\nParis",
+        "The user asks for a city.</think>Paris",
+        '<tool_call>\n{"name": "find"}\n</tool_call>',
+        "<|tool_call>call:find{}<tool_call|>",
+        "find{}<tool_call|>",
+        '[TOOL_CALLS][{"name": "find"}]',
+        "find[ARGS]{}",
+        "[gMASK]<sop>Paris",
+        "Paris<unused99>",
+        "Paris[|endofturn|]",
     ],
 )
 def test_a_special_token_as_text_is_found(text: str) -> None:
@@ -82,6 +92,8 @@ def test_a_special_token_as_text_is_found(text: str) -> None:
         "Use <s>old</s> for text that is struck out.",
         "if a <| b then c |> d",
         "a << 2 | b >> 3",
+        "let xs = [|1; 2|] |> Array.map f",
+        "Write <thinking> and <tools x> as you like, or [args].",
         "The tags <pad-left> and <endofturn> are yours.",
         "",
     ],
@@ -99,6 +111,11 @@ def test_a_token_that_the_request_names_is_an_answer_about_it() -> None:
 @pytest.mark.parametrize("escaped", [b"\\u003c|im_end|\\u003e", b"<\\u007cim_end\\u007c>"])
 def test_a_token_that_the_request_escapes_is_in_it_too(escaped: bytes) -> None:
     assert special_token("The token <|im_end|> ends a turn.", b'{"prompt":"' + escaped + b'"}') is None
+
+
+def test_thoughts_that_the_request_asks_for_are_no_leak() -> None:
+    request = b'{"messages":[{"content":"Think between <think> and </think> first."}]}'
+    assert special_token("<think>Hm.</think>Paris", request) is None
 
 
 def test_many_tokens_in_a_long_request_take_no_long_time() -> None:

@@ -40,6 +40,19 @@ def test_completions_say_their_text() -> None:
     ) == ({"text": "Hi"},)
 
 
+def test_a_content_in_parts_says_the_text_of_them() -> None:
+    """Two such answers said nothing, and were the same text."""
+    parts = [{"type": "thinking", "thinking": [{"text": "Hm"}]}, {"type": "text", "text": "Hi"}]
+    whole = json.dumps({"choices": [{"message": {"content": parts}}]}).encode()
+    assert said(whole, is_stream=False) == ({"text": "Hi"},)
+    assert said(stream(delta(content=parts[1:])), is_stream=True) == ({"text": "Hi"},)
+
+
+def test_a_mark_of_byte_order_begins_no_event() -> None:
+    body = b"\xef\xbb\xbf" + stream(delta(content="Hi")).partition(b"\n\n")[2]
+    assert said(body, is_stream=True) == ({"text": "Hi"},)
+
+
 def test_what_cannot_be_read_says_nothing() -> None:
     for body in (b"", b"[]", b"{", b'{"choices": {}}', b'{"choices": [1, null]}', b"\xff" * 99, b"[" * 9999):
         assert said(body, is_stream=False) is None
