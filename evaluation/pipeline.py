@@ -15,7 +15,7 @@ from evaluation.metrics import CATALOGUE
 from evaluation.observed_range import RangeMonitor, range_monitors
 from evaluation.policy.gates import Proof, StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.records import LEFT_MS
+from evaluation.records import LEFT_MS, sampled_name
 from evaluation.units.answered import AnsweredGap
 from evaluation.units.attendance import Attendance
 from evaluation.units.metric_evidence import MetricEvidence
@@ -107,7 +107,8 @@ class Lane:
             silent = metric.without_answer(raw[metric.name], unanswered, left)
             values = metric.comparable(raw[metric.name], silent, rows)
             columns = metric.values(values, silent, left, rows, raw.get(LEFT_MS))
-            weights = metric.failure_weights(values, silent, rows) if metric.with_missing else None
+            drawn = raw.get(sampled_name(metric.name))
+            weights = metric.weights_of_missing(values, silent, rows, drawn) if metric.with_missing else None
             covariates = metric.covariates.of(raw, rows)
             metric.count_later(rows, values)
             if len(later):

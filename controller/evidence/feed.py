@@ -221,7 +221,7 @@ class Feed:
             if not self._is_lost(record.at_s):
                 self._started()
                 self._segments.remember(record)
-                self._add(draw_of(record, self._ranges))
+                self._add(draw_of(record, self._ranges, sampled=self._judged.metrics_of(record)))
                 self._judged.sample(record)
                 self._load.count(record)
                 if record.error is not None:

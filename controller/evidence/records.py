@@ -55,8 +55,11 @@ def flags_of(record: RequestRecord) -> dict[str, bool]:
     return flags
 
 
-def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None) -> Draw:
-    """The draw of a settled request. ranges: tell the unusual answers; None: not asked."""
+def draw_of(
+    record: RequestRecord, ranges: TypicalRanges | None = None, *, sampled: tuple[str, ...] = ()
+) -> Draw:
+    """The draw of a settled request. ranges: tell the unusual answers; None: not asked. sampled: see
+    `Draw`."""
     flags = flags_of(record) | (ranges.flags_of(record) if ranges is not None else {})
     if record.outcome == "open":
         flags["censored"] = True
@@ -80,6 +83,7 @@ def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None) -> Draw:
         tokens=_measured(record.completion_tokens),
         flags=flags,
         covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
+        sampled=sampled,
         left_ms=_measured((record.done_at_s - record.at_s) * 1000.0) if flags["cancelled"] else None,
     )
 

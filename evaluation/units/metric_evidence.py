@@ -27,7 +27,7 @@ from evaluation.units.answered import LaterShare, ScoredShare
 from evaluation.units.attendance import Attendance, harm_of, look_at
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import Column, GateChannels
-from evaluation.units.judged import judged_probability, without_failed
+from evaluation.units.judged import judged_probability, missing_weights, without_failed
 from evaluation.units.later_feed import LaterValues, feed_parts
 from evaluation.units.missingness import Lacking, OneValue, Presence
 from evaluation.units.offered import Offered
@@ -297,13 +297,17 @@ class MetricEvidence:
         """Number of columns that later sessions keep."""
         return len(self.columns) + bool(self.with_missing)
 
-    def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
-        """Weight of each request without an answer where it counts as missing: the share of answers that are
-        scored, as known before it. 0 for the others. raw: comparable values."""
-        shares = self.scored.of(~np.isnan(raw), ~unanswered, rows.of_draws)
+    def weights_of_missing(
+        self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows, drawn: Floats | None
+    ) -> Floats:
+        """`missing_weights`, by the share of answers that are scored, as known before each. raw: comparable
+        values. drawn: 1 where a score was drawn for; None: nowhere known."""
+        sampled = None if drawn is None or not self._is_sampled else drawn == 1.0
+        scored = ~np.isnan(raw) if sampled is None else ~np.isnan(raw) | sampled
+        shares = self.scored.of(scored, ~unanswered, rows.of_draws)
         if not self._same_sampling:
             shares = np.where(rows.arm, self._sampling.canary, self._sampling.stable)
-        return np.where(unanswered, shares, 0.0)
+        return missing_weights(shares, raw, unanswered, sampled)
 
     def feed_first_missing(
         self,
