@@ -93,8 +93,10 @@ class Evaluator:
         *,
         stages: Sequence[StagePlan],
         seed_latency_ms: Mapping[str, Sequence[float]],
+        has_keys: bool = False,
     ) -> Evaluator:
-        """A new evaluator. `seed_latency_ms`: stable's own values before the canary, by metric.
+        """A new evaluator. `seed_latency_ms`: stable's own values before the canary, by metric. `has_keys`:
+        some of its units then were sticky.
 
         Where stable has latencies and no streaming time, nothing is streamed: the preset's gates on those
         times become alarms, and their alpha is shared out. Errors: EvidenceError when there is no stage or a
@@ -102,6 +104,7 @@ class Evaluator:
         """
         unsourced = _not_streamed(seed_latency_ms)
         evaluator = cls._of(policy, stages, unsourced)
+        evaluator.pipeline.was_sticky = has_keys
         for metric, given in seed_latency_ms.items():
             values = np.asarray(given, dtype=np.float64)
             if not bool((np.isfinite(values) & (values >= 0.0)).all()):

@@ -8,17 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.betting.rounds import RoundChannel
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, UNANSWERED, VALUES, WAITS, Kind
-from evaluation.policy.alpha_split import (
-    PART_SHARES,
-    channel_alphas,
-    has_no_value_unanswered,
-    log_limit,
-    worst_case_alphas,
-)
+from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
@@ -29,6 +22,7 @@ from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import Column, GateChannels
 from evaluation.units.judged import judged_probability, missing_weights, without_failed
 from evaluation.units.later_feed import LaterValues, feed_parts
+from evaluation.units.limits import open_channels, split_alpha
 from evaluation.units.missingness import Lacking, OneValue, Presence
 from evaluation.units.offered import Offered
 from evaluation.units.own_range import OWN_RANGE, OwnRange
@@ -53,6 +47,7 @@ _STATE = (
     "points",
     "sums",
     "counts",
+    "lent",
     "own_speed",
     "offered",
 )
@@ -100,6 +95,7 @@ class MetricEvidence:
         self.points = Points(with_histogram=self.takes_values)
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
+        self.lent: dict[str, float] = {}  # by gate (`limits.py`); empty: no key came late
         self.own_speed = OwnSpeed()
         self.offered = Offered()
         self.own_range = OwnRange() if metric in OWN_RANGE and not self.is_alarm else None
@@ -132,23 +128,15 @@ class MetricEvidence:
             exceedance.seed(values)
 
     def set_limits(self, policy: GatePolicy, *, sticky: bool) -> None:
-        """Split each gate's alpha over its channels, before the first bet."""
-        for track in self.tracks:
-            if track.use in ("first proof", "later proof"):
-                track.channel.is_idle = not sticky
-            elif track.use != "proof":
-                is_worst = track.missing_as in ("harm", "absent") and has_no_value_unanswered(track.gate)
-                split = worst_case_alphas if is_worst else channel_alphas
-                alpha = getattr(split(policy, track.gate, sticky=sticky), track.use)
-                limit = log_limit(alpha * (PART_SHARES[track.part] if track.use == "later" else 1.0))
-                if isinstance(track.channel, RoundChannel):
-                    track.channel.set_limit(limit)
-                else:
-                    track.channel.decision.limit = limit
-                track.channel.is_idle = track.use in ("session", "later") and not sticky
+        """Split each gate's alpha over its channels, before the first bet; anew where a key came late."""
+        split_alpha(self.tracks, policy, sticky=sticky or bool(self.lent), lent=self.lent)
         for column in (*self.columns, *self.with_missing):
             column.first.fix_idle()
             column.units.fix_idle()
+
+    def open_for_keys(self, policy: GatePolicy) -> None:
+        """Bet on sessions from here on, too: the first sticky unit comes."""
+        self.lent = open_channels(self.tracks, (*self.columns, *self.with_missing), policy)
 
     def without_answer(
         self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_]

@@ -83,9 +83,9 @@ def live(seed: int, looped: float) -> str:
     stage = StagePlan(W, 500, {"quality": 0.05, "error": 5.0})
     feed = Feed(ROLLOUT, GateConfig(policy, (stage,), "quality"))
     state = replace(in_stage(), judge=JudgeState(1, admitted()))
-    for start in range(0, 8000, 2000):
+    for start in range(0, 12_000, 3000):
         records, verdicts = [], []
-        for n in range(start, start + 2000):
+        for n in range(start, start + 3000):
             arm, is_drawn = int(rng.random() < W), bool(rng.random() < SHARE)
             record = a_record(n, arm=arm, w=W, judged=is_drawn, seq=n + 1)
             records.append(Joined(record, True, ()))
@@ -93,7 +93,7 @@ def live(seed: int, looped: float) -> str:
                 is_lost = arm == 1 and rng.random() < looped
                 bad, cause = (None, "unreadable") if is_lost else (bool(rng.random() > RIGHT), None)
                 verdicts.append(a_verdict(f"q{n}", bad, at_s=record.at_s + 1.0, cause=cause))
-        now_s = START_S + 0.1 * (start + 2000)
+        now_s = START_S + 0.1 * (start + 3000)
         feed.follow(state, None, now_s)
         feed.on_page(JoinedPage(records, (), now_s, True, (), verdicts), now_s + 100.0)
         status = feed.status()
