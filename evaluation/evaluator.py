@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +37,7 @@ from evaluation.records import (
     check_score,
 )
 from evaluation.report import EvaluationReport
+from evaluation.units.score_queue import Queue
 from evaluation.units.sessions import Rows
 from evaluation.units.settlement import Settlement
 from evaluation.units.units import Assignments, kind_of, unit_hash
@@ -49,66 +49,6 @@ MIN_SEEDS = 200  # latencies of stable that show whether anything is streamed
 #: Called with settled requests, lane by lane, in order of assignment: their ids, their rows, values by metric
 #: (NaN: missing), and which failed. It has no influence on the evaluator.
 OnSettled: TypeAlias = Callable[[Sequence[str], Rows, Mapping[str, Floats], NDArray[np.bool_]], None]
-
-
-class Queue:
-    """Settled requests waiting for the scores of one metric, in order of assignment.
-
-    `covariates`: those that the metric's gates name, one row each.
-    """
-
-    def __init__(self, covariates: Sequence[str] = ()) -> None:
-        self.names = tuple(covariates)
-        self.requests: list[str] = []
-        self.rows = Rows.none()
-        self.failed = np.empty(0, dtype=np.bool_)
-        self.covariates = np.empty((len(covariates), 0))
-
-    @property
-    def __state__(self) -> tuple[str, ...]:
-        kept = ("requests", "columns", "failed")
-        return (*kept, "covariates") if self.names else kept
-
-    @property
-    def columns(self) -> list[NDArray[Any]]:
-        """The rows as plain arrays, for a snapshot."""
-        return self.rows.columns()
-
-    @columns.setter
-    def columns(self, arrays: list[NDArray[Any]]) -> None:
-        self.rows = Rows(*arrays)
-
-    def push(self, draws: Sequence[Draw], rows: Rows, failed: NDArray[np.bool_]) -> None:
-        """Append requests."""
-        self.requests += [draw.request_id for draw in draws]
-        if self.names:
-            added = [[draw.covariates.get(name, math.nan) for draw in draws] for name in self.names]
-            self.covariates = np.concatenate((self.covariates, np.array(added, dtype=np.float64)), axis=1)
-        self.rows = self.rows.joined(rows)
-        self.failed = np.concatenate((self.failed, failed))
-
-    def pop(
-        self, metric: str, deadline_s: float, settlement: Settlement
-    ) -> tuple[list[str], Rows, dict[str, Floats], NDArray[np.bool_]]:
-        """Remove the leading requests that have a score, or can get none any more (NaN): their deadline has
-        passed, or the request failed. Returns their ids, rows, scores and covariates by name, and which
-        failed."""
-        values = []
-        for request, at_s, failed in zip(
-            self.requests, self.rows.at_s.tolist(), self.failed.tolist(), strict=True
-        ):
-            value = settlement.score_of(request, metric, at_s + deadline_s)
-            if value is None and not failed and not at_s + deadline_s < settlement.now_s:
-                break
-            values.append(float("nan") if value is None else value)
-        count = len(values)
-        requests, rows, has_failed = self.requests[:count], self.rows.pick(slice(count)), self.failed[:count]
-        self.requests, self.failed = self.requests[count:], self.failed[count:]
-        self.rows = self.rows.pick(slice(count, None))
-        raw = dict(zip(self.names, self.covariates[:, :count], strict=True))
-        self.covariates = self.covariates[:, count:]
-        raw[metric] = np.array(values, dtype=np.float64)
-        return requests, rows, raw, has_failed
 
 
 class Evaluator:
@@ -131,7 +71,7 @@ class Evaluator:
         }
         self.settlement = Settlement(keep_scores_s=max(self._deadlines.values(), default=0.0))
         later = [self.pipeline.metrics[name] for name in self.pipeline.lane_names[1:]]
-        self.queues = [Queue(metric.covariates.names) for metric in later]
+        self.queues = [Queue(metric.name, metric.covariates.names) for metric in later]
         self.stage_starts: list[float] = [float("-inf")]
         self.stage: list[int] = [0]
         self.load_ratio = 1.0  # of the stage
@@ -153,8 +93,10 @@ class Evaluator:
         *,
         stages: Sequence[StagePlan],
         seed_latency_ms: Mapping[str, Sequence[float]],
+        has_keys: bool = False,
     ) -> Evaluator:
-        """A new evaluator. `seed_latency_ms`: stable's own values before the canary, by metric.
+        """A new evaluator. `seed_latency_ms`: stable's own values before the canary, by metric. `has_keys`:
+        some of its units then were sticky.
 
         Where stable has latencies and no streaming time, nothing is streamed: the preset's gates on those
         times become alarms, and their alpha is shared out. Errors: EvidenceError when there is no stage or a
@@ -162,6 +104,7 @@ class Evaluator:
         """
         unsourced = _not_streamed(seed_latency_ms)
         evaluator = cls._of(policy, stages, unsourced)
+        evaluator.pipeline.was_sticky = has_keys
         for metric, given in seed_latency_ms.items():
             values = np.asarray(given, dtype=np.float64)
             if not bool((np.isfinite(values) & (values >= 0.0)).all()):
@@ -272,15 +215,14 @@ class Evaluator:
             self._ready = []
         settlement = self.settlement
         self.pipeline.lanes[0].close_through(settlement.through_s)
-        for lane, name, queue in zip(
-            self.pipeline.lanes[1:], self.pipeline.lane_names[1:], self.queues, strict=True
-        ):
-            self._settle_scores(lane, name, queue)
+        for lane, queue in zip(self.pipeline.lanes[1:], self.queues, strict=True):
+            self._settle_scores(lane, queue)
         settlement.forget_scores()
         self._settle_pairs()
 
-    def _settle_scores(self, lane: Lane, metric: str, queue: Queue) -> None:
-        requests, rows, raw, failed = queue.pop(metric, self._deadlines[metric], self.settlement)
+    def _settle_scores(self, lane: Lane, queue: Queue) -> None:
+        metric = queue.metric
+        requests, rows, raw, failed = queue.pop(self._deadlines[metric], self.settlement)
         lane.feed(rows, raw, failed)
         self._tell(requests, rows, {metric: raw[metric]}, failed)
         waiting = float(queue.rows.at_s[0]) if queue.requests else float("inf")

@@ -10,8 +10,9 @@ from evaluation.betting.latency import ShapeProof
 from evaluation.betting.left import FEW_LEFT
 from evaluation.betting.wealth import Channel
 from evaluation.metrics import UNANSWERED
-from evaluation.pipeline import Pipeline, stage_proofs
+from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import Gate, Proof, StagePlan
+from evaluation.policy.stage_proofs import stage_proofs
 from evaluation.report import GateReport, Verdict
 from evaluation.units.gate_channels import Track
 from evaluation.units.metric_evidence import MetricEvidence

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from evaluation.betting.unit_block import Floats, Ints
 from evaluation.metrics import CATALOGUE
 from evaluation.observed_range import RangeMonitor, range_monitors
-from evaluation.policy.gates import Proof, StagePlan
+from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
-from evaluation.records import LEFT_MS
+from evaluation.policy.stage_proofs import proofs_by_gate
+from evaluation.records import LEFT_MS, sampled_name
 from evaluation.units.answered import AnsweredGap
 from evaluation.units.attendance import Attendance
+from evaluation.units.limits import LateKeys
 from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows, Sessions
@@ -35,9 +37,17 @@ class Lane:
         "attendance",
     )  # fmt: skip
 
-    def __init__(self, metrics: Sequence[MetricEvidence], policy: GatePolicy, split: Split | None) -> None:
+    def __init__(
+        self,
+        metrics: Sequence[MetricEvidence],
+        policy: GatePolicy,
+        late_keys: LateKeys,
+        split: Split | None = None,
+    ) -> None:
         """split: its tests use the sessions of this lane; None: another lane's."""
         self.metrics = list(metrics)
+        self._policy = policy
+        self._late_keys = late_keys
         self._split = split
         self.ranges = range_monitors(
             policy.observed_ranges, [metric.name for metric in metrics], alpha=policy.alpha
@@ -70,6 +80,21 @@ class Lane:
         the client left before an answer or a failure (so unanswered); both NaN where unknown, and None where
         nowhere known."""
         if len(rows) == 0 or not (self.metrics or self._split):
+            return
+        cut = None if all(metric.lent for metric in self.metrics) else self._late_keys.cut(rows)
+        if cut is not None:
+            before, rest = slice(0, cut), slice(cut, None)
+            parts = [(before, False), (rest, True)] if cut else [(rest, True)]
+            for part, is_keyed in parts:
+                for metric in self.metrics if is_keyed else ():
+                    metric.open_for_keys(self._policy)
+                self.feed(
+                    rows.pick(part),
+                    {name: values[part] for name, values in raw.items()},
+                    unanswered[part],
+                    None if fell_back is None else fell_back[part],
+                    None if cancelled is None else cancelled[part],
+                )
             return
         columns = self._feed(rows, raw, unanswered, fell_back, cancelled)
         looks, following = self.attendance.due_in(rows)
@@ -107,7 +132,8 @@ class Lane:
             silent = metric.without_answer(raw[metric.name], unanswered, left)
             values = metric.comparable(raw[metric.name], silent, rows)
             columns = metric.values(values, silent, left, rows, raw.get(LEFT_MS))
-            weights = metric.failure_weights(values, silent, rows) if metric.with_missing else None
+            drawn = raw.get(sampled_name(metric.name))
+            weights = metric.weights_of_missing(values, silent, rows, drawn) if metric.with_missing else None
             covariates = metric.covariates.of(raw, rows)
             metric.count_later(rows, values)
             if len(later):
@@ -232,6 +258,7 @@ class Pipeline:
         "stage",
         "is_sticky",
         "was_sticky",
+        "late_keys",
         "has_always_canary",
     )
 
@@ -244,7 +271,9 @@ class Pipeline:
         now = [metric for name, metric in self.metrics.items() if not CATALOGUE[name].arrives_later]
         later = [[self.metrics[name]] for name in self.lane_names[1:]]
         self.split = Split(policy)
-        self.lanes = [Lane(now, policy, self.split), *(Lane(metrics, policy, None) for metrics in later)]
+        self.late_keys = LateKeys()
+        of_now = Lane(now, policy, self.late_keys, self.split)
+        self.lanes = [of_now, *(Lane(metrics, policy, self.late_keys) for metrics in later)]
         self.units = Units(session_requests=policy.session_requests, session_s=policy.session_s)
         self.seq = 0
         self.canary = 0
@@ -269,7 +298,7 @@ class Pipeline:
         is_sure = on_canary & (w >= 1.0) & (kind != HELD)
         self.has_always_canary = self.has_always_canary or bool(is_sure.any())
         canary = np.cumsum(on_canary) + self.canary
-        self._fix_units(kind, drawn)
+        self._fix_units(kind, drawn, seq)
         self._count(requests, on_canary, drawn)
         keep = np.flatnonzero(drawn.position > 0)
         rows = Rows(
@@ -321,18 +350,20 @@ class Pipeline:
                 metric.set_limits(self.policy, sticky=bool(self.is_sticky))
             self.split.set_limits(sticky=bool(self.is_sticky))
 
-    def _fix_units(self, kind: Ints, drawn: Drawn) -> None:
+    def _fix_units(self, kind: Ints, drawn: Drawn, seq: Ints) -> None:
         """Split alpha for sticky units if one came before the first bet or is the first: known before its
-        coin."""
-        if self.is_sticky >= 0:
-            return
-        bet = np.flatnonzero((drawn.position == 1) & (drawn.w > 0.0))
-        through = int(bet[0]) + 1 if len(bet) else len(kind)
-        self.was_sticky = self.was_sticky or bool((kind[:through] > REQUEST).any())
-        if len(bet):
-            is_sticky = self.was_sticky if self.policy.units == "auto" else self.policy.units == "sticky"
-            self.is_sticky = int(is_sticky)
-            self.restore_limits()
+        coin. One that comes later opens the channels of sessions at its draw (`limits.py`)."""
+        if self.is_sticky < 0:
+            bet = np.flatnonzero((drawn.position == 1) & (drawn.w > 0.0))
+            through = int(bet[0]) + 1 if len(bet) else len(kind)
+            self.was_sticky = self.was_sticky or bool((kind[:through] > REQUEST).any())
+            if len(bet):
+                is_sticky = self.was_sticky if self.policy.units == "auto" else self.policy.units == "sticky"
+                self.is_sticky = int(is_sticky)
+                self.restore_limits()
+        if self.is_sticky == 0 and self.policy.units == "auto":
+            is_toss = (kind > REQUEST) & (drawn.position == 1) & (drawn.round == 0)
+            self.late_keys.look(is_toss & (drawn.w > 0.0), seq)
 
     def _count(self, requests: Assignments, on_canary: NDArray[np.bool_], drawn: Drawn) -> None:
         stage, kind = requests.stage, requests.kind
@@ -360,34 +391,3 @@ class Pipeline:
             f"{text}: it had {seen}, but of its {units} new units those of a first session count, and of all "
             "units one later session a round; lower min_canary, or let conversations be the unit"
         )
-
-
-def proofs_by_gate(policy: GatePolicy, stages: Sequence[StagePlan]) -> dict[str, list[Proof]]:
-    """The distinct margins that the stages must prove, by gate."""
-    out: dict[str, list[Proof]] = {}
-    for stage in stages:
-        for name, proofs in stage_proofs(policy, stage).items():
-            known = out.setdefault(name, [])
-            known += [proof for proof in proofs if proof not in known]
-    return out
-
-
-def stage_proofs(policy: GatePolicy, stage: StagePlan) -> dict[str, list[Proof]]:
-    """What a stage must prove, by gate of this policy. A rung's `own` margin makes the other one that of the
-    whole rollout; the margins of a plan are always of the stage's own units."""
-    margins, floor = stage_margins(policy, stage)
-    own = policy.rung_for(stage.min_canary).own if stage.margins is None else {}
-    return {
-        name: [Proof(margin, floor, is_whole=name in own)]
-        + ([Proof(own[name], floor)] if name in own else [])
-        for name, margin in margins.items()
-    }
-
-
-def stage_margins(policy: GatePolicy, stage: StagePlan) -> tuple[dict[str, float], float]:
-    """The margins that a stage must prove, by gate of this policy, and the floor of its rates."""
-    rung = policy.rung_for(stage.min_canary)
-    margins = rung.margins if stage.margins is None else stage.margins
-    names = {gate.name for gate in policy.gates}
-    floor = rung.floor if stage.floor is None else stage.floor
-    return {name: margin for name, margin in margins.items() if name in names}, floor

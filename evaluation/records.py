@@ -79,6 +79,11 @@ KNOWN_WORDS = PER_REQUEST | STICKY_KEYS | PINNED | NOT_DRAWN
 WORDS_REMEDY = "use request, sticky, pin (a token held it) or force (no coin was tossed)"
 
 
+def sampled_name(metric: str) -> str:
+    """Name of what says of which answers a score of this metric was drawn: 1 or 0, beside the values."""
+    return f"{metric}_sampled"
+
+
 def kind_is_drawn(assigned_by: str) -> bool:
     """Whether the coin was tossed for this request itself."""
     return assigned_by in PER_REQUEST or assigned_by in STICKY_KEYS
@@ -115,6 +120,7 @@ class Draw:
     tokens: float | None = None
     cost: float | None = None
     left_ms: float | None = None  # how long a client waited that left before the answer; None: not known
+    sampled: tuple[str, ...] = ()  # metrics whose judge drew this answer, before it existed, for a score
     flags: Mapping[str, bool] = field(default_factory=dict)
     covariates: Mapping[str, float] = field(default_factory=dict)
 

@@ -83,6 +83,15 @@ class Stream:
         channels = (*self.channels, *self.staged)
         self._is_idle = self.estimate is None and all(channel.is_idle for channel in channels)
 
+    def wake(self, opened: Sequence[Channel]) -> None:
+        """Let channels bet from here on that were idle so far; those of other streams are passed over."""
+        self.fix_idle()
+        while self.until <= self.rows:  # while it was idle, no epoch ended
+            self.until += epoch_after(self.until)
+        own = [one for one in (*self.channels, *self.staged) if any(one is other for other in opened)]
+        for channel in own if self.stable.count else ():
+            channel.end_epoch(self.stable)
+
     def _without_coin(self, block: UnitBlock) -> int:
         """How many of the first units are stable's from before the canary: no bet has a factor but 1."""
         if len(block) == 0 or block.w[0] > 0.0:

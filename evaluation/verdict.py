@@ -11,9 +11,10 @@ from evaluation.betting.wealth import Decision
 from evaluation.gate_texts import USES, beyond, harm, margin, requests_text
 from evaluation.metrics import SIZES, STREAMED, VALUES, Kind
 from evaluation.open_proofs import of_those_who_waited, step_notes, steps_text, what_forbids, why_not
-from evaluation.pipeline import Pipeline, stage_proofs
+from evaluation.pipeline import Pipeline
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, Proof, StagePlan
+from evaluation.policy.stage_proofs import stage_proofs
 from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdict
 from evaluation.shared_hardware import interference
 from evaluation.shown_estimates import (

@@ -6,7 +6,8 @@ Rules:
 2. One judge a rollout: verdicts of another revision than its newest are left out.
 3. A judge whose anchors show that it changed says nothing of the whole rollout: what it said before the
    change cannot be compared with what it said after, and when that was is not known.
-4. Lines of a kind that is not known are left out, and counted.
+4. What was drawn for a verdict is known (`judged` of its request): without one it is missing.
+5. Lines of a kind that is not known are left out, and counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 
 from controller.cli.evidence_formats import RawTable
 from evaluation.judging.anchors import AnchorWatch
+from evaluation.records import sampled_name
 from serving.messages import RequestRecord
 from serving.router.records.records_file import JUDGE_KIND, VERDICT_FIELDS
 
@@ -44,7 +46,7 @@ def with_verdicts(table: RawTable) -> tuple[RawTable, tuple[str, ...]]:
             name = (columns["service"][row], columns["rollout"][row], columns["request_id"][row])
             found.setdefault(name, columns[SCORE][row])
     requests = table.pick(rows)
-    names = (requests.columns.get(name, [None] * len(rows)) for name in ("service", "rollout", "request_id"))
+    names = _names_of(requests)
     own = requests.columns.get(SCORE, [None] * len(rows))
     scores = [
         value if value is not None else found.get(name)
@@ -57,7 +59,20 @@ def with_verdicts(table: RawTable) -> tuple[RawTable, tuple[str, ...]]:
     }
     if found:
         left[SCORE] = scores
+        judged_ones = {name[:2] for name in found}
+        drawn = requests.columns.get("judged", [None] * len(rows))
+        left[sampled_name(SCORE)] = [
+            int(is_drawn is True and name in judged_ones)
+            for is_drawn, name in zip(drawn, zip(*_names_of(requests)[:2], strict=True), strict=True)
+        ]
     return dataclasses.replace(requests, columns=left), tuple(notes)
+
+
+def _names_of(table: RawTable) -> list[list[object]]:
+    """Each row's service, rollout and request."""
+    return [
+        list(table.columns.get(name, [None] * len(table))) for name in ("service", "rollout", "request_id")
+    ]
 
 
 def _by_rollout(table: RawTable, rows: Sequence[int]) -> dict[tuple[object, object], list[int]]:

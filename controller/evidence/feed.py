@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 from controller import telemetry
+from controller.evidence.before import StableBefore
 from controller.evidence.costs import RolloutCosts
 from controller.evidence.judged import JudgedAnswers
 from controller.evidence.live_load import LiveLoad
@@ -29,10 +30,8 @@ from evaluation.evaluator import Evaluator
 from evaluation.guards import ErrorGuard, GuardAction, GuardVerdict
 from evaluation.records import Draw, EvidenceError, Score
 from evaluation.report import Verdict
-from serving.messages import CANARY, STABLE, LostSpan, RequestRecord
+from serving.messages import CANARY, LostSpan, RequestRecord
 
-SEED_VALUES = 4_000  # of stable's own traffic, per metric, before the canary's first unit
-SEED_METRICS = ("latency_ms", "ttft_ms", "itl_ms")
 LOST_SPANS = 1_000
 
 
@@ -45,7 +44,7 @@ class Feed:
         self._rollout = rollout
         self._config = config
         self._evaluator: Evaluator | None = None  # None until the first unit of this rollout
-        self._seed: dict[str, list[float]] = {metric: [] for metric in SEED_METRICS}
+        self._before = StableBefore()
         # seq -> at_s of requests that a score may still refer to
         self._window: OrderedDict[int, float] = OrderedDict()
         self._guard = ErrorGuard()
@@ -78,7 +77,7 @@ class Feed:
         if saved["evaluator"] is not None:
             state = base64.b64decode(saved["evaluator"])
             feed._attach(Evaluator.restore(config.policy, config.stages, state))
-        feed._seed = saved["seed"] or feed._seed
+        feed._before.restore(saved["seed"], has_keys=saved.get("has_keys", False))
         feed._guard = ErrorGuard.from_mapping(saved["guard"])
         feed._tripped = trip_of(saved.get("tripped"))
         feed._entered = feed._stage = saved["entered"]
@@ -120,7 +119,8 @@ class Feed:
             "ranges": self._ranges.to_mapping(),
             **self._load.to_mapping(),
             "segments": self._segments.to_mapping(),
-            "seed": {} if self._evaluator else self._seed,
+            "seed": {} if self._evaluator else self._before.values,
+            "has_keys": self._before.has_keys,
             "evaluator": base64.b64encode(evaluator).decode() if evaluator else None,
         }
         return envelope_of(self.status(), saved)
@@ -228,7 +228,8 @@ class Feed:
             if not self._is_lost(record.at_s):
                 self._started()
                 self._segments.remember(record)
-                self._add(draw_of(record, self._ranges, self._config.prices))
+                drawn = self._judged.metrics_of(record)
+                self._add(draw_of(record, self._ranges, self._config.prices, sampled=drawn))
                 self._costs.add(record)
                 self._judged.sample(record)
                 self._load.count(record)
@@ -238,7 +239,7 @@ class Feed:
             if record.error is not None:
                 self._count_in_guard(record, of_replaced=True)
         elif self._evaluator is None:
-            self._seed_with(record)
+            self._before.learn(record, self._ranges)
 
     def _count_in_guard(self, record: RequestRecord, *, of_replaced: bool = False) -> None:
         """of_replaced: the request is of the version that an undo replaces, from before its switch. No coin
@@ -270,7 +271,13 @@ class Feed:
         self._ranges.fix()
         if self._evaluator is None and self._config.stages:
             config = self._config
-            self._attach(Evaluator.start(config.policy, stages=config.stages, seed_latency_ms=self._seed))
+            evaluator = Evaluator.start(
+                config.policy,
+                stages=config.stages,
+                seed_latency_ms=self._before.values,
+                has_keys=self._before.has_keys,
+            )
+            self._attach(evaluator)
             self._enter_stage()
 
     def _attach(self, evaluator: Evaluator) -> None:
@@ -290,16 +297,6 @@ class Feed:
         except EvidenceError as exc:
             self.refused += 1
             telemetry.warning("record refused as evidence", rollout=self._rollout, why=str(exc))
-
-    def _seed_with(self, record: RequestRecord) -> None:
-        if record.error is not False or record.served_arm != STABLE:
-            return
-        self._ranges.learn(record)
-        for metric, values in self._seed.items():
-            value = getattr(record, metric)
-            if value is not None:
-                values.append(value)
-                del values[:-SEED_VALUES]
 
     def _forget(self, now_s: float) -> None:
         before_s = now_s - self.join_s

@@ -4,7 +4,8 @@ Rules:
 1. A verdict on an answer is a score of the judge's metric: 1 right, 0 wrong. Scores of that metric from
    others are left out, and counted: whoever sends them chooses of which answers.
 2. A verdict by another revision than the one that was examined, or of another rollout, is not read.
-3. A sampled answer without a verdict when its time is over is missing, whatever comes later.
+3. A sampled answer without a verdict when its time is over is missing, whatever comes later. The evaluator
+   knows which were sampled: nothing is proven unless it holds with each missing one as the worst, too.
 4. Verdicts on anchors, whose labels are known, are no evidence of the rollout: they watch the judge. Once it
    has drifted, everything it said of this metric is void for the rest of the rollout.
 """
@@ -78,6 +79,10 @@ class JudgedAnswers:
         if len(self._open) > MAX_OPEN:
             arm, _ = self._open.pop(next(iter(self._open)))
             self._sampled.add(arm, LOST)
+
+    def metrics_of(self, record: RequestRecord) -> tuple[str, ...]:
+        """The metrics of which a score of this request was drawn for, whatever the answer: the judge's."""
+        return (self._metric,) if self._metric is not None and record.judged else ()
 
     def score_of(self, score: ScoreRecord, request: RequestRecord) -> Score | None:
         """The score of a request that somebody sent; None: it is none of its arm, or the judge's to give."""

@@ -10,9 +10,9 @@ import math
 
 from controller.rollout.observation import PointEstimates
 from evaluation.metrics import Kind
-from evaluation.pipeline import stage_margins
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.stage_proofs import stage_margins
 from evaluation.report import EvaluationReport, GateReport, Verdict
 
 

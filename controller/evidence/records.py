@@ -60,9 +60,15 @@ def flags_of(record: RequestRecord) -> dict[str, bool]:
     return flags
 
 
-def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None, prices: Prices | None = None) -> Draw:
+def draw_of(
+    record: RequestRecord,
+    ranges: TypicalRanges | None = None,
+    prices: Prices | None = None,
+    *,
+    sampled: tuple[str, ...] = (),
+) -> Draw:
     """The draw of a settled request. ranges: tell the unusual answers; None: not asked. prices: of both
-    versions, of which one alone says nothing; None: there are none."""
+    versions, of which one alone says nothing; None: there are none. sampled: see `Draw`."""
     flags = flags_of(record) | (ranges.flags_of(record) if ranges is not None else {})
     if record.outcome == "open":
         flags["censored"] = True
@@ -87,6 +93,7 @@ def draw_of(record: RequestRecord, ranges: TypicalRanges | None = None, prices: 
         cost=_measured(priced(record, prices)) if prices is not None and prices.is_comparable else None,
         flags=flags,
         covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
+        sampled=sampled,
         left_ms=_measured((record.done_at_s - record.at_s) * 1000.0) if flags["cancelled"] else None,
     )
 

@@ -135,7 +135,8 @@ class RateProof:
     `x = (1-w)(mu + floor - y)` on the canary and `-w (mu - y)` on stable. y = events / requests of one unit,
     never first events or capped counts: those saturate, and "proved" a harmful canary in 56-100 % of runs.
     Where stable answers more (`UnitBlock.gap`), its additional answers could all have had the event: both
-    margins shrink by that.
+    margins shrink by that, but not by what two standard errors may explain: at the margin, with half of the
+    events failing instead, 16 of 60 were proven.
 
     Answers without a value could hide events. `missing_as` 1 counts each as one, on both arms, and proves
     that the margin is kept even so, as `missing_as` 0 does without: the margin multiplies, or adds to,

@@ -74,9 +74,15 @@ class Wealth:
         self.peak = max(self.peak, float(log_e.max()))
         return log_e
 
+    @property
+    def now(self) -> float:
+        """Log wealth after all bets so far, those since the last look as well."""
+        none = np.zeros(1, dtype=np.int64)
+        return float(self._mix(self.lw[:, None], self.log_starts[:, None], none)[0])
+
     def give_up(self) -> None:
         """Lower the wealth to 1 if it is above, as for a bet that was lost on purpose. Without restarts."""
-        total = float(self._mix(self.lw[:, None], self.log_starts[:, None], np.zeros(1, dtype=np.int64))[0])
+        total = self.now
         if total > 0.0:
             self.lw = self.lw - total
             self.log_e = 0.0

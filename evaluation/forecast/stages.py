@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from evaluation.forecast.detectable_effect import DetectableEffect, detectable_effects
 from evaluation.forecast.simulation import Run, TrafficModel, counted_requests, one_run
 from evaluation.metrics import Kind
-from evaluation.pipeline import stage_margins
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.stage_proofs import stage_margins
 
 MAX_RUNS = 40
 MIN_RUNS = 10

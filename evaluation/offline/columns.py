@@ -20,7 +20,7 @@ from evaluation.policy.gates import StagePlan, check_margins
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
-from evaluation.records import LEFT_MS, MIN_W, EvidenceError, is_rate
+from evaluation.records import LEFT_MS, MIN_W, EvidenceError, is_rate, sampled_name
 from evaluation.units.ties import tie_order
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, kind_of, unit_hash
 
@@ -138,6 +138,9 @@ def checked_table(columns: Mapping[str, ArrayLike], policy: GatePolicy) -> Table
         raise EvidenceError("by assigned_by, tokens hold every row; give the draws of the tokens, too")
     values = {name: _metric(arrays, name) for name in dict.fromkeys(g.metric for g in policy.gates)}
     _refuse_repeats(arrays, at_s, units, own, (arm, w, *values.values()))
+    for name in [name for name in map(sampled_name, tuple(values)) if name in arrays]:
+        values[name] = floats_of(arrays, name)
+        _refuse(name, values[name], ~_is_event(values[name]), "give 1 where a score was drawn for, else 0")
     for name in covariates_of(policy):
         values[name] = floats_of(arrays, name)
         _refuse(name, values[name], np.isinf(values[name]), "give a finite number, NaN when missing")

@@ -24,6 +24,7 @@ COLUMNS: Mapping[str, str] = {
     "stage": "index of the stage, from 0",
     "fell_back": "1 where stable answered a canary request",
     "left_ms": "how long a client waited that left; without it, the latency_ms of cancelled requests",
+    "quality_sampled": "1 where a judge drew the answer before it existed: without a quality, it is missing",
 }
 KNOWN = (*COLUMNS, *CATALOGUE)
 EVENTS = frozenset(name for name in CATALOGUE if is_rate(name))

@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from evaluation.betting.everyone import EveryoneChannel
 from evaluation.offline.backtest import feed
 from evaluation.offline.columns import checked_stages, checked_table, policy_for_columns
-from evaluation.pipeline import Pipeline, stage_proofs
+from evaluation.pipeline import Pipeline
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.stage_proofs import stage_proofs
 from evaluation.units.gate_channels import Track, deciding, rollback_tracks
 from evaluation.units.metric_evidence import MetricEvidence
 

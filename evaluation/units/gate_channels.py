@@ -321,8 +321,9 @@ class GateChannels:
 
     def _add_score_proof(self, gate: Gate, proof: Proof) -> None:
         """The channels that prove a margin of a score, both if requests without a score count 0 and if they
-        count stable's mean. Where a judge samples, its unscored answers are left out."""
-        column = self._missing("failed" if self._is_sampled else "all")
+        count stable's mean. Where a judge samples, only those unscored answers that it is known to have
+        drawn."""
+        column = self._missing("sampled" if self._is_sampled else "all")
         for missing_as in ("harm", "mean"):
             bettor = partial(score_proof, missing_as == "mean", self._covariates > 0)
             later = partial(score_proof, missing_as == "mean", False)
@@ -332,8 +333,9 @@ class GateChannels:
         """The channels that prove a margin of a rate; if answers without a value can be missing by other
         causes than sampling, also if each of those had the event."""
         self._add_proof(gate, column, proof, partial(rate_proof, 0.0))
-        if has_no_value_unanswered(gate) and not self._is_sampled:
-            self._add_proof(gate, self._missing("unscored"), proof, partial(rate_proof, 1.0), "harm")
+        if has_no_value_unanswered(gate):
+            which = self._missing("unjudged" if self._is_sampled else "unscored")
+            self._add_proof(gate, which, proof, partial(rate_proof, 1.0), "harm")
 
     def _add_proof(
         self,

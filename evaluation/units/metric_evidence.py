@@ -11,10 +11,7 @@ from numpy.typing import NDArray
 from evaluation.betting.scores import pair_harm
 from evaluation.betting.unit_block import Floats, UnitBlock
 from evaluation.metrics import CATALOGUE, OUTCOMES, SIZES, VALUES, WAITS, Kind
-from evaluation.policy.alpha_split import (
-    channel_alphas,
-    log_limit,
-)
+from evaluation.policy.alpha_split import channel_alphas, log_limit
 from evaluation.policy.gates import Gate, Proof
 from evaluation.policy.policy import GatePolicy
 from evaluation.records import SETTLE_S
@@ -24,8 +21,9 @@ from evaluation.units.attendance import Attendance, harm_of, look_at
 from evaluation.units.capped import Capped
 from evaluation.units.covariate_columns import CovariateColumns, with_covariates
 from evaluation.units.gate_channels import Column, GateChannels
-from evaluation.units.judged import judged_probability, without_failed
+from evaluation.units.judged import judged_probability, missing_weights, without_failed
 from evaluation.units.later_feed import LaterValues, feed_parts
+from evaluation.units.limits import open_channels, split_alpha
 from evaluation.units.missingness import Lacking, OneValue, Presence
 from evaluation.units.offered import Offered
 from evaluation.units.own_range import OWN_RANGE, OwnRange
@@ -33,13 +31,12 @@ from evaluation.units.own_speed import OwnSpeed
 from evaluation.units.points import Points
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows
-from evaluation.units.track_limits import set_track_limits
 from evaluation.units.value_columns import ValueSettings, value_columns, with_worst
 
 OPTIONAL = VALUES - {"latency_ms"}  # some answers are not streamed, and some engines do not count tokens
 _STATE = (
     "columns", "with_missing", "scored", "one_value", "one_value_later", "later_share", "everyone",
-    "exceedances", "presence", "pairs", "points", "sums", "counts", "own_speed", "offered",
+    "exceedances", "presence", "pairs", "points", "sums", "counts", "lent", "own_speed", "offered",
 )  # fmt: skip
 
 
@@ -87,6 +84,7 @@ class MetricEvidence:
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
         self.capped = Capped() if bets.mean is not None else None
+        self.lent: dict[str, float] = {}  # by gate (`limits.py`); empty: no key came late
         self.own_speed = OwnSpeed()
         self.offered = Offered()
         self.own_range = OwnRange() if metric in OWN_RANGE and not self.is_alarm else None
@@ -122,11 +120,15 @@ class MetricEvidence:
             exceedance.seed(values)
 
     def set_limits(self, policy: GatePolicy, *, sticky: bool) -> None:
-        """Split each gate's alpha over its channels, before the first bet."""
-        set_track_limits(self.tracks, policy, sticky=sticky)
+        """Split each gate's alpha over its channels, before the first bet; anew where a key came late."""
+        split_alpha(self.tracks, policy, sticky=sticky or bool(self.lent), lent=self.lent)
         for column in (*self.columns, *self.with_missing):
             column.first.fix_idle()
             column.units.fix_idle()
+
+    def open_for_keys(self, policy: GatePolicy) -> None:
+        """Bet on sessions from here on, too: the first sticky unit comes."""
+        self.lent = open_channels(self.tracks, (*self.columns, *self.with_missing), policy)
 
     def without_answer(
         self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_]
@@ -281,13 +283,17 @@ class MetricEvidence:
         """Number of columns that later sessions keep."""
         return len(self.columns) + bool(self.with_missing)
 
-    def failure_weights(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
-        """Weight of each request without an answer where it counts as missing: the share of answers that are
-        scored, as known before it. 0 for the others. raw: comparable values."""
-        shares = self.scored.of(~np.isnan(raw), ~unanswered, rows.of_draws)
+    def weights_of_missing(
+        self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows, drawn: Floats | None
+    ) -> Floats:
+        """`missing_weights`, by the share of answers that are scored, as known before each. raw: comparable
+        values. drawn: 1 where a score was drawn for; None: nowhere known."""
+        sampled = None if drawn is None or not self._is_sampled else drawn == 1.0
+        scored = ~np.isnan(raw) if sampled is None else ~np.isnan(raw) | sampled
+        shares = self.scored.of(scored, ~unanswered, rows.of_draws)
         if not self._same_sampling:
             shares = np.where(rows.arm, self._sampling.canary, self._sampling.stable)
-        return np.where(unanswered, shares, 0.0)
+        return missing_weights(shares, raw, unanswered, sampled)
 
     def feed_first_missing(
         self,

@@ -113,7 +113,7 @@ class OneValue:
     def of(self, released: Released, column: int, weights: int) -> Flags | None:
         """Which sessions are of conversations with one value each; None: none is. column: of the values;
         weights: of those of requests without an answer, 0 for the others."""
-        has_one = self.before(released.known(column), released.known(weights, 0.0))
+        has_one = self.before(released.known(column), released.answered(weights))
         return has_one if has_one.any() else None
 
     def before(self, values: Floats, requests: Floats) -> Flags:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from evaluation.betting.unit_block import Flags, Floats, Ints, UnitBlock, ones
 
-#: Which requests without a value count, as missing: those without an answer, those with one, or both.
-Counted = Literal["failed", "unscored", "all"]
+#: Which requests without a value count, as missing: those without an answer, those with one, or both; the
+#: answers that a judge is known to have drawn (`judged.UNJUDGED`), or both these and those without an answer.
+Counted = Literal["failed", "unscored", "all", "unjudged", "sampled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,13 @@ class Released:
         rows = np.flatnonzero(~np.isnan(y))
         return self._block(rows, y, ones(len(self)), self.w if w is None else w, None)
 
-    def known(self, column: int, value: float | None = None) -> Floats:
-        """How many of each session's requests have a value in a column. value: this one; None: any."""
-        values = self.values[column]
-        return self._summed(~np.isnan(values) if value is None else values == value)
+    def known(self, column: int) -> Floats:
+        """How many of each session's requests have a value in a column."""
+        return self._summed(~np.isnan(self.values[column]))
+
+    def answered(self, weight_column: int) -> Floats:
+        """How many of each session's requests have an answer, by the weights of those that lack a value."""
+        return self._summed(self.values[weight_column] <= 0.0)
 
     def block_with_missing(
         self,
@@ -149,18 +153,21 @@ class Released:
     ) -> UnitBlock:
         """The sessions, where requests without a value count 0 in `y`.
 
-        weight_column: the column of the weights of requests without an answer, 0 for answered ones. Where
-        unscored ones do not count, a session without any value has the mean weight of its requests. has_one:
-        sessions that miss nothing as soon as they have one value; None: none.
+        weight_column: the column of `judged.missing_weights`. Where unscored ones do not count, a session
+        without any value has the mean weight of its requests. has_one: sessions that miss nothing as soon as
+        they have one value; None: none.
         """
         w = self.w if w is None else w
         y, weight = self.values[column], self.values[weight_column]
-        has, failed = ~np.isnan(y), weight > 0.0
+        has, failed, unjudged = ~np.isnan(y), weight > 0.0, weight < 0.0
         n, values = self._summed(~np.isnan(weight)), self._summed(has)
         sums = self._summed(np.where(has, y, 0.0))
         weights = self._summed(np.where(failed, weight, 0.0))
-        if count == "failed":
-            whole, missing = values + weights, weights
+        drawn = self._summed(unjudged) if count in ("unjudged", "sampled") else np.zeros(len(self))
+        if count in ("failed", "sampled"):
+            whole, missing = values + weights + drawn, weights + drawn
+        elif count == "unjudged":
+            whole, missing = values + drawn, drawn
         else:
             whole = n if count == "all" else n - self._summed(failed)
             if has_one is not None:
@@ -173,9 +180,12 @@ class Released:
         if not missing.any():
             return block
         missing = (missing / whole)[rows]
-        if count == "failed":
-            part = np.where(values > 0.0, 1.0, weights / np.maximum(n, 1.0))
-            return replace(block, missing=missing, weight=part[rows], is_checked=True)
+        if count in ("failed", "sampled"):
+            part = np.where(values + drawn > 0.0, 1.0, weights / np.maximum(n, 1.0))
+            block = replace(block, missing=missing, weight=part[rows], is_checked=True)
+            if not drawn.any():
+                return block
+            return replace(block, counted=((values + weights) / whole)[rows], is_checked=True)
         counted = (values + weights if count == "all" else values) / whole
         return replace(block, missing=missing, counted=counted[rows], is_checked=True)
 

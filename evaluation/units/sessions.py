@@ -111,19 +111,32 @@ class Rows:
     ) -> UnitBlock:
         """The units by their first requests; those without a value count 0 in `y`.
 
-        y (NaN: no value), weights (of requests without an answer, 0 for the others), w, gap: of all rows.
+        y (NaN: no value), weights (`judged.missing_weights`), w, gap: of all rows.
         """
-        has, failed = ~np.isnan(y), weights > 0.0
-        chosen = {"failed": has | failed, "unscored": ~failed, "all": np.ones_like(has)}[count]
+        has, failed, unjudged = ~np.isnan(y), weights > 0.0, weights < 0.0
+        match count:
+            case "failed":
+                chosen = has | failed
+            case "sampled":
+                chosen = has | failed | unjudged
+            case "unjudged":
+                chosen = has | unjudged
+            case "unscored":
+                chosen = ~failed
+            case "all":
+                chosen = np.ones_like(has)
         rows = np.flatnonzero(self.firsts & chosen)
         block = self.units_at(rows, np.where(has, y, 0.0), w, gap)
         if has[rows].all():
             return block
         missing = np.where(has[rows], 0.0, 1.0)
-        part = np.where(has[rows], 1.0, weights[rows])
-        if count == "failed":
-            return replace(block, missing=missing, weight=part, is_checked=True)
-        return replace(block, missing=missing, counted=part, is_checked=True)
+        part = np.where(has[rows], 1.0, np.maximum(weights[rows], 0.0))
+        if count not in ("failed", "sampled"):
+            return replace(block, missing=missing, counted=part, is_checked=True)
+        drawn = unjudged[rows]
+        block = replace(block, missing=missing, weight=np.where(drawn, 1.0, part), is_checked=True)
+        counted = np.where(drawn, 0.0, 1.0)
+        return replace(block, counted=counted, is_checked=True) if drawn.any() else block
 
     def units_at(self, rows: Ints, y: Floats, w: Floats, gap: Floats | None = None) -> UnitBlock:
         """The units whose first requests are these rows, ascending. y, w, gap: of all rows."""

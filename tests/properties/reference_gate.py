@@ -15,7 +15,6 @@ from evaluation.betting.histogram import WIDTH
 from evaluation.betting.rounds import MIN_STABLE
 from evaluation.betting.tails import TAIL_VALUES
 from evaluation.metrics import VALUES, Kind
-from evaluation.pipeline import proofs_by_gate
 from evaluation.policy.alpha_split import (
     PART_SHARES,
     SESSION_SHARE,
@@ -27,6 +26,7 @@ from evaluation.policy.alpha_split import (
 )
 from evaluation.policy.gates import Gate, Proof, Sampling, StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.stage_proofs import proofs_by_gate
 from evaluation.records import NOT_DRAWN, PER_REQUEST, PINNED
 from evaluation.units.answered import NOISE
 from evaluation.units.covariate_columns import BALANCE_ALPHA

@@ -14,9 +14,9 @@ from controller.rollout.plan import Plan
 from controller.spec.policy import PolicySpec
 from controller.spec.service import parse_policy, parse_yaml
 from evaluation.evaluator import Evaluator
-from evaluation.pipeline import stage_margins
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.stage_proofs import stage_margins
 from evaluation.records import Draw
 from evaluation.report import GateReport
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from evaluation.judging.sampled import WINDOW, ArmVerdicts, SampledVerdicts
+from evaluation.judging.sampled import RECOVERED, WINDOW, ArmVerdicts, SampledVerdicts
 
 
 def fed(missing: float, count: int, seed: int = 1, limit: float = 0.1) -> list[bool]:
@@ -33,18 +33,24 @@ def test_a_judge_that_never_answers_is_found_at_once() -> None:
     assert fed(1.0, 5).index(True) <= 4
 
 
-def test_it_is_over_when_verdicts_come_again() -> None:
+@pytest.mark.parametrize("blip", [5, 40, 100, 2 * WINDOW])
+def test_it_is_over_when_verdicts_come_again(blip: int) -> None:
     verdicts = SampledVerdicts()
-    for _ in range(100):
+    for _ in range(blip):
         verdicts.add(1, "timeout")
     assert verdicts.too_many(0.1) == (
-        "100% of the last 100 sampled answers of the canary have no verdict, at most 10% may be (max_missing)"
+        f"100% of the last {blip} sampled answers of the canary have no verdict, at most 10% may be "
+        "(max_missing)"
     )
-    for _ in range(2 * WINDOW):
+    for _ in range(RECOVERED):
         verdicts.add(1, None)
 
     assert verdicts.too_many(0.1) is None
-    assert (verdicts.arms[1].missing, verdicts.causes) == (100, {"timeout": 100})
+    assert (verdicts.arms[1].missing, verdicts.causes) == (blip, {"timeout": blip})
+
+
+def test_a_judge_that_misses_too_many_stays_so_while_it_gives_a_few_verdicts_in_a_row() -> None:
+    assert all(fed(0.3, 3000)[200:])
 
 
 @pytest.mark.parametrize(("limit", "is_found"), [(0.0, True), (1.0, False)])
