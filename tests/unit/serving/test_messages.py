@@ -60,7 +60,7 @@ def of_older_release(message: Any, names: set[str]) -> Any:
 
 
 def test_a_message_without_the_newest_fields_gets_their_defaults() -> None:
-    newest = ("takeover_at", "taken_over_by", "covered", "connect_ms", "signals", "version")
+    newest = ("takeover_at", "taken_over_by", "covered", "connect_ms", "signals", "version", "cached_tokens")
     names = {"attempts", "judged", *newest}
     record = of_older_release(RECORD, names)
 
