@@ -52,7 +52,7 @@ def asked(says: Says, order: JudgeOrder = ORDER, **options: Any) -> Iterator[Any
         yield found
 
 
-def wait(is_so: Callable[[], bool], most_s: float = 10.0) -> None:
+def wait(is_so: Callable[[], bool], most_s: float = 60.0) -> None:
     until_s = time.monotonic() + most_s
     while not is_so():
         assert time.monotonic() < until_s, "it did not come"
@@ -366,6 +366,8 @@ def test_when_the_thread_dies_what_waits_ends_and_another_begins(
     with monkeypatch.context() as patch, asked(lambda _body: spoken("no")) as (worker, records):
         order = worker._order
         worker.use(None, "r-1")
+        # The first thread may begin late, and would die as the second one.
+        wait(lambda: all(one.name != "judge" for one in threading.enumerate()))
         patch.setattr(of, where, dies)
         worker.use(order, "r-1")
         worker._anchor_at = BLOCK - 1
