@@ -327,8 +327,9 @@ class Rollout:
 
     def with_missing(self, gate: Gate, which: str, *, sessions: bool, later: bool = False) -> list[Unit]:
         """Units in which requests without a value count 0: those that `failed`, those answered but without a
-        value (`unscored`), or `all`. A failure has the share of the answers that are scored as its weight, or
-        as the part for which a margin counts. later: of the later sessions."""
+        value (`unscored`), those that a judge drew (`unjudged`; here known of none), or `all`. A failure
+        has the share of the answers that are scored as its weight, or as the part for which a margin counts.
+        later: of the later sessions."""
         raw, weight = self.raw(gate.metric), {}
         ends, share, scored, answered, count = epoch_ends(len(self.rows)), 1.0, 0, 0, 0
         same = gate.sampling.stable == gate.sampling.canary
@@ -359,6 +360,8 @@ class Rollout:
                 total = len(scores) + failures
             elif which == "all":
                 total = float(len(rows))
+            elif which == "unjudged":
+                total = float(len(scores))
             else:
                 total = float(sum(not self.failed[row] for row in rows))
             if total == 0.0:
@@ -580,9 +583,10 @@ def proof_plays(
                 unit.missing = min(unit.silent, unit.y)
                 unit.y -= unit.missing
         out.append((use, units, bet_of))
-        if has_no_value_unanswered(gate) and not is_sampled:
+        if has_no_value_unanswered(gate):
             with_events = PlainRateProof(proof.margin, proof.floor, missing_as=1.0)
-            out.append((f"{use}, missing as harm", missing_of("unscored", use), with_events))
+            which = "unjudged" if is_sampled else "unscored"
+            out.append((f"{use}, missing as harm", missing_of(which, use), with_events))
     return out
 
 

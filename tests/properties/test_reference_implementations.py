@@ -37,7 +37,6 @@ from tests.properties.rich_traffic import (
     SEED,
     SINGLE,
     STAGES,
-    STATED,
     STICKY,
     WITH_COVARIATES,
     policy_of,
@@ -48,10 +47,6 @@ METRICS = ("error", "latency_ms", "quality", "hallucinated")
 PARTS_SEEN = 2  # of later sessions, with units in this traffic; few of the second
 PROOFS = ("proof", "first proof", *(f"later proof {part}" for part in range(PARTS_SEEN)))
 ROLLBACKS = ("first", "session", *(f"later {part}" for part in range(PARTS_SEEN)))
-#: Of a rate whose answers lack a value although no sampling is stated.
-UNSTATED: tuple[Key, ...] = tuple(
-    ("hallucination", f"{use}, missing as harm", MARGINS["hallucination"]) for use in PROOFS
-)
 KEYS: tuple[Key, ...] = (
     *((gate, use, 0.0) for gate in MARGINS for use in ROLLBACKS),
     *((gate, use, margin) for gate, margin in MARGINS.items() for use in PROOFS if gate != "quality"),
@@ -60,7 +55,7 @@ KEYS: tuple[Key, ...] = (
         for use in PROOFS
         for missing_as in ("harm", "mean")
     ),
-    *UNSTATED,
+    *(("hallucination", f"{use}, missing as harm", MARGINS["hallucination"]) for use in PROOFS),
     *((gate, f"{use}, missing as harm", 0.0) for gate in ("quality", "hallucination") for use in ROLLBACKS),
     *((gate, f"later {part}, missing as absent", 0.0) for gate in MARGINS for part in range(PARTS_SEEN)),
     *((metric, "presence", 0.0) for metric in METRICS),
@@ -121,7 +116,7 @@ def test_a_channel_equals_its_twin(case: str, key: Key) -> None:
 
     of_sticky_units = ("session", "first proof", "later", "fallback session")
     is_there = case != SINGLE or not key[1].startswith(of_sticky_units)
-    assert (key in got) == (key in twins) == (is_there and (case not in STATED or key not in UNSTATED))
+    assert (key in got) == (key in twins) == is_there
     if key in twins:
         assert (got[key].peak, got[key].last) == pytest.approx((twins[key].peak, twins[key].last), abs=1e-9)
         assert (got[key].canary, got[key].seq) == (twins[key].canary, twins[key].seq)
