@@ -124,7 +124,7 @@ def test_a_checker_tells_right_from_wrong(checker: dict[str, Any], right: str, w
         ("1.5 kg", "It weighs 1.5 kg.", "It weighs 15 kg."),
         ("東京", "首都は東京です。", "首都は京都です。"),
         ("two  words", "Two words", "two other words"),
-        ("main.py", "It is in `main.py`.", "It is in `domain.py`."),
+        ("main.js", "It is in `main.js`.", "It is in `domain.js`."),
         ("30 days", "Within `30 days`", "Within `300 days`"),
         ("29.00", "It costs $29.00", "It costs $129.00"),
         ("300", "some ~300", "more than >300"),
