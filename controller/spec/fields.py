@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, get_args
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -182,3 +182,24 @@ def _has_flag(value: object) -> bool:
     if isinstance(value, list | tuple):
         return any(_has_flag(one) for one in value)
     return isinstance(value, bool)
+
+
+class Checked(Strict):
+    """Base of a part of a spec in which null means left out, and whose errors are all told at once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: object) -> object:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _check(self, info: ValidationInfo) -> Self:
+        if not is_stored(info):
+            refuse(self._errors())
+        return self
+
+    def _errors(self) -> Iterator[FieldError]:
+        """What is wrong between its fields."""
+        return iter(())

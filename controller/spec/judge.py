@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field
 
 from controller.quantities import percent
-from controller.spec.fields import FieldError, Strict, Weight, is_stored, refuse
+from controller.spec.fields import Checked, FieldError, Weight
 from controller.spec.policy import PolicySpec
 from serving.credentials import ENV_NAME
 from serving.targets import Endpoint
@@ -21,7 +21,7 @@ DEADLINE_S = 180.0
 FEWEST_VERDICTS = 500  # that a share of under 1 % of the answers needs half a million of
 
 
-class JudgeSpec(Strict):
+class JudgeSpec(Checked):
     """A judge of answers. Its verdicts become scores of `metric`: 1 right, 0 wrong."""
 
     url: str = Field(description="base URL of an OpenAI-compatible endpoint; on the cluster, or off_cluster")
@@ -45,19 +45,6 @@ class JudgeSpec(Strict):
     off_cluster: bool = Field(
         default=False, description="users' texts may leave the cluster, redacted, for an address elsewhere"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: object) -> object:
-        if not isinstance(data, Mapping):
-            return data
-        return {key: value for key, value in data.items() if value is not None}
-
-    @model_validator(mode="after")
-    def _check(self, info: ValidationInfo) -> Self:
-        if not is_stored(info):
-            refuse(self._errors())
-        return self
 
     def _errors(self) -> Iterator[FieldError]:
         try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from controller.quantities import weight_bp
-from controller.spec.fields import FieldError, Strict, is_stored, refuse
+from controller.spec.fields import Checked, FieldError, Strict
 from evaluation.costs import Prices, TokenPrice
 from evaluation.metrics import Kind
 from evaluation.policy.gates import Gate
@@ -57,7 +57,7 @@ class TokenPriceSpec(Strict):
         return TokenPrice(self.input, self.output, self.cached_input)
 
 
-class PricesSpec(Strict):
+class PricesSpec(Checked):
     """What tokens cost. A version without prices of its own has those of the service."""
 
     currency: str = Field(
@@ -80,19 +80,6 @@ class PricesSpec(Strict):
     alert: More = Field(
         default=2000, description="how much dearer than stable's an answer may be before an alarm is raised"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: object) -> object:
-        if not isinstance(data, Mapping):
-            return data
-        return {key: value for key, value in data.items() if value is not None}
-
-    @model_validator(mode="after")
-    def _check(self, info: ValidationInfo) -> Self:
-        if not is_stored(info):
-            refuse(self._errors())
-        return self
 
     def _errors(self) -> Iterator[FieldError]:
         if (self.input is None) != (self.output is None):
