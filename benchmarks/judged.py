@@ -292,11 +292,16 @@ def main(arguments: Sequence[str] | None = None) -> Mapping[str, Any]:
             "changes": drifts(given.drift_runs),
         },
     }
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(text + "\n")
-    if given.out is not None:
-        given.out.write_text(text + "\n")
+    show(report, given.out)
     return report
+
+
+def show(report: Mapping[str, Any], out: Path | None) -> None:
+    """Print the report as JSON, and write it to a file; None: to none."""
+    text = json.dumps(report, indent=1) + "\n"
+    sys.stdout.write(text)
+    if out is not None:
+        out.write_text(text)
 
 
 if __name__ == "__main__":

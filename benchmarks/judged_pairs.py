@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.judged import JUDGE, SEED, TOLERATED, WRONG
+from benchmarks.judged import JUDGE, SEED, TOLERATED, WRONG, show
 from controller.planning.judged import with_judge
 from controller.planning.unjudged import Unjudged, without
 from controller.spec.judge import JudgeSpec
@@ -120,10 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> Mapping[str, Any]:
     for name in CASES:
         report["cases"].append(figures(policy, name, given.runs))
         sys.stderr.write(json.dumps(report["cases"][-1]) + "\n")
-    text = json.dumps(report, indent=1)
-    sys.stdout.write(text + "\n")
-    if given.out is not None:
-        given.out.write_text(text + "\n")
+    show(report, given.out)
     return report
 
 

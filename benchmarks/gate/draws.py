@@ -6,9 +6,8 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from benchmarks.gate.traffic import Floats
 
 
 def upper_quantile(share: Floats) -> Floats:

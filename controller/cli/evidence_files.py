@@ -156,6 +156,8 @@ def _columns(reading: Reading, extra: Sequence[str], refused: list[str]) -> dict
         with _collected(refused):
             find_unit(reading, columns["arm"].tolist(), np.asarray(columns["w"]).tolist())
     for name, source in reading.sources.items():
+        if name in columns:
+            continue
         with _collected(refused):
             if name == "t_s":
                 columns[name] = times(reading, source)

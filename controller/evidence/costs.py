@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from controller.evidence.pricing import cost_at, has_own_answer
+from controller.evidence.pricing import has_own_answer, priced
 from controller.rollout.observation import ArmCosts, CostStatus
 from evaluation.costs import Prices, TokenPrice
 from serving.judge_messages import JudgeRecord
-from serving.messages import CANARY, MirrorRecord, RequestRecord
+from serving.messages import MirrorRecord, RequestRecord
 
 
 class RolloutCosts:
@@ -31,8 +31,7 @@ class RolloutCosts:
         """Count one of the rollout's own requests, if its version answered it."""
         if not has_own_answer(record):
             return
-        price = None if self._prices is None else self._prices.of_arm(record.arm == CANARY)
-        cost = None if price is None else cost_at(price, record)
+        cost = priced(record, self._prices)
         tokens = record.prompt_tokens, record.cached_tokens, record.completion_tokens
         self._arms[record.arm] = _with(self._arms[record.arm], tokens, cost)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving.chat_events import index_of
+from serving.chat_events import index_of, text_of
 
 # An event, or an answer, without any of these has no text but the answer's, and no call. Not empty lists and
 # nulls, which many servers write into each event.
@@ -26,7 +26,6 @@ _ODD = re.compile(rb"|".join((_KINDS, _CALLS, _BESIDE)))
 # One of these is in each; looking for them is several times as fast as the pattern.
 _WORDS = (b"thinking", b'_details"', b'tations"', b"tool_", b'_call"', b'_json_delta"')
 _CALLED = re.compile(rb'"type"\s*:\s*"(?:tool_use|input_json_delta|function_call)"|' + _CALLS)
-_TEXT_KINDS = frozenset({"text", "output_text", "text_delta"})
 
 
 @dataclass(slots=True)
@@ -92,7 +91,7 @@ def _choices(found: Places, choices: list[Any]) -> None:
         message = choice.get("delta") or choice.get("message")
         if not isinstance(message, dict):
             continue
-        found.texts += _texts(message.get("content"))
+        found.texts.append(text_of(message.get("content")))
         if isinstance(message.get("refusal"), str):
             found.texts.append(message["refusal"])
         called = [*_listed(message.get("tool_calls"))]
@@ -116,14 +115,14 @@ def _items(found: Places, items: list[Any]) -> None:
         if item.get("type") == "function_call":
             found.add_call(place, item.get("name"), item.get("arguments"))
         elif isinstance(item.get("content"), list) and item.get("type") in (None, "message"):
-            found.texts += _texts(item["content"])
+            found.texts.append(text_of(item["content"]))
             refusals = (one.get("refusal") for one in item["content"] if isinstance(one, dict))
             found.texts += [one for one in refusals if isinstance(one, str)]
 
 
 def _blocks(found: Places, blocks: list[Any]) -> None:
     """Of a message."""
-    found.texts += _texts(blocks)
+    found.texts.append(text_of(blocks))
     for place, block in enumerate(blocks):
         if isinstance(block, dict) and block.get("type") == "tool_use":
             found.add_call(place, block.get("name"), block.get("input"))
@@ -133,29 +132,18 @@ def _event(found: Places, event: Mapping[str, Any]) -> None:
     """Of a stream of messages, or of a response: its texts are known by the events' names."""
     block, delta, item = event.get("content_block"), event.get("delta"), event.get("item")
     if isinstance(block, dict):
-        found.texts += _texts([block])
+        found.texts.append(text_of([block]))
         if block.get("type") == "tool_use":
             found.add_call(event.get("index"), block.get("name"), block.get("input"))
     elif isinstance(delta, dict):
-        found.texts += _texts([delta])
+        if delta.get("type") == "text_delta" and isinstance(delta.get("text"), str):
+            found.texts.append(delta["text"])
         if delta.get("type") == "input_json_delta":
             found.add_call(event.get("index"), "", delta.get("partial_json"))
     elif isinstance(item, dict) and event.get("type") == "response.output_item.done":  # whole, at last
         called = [item] if item.get("type") == "function_call" else []
         for one in called:
             found.add_call(event.get("output_index"), one.get("name"), one.get("arguments"))
-
-
-def _texts(content: Any) -> Iterator[str]:
-    """A text, or the parts of one that are texts."""
-    if isinstance(content, str):
-        yield content
-    for part in _listed(content):
-        text = (
-            part.get("text") if isinstance(part, dict) and part.get("type", "text") in _TEXT_KINDS else None
-        )
-        if isinstance(text, str):
-            yield text
 
 
 def _listed(value: Any) -> list[Any]:

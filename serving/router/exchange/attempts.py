@@ -16,9 +16,8 @@ Rules:
    the one with less in flight is asked. A key keeps its replicas, whose prefix caches are warm, when others
    come or go: of n replicas one more takes 1/(n+1) of the keys, from all alike.
 6. A request for what one engine keeps (a stored response, a file) is a *lookup*: the replicas are asked in
-   turn, stable's first, and one that answers 404 does not have it. No memory of ids is needed, so that this
-   survives restarts, works at every router, and finds the right one of an arm's replicas. vLLM and others
-   answer 404 before they do anything; only endpoints that are no vLLM say 400.
+   turn, stable's first; one that does not have it answers 404 before it does anything (400, of endpoints that
+   are no vLLM). No memory of ids is needed, so this survives restarts and works at every router.
 7. What makes something that lasts (`creates`) goes to a next one only where the last surely made nothing.
    What may be sent but once (`is_once`) is repeated on no arm by the same rule, nor looked up further; but
    stable does it anew where a canary failed at it: no user's request fails because of a canary.
@@ -38,6 +37,8 @@ from serving.router.exchange.tried import (
     Tried,
     may_be_made,
     may_be_made_by,
+    records_of,
+    was_sent,
 )
 from serving.router.exchange.usable import failure_of
 from serving.router.types import Assignment, Failure
@@ -93,17 +94,12 @@ class Attempts:
     @property
     def is_repeat(self) -> bool:
         """True when the request was sent before the current attempt, and not just not found there."""
-        before = [one.cause for one in self.tried[:-1] if one.cause != "refused"]
-        if self._assignment.is_lookup:
-            return not all(cause is not None and cause.startswith("status") for cause in before)
-        return bool(before)
+        return was_sent(self.tried[:-1], is_lookup=self._assignment.is_lookup)
 
     @property
     def records(self) -> tuple[AttemptRecord, ...]:
         """The attempts as they are recorded; (): there was one, and it did not fail."""
-        if len(self.tried) == 1 and self.tried[0].cause is None:
-            return ()
-        return tuple(AttemptRecord(one.arm, one.url, one.cause, one.tokens) for one in self.tried)
+        return records_of(self.tried)
 
     @property
     def has_fallen_back(self) -> bool:

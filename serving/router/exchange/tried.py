@@ -3,8 +3,11 @@ what was asked. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from msgspec import Struct
 
+from serving.messages import AttemptRecord
 from serving.router.types import Failure
 from serving.router.upstreams.health import NO_ANSWER
 
@@ -39,3 +42,18 @@ class Tried(Struct, gc=False):
     def is_unanswered(self) -> bool:
         """True when it failed before any answer."""
         return self.cause in NO_ANSWER or (self.cause == "cut" and not self.has_begun)
+
+
+def was_sent(before: Sequence[Tried], *, is_lookup: bool) -> bool:
+    """Whether the request was sent by one of these attempts, and not just not found there by a lookup."""
+    causes = [one.cause for one in before if one.cause != "refused"]
+    if is_lookup:
+        return not all(cause is not None and cause.startswith("status") for cause in causes)
+    return bool(causes)
+
+
+def records_of(tried: Sequence[Tried]) -> tuple[AttemptRecord, ...]:
+    """The attempts as they are recorded; (): there was one, and it did not fail."""
+    if len(tried) == 1 and tried[0].cause is None:
+        return ()
+    return tuple(AttemptRecord(one.arm, one.url, one.cause, one.tokens) for one in tried)
