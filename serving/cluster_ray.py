@@ -20,7 +20,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +31,7 @@ import psutil
 from serving import cluster_environment
 from serving.actor_names import NAMESPACE
 from serving.loopback import HOST, free_ports, is_free
+from serving.own_programs import environment_anywhere, module_command
 from serving.process_start import boot_id, is_process, start_ticks
 from serving.router.types import LONGEST_STREAM_S
 
@@ -142,7 +142,7 @@ def start(
     record(handle)
     try:
         environment = {
-            **os.environ,
+            **environment_anywhere(os.environ),
             **cluster_environment.of_cluster(folder, ports[3:6], settings.longest_stream_s),
             CLUSTER_ENV: str(folder),
             OWNER_ENV: settings.owner,
@@ -162,6 +162,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], folder: Path) -
         done = subprocess.run(
             command,
             env=environment,
+            cwd=folder,  # of engines, too: the folder of whoever typed `up` may be deleted
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -342,7 +343,7 @@ def _haproxy_binary() -> str:
 
 
 def _command(settings: ClusterSettings, folder: Path, ports: Sequence[int]) -> list[str]:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--node-ip-address={HOST}"]
+    command = module_command("ray.scripts.scripts", "start", "--head", f"--node-ip-address={HOST}")
     command += [f"--port={ports[0]}", f"--ray-client-server-port={ports[1]}"]
     command += [f"--dashboard-agent-listen-port={ports[2]}", f"--temp-dir={folder / 'r'}"]
     command += ["--min-worker-port=0", "--max-worker-port=0"]

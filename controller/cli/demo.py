@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from controller.errors import BadInput, Conflict
 from controller.quantities import percent
 from controller.settings import load_settings
 from serving.loopback import free_ports
+from serving.own_programs import module_command
 
 if TYPE_CHECKING:
     from controller.cli.demo_traffic import Tally, Target
@@ -95,7 +95,7 @@ def _run(policy: Path, folder: Path, console: Console) -> int:
 
     started_s = time.monotonic()
     _heading(console, "three small real checkpoints (trained once, then cached)")
-    _command([sys.executable, "-m", "serving.checkpoints"], dict(os.environ))
+    _command(module_command("serving.checkpoints"), dict(os.environ))
     checkpoints = default_dir()
     api_port, ingress_port = free_ports(2)
     environment = {
@@ -222,7 +222,7 @@ def _command(command: list[str], environment: dict[str, str], *, may_fail: bool 
 
 
 def _program() -> list[str]:
-    return [sys.executable, "-m", "controller.cli"]
+    return module_command("controller.cli")
 
 
 def _heading(console: Console, text: str) -> None:

@@ -11,7 +11,6 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from controller.cli.client import Client
 from controller.errors import BusyPort, CanaryctlError, Conflict, Unreachable
 from controller.settings import Settings, save_config
 from serving.loopback import is_free
+from serving.own_programs import environment_anywhere, module_command
 
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 20.0
@@ -213,8 +213,9 @@ def _start_controller(settings: Settings) -> None:
         log.seek(0, os.SEEK_END)
         offset = log.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "controller.cli", "controller"],
-            env={**os.environ, "CANARYCTL_HOME": str(settings.home)},
+            module_command("controller.cli", "controller"),
+            env={**environment_anywhere(os.environ), "CANARYCTL_HOME": str(settings.home)},
+            cwd=settings.home,  # it stays, which the folder of a job or a work tree may not
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -38,6 +38,7 @@ def in_child(
     passed_on: exceptions of the work that are raised here as they are; they must survive pickling.
     Raises ChildFailed.
     """
+    _leave_deleted_folder()
     context = multiprocessing.get_context("spawn")  # a fork would copy the controller's threads' locks
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(sender, work, passed_on), name=name, daemon=True)
@@ -63,6 +64,14 @@ def in_child(
         raise ChildFailed(error)
     done: T = result
     return done
+
+
+def _leave_deleted_folder() -> None:
+    """A child begins in this process's working folder: go to another where that one was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 def _work(sender: Connection, work: Callable[[], T], passed_on: tuple[type[Exception], ...]) -> None:

@@ -33,6 +33,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from serving.clock import boot_s
+from serving.own_programs import module_command
 from serving.router.bodies.body_budget import BodyBudget
 from serving.router.bodies.prepared import PLAIN_LIMIT, ModelsByService, Prepared, prepare
 from serving.router.headers import RawHeaders, value_of
@@ -207,7 +208,7 @@ class BodyReader:
         if self._child is None or self._child.returncode is not None:
             pipe = asyncio.subprocess.PIPE
             self._child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", __name__, str(MEMORY_LIMIT)), stdin=pipe, stdout=pipe, limit=1 << 20
+                *module_command(__name__, str(MEMORY_LIMIT)), stdin=pipe, stdout=pipe, limit=1 << 20
             )
         child = self._child
         assert child.stdin is not None
