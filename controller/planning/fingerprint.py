@@ -31,7 +31,7 @@ from controller.planning.checkpoint_files import (
     read_text,
     relevant_files,
 )
-from controller.planning.generation import effective_generation
+from controller.planning.generation import effective_generation, shown_value
 from controller.planning.model_config import NOISE, SPECIAL, ModelConfig, read_config
 from controller.planning.named_files import content_digests, normal_arguments
 from controller.planning.tokenizer_digest import tokenizer_digest
@@ -147,7 +147,9 @@ def fingerprint_checkpoint(
         "special_tokens": digest([_special_tokens(files), dict(model.special), _only(generation, SPECIAL)]),
         "engine_release": engine_release,
     }
-    sampling = {key: value for key, value in generation.items() if key not in SPECIAL | NOISE}
+    sampling = {
+        key: shown_value(key, value) for key, value in generation.items() if key not in SPECIAL | NOISE
+    }
     return Fingerprint(
         kind="checkpoint",
         architecture=architecture,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from controller.planning.checkpoint_files import read_object
+from controller.planning.checkpoint_files import digest, read_object
 from controller.planning.model_config import SPECIAL
 
 Json: TypeAlias = Any
@@ -20,6 +20,23 @@ Json: TypeAlias = Any
 GENERATION_FILE = "generation_config.json"
 _OF_THE_CHECKPOINT = ("auto", "vllm")
 _LENGTH = "max_new_tokens"
+_SHOWN = frozenset(  # of transformers' GenerationConfig, beside numbers
+    (
+        "generation_config",
+        "override_generation_config",
+        "stop",
+        "stop_strings",
+        "bad_words_ids",
+        "sequence_bias",
+    )
+    + (
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "forced_decoder_ids",
+        "cache_implementation",
+        "cache_config",
+    )
+)
 
 
 def effective_generation(own: Mapping[str, Json], arguments: Mapping[str, Json]) -> dict[str, Json]:
@@ -43,6 +60,16 @@ def effective_generation(own: Mapping[str, Json], arguments: Mapping[str, Json])
     if isinstance(limits, Mapping) and limits.get(_LENGTH) is not None:
         values[f"{_LENGTH}, as a limit"] = limits[_LENGTH]
     return {key: value for key, value in values.items() if value is not None}
+
+
+def shown_value(key: str, value: Json) -> Json:
+    """A default as plans show it: numbers, and the text of known keys; of others a digest.
+
+    Whoever may ask for a plan names the file, and it may be a link to anything that the controller may read.
+    """
+    if isinstance(value, bool | int | float) or key in _SHOWN:
+        return value
+    return f"digest {digest(value)[:12]}"
 
 
 def named_generation_file(source: Json) -> Path | None:

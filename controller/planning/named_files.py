@@ -41,6 +41,8 @@ def content_digests(
     """
     if private is not None:
         private.refuse(Path(path) for value in arguments.values() for path in _paths(value))
+        generation = named_generation_file(arguments.get("generation_config"))
+        private.refuse([] if generation is None else [generation])  # it may be a link
     return {
         f"{name} content": digest(found)
         for name, value in arguments.items()

@@ -18,6 +18,7 @@ from controller.planning.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
+from controller.planning.risk import assess
 from controller.spec.service import VersionSpec
 from controller.store.row_specs import fingerprint_of, version_row
 from tests.fakes.checkpoints import replace_keeping_time
@@ -427,3 +428,31 @@ def test_a_checkpoint_may_lie_in_the_state_folder(tmp_path: Path) -> None:
 def test_a_folder_that_no_file_system_has_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(BadCheckpoint):
         fingerprint_checkpoint(tmp_path / name)
+
+
+def test_a_plan_shows_nothing_of_a_file_that_only_calls_itself_generation_config(tmp_path: Path) -> None:
+    """It is a link, by whoever may ask for a plan, to what only the controller may read."""
+    secret = tmp_path / "application_default_credentials.json"
+    secret.write_text(json.dumps({"client_secret": "GCLOUD-1", "scopes": ["GCLOUD-2"], "temperature": 0.5}))
+    stable, canary = checkpoint(tmp_path / "1"), checkpoint(tmp_path / "2")
+    (canary / "generation_config.json").unlink(missing_ok=True)
+    (canary / "generation_config.json").symlink_to(secret)
+    found = fingerprint_checkpoint(canary)
+    assert dict(found.sampling)["temperature"] == "0.5"
+    shown = assess(fingerprint_checkpoint(stable), found)
+    assert "GCLOUD" not in repr(shown) + repr(found)
+    assert any(change.name == "client_secret" for change in shown.sampling)
+
+
+def test_generation_defaults_may_not_be_a_link_into_the_state_folder(tmp_path: Path) -> None:
+    home, named = tmp_path / "home", tmp_path / "named"
+    for folder in (home, named):
+        folder.mkdir()
+    (home / "cluster.json").write_text('{"token": "secret"}')
+    (named / "generation_config.json").symlink_to(home / "cluster.json")
+    with pytest.raises(BadCheckpoint, match="state folder"):
+        fingerprint_checkpoint(
+            checkpoint(tmp_path / "1"),
+            engine_arguments={"generation_config": str(named)},
+            private=home,
+        )
