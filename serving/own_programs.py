@@ -1,6 +1,6 @@
 """Commands of processes that run this installation's modules, whatever the folder they are started in holds.
 
-`python -m` puts its working folder first in `sys.path`: a package `serving/` or a file `secrets.py` there
+`python -m` puts its working folder first in `sys.path`: a package `serving/` or a module `secrets` there
 would be imported in place of ours, and of the standard library's.
 """
 

@@ -21,21 +21,19 @@ GENERATION_FILE = "generation_config.json"
 _OF_THE_CHECKPOINT = ("auto", "vllm")
 _LENGTH = "max_new_tokens"
 _SHOWN = frozenset(  # of transformers' GenerationConfig, beside numbers
-    (
+    [
         "generation_config",
         "override_generation_config",
         "stop",
         "stop_strings",
         "bad_words_ids",
         "sequence_bias",
-    )
-    + (
         "suppress_tokens",
         "begin_suppress_tokens",
         "forced_decoder_ids",
         "cache_implementation",
         "cache_config",
-    )
+    ]
 )
 
 
