@@ -1,5 +1,5 @@
-"""An answer that the router cannot read is malformed on either arm: a canary's is replaced by stable's, stable's
-is passed on as it came."""
+"""An answer that the router cannot read is malformed on either arm: stable answers in place of a canary, and
+its own answer is passed on as it came."""
 
 from __future__ import annotations
 
