@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 # Streams of the canary that stable could not continue. hold: the answer is held back until it is whole.
@@ -22,10 +22,15 @@ LateCommit: TypeAlias = Literal["hold", "stream"]
 class ClientKey:
     """What the holder of an API key is."""
 
-    name: str  # who holds it; shown, never secret
+    name: str  # who holds it; shown, never secret. Keys of one name are one client's
     audiences: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     may_force: bool = False  # may choose the arm by x-canaryctl-force
+    may_go_first: bool = False  # may give its requests a `priority` below 0
+
+    def __setstate__(self, state: list[Any]) -> None:
+        for one, value in zip(fields(self), (*state, False)[: len(fields(self))], strict=True):
+            object.__setattr__(self, one.name, value)  # an older release pickles no `may_go_first`
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,10 @@ def _access_of(data: Mapping[str, Any] | None) -> Access | None:
     if data is None:
         return None
     keys = {
-        digest: ClientKey(one["name"], tuple(one["audiences"]), tuple(one["categories"]), one["may_force"])
+        digest: ClientKey(
+            *(one["name"], tuple(one["audiences"]), tuple(one["categories"]), one["may_force"]),
+            may_go_first=one.get("may_go_first", False),
+        )
         for digest, one in data["keys"].items()
     }
     trusted = data["trusted"]

@@ -115,6 +115,11 @@ def is_stateful(path: str) -> bool:
     return any(pattern.fullmatch(path) for pattern, _ in _STATEFUL_PATHS)
 
 
+def id_of(path: str) -> str | None:
+    """The id in the path of what one engine keeps; None: it names none."""
+    return path.split("/")[3] if is_stateful(path) else None
+
+
 def is_list(method: str, path: str) -> bool:
     """True for a request that lists what all clients of an endpoint's account have made there."""
     return method in ("GET", "HEAD") and path in _LISTS

@@ -3,6 +3,7 @@
     keys:
       - {name: team-a, sha256: "…", audiences: [staff]}     # of the key; see `REMEDY`
       - {name: on-call, sha256: "…", force: true}           # may send x-canaryctl-force
+      - {name: pager, sha256: "…", priority: true}          # may send a `priority` below 0
     keys_required: true                # requests without a listed key are refused
     audience_bp: {staff: 10000}        # 100 % of this audience, while there is a canary
     category_bp: {code: 500}
@@ -67,6 +68,10 @@ class KeySpec(BaseModel):
     audiences: list[Label] = []
     categories: list[Label] = []
     force: bool = Field(default=False, strict=True)
+    client: Annotated[str, Field(min_length=1, max_length=100)] | None = (
+        None  # whose it is; None: as its name
+    )
+    priority: bool = Field(default=False, strict=True)  # may ask engines to go before others
 
 
 class TrustSpec(BaseModel):
@@ -121,7 +126,9 @@ class ClientFields(BaseModel):
         if not (self.keys or self.audience_bp or self.category_bp or self.trust):
             return None
         keys = {
-            one.sha256: ClientKey(one.name, tuple(one.audiences), tuple(one.categories), one.force)
+            one.sha256: ClientKey(
+                one.client or one.name, tuple(one.audiences), tuple(one.categories), one.force, one.priority
+            )
             for one in self.keys
         }
         trust, trusted = self.trust, None

@@ -63,11 +63,20 @@ _SENT_OUT = frozenset(
     b"anthropic-version anthropic-beta x-anthropic-beta extra-parameters".split()
 )
 _SENT_OUT_PREFIXES = (b"x-stainless-", b"x-amzn-bedrock-guardrail")  # of OpenAI's and Anthropic's clients
+# What an engine of ours is sent beside that: the page that asks, whose trace and session it is, and a
+# WebSocket's handshake. A list of what may pass, not of what may not: vLLM obeys headers that harm others
+# (`x-vllm-priority`: to go first; `x-data-parallel-rank`: all to one rank; `endpoint-load-metrics-format`: to
+# see how full it is), the next release has further ones, and its server believes `x-forwarded-for`.
+_SENT_TO_ENGINES = _SENT_OUT | frozenset(
+    b"origin accept-language traceparent tracestate x-session-id".split()
+)
+_SENT_TO_ENGINES_PREFIXES = (*_SENT_OUT_PREFIXES, b"sec-websocket-")
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
 # the others speak of an endpoint's own origin, which clients would take for the router's.
 _NOT_RETURNED = _HOP_BY_HOP | frozenset(
     b"date server location content-location set-cookie alt-svc strict-transport-security clear-site-data nel "
-    b"report-to reporting-endpoints content-security-policy content-security-policy-report-only".split()
+    b"report-to reporting-endpoints content-security-policy content-security-policy-report-only "
+    b"endpoint-load-metrics".split()  # how full an engine is (ORCA)
 )
 # Of an external endpoint: they name the operator's account there, and the way to it.
 _NOT_RETURNED_FROM_OUTSIDE = _NOT_RETURNED | frozenset(
@@ -82,10 +91,11 @@ _SENT_UNASKED = ("application/x-www-form-urlencoded", "multipart/form-data", "te
 
 def forwarded(headers: RawHeaders, *, is_external: bool) -> list[tuple[bytes, bytes]]:
     """The client's headers that are sent to an engine. is_external: one that canaryctl does not run."""
+    names, prefixes = _SENT_TO_ENGINES, _SENT_TO_ENGINES_PREFIXES
+    if is_external:
+        names, prefixes = _SENT_OUT, _SENT_OUT_PREFIXES
     kept = _without(headers, NOT_FORWARDED)
-    if not is_external:
-        return kept
-    return [one for one in kept if one[0] in _SENT_OUT or one[0].startswith(_SENT_OUT_PREFIXES)]
+    return [one for one in kept if one[0] in names or one[0].startswith(prefixes)]
 
 
 def returned(

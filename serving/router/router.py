@@ -24,23 +24,27 @@ from serving.judging.worker import JudgeWorker
 from serving.messages import STABLE, RecordBatch, RequestRecord, RouteTable, UnitCounts
 from serving.router.assignment.assigner import Assigner, canary_of
 from serving.router.assignment.assignment import is_eligible
+from serving.router.assignment.clients import reserved_field
 from serving.router.assignment.judge_coin import JudgeCoin
+from serving.router.bodies.body_facts import BodyFacts
 from serving.router.bodies.continuable import PATHS as CONTINUABLE_PATHS
+from serving.router.bodies.named_ids import file_of_batch
 from serving.router.bodies.prepared import Prepared, prepare
 from serving.router.exchange.answer_text_signals import AnswerText, UnreadTexts
 from serving.router.exchange.context import Start
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.held import HeldBytes
 from serving.router.exchange.trial import PendingRecord, Trials
-from serving.router.headers import hop_of, via_of
+from serving.router.headers import hop_of, is_preflight, via_of
 from serving.router.records.counters import Counters
 from serving.router.records.outbox import Outbox
+from serving.router.records.owners import Owners
 from serving.router.types import Assignment, Canary, Limits, Refusal, Request
 from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.key_answers import KeyAnswers
 from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
-from serving.targets import is_list, is_stateful
+from serving.targets import id_of, is_list, is_stateful
 
 log = logging.getLogger("canaryctl.router")
 
@@ -87,6 +91,7 @@ class RouterCore:
         self.unfit: set[str] = set()
         self.unreachable: Mapping[str, Unreachable] = {}  # of its front
         self.held = HeldBytes()  # of its front
+        self.owners = Owners()  # of its front
         self.keys = KeyAnswers()
         self.trials = Trials()
         self.unread = UnreadTexts()
@@ -173,6 +178,7 @@ class RouterCore:
                 f"service {self.service}: its clients have keys of their own, and the endpoint keeps one list"
             )
             return Refusal(403, "list_of_all_clients", f"{text} for all; ask for what you made by its id")
+        owner = client.key if self.assigner.hides_lists else None
         request = self.assigner.without_consumed(request)
         path = request.path
         eligible = is_eligible(request.method, path)
@@ -183,6 +189,10 @@ class RouterCore:
         if prepared.refusal is not None:
             return prepared.refusal
         facts, bodies = prepared.facts, prepared.bodies
+        if facts.reserved and (refusal := reserved_field(client, path, facts.reserved)) is not None:
+            return refusal
+        if owner is not None and (refusal := self._not_its_own(request, owner, facts)) is not None:
+            return refusal
         wall_s = self._clock.at_s(now_s, wall_s)
         if not eligible:
             if is_stateful(path):
@@ -190,7 +200,7 @@ class RouterCore:
             else:
                 assignment = Assignment(STABLE, 0.0, None, "", request_id, "request", None)
             parts = (request_id, request, self.table, assignment, False, False, wall_s, now_s, bodies)
-            start = Start(*parts, via=via)
+            start = Start(*parts, owner=owner, via=via)
             return Exchange(self, start)
         is_once = facts.is_once
         aside = self._aside() if is_once else None
@@ -220,10 +230,26 @@ class RouterCore:
             is_once=is_once,
             asks_whole=facts.asks_whole,
             is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, request.body),
+            owner=owner,
             via=via,
         )
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
+
+    def _not_its_own(self, request: Request, owner: str, facts: BodyFacts) -> Refusal | None:
+        """Why a request for what another client made is refused; None: it names nothing that one did."""
+        if is_preflight(request.method, request.headers):
+            return None
+        id, named = id_of(request.path), facts.named_ids
+        if request.method == "POST" and request.path == "/v1/batches":
+            named = file_of_batch(bytes(request.body))
+        if named is None:
+            text = (
+                f"the body of {request.path} names files in too many places, or is no JSON; send it plainly"
+            )
+            return Refusal(400, "ids_unreadable", text)
+        found = self.owners.anothers((id, *named) if id is not None else named, owner)
+        return None if found is None else Refusal(404, "not_found", f"{found!r} was not found")
 
     @property
     def is_canary_aside(self) -> bool:

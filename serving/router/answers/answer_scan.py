@@ -12,8 +12,8 @@ Rules:
 2. A comment is no event, nor is a ping or white space; an event without content (a role) commits nobody.
 3. The data of an event is a JSON object or [DONE]. From the first other one on, what an engine of ours says
    is not passed on.
-4. An error in our reading ends the reading, never the answer: it is passed on as one beyond a limit is. The
-   log names the error and its place, once, and no text.
+4. An answer that our reading fails on is malformed, on either arm: of a canary stable answers in its place,
+   stable's is passed on, unread from there. The log names the error and its place, once, and no text.
 5. Whether it is a stream is said by its first bytes, as its readers take it, not by its content type: `{`
    begins a whole answer by any name, and `data:` a stream that was asked for. Events in place of a whole
    answer are malformed: clients give them out as one text.
@@ -208,10 +208,11 @@ class AnswerScan(AnswerState):
             return _without_comments(block) + self._unreadable(exc)
 
     def _unreadable(self, exc: Exception) -> bytes:
-        """Our reading has failed, not the answer: that is passed on, unread from here on. The rest of it."""
+        """Our reading has failed: by rule 4. What is left of the answer, to be passed on as it came."""
         place = traceback.extract_tb(exc.__traceback__)[-1]
         at = f"{PurePath(place.filename).name}:{place.lineno}"
-        log.error("an answer is passed on unread", extra={"kind": type(exc).__name__, "at": at})
+        log.error("an answer could not be read", extra={"kind": type(exc).__name__, "at": at})
+        self.has_error = self.is_malformed = True
         return self._give_up()
 
     def _read_events(self, block: bytes) -> bytes:

@@ -7,15 +7,15 @@ Rules:
 2. Audience and category come from the key, and from the headers that the table names, which count only from
    the networks that it trusts: the last line of each. They reach no engine, whoever sent them.
 3. An endpoint keeps the files and batches of all clients in one list, and tells no owner. Where clients have
-   keys of their own (several keys, or one beside clients without) no list is passed on: by an id, which is as
-   hard to guess as that of a stored response, each is found by who made it. No memory of owners would do: it
-   would have to outlive every router.
+   keys of their own (several, or one beside clients without) no list is passed on: who made it finds each by
+   its id. What another client made, as far as that is remembered (`records/owners.py`), is not found.
 4. `w(key)` is the largest of the general weight and the weights of the client's audiences and categories.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -23,6 +23,7 @@ from msgspec import structs
 
 from serving.access import Access, ClientKey, TrustedHeaders, digest_of
 from serving.router.assignment.client_keys import keys_of, without_keys
+from serving.router.bodies.reserved import PRIORITY, REQUEST_ID
 from serving.router.headers import RawHeaders, is_preflight, value_of, values_of
 from serving.router.types import Refusal, Request
 
@@ -38,6 +39,7 @@ class Client:
     audiences: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     may_force: bool = False
+    may_go_first: bool = False
     key: str = ""  # the name of its API key; empty: it has none that is known
 
 
@@ -69,7 +71,8 @@ class Clients:
                 return _unauthorised(bool(keys))
         client = ANYONE
         if found is not None:
-            client = Client(found.audiences, found.categories, found.may_force, found.name)
+            rights = found.may_force, found.may_go_first
+            client = Client(found.audiences, found.categories, *rights, found.name)
         if access.trusted is not None and self._is_trusted(request.peer):
             client = _with_headers(client, access.trusted, request.headers)
         return client
@@ -85,8 +88,8 @@ class Clients:
     @property
     def has_several(self) -> bool:
         """Whether there are clients with keys of their own beside others."""
-        keys = self._access.keys
-        return len(keys) > 1 or (bool(keys) and not self._access.keys_required)
+        names = {one.name for one in self._access.keys.values()}
+        return len(names) > 1 or (bool(names) and not self._access.keys_required)
 
     def weight_bp(self, client: Client, general_bp: int) -> int:
         """By rule 4, in basis points."""
@@ -117,6 +120,22 @@ def forced_arm(client: Client, headers: RawHeaders) -> str | Refusal | None:
     if wanted in ("stable", "canary"):
         return wanted
     return Refusal(400, "bad_force", f"x-canaryctl-force {wanted[:40]!r} is no arm; send stable or canary")
+
+
+def reserved_field(client: Client, path: str, reserved: Collection[str]) -> Refusal | None:
+    """Why a body with these fields (`bodies/reserved.py`) is refused; None: this client may send it."""
+    named = set(reserved)
+    if path != "/v1/responses":
+        named.discard(REQUEST_ID)
+    if client.may_go_first:
+        named.discard(PRIORITY)
+    if not named:
+        return None
+    name = min(named)
+    text = f"{name} in the body is for who runs the engines; send the request without it"
+    if name == PRIORITY:
+        text = "a priority below 0 goes before other users; send a whole number of 0 to 999999999, or none"
+    return Refusal(400, "reserved_field", text)
 
 
 def _with_headers(client: Client, trusted: TrustedHeaders, headers: RawHeaders) -> Client:

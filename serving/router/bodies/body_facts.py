@@ -14,7 +14,9 @@ import msgspec
 from serving.json_value import json_value
 from serving.router.bodies.continuable import is_continuable
 from serving.router.bodies.kept import names_by_id, names_kept
+from serving.router.bodies.named_ids import named_ids
 from serving.router.bodies.raw_values import NOTHING, first_byte, holds_one
+from serving.router.bodies.reserved import ReservedFields, reserved_in
 from serving.router.bodies.signed import is_signed
 from serving.router.bodies.tools import names_container, read_tools
 
@@ -46,6 +48,9 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
     is_signed: bool = False  # it holds thinking that only who signed it can verify (`signed.py`)
     is_unread: bool = False  # it could not be read, so that it may be anything
     asks_whole: bool = False  # it is read and asks for no stream, nor for a response that is made later
+    # Of stored responses and files that it names (`named_ids.py`); None: there are too many values to tell.
+    named_ids: tuple[str, ...] | None = ()
+    reserved: frozenset[str] = frozenset()  # names of fields that harm others (`reserved.py`)
 
     @property
     def is_once(self) -> bool:
@@ -53,7 +58,7 @@ class BodyFacts(msgspec.Struct, frozen=True, gc=False):
         return self.is_background or self.runs_tools or self.stores or self.is_unread
 
 
-class _Parts(msgspec.Struct, gc=False):
+class _Parts(ReservedFields, gc=False):
     """Fields that are read further only where that is needed."""
 
     prompt: msgspec.Raw = NOTHING
@@ -132,6 +137,7 @@ def _read_unusual(body: bytes, *, is_messages: bool = False) -> BodyFacts | None
     except (ValueError, RecursionError):
         return None
     fields = _Usual(
+        *(getattr(found, name) for name in ReservedFields.__struct_fields__),
         *(found.prompt, found.system, found.messages, found.input),
         *(found.previous_response_id, found.conversation, found.metadata),
         *(found.tools, found.mcp_servers, found.container),
@@ -176,7 +182,14 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         bool(fields.store),
         is_signed(body, turns),
         asks_whole=not (streams or fields.background),
+        named_ids=named_ids(body, fields.previous_response_id, turns, _with_files(fields)),
+        reserved=reserved_in(fields),
     )
+
+
+def _with_files(fields: _Parts) -> tuple[msgspec.Raw, ...]:
+    """What may name files, beside the turns."""
+    return fields.tools, fields.container, fields.prompt, fields.system
 
 
 def _bounded(key: str | None) -> str | None:

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
 from serving.router.bodies.deflate import window_bits
 from serving.router.bodies.model_name import NotRenamed, bodies_with_models, is_form, model_of_form
+from serving.router.bodies.reserved import reserved_in_body
 from serving.router.headers import RawHeaders, coding_of, content_type, value_of
 from serving.router.types import Body, Refusal
 
@@ -89,7 +90,10 @@ def prepare(
     is_as_named = _begins_as_form(plain) if is_multipart else facts is not None
     if unpacked is None or not is_as_named:
         facts = replace(UNREAD, model=facts.model if facts is not None else None)
-    return Prepared(facts or BodyFacts(), bodies)
+    facts = facts or BodyFacts()
+    if coding is not None:  # vLLM reads a body as it comes, whatever is said of its compression
+        facts = replace(facts, reserved=facts.reserved | reserved_in_body(body))
+    return Prepared(facts, bodies)
 
 
 def _plain(body: bytes, encoding: str) -> bytes | None:

@@ -46,6 +46,7 @@ class Start(Struct, frozen=True, gc=False):
     is_once: bool = False
     asks_whole: bool = False  # its body is known to ask for an answer that is no stream
     is_judged: bool = False  # its unit is among those of which a judge is asked
+    owner: str | None = None  # name of the client, whose is what it makes; None: clients are not told apart
     via: bytes = b""  # through which routers it has come, this one included
     sent_bytes: int | None = None  # of the body of a request that has ended, without it; None: it is here
 

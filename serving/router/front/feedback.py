@@ -8,6 +8,9 @@ A body, or a list of up to ITEMS_LIMIT of them:
     {"id": "req-...", "regenerated": true}          accepted: 0
     {"id": "req-...", "metric": "thumbs", "score": 0.5}
 
+A page of any origin may send it: no cookie says who votes, so a foreign page has no user's right to use. The
+preflight, which asks for no key, is answered here: stable has no such route.
+
 `id`: the answer's, or x-canaryctl-request-id. A router takes what users say, and no more: scores of a grader
 (quality and the like) need a token, and go to the controller's /v1/feedback.
 """
@@ -25,13 +28,15 @@ from serving.messages import ANSWER_ID_LIMIT
 from serving.router.front.admission import Sent, admit, usable_services
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
+from serving.router.headers import ALLOW_ORIGIN, RawHeaders, is_preflight, value_of
 from serving.router.records.votes import Vote, Votes, VotesWaiting
 from serving.router.router import RouterCore
-from serving.router.types import Deliver, Refusal, json_answer
+from serving.router.types import Deliver, Head, Refusal, json_answer
 
 BODY_LIMIT = 64 << 10  # bytes
 ITEMS_LIMIT = 100
 METRICS = ("thumbs", "accepted")
+PREFLIGHT_S = b"600"  # for which a browser need not ask again
 _FORMS = "thumb, accepted, edited, regenerated, or metric and score"
 
 
@@ -46,6 +51,8 @@ def answer_feedback(
     client = admit(cores, sent, found)
     if isinstance(client, Refusal):
         return client
+    if is_preflight(parsed.method, parsed.headers):
+        return _allowed(parsed.headers)
     if parsed.method != "POST":
         return Refusal(405, "method_not_allowed", "feedback is sent by POST", ((b"allow", b"POST"),))
     if parsed.is_encoded or len(parsed.body) > BODY_LIMIT:
@@ -66,7 +73,17 @@ def answer_feedback(
     except VotesWaiting as exc:
         return Refusal(429, "feedback_waits", f"{exc}; send it again", retry_after_s=1)
     counted = {"taken": new, "repeated": len(votes) - new}
-    return json_answer(202, json.dumps(counted).encode())
+    is_page = value_of(parsed.headers, b"origin") is not None
+    return json_answer(202, json.dumps(counted).encode(), [(ALLOW_ORIGIN, b"*")] if is_page else [])
+
+
+def _allowed(asked: RawHeaders) -> Deliver:
+    """The answer to a preflight: any page, with the headers that it names (a key's is one of several)."""
+    names = value_of(asked, b"access-control-request-headers")
+    headers = [(ALLOW_ORIGIN, b"*"), (b"access-control-allow-methods", b"POST")]
+    if names is not None:
+        headers.append((b"access-control-allow-headers", names.encode("latin-1")))
+    return Deliver(Head(204, [*headers, (b"access-control-max-age", PREFLIGHT_S)]), b"", "end")
 
 
 def _add(kept: list[Votes], votes: list[Vote], client: str) -> int:

@@ -29,6 +29,7 @@ from serving.router.front.paths import Found
 from serving.router.front.request_ids import RequestIds
 from serving.router.front.request_limit import RequestLimit
 from serving.router.mirror.mirror import Mirror
+from serving.router.records.owners import Owners
 from serving.router.router import RouterCore
 from serving.router.turns import Turns
 from serving.router.types import OwnRoutes, Refusal, overloaded
@@ -65,6 +66,7 @@ class WireFront:
         self.ids = RequestIds()
         self.bodies = BodyBudget()  # of all requests that are held now
         self.held = HeldBytes()  # of answers
+        self.owners = Owners()
         self.load = Load.of_files(open_files())
         self.places: ConnectionLimit[ClientConnection] = ConnectionLimit(self.load)
         self.requests: RequestLimit[ClientConnection] = RequestLimit(self.load)
@@ -93,7 +95,7 @@ class WireFront:
         """Serve these from now on, at least one, by the limits of the first. Requests under way end where
         they began, but nobody waits on for a canary that has left."""
         for core in cores:
-            core.held = self.held
+            core.held, core.owners = self.held, self.owners
         for core in self.cores.values():
             if core not in cores:
                 core.judge.use(None, "")  # until it is served again; `stop` is for good

@@ -16,6 +16,7 @@ from serving.router.exchange.relay import Client, Relay
 from serving.router.front import service_choice, tunnel
 from serving.router.front.admission import Sent, admit, peer_of, without_names
 from serving.router.front.feedback import answer_feedback
+from serving.router.front.made_ids import noted
 from serving.router.front.paths import Found
 from serving.router.front.request_parser import ParsedRequest
 from serving.router.router import RouterCore
@@ -151,6 +152,7 @@ def relay_of(
 ) -> Relay:
     """What passes the answer on to this client, and notes it where the request may be mirrored."""
     upstream, table = _upstream_of(front), core.table
+    client = noted(exchange, client, front.owners)
     if table is not None and table.mirror is not None:
         client, on_over = front.mirror.tapped(core, exchange.start, upstream, client, on_over)
     return Relay(exchange, client, upstream, method, on_over)

@@ -28,6 +28,8 @@ def summary(spec: TableSpec) -> str:
     if spec.keys:
         is_one = len(spec.keys) == 1
         parts.append(f"{len(spec.keys)} client key{'' if is_one else 's'}{_required(spec)}")
+    if first := [key.name for key in spec.keys if key.priority]:
+        parts.append(f"priority for {' and '.join(first)}")
     if spec.canary is not None and spec.canary.enabled:
         parts += _canary_rules(spec)
     if spec.affinity is not None:

@@ -66,9 +66,12 @@ def test_an_endpoint_is_sent_what_says_how_a_request_is_answered_and_nothing_els
     assert sent == headers(OF_THE_API)
 
 
-@pytest.mark.parametrize("names", [FROM_BROWSERS, FROM_PROXIES, OF_USERS, OF_THE_API])
-def test_an_engine_of_ours_is_sent_what_proxies_said(names: str) -> None:
-    assert forwarded(headers(names), is_external=False) == headers(names)
+@pytest.mark.parametrize("names", [FROM_BROWSERS, FROM_PROXIES, OF_USERS])
+def test_an_engine_of_ours_is_sent_also_what_page_and_trace_a_request_is_of(names: str) -> None:
+    sent = forwarded([*headers(names), *headers(OF_THE_API)], is_external=False)
+
+    more = {b"origin", b"accept-language", b"traceparent", b"tracestate"}
+    assert sent == [*(one for one in headers(names) if one[0] in more), *headers(OF_THE_API)]
 
 
 def refuses(rig: Rig, arm: str, name: str, status: int) -> Behaviour:

@@ -1,4 +1,5 @@
-"""An answer that the router cannot read is passed on as it came: our reading fails, not the answer."""
+"""An answer that the router cannot read is malformed on either arm: stable answers in place of a canary, and
+its own answer is passed on as it came."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ def _fail(*_args: Any) -> Any:
     raise KeyError("Zebulon")
 
 
-def _asked(answer: bytes, **body: Any) -> Seen:
+def _asked(answer: bytes, *, arm: int = 0, **body: Any) -> Seen:
     with virtual_time() as loop:
         body = {"messages": [{"role": "user", "content": "Hi"}], **body}
-        asked = ask(lambda _path, _body: [(0.1, answer)], Habit(), arm=0, path=CHAT, body=body, external=True)
+        parts = (lambda _path, _body: [(0.1, answer)]), Habit()
+        asked = ask(*parts, arm=arm, path=CHAT, body=body, external=True)
         return loop.run_until_complete(asked)
 
 
@@ -48,8 +50,13 @@ def test_what_cannot_be_read_is_passed_on_byte_for_byte(
     passed = b"".join(scan.feed(events[at : at + cut]) for at in range(0, len(events), cut))
     scan.end()
     assert passed + (scan.rest or b"") == events
-    assert (scan.is_malformed, scan.has_error, scan.fault, scan.is_too_large) == (False, False, None, True)
-    assert [record.message for record in caplog.records] == ["an answer is passed on unread"]
+    assert (scan.is_malformed, scan.has_error, scan.fault, scan.is_too_large) == (
+        True,
+        True,
+        "malformed",
+        True,
+    )
+    assert [record.message for record in caplog.records] == ["an answer could not be read"]
     assert caplog.records[0].__dict__["kind"] == "KeyError"
     assert caplog.records[0].__dict__["at"].startswith("test_unreadable_answers.py:")
     assert "Zebulon" not in caplog.text
@@ -63,28 +70,52 @@ def test_the_ids_of_an_engine_of_ours_are_not_passed_on_unread(monkeypatch: pyte
     assert not scan.is_between_events
 
 
-def test_a_whole_answer_that_cannot_be_read_has_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_answer_that_cannot_be_read_is_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_scan, "usual_answer", _fail)
     scan, answer = AnswerScan(CHAT, "application/json"), b'{"choices":[]}'
     assert scan.feed(answer) == answer
-    assert scan.end() is None
+    assert scan.end() == "malformed"
     assert scan.rest == b""
 
 
+EVENTS = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n' * 3 + b"data: [DONE]\n\n"
+WHOLE = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop","index":0}]}'
+
+
+def _written(*, is_stream: bool) -> bytes:
+    if is_stream:
+        return head() + chunked(EVENTS) + LAST_CHUNK
+    return head(kind="application/json", length=len(WHOLE)) + WHOLE
+
+
 @pytest.mark.parametrize("is_stream", [True, False])
-def test_a_user_gets_the_answer_that_the_router_cannot_read(
+def test_a_user_gets_the_answer_of_stable_that_the_router_cannot_read(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_stream: bool
 ) -> None:
     """It was a 500, or a broken connection in mid-stream, with a traceback each time."""
     monkeypatch.setattr(AnswerExcerpt, "add", _fail)
-    events = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n' * 3 + b"data: [DONE]\n\n"
-    whole = b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop","index":0}]}'
-    answer = head() + chunked(events) + LAST_CHUNK
-    if not is_stream:
-        answer = head(kind="application/json", length=len(whole)) + whole
     with caplog.at_level(logging.ERROR):
-        seen = _asked(answer, stream=is_stream)
+        seen = _asked(_written(is_stream=is_stream), stream=is_stream)
     (record,) = seen.records
-    assert (record.status, record.outcome, record.error, record.signals) == (200, "answered", False, None)
-    assert (events if is_stream else whole) in seen.answer
-    assert [one.message for one in caplog.records] == ["an answer is passed on unread"]
+    assert (record.status, record.outcome, record.error, record.cause) == (200, "answered", True, "malformed")
+    assert record.signals is None
+    assert (EVENTS if is_stream else WHOLE) in seen.answer
+    assert [one.message for one in caplog.records] == ["an answer could not be read"]
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_stable_answers_in_place_of_a_canary_that_the_router_cannot_read(
+    monkeypatch: pytest.MonkeyPatch, is_stream: bool
+) -> None:
+    """It was passed on unread: what a canary says is a user's only when it has been looked at."""
+    monkeypatch.setattr(AnswerExcerpt, "add", _fail)
+    seen = _asked(_written(is_stream=is_stream), arm=1, stream=is_stream)
+    (record,) = seen.records
+    assert (record.outcome, record.served_arm) == ("fallback", 0)
+    assert (record.error, record.cause) == (
+        True,
+        "malformed",
+    )  # as on stable: no arm pays for our fault alone
+    assert seen.asked == {"canary": 1, "stable": 1}
+    assert (EVENTS if is_stream else WHOLE) in seen.answer
+    assert b"x-canaryctl-arm: stable" in seen.answer

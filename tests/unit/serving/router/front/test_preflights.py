@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from serving.access import Access
+from serving.access import Access, ClientKey, digest_of
 from serving.clock import boot_s
 from serving.credentials import KeyReference
 from tests.fakes.router_rig import CHAT, Rig, router_rig
@@ -125,3 +125,50 @@ async def test_no_proxy_collects_the_events_of_a_stream() -> None:
         streamed, whole = await rig.ask(stream=True), await rig.ask()
 
     assert [one.headers.get("x-accel-buffering") for one in (streamed, whole)] == ["no", None]
+
+
+PAGE = {"origin": "https://app.example"}
+OF_VOTES = {**PAGE, "access-control-request-method": "POST"}
+
+
+async def test_a_page_of_another_origin_may_vote() -> None:
+    """Its browser asks first, without a key; then it sends the vote with one, and reads what came of it."""
+    async with router_rig() as rig:
+        assert rig.core.table is not None
+        access = Access({digest_of("sk-a-0123456789"): ClientKey("app")}, keys_required=True)
+        rig.core.on_table(replace(rig.core.table, access=access, change=9), sent_s=boot_s())
+        wanted = {**OF_VOTES, "access-control-request-headers": "authorization,content-type"}
+        asked = await rig.client.options("/chat/v1/feedback", headers=wanted)
+        vote = {"id": "chatcmpl-1", "thumb": "up"}
+        bearer = {"authorization": "Bearer sk-a-0123456789"}
+        sent = await rig.client.post("/chat/v1/feedback", json=vote, headers={**PAGE, **bearer})
+        keyless = await rig.client.post("/chat/v1/feedback", json=vote, headers=PAGE)
+
+    allowed = {name: value for name, value in asked.headers.items() if name.startswith("access-control-")}
+    assert (asked.status_code, asked.content) == (204, b"")
+    assert allowed == {
+        "access-control-allow-origin": "*",
+        "access-control-allow-methods": "POST",
+        "access-control-allow-headers": "authorization,content-type",
+        "access-control-max-age": "600",
+    }
+    assert [(one.status_code, one.headers.get("access-control-allow-origin")) for one in (sent, keyless)] == [
+        (202, "*"),
+        (401, "*"),
+    ]
+    assert not rig.stable.seen
+
+
+@pytest.mark.parametrize("headers", [{}, PAGE])
+async def test_a_question_for_votes_that_is_no_preflight_is_refused(headers: dict[str, str]) -> None:
+    async with router_rig() as rig:
+        asked = await rig.client.options("/chat/v1/feedback", headers=headers)
+
+    assert (asked.status_code, asked.headers["allow"]) == (405, "POST")
+
+
+async def test_who_is_no_page_is_told_nothing_of_pages() -> None:
+    async with router_rig() as rig:
+        sent = await rig.client.post("/chat/v1/feedback", json={"id": "chatcmpl-1", "thumb": "up"})
+
+    assert (sent.status_code, sent.headers.get("access-control-allow-origin")) == (202, None)
