@@ -42,12 +42,16 @@ def acquire(database: Database, holder: str, *, ttl_s: float, above: int = 0) ->
 def renew(database: Database, token: int, *, ttl_s: float) -> bool:
     """True: held for another `ttl_s`. False: another controller holds it, or it was released.
 
-    A lease that has only lapsed may be renewed; one that was released is for whoever asks next, and its
-    holder, which another of its threads released, asks for a new one. It need not survive the host, whose boot time starts again: on a slow disk a controller would else lose
+    One that has only lapsed may be renewed; one that was released, perhaps by another thread of its holder,
+    is for whoever asks next.
+
+    It need not survive the host, whose boot time starts again: on a slow disk a controller would else lose
     its lease to its own writes.
     """
     with database.lead(is_durable=False) as db:
-        held = db.execute(select(t.leases.c.token, t.leases.c.expires_at_s).where(_HERE).with_for_update()).one()
+        held = db.execute(
+            select(t.leases.c.token, t.leases.c.expires_at_s).where(_HERE).with_for_update()
+        ).one()
         if held.token != token or held.expires_at_s <= RELEASED:
             return False
         expires_at_s = database.now_s(db) + ttl_s

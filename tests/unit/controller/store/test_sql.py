@@ -221,7 +221,7 @@ def test_a_lost_lease_cannot_be_renewed(store: SqlStore, clock: Ticking) -> None
 
 
 def test_a_released_lease_cannot_be_renewed(store: SqlStore, clock: Ticking) -> None:
-    """A thread renewed what another one of its controller had just released, and nobody led until it lapsed."""
+    """One thread of a controller renewed what another had just released, and nobody led until it lapsed."""
     first = store.acquire_lease("a", ttl_s=5.0)
     assert first is not None
     store.release_lease(first.token)
