@@ -129,11 +129,11 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         return self.loop.call_later(delay_s, wait_on, self.transport.get_write_buffer_size())
 
     def _is_reading(self, unread: int) -> bool:
-        """Whether the client has read of the answer since this much was unread, and has more to read."""
-        return 0 < self.transport.get_write_buffer_size() < unread
+        """Whether the client has read of its answer since this much was unread."""
+        return bool(self.transport.get_write_buffer_size() < unread)
 
     def _wait_for_head(self, unread: int) -> None:
-        """The time of a head is over, unless the client still reads the last answer, which may be long."""
+        """The time of a head is over, unless the client still read of the last answer, which may be long."""
         self._head_timer = None
         if self._is_reading(unread):
             self._head_timer = self._later(self.bounds.head_s, self._wait_for_head)
