@@ -7,6 +7,7 @@ slowly holds a few parts and not the whole; nothing is encoded in the event loop
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 from controller.api.slow_calls import SlowCalls
 
@@ -27,7 +28,7 @@ async def in_parts(
     before = b"["
     for at in range(0, len(rollouts), AT_ONCE):
         names = rollouts[at : at + AT_ONCE]
-        part = await calls.run(lambda names=names: part_of(names))  # type: ignore[misc]
+        part = await calls.run(partial(part_of, names))
         if part:
             yield before + part
             before = b","

@@ -53,5 +53,6 @@ async def examine(judge: Judge) -> Examined:
             for one, said in zip(asked_plants, verdicts, strict=True)
         ),
         tuple(zip(values[::2], values[1::2], (first.is_bad for first, _ in asked_pairs), strict=True)),
-        *(() if first_without is None else (first_without.why, first_without.refusal)),
+        why=first_without.why if first_without is not None else None,
+        refusal=first_without.refusal if first_without is not None else "",
     )
