@@ -126,7 +126,9 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def _later(self, delay_s: float, wait_on: Callable[[int], None]) -> asyncio.TimerHandle:
         """The timer after which `wait_on` is told how much was unread when it was started."""
-        return self.loop.call_later(delay_s, wait_on, self.transport.get_write_buffer_size())
+        unread = self.transport.get_write_buffer_size()
+        timer: asyncio.TimerHandle = self.loop.call_later(delay_s, wait_on, unread)
+        return timer
 
     def _is_reading(self, unread: int) -> bool:
         """Whether the client has read of its answer since this much was unread."""
