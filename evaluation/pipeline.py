@@ -19,6 +19,7 @@ from evaluation.policy.stage_proofs import proofs_by_gate
 from evaluation.records import LEFT_MS, sampled_name
 from evaluation.units.answered import AnsweredGap
 from evaluation.units.attendance import Attendance
+from evaluation.units.comparable import comparable, without_answer
 from evaluation.units.limits import LateKeys
 from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.released import Released
@@ -129,8 +130,8 @@ class Lane:
                 parts.append(np.full((metric.width, len(own)), np.nan))
                 later_parts.append(np.full((metric.later_width, len(later)), np.nan))
                 continue
-            silent = metric.without_answer(raw[metric.name], unanswered, left)
-            values = metric.comparable(raw[metric.name], silent, rows)
+            silent = without_answer(metric.name, raw[metric.name], unanswered, left)
+            values = comparable(metric.name, raw[metric.name], silent, rows)
             columns = metric.values(values, silent, left, rows, raw.get(LEFT_MS))
             drawn = raw.get(sampled_name(metric.name))
             weights = metric.weights_of_missing(values, silent, rows, drawn) if metric.with_missing else None

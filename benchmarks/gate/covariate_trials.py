@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from benchmarks.gate.trials import HARMED, NO_PROOF, Goal, Quantile, Ratio, Row, Share, Trial, seed_of
-from benchmarks.gate.worlds import Arm, World, columns_of
+from benchmarks.gate.world_columns import columns_of
+from benchmarks.gate.worlds import Arm, World
 from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy
 

@@ -13,7 +13,8 @@ from benchmarks.gate.survivor_trials import Survivors
 from benchmarks.gate.traffic import Case, simulate
 from benchmarks.gate.trial_cases import TRIALS
 from benchmarks.gate.trials import FIRST_RUNG, PRESETS, Trial
-from benchmarks.gate.worlds import World, columns_of
+from benchmarks.gate.world_columns import columns_of
+from benchmarks.gate.worlds import World
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.policy import GatePolicy
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.gate.growing import Traffic
 from benchmarks.gate.trials import NO_PROOF, PRESETS, Row, Share, Trial, decide, seed_of, stays_goals
-from benchmarks.gate.worlds import Columns
+from benchmarks.gate.world_columns import Columns
 
 W = 0.3
 TURNS = 3.0  # of a visit

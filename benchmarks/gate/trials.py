@@ -15,7 +15,8 @@ from zlib import crc32
 from scipy.stats import binom
 
 from benchmarks.gate.growing import GrowingBacktest, Traffic
-from benchmarks.gate.worlds import World, columns_of
+from benchmarks.gate.world_columns import columns_of
+from benchmarks.gate.worlds import World
 from evaluation.offline.backtest import BacktestResult, run
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy

@@ -32,6 +32,7 @@ from controller.api.bodies import (
 from controller.api.commands import Commands
 from controller.api.errors import add_error_handling
 from controller.api.event_stream import HeldStream, StreamedViews, Streams, events, while_allowed
+from controller.api.history import in_parts
 from controller.api.keys import FindProblem, key_problem, missing_keys
 from controller.api.slow_calls import (
     SlowCalls,
@@ -53,6 +54,7 @@ from controller.runtime.runner import Runner
 from controller.runtime.service_loop import LastTick
 from controller.spec.label import Label
 from controller.spec.service import ServiceSpec
+from controller.store.past import rollout_ids
 from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, ServiceRow
 from controller.store.sql import SqlStore
@@ -222,18 +224,18 @@ def _add_reads(
     ) -> Response:
         """The service's rollouts, newest first; also of a service that was taken down."""
 
-        def read() -> bytes:
-            # As JSON: to write megabytes of it would keep the event loop, and every other answer, waiting.
-            rows = store.rollouts(service, limit=limit)
-            if not rows:
+        def listed() -> tuple[str, ...]:
+            found = rollout_ids(store.database, service, limit=limit)
+            if not found:
                 store.service(service)  # raises for an unknown name
-            return (
-                b"["
-                + b",".join(views.past(row).model_dump_json(by_alias=True).encode() for row in rows)
-                + b"]"
-            )
+            return found
 
-        return Response(await histories.run(read), media_type="application/json")
+        def read(rollout: str) -> bytes:
+            row = store.rollout(rollout)
+            return views.past(row).model_dump_json(by_alias=True).encode() if row is not None else b""
+
+        parts = in_parts(await histories.run(listed), read, histories)
+        return StreamingResponse(parts, media_type="application/json")
 
     @app.get("/v1/services/{service}/rollouts/{rollout}", dependencies=viewer)
     async def get_rollout(service: str, rollout: str) -> RolloutView:

@@ -60,7 +60,10 @@ def backtest(
     columns: Annotated[
         bool,
         typer.Option(
-            "--columns", is_eager=True, callback=_print_columns, help="List the columns of FILE, and exit."
+            "--columns",
+            is_eager=True,
+            callback=_print_columns,
+            help="List the columns that a file may have, and exit.",
         ),
     ] = False,
     maps: MapOption = None,

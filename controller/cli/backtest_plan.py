@@ -105,7 +105,8 @@ def _stages_by_weight(
         shown = ", ".join(percent(round(weight * FULL_BP)) for weight in weights)
         raise BadInput(
             f"{evidence.place(row)}: w {w[row]:g} is the weight of no stage of the policy ({shown}); "
-            "give a column stage, or the stages that were run"
+            "name the stages that were run (--policy FILE; those of a router by itself: "
+            "examples/router-policy.yaml), or give a column stage"
         )
     before = w == 0.0
     stage[before] = np.maximum.accumulate(np.where(before, 0, stage))[before]

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import httpx
 import openai
 
+from serving.network_errors import network_reason
+
 ANSWER_TOKENS = 24
 SCORE_RETRY_S, SCORE_TRIES = 1.0, 25  # the demo's policy counts scores that arrive within 30 s
 STABLE, CANARY = "stable", "canary"
@@ -96,7 +98,7 @@ class Users:
                 answer_id, arm, text = await self._request(client, question, stream=rng.random() < 0.5)
             except (openai.OpenAIError, httpx.HTTPError, IncompleteAnswer) as exc:
                 waited_s = time.monotonic() - started_s
-                self.tally.failures.append(f"after {waited_s:.2f} s: {type(exc).__name__}: {exc}")
+                self.tally.failures.append(f"after {waited_s:.2f} s: {_reason(exc)}")
                 continue
             is_correct = question.is_right(text)
             self.tally.answered[arm] += 1
@@ -150,6 +152,12 @@ class Users:
                 pass  # the controller is down
             await asyncio.sleep(SCORE_RETRY_S)
         self.tally.scores_lost += 1
+
+
+def _reason(error: Exception) -> str:
+    """Why a request failed, in one line."""
+    is_network = isinstance(error, openai.APIConnectionError | httpx.HTTPError)
+    return network_reason(error) if is_network else str(error)
 
 
 class IncompleteAnswer(Exception):

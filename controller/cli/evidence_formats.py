@@ -69,6 +69,8 @@ def read_table(path: Path) -> RawTable:
         ".tsv": _read_csv,
         ".parquet": _read_parquet,
     }
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder; give one file in it (.jsonl, .json, .csv or .parquet)")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
     reader = readers.get(suffix)

@@ -53,7 +53,7 @@ def router(
     from controller.wiring.router import check_table, run_router
 
     if check:
-        return check_table(table, host=host, port=port)
+        return check_table(table, host=host, port=port, records=records)
     return run_router(
         table,
         host=host,

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from serving.network_errors import network_reason
+
 
 class NoAnswer(Exception):
     """The endpoint could not be reached, or did not answer in time or in HTTP."""
@@ -48,7 +50,9 @@ def send(method: str, url: str, *, body: object = None, token: str | None = None
         connection.request(method, target or "/", body=content, headers=headers)
         answer = connection.getresponse()
         return Answer(answer.status, answer.read())
+    except TimeoutError as exc:
+        raise NoAnswer(f"{url}: no answer within {timeout_s:g} s") from exc
     except (OSError, http.client.HTTPException) as exc:
-        raise NoAnswer(f"{url}: {exc or type(exc).__name__}") from exc
+        raise NoAnswer(f"{url}: {network_reason(exc)}") from exc
     finally:
         connection.close()

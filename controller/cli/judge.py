@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import BaseModel
 
+from controller.cli import options
 from controller.cli.output import Output, OutputOption, emit, note
 
 if TYPE_CHECKING:  # imported where used, as it takes httpx along
-    from serving.judging.judge_openai import JudgeOpenAI
+    from serving.judging.examined import Examined
 
 REFUSED = 3  # exit code: as of a conflict
 
@@ -43,7 +44,12 @@ def judge(
         typer.Option(metavar="NAME", help="Variable with its API key. [default: none]"),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Maximum time for one question, 0.1 to 600.")
+        float,
+        typer.Option(
+            parser=options.duration_option,
+            metavar="DURATION",
+            help="Maximum time for one question: 30s, 2m, or seconds, 0.1 to 600.",
+        ),
     ] = 30.0,
     at_once: Annotated[int, typer.Option(metavar="N", help="Questions side by side, 1 to 64.")] = 4,
     output: OutputOption = Output.TABLE,
@@ -54,13 +60,12 @@ def judge(
     with canaryctl. Exit 0: it may vote; 3: it is refused, and why; 4: no answer, or too few.
     """
     import asyncio
-    import os
     import time
 
+    from controller.cli.api_key import api_key
     from controller.errors import BadInput, Unreachable
     from evaluation.judging.admission import PairVerdict, PlantVerdict, admission, is_silent
-    from serving.credentials import KeyReference, NoKey
-    from serving.judging.examined import Examined, examine
+    from serving.judging.examined import examine
     from serving.judging.judge_openai import JudgeOpenAI
     from serving.judging.questions import revision
 
@@ -69,11 +74,9 @@ def judge(
     if not 0.1 <= timeout <= 600:
         raise BadInput(f"--timeout {timeout:g} is outside 0.1..600 seconds; 30 suits most")
     try:
-        key = KeyReference("env", api_key_env).read() if api_key_env is not None else None
+        key = api_key("--api-key-env", api_key_env)
         asked = JudgeOpenAI(url, model, key, timeout_s=timeout, at_once=at_once, keeps_refusal=True)
-    except (NoKey, ValueError) as exc:
-        if api_key_env is not None and not os.environ.get(api_key_env, "").strip():
-            raise BadInput(f"--api-key-env {api_key_env} is not set; export it") from exc
+    except ValueError as exc:
         raise BadInput(str(exc)) from exc
 
     async def run() -> Examined:
@@ -83,7 +86,7 @@ def judge(
     began_s = time.monotonic()
     said = asyncio.run(run())
     if all(called is None for *_, called in said.plants):
-        raise Unreachable(f"{url} gave no verdict: {_trouble(asked)}")
+        raise Unreachable(f"{url} gave no verdict: {_trouble(said)}")
     verdicts = [PlantVerdict(*one) for one in said.plants], [PairVerdict(*one) for one in said.pairs]
     found, is_unclear = admission(*verdicts), is_silent(*verdicts)
     kinds: dict[str, list[bool]] = {}
@@ -108,24 +111,24 @@ def judge(
         took_s=round(time.monotonic() - began_s, 1),
     )
     emit(report, output, lambda _is_wide: _shown(report, is_unclear=is_unclear))
-    if asked.first_trouble is not None and found.missing:
-        note(f"the first question without a verdict: {_trouble(asked)}")
+    if said.why is not None and found.missing:
+        note(f"the first question without a verdict: {_trouble(said)}")
     if is_unclear:
-        raise Unreachable(f"{url} gave too few verdicts to be judged: {_trouble(asked)}")
+        raise Unreachable(f"{url} gave too few verdicts to be judged: {_trouble(said)}")
     if not report.admitted:
         raise typer.Exit(REFUSED)
 
 
-def _trouble(asked: JudgeOpenAI) -> str:
+def _trouble(examined: Examined) -> str:
     """Why the first question without a verdict had none, what the endpoint said of it, and what to do."""
     from serving.judging.judge_openai import NO_ANSWER, OTHER_WORDS
 
-    why = asked.first_trouble or "it was not asked"
+    why = examined.why or "it was not asked"
     if why == OTHER_WORDS:
         return f"{why}; use a model that answers with one word, without thinking first"
     if why.startswith(NO_ANSWER):
         return f"{why}; wait longer (--timeout) or ask fewer at once (--at-once)"
-    said = " ".join(asked.refusal.split()) if why.startswith("status") else ""
+    said = " ".join(examined.refusal.split()) if why.startswith("status") else ""
     of_the_key = dict.fromkeys(("status 401", "status 403"), "check --api-key-env")
     of_the_form = "it was asked with and without logprobs, max_tokens and temperature; use another model"
     remedies = of_the_key | dict.fromkeys(("status 400", "status 422"), of_the_form)

@@ -90,6 +90,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except UsageError as exc:
         path = exc.ctx.command_path if exc.ctx is not None else _typed(given)
+        if getattr(getattr(exc, "param", None), "name", None) == "output":
+            output = Output.TABLE  # the command does not have the format, so it tells a person
         return _fail(BadInput(f"{exc.format_message()} (usage: {path} --help)"), output)
     except CanaryctlError as exc:
         return _fail(exc, output)

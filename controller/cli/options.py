@@ -10,7 +10,8 @@ import typer
 from controller.quantities import duration_s
 
 
-def _duration(text: str) -> float:
+def duration_option(text: str) -> float:
+    """Seconds of an option, as `duration_s` reads them."""
     try:
         return duration_s(text)
     except ValueError as exc:
@@ -66,7 +67,7 @@ WaitOption = Annotated[
 TimeoutOption = Annotated[
     float | None,
     typer.Option(
-        parser=_duration,
+        parser=duration_option,
         metavar="DURATION",
         help="Maximum time to wait: 30s, 10m, 1h30m, or seconds. [default: up 15m, down 3m, else no limit]",
     ),

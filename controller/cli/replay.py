@@ -112,6 +112,7 @@ def replay(
 
 def _sides(against: str, model: str | None, api_key_env: str | None) -> tuple[Side, Side]:
     """Both endpoints. Raises BadInput, without what an address may hold of a key."""
+    from controller.cli.api_key import api_key
     from controller.wiring.replay import Side
     from serving.targets import Endpoint
 
@@ -124,6 +125,8 @@ def _sides(against: str, model: str | None, api_key_env: str | None) -> tuple[Si
         except ValueError as exc:
             raise BadInput(f"--against: {exc}") from exc
     models, keys = _two("--model", model), _two("--api-key-env", api_key_env)
+    for name in keys:
+        api_key("--api-key-env", name)  # that it can be read
     stable, canary = (Side(*one) for one in zip(urls, models, keys, strict=True))
     if (stable.url, stable.model) == (canary.url, canary.model):
         raise BadInput(f"--against names {stable.url} twice; give two endpoints, or two models: --model A,B")

@@ -27,6 +27,7 @@ from controller.errors import (
     LostDatabase,
     OlderDatabase,
     RolledBack,
+    UnknownService,
     Unreachable,
 )
 from controller.settings import Settings, load_settings
@@ -265,7 +266,12 @@ def undo(
     _note_without_effect(wait=wait, timeout=timeout)
     client = Client(load_settings())
     name = client.resolve_service(service or service_)
-    answer = client.undo(name, to=to, reason=reason, actor=actor)
+    try:
+        answer = client.undo(name, to=to, reason=reason, actor=actor)
+    except UnknownService as exc:
+        if to is not None:
+            raise
+        raise UnknownService(f"{exc}; a version is named by --to: canaryctl undo --to {name}") from exc
     _show_return(client, name, answer, "", wait=wait, timeout_s=timeout, output=output)
 
 

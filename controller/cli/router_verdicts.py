@@ -86,9 +86,12 @@ def _by_rollout(table: RawTable, rows: Sequence[int]) -> dict[tuple[object, obje
 def _usable(table: RawTable, rows: Sequence[int]) -> tuple[list[int], list[str]]:
     """The rows of verdicts that count, of one rollout, and what is to be said of the others."""
     columns = table.columns
+    rollout = columns["rollout"][rows[0]]
     revisions = [columns["revision"][row] for row in rows if columns[SCORE][row] is not None]
     if not revisions:
-        return [], []
+        answers = [row for row in rows if columns["label"][row] is None]
+        why = _told(_causes(table, answers))
+        return [], [f"{SCORE} of {rollout}: none of {len(answers)} answers has a verdict{why}"]
     newest = revisions[-1]
     verdicts = [row for row in rows if columns["revision"][row] == newest and columns[SCORE][row] is not None]
     answers = [row for row in rows if columns["label"][row] is None]
@@ -97,7 +100,6 @@ def _usable(table: RawTable, rows: Sequence[int]) -> tuple[list[int], list[str]]
     watch = AnchorWatch()
     for row in anchors:
         watch.add(is_bad=columns["label"][row] is True, called_bad=columns[SCORE][row] == 0)
-    rollout = columns["rollout"][rows[0]]
     if watch.drift is not None:
         return [], [f"{SCORE} of {rollout}: {watch.drift}; its verdicts are left out"]
     right = sum((columns["label"][row] is True) == (columns[SCORE][row] == 0) for row in anchors)
@@ -105,9 +107,19 @@ def _usable(table: RawTable, rows: Sequence[int]) -> tuple[list[int], list[str]]
         f"{SCORE} of {rollout}: {len(kept)} verdicts of a judge (revision {newest}) on {len(answers)} "
         f"answers; it was right about {right} of {len(anchors)} anchors"
     )
-    causes = Counter(str(columns["cause"][row]) for row in answers if columns[SCORE][row] is None)
-    if causes:
-        line += f"; no verdict: {', '.join(f'{cause} {count}' for cause, count in causes.most_common())}"
+    causes = _causes(table, answers)
+    line += _told(causes)
     if other := len(answers) - len(kept) - causes.total():
         line += f"; {other} of another revision are left out"
     return kept, [line]
+
+
+def _causes(table: RawTable, answers: Sequence[int]) -> Counter[str]:
+    """How many of these answers have no verdict, by why."""
+    cells, scores = table.columns["cause"], table.columns[SCORE]
+    return Counter(str(cells[row]) for row in answers if scores[row] is None)
+
+
+def _told(causes: Counter[str]) -> str:
+    listed = ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
+    return f"; no verdict: {listed}" if listed else ""

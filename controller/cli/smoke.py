@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import BaseModel
 
+from controller.cli import options
 from controller.cli.output import Output, OutputOption, emit, note
 
 if TYPE_CHECKING:
@@ -94,7 +95,12 @@ def smoke(
         str | None, typer.Option(metavar="NAME", help="Variable with stable's API key. [default: none]")
     ] = None,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Maximum time for one answer, 0.1 to 600.")
+        float,
+        typer.Option(
+            parser=options.duration_option,
+            metavar="DURATION",
+            help="Maximum time for one answer: 30s, 2m, or seconds, 0.1 to 600.",
+        ),
     ] = 60.0,
     at_once: Annotated[int, typer.Option(metavar="N", help="Questions side by side, 1 to 64.")] = 4,
     show: Annotated[bool, typer.Option("--show", help="Print answers that did not pass, as text.")] = False,
@@ -108,6 +114,7 @@ def smoke(
     import asyncio
     import time
 
+    from controller.cli.api_key import api_key
     from controller.errors import BadInput, Unreachable
     from controller.runtime.preflight_verdict import golden_caveat, preflight_verdict
     from serving.judging.smoke_cases import Kind
@@ -120,8 +127,9 @@ def smoke(
     if unknown:
         raise BadInput(f"--require {unknown[0]} is no kind; one of {', '.join(Kind)}")
     cases = _golden_set(golden) if golden is not None else None
-    canary = _client(url, model, api_key_env, timeout, at_once)
-    stable = _client(against, against_model, against_api_key_env, timeout, at_once) if against else None
+    canary = _client(url, model, api_key("--api-key-env", api_key_env), timeout, at_once)
+    other_key = api_key("--against-api-key-env", against_api_key_env)
+    stable = _client(against, against_model, other_key, timeout, at_once) if against else None
 
     began_s = time.monotonic()
     found, answers = asyncio.run(_asked(canary, stable, cases, [Kind(one) for one in require or ()], show))
@@ -190,16 +198,14 @@ async def _name_model(client: ChatClient, option: str) -> None:
     client.model = listed[0]
 
 
-def _client(url: str, model: str | None, key_name: str | None, timeout: float, at_once: int) -> ChatClient:
+def _client(url: str, model: str | None, key: str | None, timeout: float, at_once: int) -> ChatClient:
     from controller.errors import BadInput
-    from serving.credentials import KeyReference, NoKey
     from serving.judging.chat_client import ChatClient
 
     try:
-        key = KeyReference("env", key_name).read() if key_name is not None else None
         headers = {"authorization": f"Bearer {key}"} if key is not None else {}
         return ChatClient(url, model or "", headers, timeout_s=timeout, at_once=at_once)
-    except (NoKey, ValueError) as exc:
+    except ValueError as exc:
         raise BadInput(str(exc)) from exc
 
 
@@ -266,7 +272,8 @@ def _shown(report: SmokeReport) -> str:
         named = ", ".join(map(str, report.golden_lost_lines[:20]))
         more = len(report.golden_lost_lines) - 20
         lines.append(f"lost golden cases, by line: {named}{f' and {more} more' if more > 0 else ''}")
-    lines += [f"differs  {one}" for one in report.differences]
+    told = {why.partition(":")[0] for one in report.kinds if one.stable == "passed" for why in one.whys}
+    lines += [f"differs  {one}" for one in report.differences if one.partition(":")[0] not in told]
     lines.append(f"{report.requests} requests, {report.tokens:,} tokens, {report.took_s:g} s")
     why = f": {'; '.join(report.reasons)}" if report.reasons else ""
     return "\n".join([*lines, f"{report.verdict.upper()}{why} ({report.model})"])

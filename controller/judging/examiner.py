@@ -51,9 +51,9 @@ def ask_openai(plan: JudgePlan) -> Said:
     async def run() -> Said:
         async with asyncio.timeout(LIMIT_S), judge:
             # What keeps it from answering shows here: later it may only say that it is not asked.
-            await judge.ask(about(Fault.WRONG, "What is 1 plus 1?", "It is 2."))
-            trouble = judge.trouble
-            return Said(await examine(judge), trouble or judge.trouble)
+            first = await judge.said(about(Fault.WRONG, "What is 1 plus 1?", "It is 2."))
+            examined = await examine(judge)
+            return Said(examined, first.why or examined.why)
 
     return asyncio.run(run())
 

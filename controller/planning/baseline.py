@@ -101,9 +101,16 @@ class MeasuredBaseline:
         """Lines for people: which figures of the gated metrics were measured, which are typical ones."""
         typical = Baseline()
         if not self.is_enough:
+            known = {
+                "error": "errors 1 %",
+                "rejected": "rejected 0.1 %",
+                "hallucinated": "hallucination 3 %",
+                "quality": f"quality {typical.score_mean:g}",
+            }
+            figures = ", ".join(text for name, text in known.items() if name in gated)
             line = (
                 f"measured over {self.requests:,} requests, {MIN_REQUESTS} are needed: typical figures are "
-                f"used (errors 1 %, rejected 0.1 %, hallucination 3 %, quality {typical.score_mean:g})"
+                f"used{f' ({figures})' if figures else ''}"
             )
             silent = [name for name in sorted(set(gated) & JUDGED) if self._never_came(name)]
             return (line, *(f"{name}: no scores in the last {self.settled:,} requests" for name in silent))

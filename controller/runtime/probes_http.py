@@ -27,6 +27,7 @@ from controller.runtime.preflight_run import run_preflight
 from serving.credentials import SECRET_HEADER, KeyFilter, NoKey
 from serving.files.plain_text import plain_text
 from serving.judging.chat_client import ChatClient
+from serving.network_errors import network_reason
 from serving.router.answers.answer_scan import AnswerScan
 from serving.router.answers.answer_text import said
 from serving.targets import Endpoint
@@ -359,10 +360,10 @@ async def _asked(http: httpx.AsyncClient, method: str, url: str, body: object = 
                 parts.append(part)
             content = _without_secrets(b"".join(parts), http.headers)
             return _Answer(answer.status_code, content, answer.headers.get("content-type", "").lower())
-    except (TimeoutError, httpx.TimeoutException) as exc:
-        raise ProbeFailed(
-            f"no whole answer within {REQUEST_TIMEOUT_S:g} s; is the endpoint too slow?"
-        ) from exc
+    except (TimeoutError, httpx.HTTPError) as exc:
+        is_late = isinstance(exc, TimeoutError | httpx.TimeoutException)
+        late = f" within {REQUEST_TIMEOUT_S:g} s; is the endpoint too slow?"
+        raise ProbeFailed(f"no whole answer{late if is_late else f': {network_reason(exc)}'}") from exc
 
 
 def _without_secrets(data: bytes, sent: Mapping[str, str]) -> bytes:

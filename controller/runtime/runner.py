@@ -145,8 +145,11 @@ class Runner:
             if self._store.renew_lease(token, ttl_s=CONTROLLER_LEASE_S):
                 self._held_until_s = held_until_s
                 return
-            telemetry.warning("lease lost, another controller acts", token=token)
-            self._token = None
+            if self._token == token:  # else it was fenced meanwhile, and has released the lease
+                telemetry.warning("lease lost, another controller acts", token=token)
+                self._token = None
+        if self._stopping.is_set():
+            return
         lease = self._store.acquire_lease(self._holder, ttl_s=CONTROLLER_LEASE_S, above=self._fence)
         if lease is not None:
             telemetry.event("lease acquired", token=lease.token)

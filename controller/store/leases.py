@@ -10,6 +10,7 @@ from controller.store.lineage import keep_lease
 from controller.store.rows import Lease
 from controller.store.statements import LEASE
 
+RELEASED = 0.0  # what `expires_at_s` of a released lease is; no clock of a database reads as little
 _HERE = t.leases.c.name == LEASE
 
 
@@ -39,14 +40,19 @@ def acquire(database: Database, holder: str, *, ttl_s: float, above: int = 0) ->
 
 
 def renew(database: Database, token: int, *, ttl_s: float) -> bool:
-    """True: held for another `ttl_s`. False: another controller holds it.
+    """True: held for another `ttl_s`. False: another controller holds it, or it was released.
+
+    One that has only lapsed may be renewed; one that was released, perhaps by another thread of its holder,
+    is for whoever asks next.
 
     It need not survive the host, whose boot time starts again: on a slow disk a controller would else lose
     its lease to its own writes.
     """
     with database.lead(is_durable=False) as db:
-        held = db.execute(select(t.leases.c.token).where(_HERE).with_for_update()).scalar_one()
-        if held != token:
+        held = db.execute(
+            select(t.leases.c.token, t.leases.c.expires_at_s).where(_HERE).with_for_update()
+        ).one()
+        if held.token != token or held.expires_at_s <= RELEASED:
             return False
         expires_at_s = database.now_s(db) + ttl_s
         db.execute(update(t.leases).where(_HERE).values(expires_at_s=expires_at_s))
@@ -57,4 +63,4 @@ def release(database: Database, token: int) -> None:
     """Expire the lease if it still has this token."""
     here = _HERE & (t.leases.c.token == token)
     with database.lead() as db:
-        db.execute(update(t.leases).where(here).values(expires_at_s=0.0))
+        db.execute(update(t.leases).where(here).values(expires_at_s=RELEASED))

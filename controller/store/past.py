@@ -7,9 +7,21 @@ returned to an earlier version.
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
+from controller.store import schema as t
+from controller.store.database import Database
 from controller.store.rows import RolloutRow
+
+
+def rollout_ids(database: Database, service: str, *, limit: int) -> tuple[str, ...]:
+    """The ids of the service's rollouts, newest first."""
+    c = t.rollouts.c
+    query = sa.select(c.id).where(c.service == service).order_by(c.seq.desc()).limit(limit)
+    with database.read() as db:
+        return tuple(db.execute(query).scalars())
 
 
 def past_state(row: RolloutRow) -> RolloutState | None:

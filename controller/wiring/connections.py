@@ -3,18 +3,21 @@
 uvicorn has no limit on the time of a head, and `limit_concurrency` refuses whoever comes last, which may be
 the person who rolls back. So its protocol is bounded here, as the router's front is.
 
-Invariant: a connection that waits for a request is never worth more than one that has just come.
+Invariants: a connection that waits for a request is never worth more than one that has just come; a client
+that takes nothing of its answer holds it for `UNREAD_S` at most.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEAD_S = 10.0  # from the connection, or the last answer, to the end of a request's head
+UNREAD_S = 30.0  # that a client may take nothing of an answer which waits for it
 MAX_CONNECTIONS = 512
 MIN_CONNECTIONS = 16
 FILES_SHARE = 4  # a quarter of this process's open files; the database, Ray and the ticks need the rest
@@ -31,10 +34,13 @@ def max_connections() -> int:
 class Connections:
     """The open connections of one server. Of one event loop."""
 
-    def __init__(self, limit: int | None = None, *, head_s: float = HEAD_S) -> None:
+    def __init__(
+        self, limit: int | None = None, *, head_s: float = HEAD_S, unread_s: float = UNREAD_S
+    ) -> None:
         """limit: None: as many as this process may have."""
         self.limit = max_connections() if limit is None else limit
         self.head_s = head_s
+        self.unread_s = unread_s
         self._idle: dict[BoundedProtocol, None] = {}  # those that wait for a request, the oldest first
         self._open: set[BoundedProtocol] = set()
 
@@ -70,13 +76,14 @@ class Connections:
 
 
 class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's own, with a time limit for a head, counted among `bounds`."""
+    """uvicorn's own, with time limits for a head and for an unread answer, counted among `bounds`."""
 
     bounds: Connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self.bounds.made(self)
         self._follow()
 
@@ -88,14 +95,24 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         super().on_response_complete()
         self._follow()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self._later(self.bounds.unread_s, self._wait_for_reader)
+
+    def resume_writing(self) -> None:
+        self._stop_unread_timer()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_unread_timer()
         self.bounds.lost(self)
         super().connection_lost(exc)
 
     def end(self) -> None:
         """End it at once."""
         self._stop_timer()
+        self._stop_unread_timer()
         self.transport.abort()
 
     def _follow(self) -> None:
@@ -105,7 +122,37 @@ class BoundedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if not is_idle:
             self._stop_timer()
         elif self._head_timer is None and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.bounds.head_s, self.end)
+            self._head_timer = self._later(self.bounds.head_s, self._wait_for_head)
+
+    def _later(self, delay_s: float, wait_on: Callable[[int], None]) -> asyncio.TimerHandle:
+        """The timer after which `wait_on` is told how much was unread when it was started."""
+        unread = self.transport.get_write_buffer_size()
+        timer: asyncio.TimerHandle = self.loop.call_later(delay_s, wait_on, unread)
+        return timer
+
+    def _is_reading(self, unread: int) -> bool:
+        """Whether the client has read of its answer since this much was unread."""
+        return bool(self.transport.get_write_buffer_size() < unread)
+
+    def _wait_for_head(self, unread: int) -> None:
+        """The time of a head is over, unless the client still read of the last answer, which may be long."""
+        self._head_timer = None
+        if self._is_reading(unread):
+            self._head_timer = self._later(self.bounds.head_s, self._wait_for_head)
+        else:
+            self.end()
+
+    def _wait_for_reader(self, unread: int) -> None:
+        self._unread_timer = None
+        if self._is_reading(unread):
+            self._unread_timer = self._later(self.bounds.unread_s, self._wait_for_reader)
+        else:
+            self.end()
+
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

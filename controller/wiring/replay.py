@@ -23,6 +23,7 @@ import httpx
 from controller.errors import BadInput, Unreachable
 from serving.credentials import KeyReference
 from serving.loopback import bound
+from serving.network_errors import network_reason
 from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.table_file import front_of, source_of
 from serving.router.standalone.table_reader import TableFileError
@@ -143,8 +144,9 @@ async def _reach(url: str) -> None:
         async with httpx.AsyncClient(timeout=10.0, trust_env=False) as client:
             await client.get(models)
     except httpx.HTTPError as exc:
-        why = str(exc) or type(exc).__name__
-        raise Unreachable(f"--against {url}: {why}; start it, or correct the address") from exc
+        raise Unreachable(
+            f"--against {url}: {network_reason(exc)}; start it, or correct the address"
+        ) from exc
 
 
 async def _look(side: Side, request: Recorded) -> None:

@@ -27,7 +27,7 @@ def run_router(
     return standalone.main(table, host, port, metrics, records, feedback)
 
 
-def check_table(table: Path, *, host: str, port: int) -> int:
+def check_table(table: Path, *, host: str, port: int, records: Path | None = None) -> int:
     """Check a table file for a router at this address, and say what it holds. Returns the exit code: 0, or 2
-    when it is invalid."""
-    return standalone.check(table, host, port)
+    when it is invalid. records: as of `run_router`."""
+    return standalone.check(table, host, port, records)

@@ -130,25 +130,6 @@ class MetricEvidence:
         """Bet on sessions from here on, too: the first sticky unit comes."""
         self.lent = open_channels(self.tracks, (*self.columns, *self.with_missing), policy)
 
-    def without_answer(
-        self, raw: Floats, unanswered: NDArray[np.bool_], cancelled: NDArray[np.bool_]
-    ) -> NDArray[np.bool_]:
-        """Which requests have no value because there was no answer: of the cancelled ones not those with one,
-        such as a time to the first token that was known when the client left."""
-        if not cancelled.any():
-            return unanswered
-        if self.name == "cancelled":
-            return unanswered & ~cancelled
-        return unanswered & ~(cancelled & ~np.isnan(raw)) if self.takes_values else unanswered
-
-    def comparable(self, raw: Floats, unanswered: NDArray[np.bool_], rows: Rows) -> Floats:
-        """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
-        if self.takes_values:
-            raw = np.where(rows.cold, np.nan, raw) if rows.cold.any() else raw
-        if self.name in OUTCOMES or not unanswered.any():
-            return raw
-        return np.where(unanswered, np.nan, raw)
-
     def values(
         self,
         raw: Floats,

@@ -116,9 +116,10 @@ class ClientFields(BaseModel):
         }
         unknown = sorted(weighed - given) if not header else []
         if unknown:
+            a = "an" if kind == "audience" else "a"
             raise ValueError(
                 f"{kind} {unknown[0]} of {kind}_bp is given by no key; correct the name, "
-                f"add it to a key, or trust a {kind}_header"
+                f"add it to a key, or trust {a} {kind}_header"
             )
 
     def access(self) -> Access | None:

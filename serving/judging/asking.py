@@ -24,7 +24,7 @@ from typing import TypeAlias
 from serving.credentials import NoKey
 from serving.judge_messages import JudgeOrder
 from serving.judging.conversation import conversation
-from serving.judging.judge_openai import JudgeOpenAI
+from serving.judging.judge_openai import JudgeOpenAI, Said
 from serving.judging.pairs import PairVerdicts
 from serving.judging.questions import YES, Fault, Question, about
 from serving.judging.redaction import Redaction
@@ -34,6 +34,12 @@ AT_ONCE = 4
 DEADLINE_S = 30.0  # from the handing over of a question to its verdict
 # Of that for the judge's own answer: one that hangs is then left alone (`judge_openai.py`).
 ANSWER_SHARE = 2 / 3
+
+_REMEDY = "does it run, and take requests at this address?"
+_REMEDIES = dict.fromkeys(("status 401", "status 403"), "check its key") | {
+    "status 404": "check its url and model",
+    "status 429": "ask it less often (per_minute), or raise its limit",
+}
 
 log = logging.getLogger("canaryctl.router")
 
@@ -140,31 +146,29 @@ class Asking:
         while True:
             item = await self._queue.get()
             try:
-                bad, cause, tokens = await self._asked(item, judge)
+                said = await self._asked(item, judge)
             except Exception as exc:  # noqa: BLE001 - as above
                 log.error("a question was not asked", extra={"kind": type(exc).__name__})
-                bad, cause, tokens = None, "unreadable", 0
-            self._tell(cause, judge.trouble)
-            self._finish(item, bad, cause, tokens)
+                said = Said(None, "unreadable")
+            self._tell(said)
+            bad = None if said.shares is None else said.shares[YES] > 0.5
+            self._finish(item, bad, said.cause, said.tokens)
             del item  # not until the next one comes
 
-    async def _asked(self, item: Item, judge: JudgeOpenAI) -> tuple[bool | None, str | None, int]:
-        """Whether it is bad, else why there is no verdict; tokens."""
+    async def _asked(self, item: Item, judge: JudgeOpenAI) -> Said:
+        """What the judge says of the item, or why it says nothing."""
         question = self._question(item)
         if question is None:
-            return None, "unreadable", 0
+            return Said(None, "unreadable")
         try:
             judge.api_key = self._order.api_key.read() if self._order.api_key is not None else None
         except NoKey as exc:
-            judge.trouble = str(exc)
-            return None, "no judge", 0
+            return Said(None, "no judge", why=str(exc))
         try:
             async with asyncio.timeout(item.until_s - self._clock()):
-                said = await judge.said(question, via=item.via)
+                return await judge.said(question, via=item.via)
         except TimeoutError:
-            judge.trouble = f"no answer within {self._deadline_s:g} s"
-            return None, "timeout", 0
-        return None if said.shares is None else said.shares[YES] > 0.5, said.cause, said.tokens
+            return Said(None, "timeout", why=f"no answer within {self._deadline_s:g} s")
 
     def _question(self, item: Item) -> Question | None:
         """None: its request cannot be read."""
@@ -177,14 +181,15 @@ class Asking:
             prompt, answer = redaction.text(prompt), redaction.text(answer)
         return about(Fault.WRONG, prompt, answer)
 
-    def _tell(self, cause: str | None, trouble: str | None) -> None:
+    def _tell(self, said: Said) -> None:
         """Log when the judge begins to give no verdicts, and when it gives them again."""
-        if cause in ("timeout", "no judge") and self._failing is None:
-            self._failing = cause
-            log.warning(
-                "the judge gives no verdicts", extra={"url": self._order.url, "cause": trouble or cause}
-            )
-        elif cause is None and self._failing is not None:
+        if said.cause in ("timeout", "no judge") and self._failing is None:
+            self._failing = said.cause
+            why = said.why or said.cause
+            remedy = _REMEDIES.get(why, _REMEDY)
+            url = self._order.url
+            log.warning("the judge gives no verdicts", extra={"url": url, "cause": f"{why}; {remedy}"})
+        elif said.cause is None and self._failing is not None:
             self._failing = None
             log.info("the judge gives verdicts again", extra={"url": self._order.url})
 

@@ -24,6 +24,7 @@ import httpx
 from serving.json_value import json_value
 from serving.judging.chat_answer import Answer, is_filtered, streamed_answer, whole_answer
 from serving.judging.request_forms import RequestForms
+from serving.network_errors import network_reason
 from serving.targets import Endpoint, Target
 
 ANSWER_LIMIT = 4 << 20  # bytes
@@ -173,7 +174,7 @@ class ChatClient:
         except (TimeoutError, httpx.TimeoutException):
             return NoAnswer(f"no whole answer within {self.timeout_s:g} s")
         except httpx.HTTPError as exc:
-            return NoAnswer(type(exc).__name__)
+            return NoAnswer(network_reason(exc))
         return b"".join(parts)
 
 

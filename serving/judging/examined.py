@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Protocol
 
+from serving.judging.judge_openai import Said
 from serving.judging.plants import pairs, plants
 from serving.judging.questions import YES, Fault, Question, about, preference, which
 
@@ -17,18 +18,21 @@ from serving.judging.questions import YES, Fault, Question, about, preference, w
 class Judge(Protocol):
     """What is asked."""
 
-    async def ask(self, question: Question) -> dict[str, float] | None:
-        """The probability of each of the question's words; None: no verdict."""
+    async def said(self, question: Question) -> Said:
+        """What it says to the question, or why that is no verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
     """What a judge said. plants: (kind, whether it is bad, whether it was called bad; None: no verdict).
     pairs: how much the first shown was preferred, as they are and exchanged; whether the first is the bad
-    one."""
+    one. why, refusal: of the first question without a verdict, in the order of asking: the later ones may be
+    without it only because the judge is left alone then."""
 
     plants: tuple[tuple[str, bool, bool | None], ...]
     pairs: tuple[tuple[float | None, float | None, bool], ...]
+    why: str | None = None  # None: each has a verdict
+    refusal: str = ""
 
 
 async def examine(judge: Judge) -> Examined:
@@ -38,7 +42,9 @@ async def examine(judge: Judge) -> Examined:
     for first, second in asked_pairs:
         both = (first.answer, second.answer), (second.answer, first.answer)
         questions += [which(first.prompt, *shown) for shown in both]
-    found = await asyncio.gather(*map(judge.ask, questions))
+    answers = await asyncio.gather(*map(judge.said, questions))
+    first_without = next((one for one in answers if one.shares is None), None)
+    found = [one.shares for one in answers]
     verdicts, preferred = found[: len(asked_plants)], found[len(asked_plants) :]
     values = [None if one is None else preference(one) for one in preferred]
     return Examined(
@@ -47,4 +53,6 @@ async def examine(judge: Judge) -> Examined:
             for one, said in zip(asked_plants, verdicts, strict=True)
         ),
         tuple(zip(values[::2], values[1::2], (first.is_bad for first, _ in asked_pairs), strict=True)),
+        why=first_without.why if first_without is not None else None,
+        refusal=first_without.refusal if first_without is not None else "",
     )

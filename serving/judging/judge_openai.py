@@ -32,6 +32,7 @@ from serving.judging.chat_answer import whole_answer
 from serving.judging.chat_client import beginning_of
 from serving.judging.questions import Question, shares
 from serving.judging.request_forms import RequestForms
+from serving.network_errors import network_reason
 from serving.targets import Endpoint, Target
 
 FAILURES_IN_A_ROW = 5
@@ -61,6 +62,8 @@ class Said:
     shares: Mapping[str, float] | None
     cause: Cause | None  # why there is no verdict; None: there is one
     tokens: int = 0  # of question and answer, as the endpoint counts them
+    why: str | None = None  # the cause in more words; None: there is a verdict
+    refusal: str = ""  # what the endpoint said of a question that it refused, if that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +79,16 @@ class _Nothing:
 
     cause: Cause
     why: str
+    refusal: str = ""
 
 
 @dataclass(slots=True)
 class JudgeOpenAI:
-    """One judge. `url`: its base URL as written. `trouble`: why its last question has no verdict.
-    `refusal`: what the endpoint said of the first question that it refused. It may repeat what it was sent,
-    so `keeps_refusal` is for texts that are no user's."""
+    """One judge. `url`: its base URL as written. `keeps_refusal`: what it says of a question that it refuses
+    is kept. That may repeat what it was sent, so this is for texts that are no user's.
+
+    Invariant: what is of one question is in what `said` returns, for several are asked at once.
+    """
 
     url: str
     model: str
@@ -90,10 +96,7 @@ class JudgeOpenAI:
     timeout_s: float = 30.0
     at_once: int = 4
     clock: Callable[[], float] = time.monotonic
-    trouble: str | None = None  # None: it has one
-    first_trouble: str | None = None  # of the first question without a verdict; None: there was none
     keeps_refusal: bool = False
-    refusal: str = ""
     asked: int = 0
     tokens: int = 0  # of questions and answers, as the endpoint counts them
     _client: httpx.AsyncClient | None = field(default=None, repr=False)
@@ -118,23 +121,17 @@ class JudgeOpenAI:
             await self._client.aclose()
 
     async def ask(self, question: Question) -> dict[str, float] | None:
-        """The probability of each of the question's words; None: no verdict, and `trouble` says why."""
+        """The probability of each of the question's words; None: no verdict."""
         found = (await self.said(question)).shares
         return None if found is None else dict(found)
 
     async def said(self, question: Question, *, via: bytes = b"") -> Said:
         """What it says to the question, or why that is no verdict. via: through which routers the request
         came whose answer is judged: where the question comes to one of them it is refused (508)."""
-        found = await self._asked(question, via)
-        self.first_trouble = self.first_trouble or self.trouble
-        return found
-
-    async def _asked(self, question: Question, via: bytes) -> Said:
         assert self._places is not None, "enter the judge first"
         async with self._places:
             if self.clock() < self._paused_until_s:
-                self.trouble = "it is not asked for a while: it did not answer"
-                return Said(None, "no judge")
+                return Said(None, "no judge", why="it is not asked for a while: it did not answer")
             answer: _Answer | _Nothing = _Nothing("no judge", NO_ANSWER)
             for form in self._forms.to_try():
                 answer = await self._answer(question, via, form)
@@ -143,14 +140,14 @@ class JudgeOpenAI:
                 if isinstance(answer, _Answer) or answer.why not in _OF_ANOTHER_FORM:
                     break
         if isinstance(answer, _Nothing):
-            self.trouble = answer.why
             if answer.why not in _OF_ONE_QUESTION:
                 self._failed()
-            return Said(None, answer.cause)
+            return Said(None, answer.cause, why=answer.why, refusal=answer.refusal)
         self._failures = 0
         found = shares(question, answer.text, answer.likely)
-        self.trouble = None if found is not None else OTHER_WORDS
-        return Said(found, None if found is not None else "unreadable", answer.tokens)
+        if found is None:
+            return Said(None, "unreadable", answer.tokens, OTHER_WORDS)
+        return Said(found, None, answer.tokens)
 
     async def _answer(self, question: Question, via: bytes, form: int) -> _Answer | _Nothing:
         """Its answer to the question in this form, or why there is none."""
@@ -169,10 +166,9 @@ class JudgeOpenAI:
             ):
                 if not response.is_success:
                     why = f"status {response.status_code}"
-                    if self.keeps_refusal and self.first_trouble is None:
-                        said = (await beginning_of(response)).decode("utf-8", "replace")
-                        self.refusal = said[:REFUSAL_LIMIT]
-                    return _Nothing("unreadable" if why in _OF_ONE_QUESTION else "no judge", why)
+                    said = await beginning_of(response) if self.keeps_refusal else b""
+                    refusal = said.decode("utf-8", "replace")[:REFUSAL_LIMIT]
+                    return _Nothing("unreadable" if why in _OF_ONE_QUESTION else "no judge", why, refusal)
                 data = bytearray()
                 async for piece in response.aiter_raw():
                     data += piece
@@ -182,7 +178,7 @@ class JudgeOpenAI:
         except (httpx.TimeoutException, TimeoutError):
             return _Nothing("timeout", f"{NO_ANSWER} within {self.timeout_s:g} s")
         except httpx.HTTPError as exc:
-            return _Nothing("no judge", type(exc).__name__)
+            return _Nothing("no judge", network_reason(exc))
         except (ValueError, LookupError, TypeError, AttributeError):
             return _Nothing("unreadable", "its answer is not of the form of chat completions")
 

@@ -128,6 +128,8 @@ def _verdict(
         other = of_stable.get(one.name)
         if other is None or other.result is one.result:
             continue
+        if Result.NOT_JUDGED in (one.result, other.result):  # nothing is known of one: they may not differ
+            continue
         differences.append(f"{one.name}: canary {_words(one)}, stable {_words(other)}")
         if one.result is Result.NOT_CHECKED and other.result is Result.PASSED:
             reasons.append(f"{one.name}: the canary refuses it ({one.why}), stable passes")

@@ -29,7 +29,8 @@ from collections.abc import Callable, Sequence
 
 from serving.messages import CANARY, STABLE, Arm, AttemptRecord, Replica, RouteTable
 from serving.router.exchange.context import RouterContext, current_stable
-from serving.router.exchange.preferred import preferred
+from serving.router.exchange.preferred import least_loaded, next_beside, preferred, untried_of
+from serving.router.exchange.told import tell_answer, tell_failure, tell_silence
 from serving.router.exchange.tried import (
     MAX_ATTEMPTS,
     MAX_LOOKUPS,
@@ -226,12 +227,11 @@ class Attempts:
     def beside(self) -> tuple[Arm, Replica] | None:
         """The replica of stable to ask beside an attempt now. None: each was asked, one alone twice."""
         stable, asked = current_stable(self._context, self._table), self._beside_urls
-        left = [one for one in stable.replicas if one.url not in asked] if stable is not None else []
-        if stable is not None and len(asked) == 1 and not left:
-            left = list(stable.replicas)
-        if stable is None or not left or len(asked) == MAX_ATTEMPTS:
+        if stable is None or len(asked) == MAX_ATTEMPTS:
             return None
-        replica = preferred(left, self._assignment.key)[0]
+        replica = next_beside(stable.replicas, asked, self._assignment.key)
+        if replica is None:
+            return None
         asked.append(replica.url)
         return stable, replica
 
@@ -269,10 +269,8 @@ class Attempts:
 
     def silent(self) -> None:
         """The last attempt has been waited for in vain for long, unless it has begun."""
-        health, last = self._context.health, self.tried[-1] if self.tried else None
-        is_silent = last is not None and last.arm == CANARY and last.cause is None and not last.has_begun
-        if health is not None and last is not None and is_silent and not self._assignment.is_lookup:
-            health.silent(last.url)
+        if self._context.health is not None and not self._assignment.is_lookup:
+            tell_silence(self._context.health, self.tried)
 
     def can_continue(self) -> bool:
         """True when another replica could continue what the current one began."""
@@ -349,19 +347,17 @@ class Attempts:
 
     def _tell(self, cause: str) -> None:
         """Tell the health of the upstreams how the last attempt failed."""
-        health, last = self._context.health, self.tried[-1]
-        if health is not None:
-            cause = "reset" if cause == "cut" and last.arm == CANARY and not last.has_begun else cause
-            health.failed(last.arm, last.url, cause, is_lookup=self._assignment.is_lookup)
+        if (health := self._context.health) is not None:
+            tell_failure(health, self.tried[-1], cause, is_lookup=self._assignment.is_lookup)
 
     def _tell_answer(self) -> None:
         """Tell it that the last attempt is answered."""
-        health, last = self._context.health, self.tried[-1]
-        if health is not None and self._unanswered and self.arm == STABLE:
+        if (health := self._context.health) is None:
+            return
+        if self._unanswered and self.arm == STABLE:
             health.unanswered(self._unanswered)
             self._unanswered = ""
-        if health is not None and (health.failing or health.silences):
-            health.answered(last.arm, last.url)
+        tell_answer(health, self.tried[-1])
 
     def _tell_unanswered(self) -> None:
         """The request gives its arm up. An attempt that is repeated is not told: health counts requests."""
@@ -396,14 +392,8 @@ class Attempts:
             return untried[0] if untried else None
         if self.arm == STABLE and not self._tried_urls and self._beside_urls:
             return next((one for one in untried if one.url == self._beside_urls[-1]), untried[0])
-        return min(preferred(untried, self._assignment.key), key=self._load)
-
-    def _load(self, replica: Replica) -> int:
-        # Other routers' load is as of the last publication, this router's is current.
-        return max(replica.in_flight, self._context.in_flight.get(replica.url, 0))
+        return least_loaded(untried, self._assignment.key, self._context.in_flight)
 
     def _untried(self, arm: Arm | None) -> Sequence[Replica]:
         """Replicas of this version, the current one, that have not been asked."""
-        if arm is None or not self._tried_urls:
-            return arm.replicas if arm is not None else ()
-        return [one for one in arm.replicas if one.url not in self._tried_urls]
+        return untried_of(arm.replicas, self._tried_urls) if arm is not None else ()

@@ -21,7 +21,7 @@ from serving.router.records.records_file import KeptFiles, RecordsFile
 from serving.router.standalone.log_lines import log_lines
 from serving.router.standalone.table_file import FileTableSource, front_of, source_of
 from serving.router.standalone.table_reader import TableFileError, read_file
-from serving.router.standalone.table_summary import notes, summary, unused
+from serving.router.standalone.table_summary import notes, summary, unasked, unused
 
 OK, BAD_INPUT, UNREACHABLE = 0, 2, 4
 ANY = ("0.0.0.0", "::")
@@ -30,10 +30,13 @@ FIRST_HANDED = 3  # file descriptor, by sd_listen_fds(3)
 log = logging.getLogger("canaryctl.router")
 
 
-def check(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> int:
-    """Read the file and say what it holds, one line a service. The exit code: 0, or 2.
+def check(
+    table_path: str | Path, host: str = "127.0.0.1", port: int = 8000, records: str | Path | None = None
+) -> int:
+    """Read the file and say on stdout what it holds, one line a service. The exit code: 0, or 2.
 
-    2: after a line for each mistake; or when a key that the file names cannot be read here, after all lines.
+    records: as of `main`. 2: after a line on stderr for each mistake; or when a key that the file names
+    cannot be read here, after all lines.
     """
     try:
         file = read_file(Path(table_path), change=1, own=_own_addresses(host, port))
@@ -41,11 +44,11 @@ def check(table_path: str | Path, host: str = "127.0.0.1", port: int = 8000) -> 
         _print_mistakes(exc)
         return BAD_INPUT
     for spec in file.specs.values():
-        _print_line(summary(spec))
-        for line in (*notes(spec), *unused(spec)):
-            _print_line(line)
+        unheard = unasked(spec, has_records=records is not None)
+        for line in (summary(spec), *notes(spec), *unused(spec), *unheard):
+            print(line, flush=True)  # noqa: T201 - this is the command's result
     for line in file.problems:
-        _print_line(line)
+        _print_error(line)
     return BAD_INPUT if file.problems else OK
 
 
@@ -65,7 +68,7 @@ def main(
     The exit code: 0, or after one line 2 (table or records file, equal ports) or 4 (host, port).
     """
     if metrics is not None and port and metrics.port == port and metrics.host == host:
-        _print_line(f"--port and --metrics-port are both {port} on {host}; choose another for one of them")
+        _print_error(f"--port and --metrics-port are both {port} on {host}; choose another for one of them")
         return BAD_INPUT
     kept = _kept(records, feedback)
     if kept is None:
@@ -84,17 +87,15 @@ def main(
             else serve_metrics(front, metrics, table_refused_s=source.refused_for_s)[1]
         )
     except (OSError, OverflowError) as exc:
-        _print_line(_unusable(exc, host, port, metrics if listening is not None else None))
+        _print_error(_unusable(exc, host, port, metrics if listening is not None else None))
         return UNREACHABLE
     for name, spec in source.specs.items():
         where = f"http://{_shown(host)}:{listening.getsockname()[1]}/{name}/v1"
         log.info(f"routing {name} at {where}: {summary(spec).partition(': ')[2]}")
         for line in notes(spec):
             log.info(line)
-        if spec.judge is not None and records is None:
-            log.warning(
-                f"the judge of {name} is not asked: nobody would read its verdicts; add --records FILE"
-            )
+        for line in unasked(spec, has_records=records is not None):
+            log.warning(line)
         if not (spec.keys_required or _is_loopback(host)):
             log.warning(f"{name} answers whoever reaches {host}: list keys and set keys_required: true")
     source.own |= _own_addresses(host, listening.getsockname()[1])  # of a socket that was handed over
@@ -109,14 +110,14 @@ def _kept(records: str | Path | None, feedback: str | Path | None) -> KeptFiles 
     named = {"--records": records, "--feedback": feedback}
     paths = {option: Path(path).absolute() for option, path in named.items() if path is not None}
     if len(set(paths.values())) < len(paths):
-        _print_line(f"--records and --feedback are both {records}; choose another file for one of them")
+        _print_error(f"--records and --feedback are both {records}; choose another file for one of them")
         return None
     files = {option: RecordsFile(path, option=option) for option, path in paths.items()}
     for option, file in files.items():
         try:
             file.check()
         except OSError as exc:
-            _print_line(f"{option} {named[option]}: {exc.strerror}; name a file that can be written")
+            _print_error(f"{option} {named[option]}: {exc.strerror}; name a file that can be written")
             return None
     return KeptFiles(files.get("--records"), files.get("--feedback"))
 
@@ -129,7 +130,7 @@ def _own_addresses(host: str, port: int) -> frozenset[str]:
 
 def _print_mistakes(error: TableFileError) -> None:
     for line in error.lines:
-        _print_line(line)
+        _print_error(line)
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -212,5 +213,6 @@ async def _serve(front: WireFront, listening: socket.socket, source: FileTableSo
     log.info("stopped")
 
 
-def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - this is a command's own output
+def _print_error(line: str) -> None:
+    """In the form that all commands have."""
+    print(f"error: {line}", file=sys.stderr, flush=True)  # noqa: T201 - this is a command's own output

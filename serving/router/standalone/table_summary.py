@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from pydantic import BaseModel
+
 from serving.messages import FULL_BP
 from serving.router.standalone.addresses import server_of
 from serving.router.standalone.table_schema import TableSpec, UpstreamSpec
@@ -70,6 +72,22 @@ def unused(spec: TableSpec) -> list[str]:
     ]
 
 
+def unasked(spec: TableSpec, *, has_records: bool) -> list[str]:
+    """A line for each reason why the judge of a service is asked nothing. has_records: whether the router
+    keeps records."""
+    if spec.judge is None:
+        return []
+    found = []
+    if not spec.is_canary_in:
+        why = "there is no canary" if spec.canary is None else "the canary gets no share of the requests"
+        found.append(f"the judge of {spec.service} is not asked: {why}")
+    if not has_records:
+        found.append(
+            f"the judge of {spec.service} is not asked: nobody would read its verdicts; add --records FILE"
+        )
+    return found
+
+
 def notes(spec: TableSpec) -> list[str]:
     """What a reader of the table may not expect of a service, each in one line."""
     found = [line for line in (held_streams(spec),) if line is not None]
@@ -129,7 +147,8 @@ def changes(before: Mapping[str, TableSpec], after: Mapping[str, TableSpec]) -> 
         if old is None:
             yield f"{name} is now served: {summary(spec).partition(': ')[2]}"
         elif parts := [*_differences(_facts(old), _facts(spec)), *_settings(old, spec)]:
-            yield f"{name} {', '.join(parts)}"
+            again = "; its since is the one before, so its records go on with that rollout's"
+            yield f"{name} {', '.join(parts)}{again if _is_back(old, spec) else ''}"
 
 
 def _differences(before: Facts, after: Facts) -> Iterator[str]:
@@ -144,6 +163,7 @@ def _facts(spec: TableSpec) -> Facts:
     if canary is not None:
         url, weight = _upstream(canary), percent(spec.weight_bp) if canary.enabled else "off"
     affinity = spec.affinity
+    judge = "none" if spec.judge is None else f"{spec.judge.model} at {spec.judge.url}"
     return {
         "canary": (weight, weight),
         "canary URL": (url, url),
@@ -152,25 +172,52 @@ def _facts(spec: TableSpec) -> Facts:
         "keys_required": (spec.keys_required, str(spec.keys_required).lower()),
         "audience_bp": (spec.audience_bp, _weights(spec.audience_bp)),
         "category_bp": (spec.category_bp, _weights(spec.category_bp)),
-        "trust": (spec.trust, ""),
+        "trust": (spec.trust, _trusted(spec)),
         "burst_cap": (spec.burst_cap, "none" if spec.burst_cap is None else f"{spec.burst_cap:g}"),
         "late_commit": (spec.late_commit, spec.late_commit),
         "salt": (spec.salt, spec.salt or "none"),
-        "judge": (spec.judge, "none" if spec.judge is None else f"{spec.judge.model} at {spec.judge.url}"),
-        "limits": (spec.limits, ""),
+        "judge": (judge, judge),
         "affinity": (affinity, "none" if affinity is None else "tokens"),
     }
 
 
 def _settings(before: TableSpec, after: TableSpec) -> Iterator[str]:
-    """What else has changed of an upstream that stays: `canary since 1 -> 2`. No key's place is shown."""
-    for arm, old, new in (("canary", before.canary, after.canary), ("stable", before.stable, after.stable)):
+    """What else has changed of a part that stays: `canary since 1 -> 2`. No key's place is shown."""
+    parts: tuple[tuple[str, BaseModel | None, BaseModel | None], ...] = (
+        ("canary", before.canary, after.canary),
+        ("stable", before.stable, after.stable),
+        ("judge", before.judge, after.judge),
+        ("limits", before.limits, after.limits),
+    )
+    for part, old, new in parts:
         if old is None or new is None:
             continue
         for name, value in new.model_dump(exclude={"url", "model", "enabled"}).items():
             if value != (was := getattr(old, name)):
-                shown = "changed" if "key" in name else f"{was or 'none'} -> {value or 'none'}"
-                yield f"{arm} {name} {shown}"
+                shown = "changed" if "key" in name else f"{_shown(was)} -> {_shown(value)}"
+                yield f"{part} {name} {shown}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value or "none")
+
+
+def _trusted(spec: TableSpec) -> str:
+    """Whose headers are believed."""
+    if spec.trust is None:
+        return "none"
+    headers = [one for one in (spec.trust.audience_header, spec.trust.category_header) if one]
+    return f"{' and '.join(headers)} from {', '.join(spec.trust.networks)}"
+
+
+def _is_back(before: TableSpec, after: TableSpec) -> bool:
+    """Whether a canary that was off is in again, and nothing tells the two apart."""
+    old, new = before.canary, after.canary
+    if old is None or new is None or old.enabled or not new.enabled:
+        return False
+    return old.model_dump(exclude={"enabled"}) == new.model_dump(exclude={"enabled"})
 
 
 def _weights(weights: Mapping[str, int]) -> str:

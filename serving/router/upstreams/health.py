@@ -59,7 +59,7 @@ class Failing:
     failures: int = 0  # attempts
     in_a_row: int = 0  # requests without any answer
     to_stable: int = 0  # requests that stable was asked instead
-    answered_s: float | None = None  # of an answer since the last failure; None: none
+    answered_s: float | None = None  # of the first answer since the last failure; None: none
     is_aside: bool = False
     told_s: float | None = None  # when the log last had a line; None: never
     is_aside_told: bool = False
@@ -126,7 +126,9 @@ class UpstreamHealth:
             silence.requests, silence.is_over = 0, True
         one = self.failing.get((arm, url))
         if one is not None:
-            one.in_a_row, one.answered_s = 0, self.now_s
+            one.in_a_row = 0
+            if one.answered_s is None:
+                one.answered_s = self.now_s
             one.is_aside = one.is_aside_told = False
 
     def went_to_stable(self, url: str) -> None:
@@ -155,7 +157,9 @@ class UpstreamHealth:
             counts = f"{one.failures} failed attempts, {one.to_stable} requests went to stable"
             if one.answered_s is not None and now_s - one.last_s >= QUIET_S:
                 del self.failing[arm, url]
-                yield False, f"upstream answers again: {name} after {now_s - one.since_s:.0f} s: {counts}"
+                # The outage itself: this line is later by what must be quiet before it.
+                failed_s = one.answered_s - one.since_s
+                yield False, f"upstream answers again: {name} after {failed_s:.0f} s: {counts}"
             elif now_s - one.last_s >= FORGET_S:
                 del self.failing[arm, url]
             elif one.told_s is None:

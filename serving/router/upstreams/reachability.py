@@ -5,12 +5,11 @@ Invariant: a reason is of a fixed set of words and names no host, for clients ar
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
-import ssl
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+
+from serving.network_errors import BY_NUMBER, LATE, RESET, network_reason
 
 ENDPOINTS_LIMIT = 1024  # that are remembered
 DETAIL_LIMIT = 200  # characters of an error
@@ -18,31 +17,14 @@ LOG_EVERY_S = 60.0  # at most, of one endpoint: one that comes and goes must not
 
 log = logging.getLogger("canaryctl.router")
 
-_BY_NUMBER = {
-    errno.ECONNREFUSED: "connection refused",
-    errno.EHOSTUNREACH: "no route to it",
-    errno.ENETUNREACH: "no route to it",
-    errno.ECONNRESET: "connection reset before a request was sent",
-    errno.EMFILE: "the router has too many open files",
-}
-
-
-_LATE = "no connection in time"
-_CLEAR = frozenset({*_BY_NUMBER.values(), _LATE})  # reasons to which the error adds nothing
+_EARLY_RESET = f"{RESET} before a request was sent"
+_CLEAR = frozenset({*BY_NUMBER.values(), LATE, _EARLY_RESET})  # reasons to which the error adds nothing
 
 
 def reason_of(error: BaseException) -> str:
     """Why no connection was made, in a few words."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "its certificate is not valid"
-    if isinstance(error, ssl.SSLError):
-        return "TLS failed; it may not speak https"
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return "its name cannot be resolved"
-    if isinstance(error, TimeoutError):
-        return _LATE
-    number = error.errno if isinstance(error, OSError) else None
-    return _BY_NUMBER.get(number or 0, "no connection")
+    reason = network_reason(error)
+    return _EARLY_RESET if reason == RESET else reason
 
 
 @dataclass(frozen=True, slots=True)

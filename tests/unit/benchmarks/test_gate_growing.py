@@ -12,7 +12,8 @@ from benchmarks.gate.growing import GrowingBacktest, Traffic, rollback_time
 from benchmarks.gate.published import rollback_result
 from benchmarks.gate.records import Estimate
 from benchmarks.gate.trials import FIRST_RUNG, NO_PROOF, PRESETS
-from benchmarks.gate.worlds import Arm, World, columns_of
+from benchmarks.gate.world_columns import columns_of
+from benchmarks.gate.worlds import Arm, World
 from evaluation.offline.backtest import run
 from evaluation.policy.policy import GatePolicy
 

@@ -25,7 +25,8 @@ from benchmarks.gate.trials import (
     decide,
     seed_of,
 )
-from benchmarks.gate.worlds import Arm, World, columns_of
+from benchmarks.gate.world_columns import columns_of
+from benchmarks.gate.worlds import Arm, World
 
 SMALL = World(sticky=True, w=0.5, canary_requests=600, stable_first=300)
 WORLDS = {name: t.measure.world for name, t in TRIALS.items() if hasattr(t.measure, "world")}

@@ -50,6 +50,32 @@ def decided(capsys: pytest.CaptureFixture[str], path: Path, *arguments: str) -> 
     return answer
 
 
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    """It was "error:  ends in nothing"."""
+    with pytest.raises(BadInput, match=r" is a folder; give one file in it"):
+        backtest(tmp_path)
+
+
+def test_a_format_that_a_command_does_not_have_is_refused_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backtest", "x.csv", "-o", "yaml"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_the_ramp_of_a_router_by_itself_has_a_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/router.md raises through weights of which no policy of the docs had any but the last."""
+    rows = [4000, 3000, 3000, 4000]
+    w = np.repeat([0.01, 0.05, 0.2, 0.5], rows)
+    policy = Path(__file__).parents[3] / "examples" / "router-policy.yaml"
+    path = write(tmp_path / "e.csv", with_rejected(requests(len(w), w=w)))
+    answer = decided(capsys, path, "--policy", str(policy))
+
+    assert [stage["weight"] for stage in answer["stages"]] == [0.01, 0.05, 0.2, 0.5]
+    assert answer["decision"] == "promote"
+
+
 # --- a misspelt column never promotes
 
 

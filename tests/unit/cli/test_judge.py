@@ -106,7 +106,8 @@ def test_an_unset_variable_is_no_advice_about_an_option_that_judge_has_not(
     [
         (["ftp://x"], "ftp://x"),
         (["http://127.0.0.1:9", "--at-once", "0"], "--at-once 0 is outside 1..64"),
-        (["http://127.0.0.1:9", "--timeout", "nan"], "--timeout nan is outside 0.1..600"),
+        (["http://127.0.0.1:9", "--timeout", "nan"], "'nan' is not a duration; write 30s"),
+        (["http://127.0.0.1:9", "--timeout", "1h"], "--timeout 3600 is outside 0.1..600"),
         (["http://127.0.0.1:9", "--api-key-env", "NO_SUCH_KEY_HERE"], "NO_SUCH_KEY_HERE is not set"),
     ],
 )

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from controller.cli.client import Client
 from controller.cli.live import raise_for_outcome
 from controller.cli.main import run
-from controller.errors import CanaryctlError
+from controller.errors import CanaryctlError, UnknownService
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
 from tests.fakes.view_maker import in_stage
@@ -52,3 +53,14 @@ def test_a_failed_rollout_names_its_log() -> None:
 
     with pytest.raises(CanaryctlError, match="its log: canaryctl history chat --rollout r-1"):
         raise_for_outcome(view)
+
+
+def test_a_version_in_the_place_of_the_service_is_told_where_it_goes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(_self: Client, service: str, **_: object) -> None:
+        raise UnknownService(f"service {service} does not exist; there are: chat")
+
+    monkeypatch.setattr(Client, "undo", unknown)
+    assert run(["undo", "v1"]) == 2
+    assert "there are: chat; a version is named by --to: canaryctl undo --to v1" in capsys.readouterr().err

@@ -17,6 +17,9 @@ from tests.fakes.feed_maker import a_record
 RECORDS = [a_record(n, arm=n % 2, w=0.5, rollout="r-1", judged=True) for n in range(6)]
 
 
+CAUSES = ("timeout", "timeout", "no judge")
+
+
 def a_verdict(
     request_id: str,
     bad: bool | None,
@@ -81,6 +84,15 @@ def test_a_judge_that_drifted_says_nothing(tmp_path: Path) -> None:
     found = read(tmp_path / "r.jsonl", RECORDS, [a_verdict(RECORDS[0].request_id, True), *anchors])
     assert "quality" not in found.columns
     assert any("the judge drifted" in note and "are left out" in note for note in found.notes)
+
+
+def test_a_judge_that_gave_no_verdict_at_all_is_told_with_the_causes(tmp_path: Path) -> None:
+    """Nothing was said of it, and its gates were "not judged (no column quality)"."""
+    ids = [one.request_id for one in RECORDS]
+    verdicts = [a_verdict(one, None, cause=cause) for one, cause in zip(ids, CAUSES, strict=False)]
+    found = read(tmp_path / "r.jsonl", RECORDS, verdicts)
+
+    assert "quality of r-1: none of 3 answers has a verdict; no verdict: timeout 2, no judge 1" in found.notes
 
 
 def test_without_any_verdict_nothing_is_said(tmp_path: Path) -> None:

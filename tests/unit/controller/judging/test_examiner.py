@@ -59,7 +59,7 @@ def test_a_judge_that_does_not_answer_or_lacks_its_key_is_silent_and_says_why() 
     silent, keyless = result_of(Examiner()), result_of(Examiner(), plan=no_key)
 
     assert silent.outcome == keyless.outcome == "silent"
-    assert silent.text == "it gave no verdict: ConnectError"
+    assert silent.text == "it gave no verdict: connection refused"
     assert "NO_SUCH_KEY_HERE is not set" in keyless.text
 
 

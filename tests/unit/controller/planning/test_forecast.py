@@ -158,8 +158,8 @@ def test_with_too_few_requests_typical_figures_are_used_and_the_summary_says_so(
 
     assert traffic_model(POLICY, few, 5.0, TrafficOverrides()) == TrafficModel(5.0)
     [line] = few.summary({"error", "quality"})
-    assert line.startswith(
-        "measured over 199 requests, 200 are needed: typical figures are used (errors 1 %, "
+    assert line == (
+        "measured over 199 requests, 200 are needed: typical figures are used (errors 1 %, quality 0.8)"
     )
 
 

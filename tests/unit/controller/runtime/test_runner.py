@@ -6,16 +6,17 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from controller.api.commands import Commands
 from controller.auth import Identity, Role
-from controller.errors import Unreachable
+from controller.errors import StaleToken, Unreachable
 from controller.rollout.observation import CommandKind
 from controller.rollout.state import Phase
 from controller.runtime import reconciler, service_keeper, service_loop
-from controller.runtime.runner import BEFORE
+from controller.runtime.runner import BEFORE, Runner
 from controller.store.sql import SqlStore
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, LiveClock
@@ -113,6 +114,30 @@ def test_a_fenced_controller_acquires_a_higher_token(controller: FakeController,
     deploy(controller, tmp_path)
 
     assert controller.store.lease().token > before
+
+
+def test_a_controller_that_is_fenced_while_it_renews_leads_again_at_once(tmp_path: Path) -> None:
+    """The released lease was renewed, and nobody led until it lapsed, 5 s later."""
+    store = SqlStore(f"sqlite:///{tmp_path}/state.db")
+    runner = Runner(store, LiveClock(), cast("Any", None), lambda _: 1, holder="host")
+    runner._hold_lease()
+    first = store.lease().token
+    renew = store.renew_lease
+
+    class Fenced:
+        def tick(self, token: int | None) -> float:
+            raise StaleToken("fenced", newest=first + 5)
+
+    def slow_renew(token: int, *, ttl_s: float) -> bool:
+        runner._tick("chat", cast("Any", Fenced()))  # in the service's thread, before the database is asked
+        return renew(token, ttl_s=ttl_s)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "renew_lease", slow_renew)
+        runner._hold_lease()
+
+    assert (runner.is_leading, store.lease().token) == (True, first + 6)
+    store.close()
 
 
 @pytest.mark.slow

@@ -220,6 +220,23 @@ def test_a_lost_lease_cannot_be_renewed(store: SqlStore, clock: Ticking) -> None
     assert not store.renew_lease(first.token, ttl_s=5.0)
 
 
+def test_a_released_lease_cannot_be_renewed(store: SqlStore, clock: Ticking) -> None:
+    """One thread of a controller renewed what another had just released, and nobody led until it lapsed."""
+    first = store.acquire_lease("a", ttl_s=5.0)
+    assert first is not None
+    store.release_lease(first.token)
+
+    assert not store.renew_lease(first.token, ttl_s=5.0)
+
+
+def test_a_lapsed_lease_may_be_renewed(store: SqlStore, clock: Ticking) -> None:
+    first = store.acquire_lease("a", ttl_s=5.0)
+    assert first is not None
+    clock.at_s += 60.0
+
+    assert store.renew_lease(first.token, ttl_s=5.0)
+
+
 def test_a_lease_from_a_clock_that_was_set_back_is_void(store: SqlStore, clock: Ticking) -> None:
     clock.at_s = 5000.0
     store.acquire_lease("a", ttl_s=5.0)

@@ -7,19 +7,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
+from typing import Any
 
 import pytest
 import uvicorn
 
-from controller.wiring.connections import Connections, bounded_protocol
+from controller.wiring.connections import BoundedProtocol, Connections, bounded_protocol
 
 HALF = b"POST /v1/services/chat/rollback HTTP/1.1\r\nhost: x\r\n"
 LIMIT_S = 60.0
 
 
-async def app(scope: object, receive: object, send: Callable[..., object]) -> None:
-    await send({"type": "http.response.start", "status": 202, "headers": [(b"content-length", b"0")]})  # type: ignore[misc]
-    await send({"type": "http.response.body", "body": b""})  # type: ignore[misc]
+LARGE = 32 << 20  # bytes: more than the system takes for a socket
+
+
+async def app(scope: dict[str, Any], receive: object, send: Callable[..., Any]) -> None:
+    size = LARGE if scope["path"] == "/large" else 0
+    head = [(b"content-length", str(size).encode())]
+    await send({"type": "http.response.start", "status": 202, "headers": head})
+    await send({"type": "http.response.body", "body": b"x" * size})
 
 
 @pytest.fixture
@@ -124,3 +130,43 @@ def test_the_newest_connection_is_refused_only_where_all_others_are_answered() -
     bounds.made(last)  # type: ignore[arg-type]
 
     assert ended == ["idle", "last"]
+
+
+@pytest.mark.slow
+def test_a_client_that_does_not_read_its_answer_is_ended(served: Callable[[Connections], int]) -> None:
+    """What was made for it stayed in memory for as long as it liked."""
+    bounds = Connections(8, head_s=3600.0, unread_s=0.2)
+    port = served(bounds)
+    ends_at_s = time.monotonic() + LIMIT_S
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        client.recv(1)
+        while len(bounds):
+            assert time.monotonic() < ends_at_s
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["_wait_for_head", "_wait_for_reader"])
+def test_who_reads_slowly_is_waited_for_and_who_stops_is_not(name: str) -> None:
+    """A long answer was cut off 10 s after its last byte was handed to the system, read or not."""
+    unread, ended, later = [60], [], []
+
+    class Transport:
+        def get_write_buffer_size(self) -> int:
+            return unread[0]
+
+        def abort(self) -> None:
+            ended.append(unread[0])
+
+    class Loop:
+        def call_later(self, delay_s: float, wait_on: object, size: int) -> None:
+            later.append(size)
+
+    one: Any = BoundedProtocol.__new__(BoundedProtocol)
+    one.transport, one.loop, one.bounds = Transport(), Loop(), Connections(8)
+    one._head_timer = one._unread_timer = None
+    getattr(one, name)(100)
+    waited = list(later), list(ended)
+    getattr(one, name)(60)
+
+    assert (waited, ended) == (([60], []), [60])

@@ -79,7 +79,7 @@ async def test_probabilities_are_asked_for_and_read() -> None:
     assert found is not None
     assert found[YES] == pytest.approx(0.8, abs=1e-3)
     assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["temperature"]) == (1, True, 0.0)
-    assert (judge.asked, judge.tokens, judge.trouble) == (1, 100, None)
+    assert (judge.asked, judge.tokens) == (1, 100)
 
 
 @pytest.mark.slow
@@ -109,8 +109,24 @@ async def test_an_endpoint_without_probabilities_is_asked_for_words() -> None:
 async def test_what_cannot_be_read_is_no_verdict(answer: tuple[int, Any], trouble: str) -> None:
     with judge_endpoint(lambda _body: answer) as url:
         async with JudgeOpenAI(url, "m") as judge:
-            assert await judge.ask(ASKED) is None
-    assert judge.trouble == trouble
+            said = await judge.said(ASKED)
+    assert (said.shares, said.why) == (None, trouble)
+
+
+@pytest.mark.slow
+async def test_why_there_is_no_verdict_is_said_of_each_question_by_itself() -> None:
+    """It was kept in one place for all: a question beside it, answered meanwhile, took the reason away."""
+
+    def says(body: dict[str, Any]) -> tuple[int, Any]:
+        return (413, {"error": "too long"}) if "long" in body["messages"][1]["content"] else spoken("yes")
+
+    with judge_endpoint(says) as url:
+        async with JudgeOpenAI(url, "m", keeps_refusal=True) as judge:
+            refused, good = await asyncio.gather(
+                judge.said(about(Fault.WRONG, "long", "5")), judge.said(ASKED)
+            )
+    assert (refused.why, good.why, good.refusal) == ("status 413", None, "")
+    assert "too long" in refused.refusal
 
 
 @pytest.mark.slow

@@ -49,10 +49,10 @@ def refusing(status: int, *names: str) -> Says:
 async def test_a_judge_is_asked_in_the_form_that_it_takes(says: Says, form: int) -> None:
     with judge_endpoint(says) as url:
         async with JudgeOpenAI(url, "m") as judge:
-            verdicts = [await judge.ask(ASKED) for _ in range(3)]
-    assert [one is not None and one[YES] for one in verdicts] == [1.0, 1.0, 1.0]
+            said = [await judge.said(ASKED) for _ in range(3)]
+    assert [one.shares is not None and one.shares[YES] for one in said] == [1.0, 1.0, 1.0]
     assert judge.asked == 3 + form  # the first question alone climbs
-    assert judge.first_trouble is None
+    assert [one.why for one in said] == [None, None, None]
 
 
 @pytest.mark.slow

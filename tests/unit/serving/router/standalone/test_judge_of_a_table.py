@@ -190,3 +190,18 @@ def test_a_file_that_is_refused_shows_no_address_of_the_judge(path: Path) -> Non
     with pytest.raises(TableFileError) as caught:
         read_file(path, change=1)
     assert "secret" not in str(caught.value)
+
+
+def test_check_says_that_a_judge_is_not_asked(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the log of the running router said so, and not of a table without a canary."""
+    assert check(path, records=path.parent / "records.jsonl") == 0
+    asked = "is not asked" in capsys.readouterr().out
+    assert check(path) == 0
+    unread = capsys.readouterr().out
+    path.write_text(path.read_text().replace("weight_bp", "# weight_bp"))
+    assert check(path, records=path.parent / "records.jsonl") == 0
+    unused = capsys.readouterr().out
+
+    assert not asked
+    assert "the judge of chat is not asked: nobody would read its verdicts; add --records FILE" in unread
+    assert "the judge of chat is not asked: the canary gets no share of the requests" in unused

@@ -175,9 +175,11 @@ def test_check_tells_all_of_a_file_and_its_unreadable_keys(
     (path.parent / "token").unlink()
     path.write_text(WEIGHED.replace("ENABLED", "") + "burst_cap: 50\nlate_commit: stream\n")
     code = check(path)
-    shown = capsys.readouterr().err
+    said = capsys.readouterr()
+    shown = said.out + said.err
 
     assert code == 2
+    assert said.err.startswith("error: chat: no affinity tokens: affinity: key_file")
     for part in (
         "chat: stable http://127.0.0.1:8001, canary http://127.0.0.1:8002 with 99.99 %",
         "audience staff 100 %",
@@ -209,14 +211,14 @@ def test_check_shows_a_canary_of_any_weight(
     )
 
     assert check(path) == 0
-    assert shown in capsys.readouterr().err
+    assert shown in capsys.readouterr().out
 
 
 def test_check_says_that_a_canary_is_off(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_text(WEIGHED.replace("ENABLED", ", enabled: false"))
 
     assert check(path) == 0
-    assert "canary http://127.0.0.1:8002 off" in capsys.readouterr().err
+    assert "canary http://127.0.0.1:8002 off" in capsys.readouterr().out
 
 
 def weights(path: Path) -> list[float]:

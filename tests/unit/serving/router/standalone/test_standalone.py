@@ -137,7 +137,7 @@ def test_check_notes_what_has_no_effect(table: Path, capsys: pytest.CaptureFixtu
     table.write_text(TABLE.replace("8002", "8001") + keys + "audience_bp: {staff: 200}\n")
 
     assert check(table) == 0
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert "chat: canary and stable are one upstream" in shown
     assert "chat: staff has 20 % like everybody" in shown
 

@@ -348,7 +348,7 @@ def test_check_says_what_the_file_holds(path: Path, capsys: pytest.CaptureFixtur
     path.write_text(SEVERAL)
 
     assert check(path) == 0
-    assert capsys.readouterr().err.splitlines() == [
+    assert capsys.readouterr().out.splitlines() == [
         "chat: stable http://127.0.0.1:8001, canary http://127.0.0.1:8002 with 5 %, 1 client key, "
         "affinity tokens",
         "streams of chat's canary reach users when they are whole; late_commit: stream passes them on at "

@@ -211,7 +211,7 @@ def test_a_busy_port_ends_the_command_with_one_line_and_exit_4(
     output = capsys.readouterr().err
 
     assert code == 4
-    assert output == f"port {port} on 127.0.0.1: Address already in use; choose another with --port\n"
+    assert output == f"error: port {port} on 127.0.0.1: Address already in use; choose another with --port\n"
 
 
 def canary_users(folder: Path, service: str) -> set[int]:

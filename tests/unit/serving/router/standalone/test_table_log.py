@@ -53,6 +53,11 @@ def source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> FileTableSource:
             "table applied: chat canary version none -> v2, canary api_key_env changed",
         ),
         ('8001"}', '8001", version: v1}', "table applied: chat stable version none -> v1"),
+        (
+            "weight_bp: 2000",
+            "weight_bp: 2000\nlimits: {stall_s: 7, failures: 0}",
+            "table applied: chat limits stall_s 30 -> 7, limits failures 3 -> 0",
+        ),
     ],
 )
 def test_an_applied_table_is_one_line_that_says_what_changed(
@@ -63,6 +68,37 @@ def test_an_applied_table_is_one_line_that_says_what_changed(
 
     assert caplog.messages[0] == line
     assert len(caplog.messages) == 1
+
+
+JUDGE = "judge: {url: 'http://127.0.0.1:8003', model: m%s}\n"
+
+
+def test_each_setting_of_a_judge_that_changed_is_told(
+    source: FileTableSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    source._path.write_text(TABLE + JUDGE % "")
+    source.reload()
+    source._path.write_text(TABLE + JUDGE.replace("8003", "8004") % ", share_bp: 500, per_minute: 9")
+    source.reload()
+
+    assert caplog.messages[-1] == (
+        "table applied: chat judge m at http://127.0.0.1:8003 -> m at http://127.0.0.1:8004, "
+        "judge share_bp 2000 -> 500, judge per_minute 60 -> 9"
+    )
+
+
+def test_a_canary_that_is_in_again_without_another_since_is_told(
+    source: FileTableSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    off = TABLE.replace('8002"}', '8002", enabled: false}')
+    for text in (off, TABLE, off, TABLE.replace('8002"}', '8002", since: x}')):
+        source._path.write_text(text)
+        source.reload()
+    told = [one for one in caplog.messages if one.startswith("table applied")]
+
+    again = "; its since is the one before, so its records go on with that rollout's"
+    assert told[1] == f"table applied: chat canary off -> 20 %{again}"
+    assert told[3] == "table applied: chat canary off -> 20 %, canary since none -> x"
 
 
 async def test_a_refused_file_is_told_once_and_so_is_its_return(

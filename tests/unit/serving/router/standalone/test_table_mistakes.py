@@ -52,7 +52,7 @@ def test_all_mistakes_of_a_file_are_told_in_one_go_and_in_our_words(
     told = capsys.readouterr().err.splitlines()
     assert [line for line in LINES if not any(line in one for one in told)] == []
     assert len(told) == len(LINES)
-    assert all(one.startswith(f"table {path}: ") for one in told)
+    assert all(one.startswith(f"error: table {path}: ") for one in told)
     assert not any(word in one for word in (*LIBRARY, "sk-secret") for one in told)
 
 
@@ -133,7 +133,7 @@ def test_check_refuses_the_address_that_the_router_would_have(
     assert check(path, port=18100) == 2
     assert "chat.canary http://localhost:18100/chat/v1 is the address of this" in capsys.readouterr().err
     assert check(path) == 0
-    assert "if it is its own, requests go round in a circle" in capsys.readouterr().err
+    assert "if it is its own, requests go round in a circle" in capsys.readouterr().out
 
 
 def test_a_changed_file_that_names_the_router_itself_is_refused(path: Path) -> None:
@@ -223,7 +223,7 @@ def test_two_arms_that_are_one_upstream_are_told_in_any_spelling(
     path.write_text(json.dumps({"service": "chat", **arms}))
 
     assert check(path) == 0
-    assert ("are one upstream" in capsys.readouterr().err) is is_one
+    assert ("are one upstream" in capsys.readouterr().out) is is_one
 
 
 @pytest.mark.parametrize("name", ["idle_s", "upstream_age_s"])

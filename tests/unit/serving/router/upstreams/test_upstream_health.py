@@ -167,7 +167,7 @@ def test_the_log_says_when_an_upstream_begins_and_ends_to_fail() -> None:
     assert (lines[2], quiet) == ([], [])
     assert later[0].endswith("no connection; in 61 s 5 failed attempts, 4 requests went to stable")
     assert ends == [
-        f"upstream answers again: chat canary {URL} after 72 s: 5 failed attempts, 5 requests went to stable"
+        f"upstream answers again: chat canary {URL} after 61 s: 5 failed attempts, 5 requests went to stable"
     ]
 
 
