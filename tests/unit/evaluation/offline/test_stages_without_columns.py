@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from evaluation.offline.backtest import run
@@ -9,6 +10,7 @@ from evaluation.offline.trace import trace
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.values import PolicyError
+from evaluation.records import EvidenceError
 from tests.fakes.evidence_maker import requests
 
 POLICY = gate_policy_of(
@@ -53,3 +55,11 @@ def test_its_trace_is_that_of_the_others() -> None:
 def test_a_margin_of_no_gate_at_all_is_refused() -> None:
     with pytest.raises(PolicyError, match=r"stages.0.margins.costs names no gate"):
         run(requests(200), POLICY, stages=[StagePlan(0.2, 200, {"costs": 1.3})])
+
+
+@pytest.mark.parametrize("score", [85.0, 5.0, -1.0])
+def test_scores_of_another_scale_are_refused(score: float) -> None:
+    columns = requests(200)
+
+    with pytest.raises(EvidenceError, match=r"quality .* give a number in 0\.\.1"):
+        run(columns | {"quality": np.full(200, score)})
