@@ -5,7 +5,6 @@ Their sources are in tests/public_reports.md.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import subprocess
@@ -15,31 +14,30 @@ from pathlib import Path
 import pytest
 
 from controller.planning.fingerprint import fingerprint_checkpoint
+from tests.fakes.checkpoints import write_checkpoint
 
 DIGEST = "from pathlib import Path; from controller.planning.fingerprint import fingerprint_checkpoint as f; "
 
 
-def checkpoint(folder: Path, *, padding: int = 0) -> Path:
-    folder.mkdir()
-    tensor = {"model.a": {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]}}
-    header = json.dumps(tensor).encode() + b" " * padding
-    header += b" " * (-len(header) % 8)
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(range(64)))
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4, "vocab_size": 8}
-    layers = {"num_hidden_layers": 1, "num_attention_heads": 1}
-    (folder / "config.json").write_text(json.dumps(config | layers))
+def padded(folder: Path, padding: int) -> Path:
+    """A checkpoint whose header of weights ends with so many blanks more."""
+    weights = write_checkpoint(folder) / "model.safetensors"
+    data = weights.read_bytes()
+    [length] = struct.unpack("<Q", data[:8])
+    header = data[8 : 8 + length] + b" " * padding
+    weights.write_bytes(struct.pack("<Q", len(header)) + header + data[8 + length :])
     return folder
 
 
 def test_a_header_that_was_padded_anew_is_the_same_version(tmp_path: Path) -> None:
-    first, second = (checkpoint(tmp_path / str(padding), padding=padding) for padding in (0, 40))
+    first, second = (padded(tmp_path / str(padding), padding) for padding in (0, 40))
 
     assert fingerprint_checkpoint(first).digest == fingerprint_checkpoint(second).digest
 
 
 @pytest.mark.slow
 def test_a_version_does_not_depend_on_the_seed_of_hashes(tmp_path: Path) -> None:
-    program = f"{DIGEST}print(f(Path({str(checkpoint(tmp_path / 'c'))!r})).digest)"
+    program = f"{DIGEST}print(f(Path({str(write_checkpoint(tmp_path / 'c'))!r})).digest)"
     digests = {
         subprocess.run(
             [sys.executable, "-c", program],
