@@ -143,8 +143,9 @@ def _request_value(record: RequestRecord, metric: str) -> float | None:
     if metric not in UNANSWERED and draw.is_unanswered:
         return SETTLE_S * 1000.0 if metric.endswith("_ms") else None
     flag = flags_of(record).get(metric)
-    name = "completion_tokens" if metric == "tokens" else metric
-    value = getattr(record, name, None) if flag is None else flag
+    if metric == "tokens":
+        return draw.tokens
+    value = getattr(record, metric, None) if flag is None else flag
     if value is None and metric in WAITS and draw.is_cancelled:
         return SETTLE_S * 1000.0
     if metric == "rejected" and value is None and record.error is not None:

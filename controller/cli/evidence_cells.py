@@ -36,9 +36,11 @@ NO_RESPONSE = 0  # in a column of status codes, also 000: the request was never 
 CLIENT_CLOSED = 499  # nginx: the client went away before the answer
 EPOCH_UNITS = ((1e11, "s"), (1e14, "ms"), (1e17, "us"), (math.inf, "ns"))  # below this: seconds since 1970
 STATUS_NAME = re.compile(r"(status|response)_?code$|http_?status$", re.IGNORECASE)
+SPAN_NAME = re.compile(r"(^|\.)status\.code$|(^|\.)statusCode$")  # of OpenTelemetry's spans
+SPAN_CODES = {0.0: 0.0, 1.0: 0.0, 2.0: 1.0}  # unset, ok, error
 #: Words of a status or a finish reason that mean an event, by metric; the words that mean none.
 EVENT_WORDS: Mapping[str, frozenset[str]] = {
-    "error": frozenset({"error", "failure", "failed", "fail", "timeout"}),
+    "error": frozenset({"error", "failure", "failed", "fail", "timeout", "status_code_error"}),
     "truncated": LIMIT_REASONS,
     "flagged": frozenset({"content_filter"}),
     "cancelled": frozenset({"cancelled", "canceled", "aborted"}),
@@ -47,6 +49,7 @@ ALL_EVENT_WORDS = frozenset().union(*EVENT_WORDS.values())
 PLAIN_WORDS = frozenset(
     {
         "success", "ok", "succeeded", "completed", "default", "debug", "warning", "info",
+        "unset", "status_code_unset", "status_code_ok",
         "stop", "end_turn", "stop_sequence", "tool_calls", "tool_use", "function_call",
     }
 )  # fmt: skip
@@ -265,6 +268,24 @@ def holds_status_codes(name: str, values: Collection[object]) -> bool:
         return False
     known = [value for value in values if not is_missing(value)]
     return bool(known) and all(number(value) == NO_RESPONSE and value is not False for value in known)
+
+
+def holds_span_codes(name: str, values: Collection[object]) -> bool:
+    """Whether a column holds the status of OpenTelemetry's spans, by number: 1 is ok there, 2 an error.
+
+    Of `statusCode`, 0 alone is no response, as in any other column of status codes.
+    """
+    if SPAN_NAME.search(name) is None:
+        return False
+    known = {number(value) for value in values if not is_missing(value) and not isinstance(value, bool)}
+    return known <= SPAN_CODES.keys() and not known <= {0.0}
+
+
+def span_event(metric: str, value: object) -> float:
+    """The event of a span's status, which says of errors alone; one that is left out is unset."""
+    found = number(value)
+    code = 0.0 if found is None or math.isnan(found) else found
+    return SPAN_CODES[code] if metric == "error" else math.nan
 
 
 def _event_of_status(metric: str, code: int) -> float:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_formats import RawTable
+from controller.cli.evidence_logs import KnownLog
 from controller.cli.evidence_scores import only_score
-from controller.cli.evidence_sources import PRESENT, KnownLog, Source, Term
+from controller.cli.evidence_sources import PRESENT, Source, Term
 from controller.errors import BadInput
 from controller.spec.prices import PricesSpec
 from evaluation.metrics import CATALOGUE, VALUES
@@ -306,6 +307,9 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
     commas = reading.table.has_decimal_commas
     says_opposite = not source.is_opposite and is_opposite(term.column) and near_name(term.column) == name
     is_status = is_event and holds_status(reading, source)
+    is_span = is_event and not source.is_opposite and cells.holds_span_codes(term.column, values)
+    if is_span:
+        reading.notes.append(f"{name} from {source.text}: OpenTelemetry's, 1 is ok and 2 an error")
     if not is_event:
         _refuse_thousands(reading, term.column)
     out = np.empty(len(values))
@@ -314,6 +318,8 @@ def numbers(reading: Reading, name: str, source: Source) -> NDArray[np.float64]:
         value = only_score(value) if name in CATALOGUE else value
         if source.is_opposite:
             found = cells.opposite(name, value)
+        elif is_span:
+            found = cells.span_event(name, value)
         elif is_event:
             found = cells.event(name, value, is_status=is_status)
         else:

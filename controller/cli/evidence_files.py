@@ -18,6 +18,7 @@ from shlex import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from controller.cli.evidence_amounts import read_amounts, without_void
 from controller.cli.evidence_cells import says_outcome
 from controller.cli.evidence_columns import (
     Column,
@@ -39,7 +40,6 @@ from controller.cli.evidence_outcomes import (
     read_status,
     refuse_answering_arms,
     without_cancelled,
-    without_void,
 )
 from controller.cli.evidence_scores import PREFIX, ignored_note, score_sources, unpacked
 from controller.cli.evidence_sources import (
@@ -114,6 +114,7 @@ def read_evidence(path: Path, *, extra: Sequence[str] = (), options: ReadOptions
     reading = _sources_of(read_table(path), options, extra)
     leave_out_no_requests(reading)
     read_failure_codes(reading)
+    read_amounts(reading)
     read_status(reading)
     count_first_attempts(reading)
     refuse_answering_arms(reading)

@@ -1,6 +1,6 @@
 """What a recorded request came to, read as the router of a live rollout records it.
 
-A status that is no answer, a proxy that asked again, a client that went away, a value that stands for none.
+A status that is no answer, a proxy that asked again, a client that went away.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from controller.cli import evidence_cells as cells
 from controller.cli.evidence_columns import Column, Reading, holds_status
 from controller.cli.evidence_formats import RawTable
-from controller.cli.evidence_sources import ANSWERED_BY, ASKED, FALLBACKS, Source, Term
+from controller.cli.evidence_logs import ANSWERED_BY, ASKED, FALLBACKS
+from controller.cli.evidence_sources import Source, Term
 from evaluation.offline.cancelled import KNOWN_IF_CANCELLED, if_not_cancelled
 from evaluation.records import LEFT_MS
 
@@ -208,26 +209,6 @@ def name_requests(reading: Reading) -> None:
     reading.table = replace(table, columns={**table.columns, used: names})
     reading.sources["request_id"] = replace(source, terms=(Term(used, None),))
     reading.notes.append(f"{sum(gone)} of {len(gone)} rows have no {name}: each is a request of its own")
-
-
-def without_void(reading: Reading, columns: Mapping[str, Column]) -> dict[str, Column]:
-    """The columns, without the values that a recognised log writes where there is none."""
-    out = dict(columns)
-    if reading.log is None:
-        return out
-    for name, void in reading.log.void.items():
-        if (
-            name not in out
-            or void.other not in out
-            or reading.sources[name].text not in reading.log.sources[name]
-        ):
-            continue
-        values, other = (np.asarray(out[n], dtype=np.float64) for n in (name, void.other))
-        is_void = void.is_void(values, other)
-        if is_void.any():
-            out[name] = np.where(is_void, np.nan, values)
-            reading.notes.append(f"{int(is_void.sum())} rows have no {name}: {void.why}")
-    return out
 
 
 def without_cancelled(reading: Reading, columns: Mapping[str, Column]) -> dict[str, Column]:

@@ -3,22 +3,19 @@
 A source is a column (`duration`), a nested one (`usage.completion_tokens`), one in another unit
 (`duration:s`), the presence of a value (`error.message:present`), the opposite of an event (`!success`), or
 a difference of two of these (`endTime-startTime`).
-
-The names of the recognised logs are those of LiteLLM's LiteLLM_SpendLogs table, Langfuse's exports of
-observations and traces, nginx's log variables, and OpenAI's answers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from controller.cli.evidence_cells import UNITS, event, is_missing, is_present
 from controller.cli.evidence_formats import RawTable
+from controller.cli.evidence_logs import KNOWN_LOGS, KnownLog
 from controller.errors import BadInput
-from evaluation.betting.unit_block import Flags, Floats
 from evaluation.offline.names import KNOWN, is_opposite, near_name
 
 PRESENT = "present"  # as a unit: 1 where the column has a value
@@ -55,173 +52,6 @@ class Source:
     def said(self) -> str:
         """The source, with the others, as it is told."""
         return " or ".join((self.text, *(other.text for other in self.others)))
-
-
-@dataclass(frozen=True, slots=True)
-class Void:
-    """Values that a log writes where there is none. is_void: of a metric's values and those of another."""
-
-    other: str
-    is_void: Callable[[Floats, Floats], Flags]
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class NoRequest:
-    """Rows that no version was asked for, or no user asked. columns: those that exist are looked at."""
-
-    columns: tuple[str, ...]
-    is_one: Callable[[object], bool]  # of a cell
-    what: str
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownLog:
-    """A log recognised by its columns. sources: by known column, the first whose columns exist is taken.
-
-    units: columns that may be the randomised unit, the coarsest first. only: keep rows with this cell.
-    also: by event, further columns that may say that it happened. void: by metric, values that are none.
-    no_requests: rows to leave out. failure_codes: columns with the status code of a request that failed by
-    its word, of which the first that exists is read.
-    """
-
-    title: str
-    signature: tuple[tuple[str, ...], ...]  # one column of each must exist
-    sources: Mapping[str, Sequence[str]]
-    units: tuple[str, ...]
-    only: tuple[str, str] | None = None
-    also: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    void: Mapping[str, Void] = field(default_factory=dict)
-    no_requests: tuple[NoRequest, ...] = ()
-    failure_codes: tuple[str, ...] = ()
-
-
-FINISH_REASONS = (
-    "choices.0.finish_reason", "response.choices.0.finish_reason", "response.body.choices.0.finish_reason",
-)  # fmt: skip
-ERROR_OBJECTS = tuple(
-    f"{place}error.{key}:present"
-    for place in ("", "response.", "response.body.", "body.")
-    for key in ("message", "code", "type")
-)
-#: LiteLLM: the group of models that was asked for, and how many others were tried for the answer.
-ASKED, FALLBACKS = "metadata.original_model_group", "metadata.attempted_fallbacks"
-HEALTH_CHECK = "litellm-internal-health-check"  # its key, team and tag
-FIRST_AT_THE_END = Void(
-    "latency_ms", lambda own, whole: own >= whole - 0.5, "it was not streamed, but ended then"
-)
-#: Columns of a log that name what answered, not what was drawn.
-ANSWERED_BY = frozenset({"model", "model_group", "model_id", "api_base", "custom_llm_provider"})
-
-KNOWN_LOGS = (
-    KnownLog(
-        "LiteLLM spend log",
-        (("startTime",), ("endTime",), ("spend", "call_type")),
-        {
-            "t_s": ("startTime",),
-            "latency_ms": ("endTime-startTime",),
-            "ttft_ms": ("completionStartTime-startTime",),
-            "error": ("status",),
-            "tokens": ("completion_tokens",),
-            "cost": ("spend",),
-            "request_id": ("request_id",),
-            "arm": (ASKED,),
-            "fell_back": (f"{FALLBACKS}:present",),
-        },
-        ("end_user", "session_id", "user"),
-        failure_codes=(
-            "metadata.error_information.error_code", "error_information.error_code", "error_code",
-        ),
-        void={
-            "ttft_ms": FIRST_AT_THE_END,
-            "cost": Void(
-                "tokens", lambda own, tokens: (own == 0.0) & (tokens > 0.0), "its model has no price"
-            ),
-        },
-        no_requests=(
-            NoRequest(
-                ("cache_hit",),
-                lambda cell: str(cell).strip().lower() in ("true", "t", "1"),
-                "were answered from the gateway's cache",
-                "; if these shares differ, the rest is no fair draw: compare with the cache off",
-            ),
-            NoRequest(
-                ("request_tags", "api_key", "team_id"),
-                lambda cell: HEALTH_CHECK in str(cell),
-                "are the gateway's health checks",
-            ),
-        ),
-    ),
-    KnownLog(
-        "Langfuse export of observations",
-        (("startTime", "start_time"), ("endTime", "end_time"), ("traceId", "trace_id")),
-        {
-            "t_s": ("startTime", "start_time"),
-            "latency_ms": ("endTime-startTime", "end_time-start_time"),
-            "ttft_ms": ("completionStartTime-startTime", "completion_start_time-start_time"),
-            "error": ("level",),
-            "tokens": (
-                "usageDetails.output", "usage_details.output", "completionTokens", "completion_tokens",
-                "outputUsage",
-            ),
-            "cost": ("totalCost", "total_cost", "calculatedTotalCost", "calculated_total_cost"),
-            "request_id": ("id",),
-        },
-        ("userId", "user_id", "sessionId", "session_id", "traceId", "trace_id"),
-        ("type", "GENERATION"),
-        void={"ttft_ms": FIRST_AT_THE_END},
-    ),
-    KnownLog(
-        "Langfuse export of traces",
-        (("timestamp",), ("latency",), ("userId", "user_id", "sessionId", "session_id")),
-        {
-            "t_s": ("timestamp",),
-            "latency_ms": ("latency:s",),
-            "error": ("level",),
-            "tokens": ("usage.output", "outputTokens"),
-            "cost": ("totalCost", "total_cost"),
-            "request_id": ("id",),
-        },
-        ("userId", "user_id", "sessionId", "session_id"),
-    ),
-    KnownLog(
-        "nginx log",
-        (("request_time",), ("status",), ("msec", "time_iso8601", "time_local", "time")),
-        {
-            # nginx writes the time of the end; the draw was at the start.
-            "t_s": tuple(f"{end}-request_time:s" for end in ("msec", "time_iso8601", "time_local", "time")),
-            "latency_ms": ("request_time:s",),
-            "error": ("status",),
-            "rejected": ("status",),
-            "cancelled": ("status",),
-            "request_id": ("request_id",),
-        },
-        ("http_x_session_id", "cookie_session", "remote_user"),
-    ),
-    KnownLog(
-        "OpenAI-style log",
-        (
-            ("usage.completion_tokens", "response.usage.completion_tokens",
-             "response.body.usage.completion_tokens"),
-            ("created", "timestamp", "response.created", "response.body.created"),
-        ),
-        {
-            "t_s": ("timestamp", "created", "response.created", "response.body.created"),
-            "latency_ms": ("duration_ms", "elapsed_ms", "response_ms"),
-            "error": ("status_code", "response.status_code", "error.message:present"),
-            "rejected": ("status_code", "response.status_code"),
-            "tokens": (
-                "usage.completion_tokens", "response.usage.completion_tokens",
-                "response.body.usage.completion_tokens",
-            ),
-            "truncated": FINISH_REASONS,
-            "request_id": ("id", "request_id"),
-        },
-        ("user", "request.user", "metadata.user_id", "metadata.session_id"),
-        also={"error": (*ERROR_OBJECTS, *FINISH_REASONS)},
-    ),
-)  # fmt: skip
 
 
 def recognised(table: RawTable) -> KnownLog | None:

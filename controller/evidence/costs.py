@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from controller.evidence.pricing import has_own_answer, priced
+from controller.evidence.pricing import Tokens, has_own_answer, priced, tokens_of
 from controller.rollout.observation import ArmCosts, CostStatus
 from evaluation.costs import Prices, TokenPrice
 from serving.judge_messages import JudgeRecord
@@ -32,18 +32,18 @@ class RolloutCosts:
         if not has_own_answer(record):
             return
         cost = priced(record, self._prices)
-        tokens = record.prompt_tokens, record.cached_tokens, record.completion_tokens
-        self._arms[record.arm] = _with(self._arms[record.arm], tokens, cost)
+        self._arms[record.arm] = _with(self._arms[record.arm], tokens_of(record), cost)
 
     def add_copy(self, record: MirrorRecord) -> None:
         """Count a copy at the canary that was answered; the tokens of others are not known."""
         if record.rollout != self._rollout or record.outcome != "ok":
             return
         price: TokenPrice | None = None if self._prices is None else self._prices.canary
-        prompt, completion = record.prompt_tokens, record.completion_tokens
+        tokens = tokens_of(record)
+        prompt, _, completion = tokens
         is_known = price is not None and prompt is not None and completion is not None
         cost = price.cost(prompt, completion) if is_known else None  # type: ignore[union-attr, arg-type]
-        self._mirror = _with(self._mirror, (prompt, None, completion), cost)
+        self._mirror = _with(self._mirror, tokens, cost)
 
     def add_question(self, record: JudgeRecord) -> None:
         """Count a question to the rollout's judge, of a mirrored pair both."""
@@ -81,8 +81,8 @@ class RolloutCosts:
         self._arms, self._judge = [stable, canary], list(data["judge"])
 
 
-def _with(arm: ArmCosts, tokens: tuple[int | None, int | None, int | None], cost: float | None) -> ArmCosts:
-    """The counts with one more answer. tokens: of the prompt, of these from a cache, of the answer."""
+def _with(arm: ArmCosts, tokens: Tokens, cost: float | None) -> ArmCosts:
+    """The counts with one more answer."""
     prompt, cached, completion = tokens
     if prompt is None or completion is None:
         return replace(arm, answers=arm.answers + 1)

@@ -1,13 +1,19 @@
-"""What a record's answer costs its version. A request without an own answer has no cost: it is missing."""
+"""The tokens of a record's answer, and what they cost.
+
+A request without an own answer has no cost: it is missing. So is a cost whose tokens were not counted: a
+gateway's 0 is no count of a prompt, or of a text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.costs import Prices, TokenPrice
 from evaluation.records import is_number
-from serving.messages import CANARY, RequestRecord
+from serving.messages import CANARY, MirrorRecord, RequestRecord
+from serving.router.answers.answer_facts import REFUSAL_REASONS
+from serving.targets import TEXT_PATHS
 
 APART = "/v1/messages"  # where cached tokens are counted beside those of the prompt
 MAX_TOKENS = 1e12
@@ -27,19 +33,41 @@ def priced(record: RequestRecord, prices: Prices | None) -> float | None:
     return None if price is None else cost_at(price, record)
 
 
+class Tokens(NamedTuple):
+    """Of one answer; None: not known."""
+
+    prompt: int | None
+    cached: int | None  # of the prompt, or beside it (`APART`)
+    completion: int | None
+
+
+def tokens_of(record: RequestRecord | MirrorRecord) -> Tokens:
+    """The tokens of a record that were counted.
+
+    A prompt has a token, of itself or of a cache, and so has an answer with text; an embedding has none, and
+    an answer that was refused may have none.
+    """
+    is_request = isinstance(record, RequestRecord)
+    prompt, completion = _count(record.prompt_tokens), _count(record.completion_tokens)
+    cached = _count(record.cached_tokens) if is_request else None
+    if prompt == 0 and not (record.path == APART and cached):
+        prompt = None
+    is_silent = (is_request and record.empty) or (record.finish_reason or "").lower() in REFUSAL_REASONS
+    if completion == 0 and record.path in TEXT_PATHS and not is_silent:
+        completion = None
+    return Tokens(prompt, cached, completion)
+
+
 def cost_at(price: TokenPrice, record: RequestRecord) -> float | None:
     """The cost of the record's tokens at this price; None: they are not known."""
-    prompt, completion = record.prompt_tokens, record.completion_tokens
-    if not (_is_count(prompt) and _is_count(completion)):
+    prompt, cached, completion = tokens_of(record)
+    if prompt is None or completion is None:
         return None
-    cached = record.cached_tokens if _is_count(record.cached_tokens) else 0
-    assert prompt is not None
-    assert completion is not None
     return price.cost(prompt, completion, cached or 0, is_cached_apart=record.path == APART)
 
 
-def _is_count(tokens: int | None) -> bool:
-    return is_number(tokens) and 0 <= tokens <= MAX_TOKENS  # type: ignore[operator]
+def _count(tokens: int | None) -> int | None:
+    return tokens if is_number(tokens) and 0 <= tokens <= MAX_TOKENS else None  # type: ignore[operator]
 
 
 def pinned(prices: Prices | None) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from controller.evidence.pricing import priced, prices_of
+from controller.evidence.pricing import priced, prices_of, tokens_of
 from controller.evidence.typical_range import TypicalRanges
 from evaluation.costs import Prices
 from evaluation.policy.gates import StagePlan
@@ -89,7 +89,7 @@ def draw_of(
         latency_ms=_measured(record.latency_ms),
         ttft_ms=_measured(record.ttft_ms),
         itl_ms=_measured(record.itl_ms),
-        tokens=_measured(record.completion_tokens),
+        tokens=_measured(tokens_of(record).completion),
         cost=_measured(priced(record, prices)) if prices is not None and prices.is_comparable else None,
         flags=flags,
         covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from controller.evidence.pricing import tokens_of
 from controller.evidence.reader import JoinedPage
 from controller.evidence.records import OF_SIGNALS, flags_of
 from controller.evidence.score_join import JOIN_WINDOW_S
@@ -261,5 +262,5 @@ def _values(record: RequestRecord) -> tuple[tuple[str, float | None], ...]:
         ("latency_ms", record.latency_ms),
         ("ttft_ms", record.ttft_ms),
         ("itl_ms", record.itl_ms),
-        ("tokens", record.completion_tokens),
+        ("tokens", tokens_of(record).completion),
     )

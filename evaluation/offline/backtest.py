@@ -17,10 +17,10 @@ from evaluation.offline.arrays import names_of
 from evaluation.offline.columns import (
     Table,
     checked_seeds,
-    checked_stages,
     checked_table,
     gates_without_column,
     policy_for_columns,
+    stages_for_columns,
 )
 from evaluation.open_proofs import step_notes
 from evaluation.pipeline import Pipeline
@@ -103,7 +103,7 @@ def run(
     whole_policy = gate_policy_of(policy)
     gate_policy = policy_for_columns(columns, whole_policy)
     table = checked_table(columns, gate_policy)
-    plan = checked_stages(stages, gate_policy)
+    plan = stages_for_columns(stages, whole_policy, gate_policy)
     w = table.requests.w[table.requests.w > 0.0]
     if stages is None and len(w):
         plan = (replace(plan[0], weight=float(np.median(w))),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TypeAlias
 
@@ -96,6 +96,19 @@ def checked_stages(stages: object, policy: GatePolicy) -> tuple[StagePlan, ...]:
     for index, stage in enumerate(stages):
         check_margins(f"stages.{index}.margins", stage.margins or {}, policy.gate_kinds())
     return tuple(stages)
+
+
+def stages_for_columns(stages: object, policy: GatePolicy, present: GatePolicy) -> tuple[StagePlan, ...]:
+    """The stages, checked by the whole policy, without the margins of gates that `present` lacks, as rungs
+    are: a gate without a column is not judged, and no reason to judge nothing. Errors: PolicyError."""
+    plan = checked_stages(stages, policy)
+    kinds = present.gate_kinds()
+    return tuple(
+        stage
+        if stage.margins is None
+        else replace(stage, margins={name: m for name, m in stage.margins.items() if name in kinds})
+        for stage in plan
+    )
 
 
 def checked_seeds(given: Mapping[str, ArrayLike] | None) -> dict[str, Floats]:

@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from evaluation.betting.everyone import EveryoneChannel
 from evaluation.offline.backtest import feed
-from evaluation.offline.columns import checked_stages, checked_table, policy_for_columns
+from evaluation.offline.columns import checked_table, policy_for_columns, stages_for_columns
 from evaluation.pipeline import Pipeline
 from evaluation.policy.alpha_split import gate_alpha, log_limit
 from evaluation.policy.gates import Gate, StagePlan
+from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.stage_proofs import stage_proofs
 from evaluation.units.gate_channels import Track, deciding, rollback_tracks
@@ -52,9 +53,10 @@ def trace(
     """The log wealth at about `points` times, equally many rows apart. Columns and errors: `backtest.run`."""
     if points < 2:
         raise ValueError(f"points {points} is below 2; a line needs two")
-    gate_policy = policy_for_columns(columns, policy)
+    whole_policy = gate_policy_of(policy)
+    gate_policy = policy_for_columns(columns, whole_policy)
     table = checked_table(columns, gate_policy)
-    plan = checked_stages(stages, gate_policy)
+    plan = stages_for_columns(stages, whole_policy, gate_policy)
     pipeline = Pipeline(gate_policy, plan)
     cuts = np.unique(np.linspace(0, len(table.requests), points, dtype=np.int64)[1:])
     cuts = cuts[cuts > 0]  # no rows, no cuts

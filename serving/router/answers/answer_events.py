@@ -14,7 +14,6 @@ from serving.messages import ANSWER_ID_LIMIT
 from serving.router.bodies.raw_values import holds_one
 
 WORD_LIMIT = ANSWER_ID_LIMIT  # of a finish reason too
-MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
 TOKEN_COMMENT = b": ids "  # begins the line by which an engine's front names the token ids of the next event
 # Finish reasons of a choice that its engine gave up, as vLLM's after a fault, and of Cohere's API: the text
 # before it is a part.
@@ -150,25 +149,6 @@ def end_of_events(data: bytes | bytearray, known: int, *, has_cr: bool) -> int:
         found = data.rfind(b"\n\n", start)
         return found + 2 if found >= 0 else 0
     return max(found + len(mark) if (found := data.rfind(mark, start)) >= 0 else 0 for mark in _BOUNDARIES)
-
-
-def count_of(usage: dict[str, Any], name: str, other: str, before: int | None) -> int | None:
-    """A count of tokens by one of its two names; `before`: there is none that can be recorded."""
-    value = usage.get(name)
-    value = usage.get(other) if value is None else value
-    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS
-    return value if is_count else before
-
-
-def cached_of(usage: dict[str, Any], before: int | None) -> int | None:
-    """The tokens of the prompt that were read from a cache; `before`: there is no count of them.
-
-    OpenAI and vLLM name them within the prompt's, Anthropic beside it (`cache_read_input_tokens`).
-    """
-    for name in ("prompt_tokens_details", "input_tokens_details"):
-        if isinstance(details := usage.get(name), dict):
-            return count_of(details, "cached_tokens", "cached_tokens", before)
-    return count_of(usage, "cache_read_input_tokens", "cache_read_input_tokens", before)
 
 
 def token_ids_of(text: bytes) -> array[int] | None:

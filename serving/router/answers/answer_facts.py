@@ -19,13 +19,8 @@ from typing import Any
 from serving.chat_events import index_of, reason_of
 from serving.messages import LIMIT_REASONS
 from serving.router.answers.answer_content import choice_says_something
-from serving.router.answers.answer_events import (
-    LAST_TYPES,
-    cached_of,
-    count_of,
-    has_failed,
-    word_of,
-)
+from serving.router.answers.answer_events import LAST_TYPES, has_failed, word_of
+from serving.router.answers.usage import cached_of, completion_of, prompt_of
 
 # Finish reasons that say why an answer holds no text: its limit (which hidden reasoning may have used up), a
 # safety filter, a refusal. Not `tool_calls`: it names a call, and an answer without one lacks what it names.
@@ -121,11 +116,9 @@ class AnswerFacts:
         if isinstance(usage, dict):
             tokens = usage.get("tokens")
             usage = tokens if isinstance(tokens, dict) else usage
-            self.prompt_tokens = count_of(usage, "prompt_tokens", "input_tokens", self.prompt_tokens)
+            self.prompt_tokens = prompt_of(usage, self.prompt_tokens)
             self.cached_tokens = cached_of(usage, self.cached_tokens)
-            self.completion_tokens = count_of(
-                usage, "completion_tokens", "output_tokens", self.completion_tokens
-            )
+            self.completion_tokens = completion_of(usage, self.completion_tokens)
 
 
 def _is_transcript(kind: object) -> bool:

@@ -10,8 +10,9 @@ from typing import TypeAlias
 import msgspec
 
 from serving.chat_events import index_of, reason_of
-from serving.router.answers.answer_events import MAX_TOKENS, has_failed, word_of
+from serving.router.answers.answer_events import has_failed, word_of
 from serving.router.answers.outline import has_many_objects
+from serving.router.answers.usage import count_of
 
 _ABSENT = msgspec.Raw(b"")
 
@@ -28,9 +29,12 @@ class _Details(msgspec.Struct, gc=False):
 class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int
     completion_tokens: int
+    total_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
-    # Of other forms of a usage.
+    # Of other forms of a usage: cached tokens by other names.
     input_tokens_details: msgspec.Raw = _ABSENT
+    prompt_cache_hit_tokens: msgspec.Raw = _ABSENT
+    cached_tokens: msgspec.Raw = _ABSENT
     cache_read_input_tokens: msgspec.Raw = _ABSENT
 
 
@@ -71,12 +75,13 @@ def usual_answer(data: bytes) -> Read | None:
         return None
     usage, prompt, completion, cached = found.usage, None, None, None
     if usage is not None:
-        if usage.input_tokens_details is not _ABSENT or usage.cache_read_input_tokens is not _ABSENT:
+        if (details := usage.prompt_tokens_details) is not None:
+            cached = count_of(details.cached_tokens)
+        if not cached and _is_cached_elsewhere(usage):
             return None
-        if (details := usage.prompt_tokens_details) is not None and details.cached_tokens is not None:
-            cached = details.cached_tokens if 0 <= details.cached_tokens <= MAX_TOKENS else None
-        prompt = usage.prompt_tokens if 0 <= usage.prompt_tokens <= MAX_TOKENS else None
-        completion = usage.completion_tokens if 0 <= usage.completion_tokens <= MAX_TOKENS else None
+        prompt, completion = count_of(usage.prompt_tokens), count_of(usage.completion_tokens)
+        if (usage.total_tokens or 0) > usage.prompt_tokens + usage.completion_tokens:
+            return None  # with thoughts that no other count has
     reason: str | None = None
     finished: set[int] = set()
     for choice in found.choices:
@@ -88,3 +93,9 @@ def usual_answer(data: bytes) -> Read | None:
             reason = word_of(choice.finish_reason) or reason
     has_usage_alone = usage is not None and not found.choices
     return word_of(found.id), prompt, completion, reason, finished, has_usage_alone, cached
+
+
+def _is_cached_elsewhere(usage: _Usage) -> bool:
+    """Whether cached tokens may stand by another name."""
+    beside = usage.prompt_cache_hit_tokens, usage.cached_tokens, usage.cache_read_input_tokens
+    return any(one is not _ABSENT for one in (usage.input_tokens_details, *beside))

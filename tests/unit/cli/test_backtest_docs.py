@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller.cli.evidence_sources import KNOWN_LOGS
+from controller.cli.evidence_logs import KNOWN_LOGS
 from controller.cli.main import app
 from evaluation.offline.names import KNOWN
 

@@ -372,7 +372,7 @@ def test_the_first_token_of_a_spend_log_is_read_where_it_streams(tmp_path: Path)
 
 def test_a_model_without_a_price_does_not_cost_nothing(tmp_path: Path) -> None:
     rows = [spend(n, spend=0.0 if n % 2 else 0.002) for n in range(3)]
-    rows.append(spend(3, spend=0.0, completion_tokens=0))  # no answer, no cost
+    rows.append(spend(3, spend=0.0, completion_tokens=0, status="failure"))  # no answer, no cost
     found = read(written(tmp_path / "spend.csv", rows), "arm=model", canary="v2", w=0.5)
 
     np.testing.assert_equal(column(found, "cost"), [0.002, np.nan, 0.002, 0.0])

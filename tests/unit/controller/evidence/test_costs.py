@@ -74,10 +74,39 @@ def test_cached_tokens_have_their_own_price_within_the_prompt_or_beside_it() -> 
         {"served_arm": STABLE},
         {"prompt_tokens": None},
         {"completion_tokens": None},
+        {"prompt_tokens": 0},  # of a gateway that counts none
+        {"prompt_tokens": 0, "path": "/v1/messages"},
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        {"completion_tokens": 0},  # beside a text
     ],
 )
 def test_what_its_version_did_not_answer_or_count_has_no_cost(changes: dict[str, object]) -> None:
     assert priced(replace(answered(1, arm=CANARY), **changes), PRICES) is None  # type: ignore[arg-type]
+
+
+def test_zeros_of_a_gateway_are_no_tokens_of_an_answer() -> None:
+    zeros = answered(1, arm=CANARY, prompt_tokens=0, completion_tokens=0)
+    costs = RolloutCosts(ROLLOUT, PRICES)
+    costs.add(zeros)
+    costs.add_copy(a_copy(prompt_tokens=0))
+
+    assert draw_of(zeros, prices=PRICES).tokens is None
+    assert tokens_of(costs.status().canary) == (1, 0, 0, 0, 0)
+    assert (costs.status().mirror.answers, costs.status().mirror.counted) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cost"),
+    [
+        ({"path": "/v1/embeddings", "completion_tokens": 0}, 1000 * 3),
+        ({"finish_reason": "content_filter", "completion_tokens": 0}, 1000 * 3),
+        ({"path": "/v1/messages", "prompt_tokens": 0, "cached_tokens": 600}, 600 * 0.3 + 200 * 12),
+    ],
+)
+def test_a_zero_is_known_where_it_can_be_true(changes: dict[str, object], cost: float) -> None:
+    record = replace(answered(1, arm=CANARY), **changes)  # type: ignore[arg-type]
+
+    assert priced(record, PRICES) == pytest.approx(cost / 1e6)
 
 
 def test_a_draw_has_a_cost_only_where_both_versions_have_a_price() -> None:
