@@ -62,7 +62,7 @@ _SENT_OUT = frozenset(
     b"if-range if-modified-since if-unmodified-since idempotency-key x-idempotency-key openai-beta "
     b"anthropic-version anthropic-beta x-anthropic-beta extra-parameters".split()
 )
-_SENT_OUT_PREFIXES = (b"x-stainless-", b"x-amzn-bedrock-guardrail")  # of OpenAI's and Anthropic's clients
+_SENT_OUT_PREFIXES: tuple[bytes, ...] = (b"x-stainless-", b"x-amzn-bedrock-guardrail")  # of OpenAI's and Anthropic's clients
 # What an engine of ours is sent beside that: the page that asks, whose trace and session it is, and a
 # WebSocket's handshake. A list of what may pass, not of what may not: vLLM obeys headers that harm others
 # (`x-vllm-priority`: to go first; `x-data-parallel-rank`: all to one rank; `endpoint-load-metrics-format`: to
@@ -70,7 +70,7 @@ _SENT_OUT_PREFIXES = (b"x-stainless-", b"x-amzn-bedrock-guardrail")  # of OpenAI
 _SENT_TO_ENGINES = _SENT_OUT | frozenset(
     b"origin accept-language traceparent tracestate x-session-id".split()
 )
-_SENT_TO_ENGINES_PREFIXES = (*_SENT_OUT_PREFIXES, b"sec-websocket-")
+_SENT_TO_ENGINES_PREFIXES: tuple[bytes, ...] = (*_SENT_OUT_PREFIXES, b"sec-websocket-")
 # The router's HTTP server writes its own date and server. A location would name an engine's private address;
 # the others speak of an endpoint's own origin, which clients would take for the router's.
 _NOT_RETURNED = _HOP_BY_HOP | frozenset(

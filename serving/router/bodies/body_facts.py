@@ -136,11 +136,9 @@ def _read_unusual(body: bytes, *, is_messages: bool = False) -> BodyFacts | None
         found = _ANY.decode(body)
     except (ValueError, RecursionError):
         return None
+    parts: dict[str, Any] = {name: getattr(found, name) for name in _Parts.__struct_fields__}
     fields = _Usual(
-        *(getattr(found, name) for name in ReservedFields.__struct_fields__),
-        *(found.prompt, found.system, found.messages, found.input),
-        *(found.previous_response_id, found.conversation, found.metadata),
-        *(found.tools, found.mcp_servers, found.container),
+        **parts,
         model=_text(found.model),
         stream=bool(_value(found.stream)),
         prompt_cache_key=_text(found.prompt_cache_key),
