@@ -43,7 +43,9 @@ _DATA_INERT_FOLDER = re.compile(
     r"original|onnx|openvino|coreml|metal|flax|runs|wandb|checkpoint-\d+|global_step\d+|__pycache__"
 )
 _TOOL_FOLDERS = {".git", ".cache", ".huggingface", ".ipynb_checkpoints", ".github", ".locks"}
-# Never inert, by whatever name or folder.
+# What macOS keeps of a file beside it, on a disk that is not its own, and in archives.
+_MACOS = "._"
+# Never inert, by whatever other name, in whatever folder.
 _CODE = (".py", ".so", ".jinja", ".jinja2", ".j2")
 _MISTRAL_WEIGHTS = re.compile(r"consolidated.*\.safetensors")  # vLLM looks for them in every folder
 # What an engine can load as data: inert by its full name alone.
@@ -256,6 +258,8 @@ def _unreadable(file: Path, exc: OSError) -> str:
 def _is_inert(name: str) -> bool:
     """Whether no engine reads a file of this path within the folder, whatever it holds."""
     *folders, base = name.split("/")
+    if base.startswith(_MACOS):
+        return True
     suffix = Path(base.lower()).suffix
     if suffix in _CODE or _MISTRAL_WEIGHTS.fullmatch(base):
         return False

@@ -33,8 +33,8 @@ def parsed_url(url: str) -> sa.URL:
 
 
 def _require_one_reading(url: str) -> None:
-    """Raises ValueError where a part of the password may be taken for something else, which is shown and asked
-    of name servers: SQLAlchemy ends a password at its first @, and a user without one at the last."""
+    """Raises ValueError where a part of the password may be taken for something else, which is shown and
+    asked of name servers: SQLAlchemy ends a password at its first @, and a user without one at the last."""
     scheme, _, rest = url.partition("://")
     if scheme.startswith("sqlite"):
         return  # a path may hold anything, and there is no password

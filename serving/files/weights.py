@@ -79,7 +79,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         names = sorted(set(weight_map.values()))
         _require_all(folder, names)
         return tuple(folder / name for name in names)
-    files = sorted(folder.glob(_MISTRAL_FILES)) or sorted(folder.glob("*.safetensors"))
+    files = _shown(folder, _MISTRAL_FILES) or _shown(folder, "*.safetensors")
     expected = {file.name for file in files}
     for file in files:
         if match := _SHARD.fullmatch(file.name):
@@ -110,7 +110,13 @@ def index_of(folder: Path) -> Mapping[str, str] | None:
 
 
 def _index_name(folder: Path) -> str:
-    return MISTRAL_INDEX if any(folder.glob(_MISTRAL_FILES)) else INDEX
+    return MISTRAL_INDEX if _shown(folder, _MISTRAL_FILES) else INDEX
+
+
+def _shown(folder: Path, pattern: str) -> list[Path]:
+    """The files of the folder, without hidden ones, as engines look for them: macOS leaves a `._NAME` beside
+    each file of a disk that is not its own."""
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
 
 
 def check_index(folder: Path, found: Mapping[str, Mapping[str, TensorPlace]]) -> None:

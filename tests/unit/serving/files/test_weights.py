@@ -153,6 +153,22 @@ def test_mistrals_copy_of_the_weights_is_loaded_before_the_other(tmp_path: Path)
     assert fingerprint_checkpoint(write_tree(tmp_path / "alone", alone)).parameters == 2
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("._model.safetensors", "._consolidated.safetensors", "._config.json", "._tokenizer.json"),
+        *("._tokenizer_config.json", "._chat_template.jinja", "._modeling_x.py", "onnx/._x.safetensors"),
+    ],
+)
+def test_what_macos_leaves_beside_a_file_is_none_of_the_checkpoints(tmp_path: Path, name: str) -> None:
+    """SceneWorks/SceneWorks #1333: the weights were told to be truncated, and copying brought it again."""
+    resource_fork = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(100)
+    folder = write_tree(tmp_path / "m", {**llama(), name: resource_fork})
+
+    check_checkpoint(str(folder))
+    assert fingerprint_checkpoint(folder) == fingerprint_checkpoint(write_tree(tmp_path / "n", llama()))
+
+
 def test_the_index_of_the_other_copy_does_not_count_beside_mistrals(tmp_path: Path) -> None:
     tree = {
         **trees.sharded(llama(), trees.tensors(0), 2),
