@@ -30,15 +30,16 @@ def priced(record: RequestRecord, prices: Prices | None) -> float | None:
 def cost_at(price: TokenPrice, record: RequestRecord) -> float | None:
     """The cost of the record's tokens at this price; None: they are not known."""
     prompt, completion = record.prompt_tokens, record.completion_tokens
-    if not (_is_count(prompt) and _is_count(completion)):
+    if not (is_count(prompt) and is_count(completion)):
         return None
-    cached = record.cached_tokens if _is_count(record.cached_tokens) else 0
+    cached = record.cached_tokens if is_count(record.cached_tokens) else 0
     assert prompt is not None
     assert completion is not None
     return price.cost(prompt, completion, cached or 0, is_cached_apart=record.path == APART)
 
 
-def _is_count(tokens: int | None) -> bool:
+def is_count(tokens: int | None) -> bool:
+    """Whether an endpoint's count of tokens can be one; whatever else it says is not known."""
     return is_number(tokens) and 0 <= tokens <= MAX_TOKENS  # type: ignore[operator]
 
 
