@@ -4,8 +4,8 @@ A request's segments are known before assignment: its endpoint and its length (i
 with the answer, so it would depend on the arm). A unit counts once, in the segments of its first request.
 Significance: the policy's alpha, divided over all gates and all segments that can ever appear.
 
-Invariant: nothing here decides, and a fault here is none of the evidence's. An alarm is shown, published once,
-and stays.
+Invariant: nothing here decides, and a fault here is none of the evidence's. An alarm is shown, published
+once, and stays.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def test_a_snapshot_of_an_older_release_starts_to_count() -> None:
 
 @pytest.mark.parametrize("digits", [13, 310, 4_299])
 def test_no_count_of_an_endpoint_takes_the_evidence_with_it(digits: int) -> None:
-    """A judge's total_tokens of 310 digits: no status could be read ever again, so nothing was rolled back."""
+    """A judge's total_tokens of 310 digits: no status could be read again, nothing was rolled back."""
     absurd = int("9" * digits)
     feed = Feed(ROLLOUT, PRICED)
     feed.follow(in_stage(), None, START_S)
