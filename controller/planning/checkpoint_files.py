@@ -164,16 +164,23 @@ def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Call
 
     Raises BadCheckpoint when the file cannot be read.
     """
+    return json.loads(cached_text(file, kind, cache, lambda one: json.dumps(compute(one))))
+
+
+def cached_text(
+    file: Path, kind: str, cache: MutableMapping[str, str], compute: Callable[[Path], str]
+) -> str:
+    """As `cached`, of a value that is text of JSON already, and stays so."""
     try:
         key, size = _identity(file, kind)
         if key in cache:
-            return json.loads(cache[key])
+            return cache[key]
         value = compute(file)
         is_unchanged = _identity(file, kind)[0] == key
     except OSError as exc:
         raise BadCheckpoint(_unreadable(file, exc)) from exc
     if is_unchanged and (size >= CACHED_FROM_BYTES or kind == ""):
-        cache[key] = json.dumps(value)
+        cache[key] = value
     return value
 
 
