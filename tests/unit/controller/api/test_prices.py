@@ -76,7 +76,8 @@ async def test_a_version_that_is_deployed_again_has_the_prices_of_the_name_it_ha
     ended = abandon(stored.state, stored.state.ticked_at_s + 1.0, "by hand")
     controller.store.commit(ended, (), expected_version=stored.version, evidence=None)
 
-    again = (await canary(api, tmp_path, "rollouts", retry=True)).json()["rollout"]
+    body = {"version": {"model": str(tmp_path / "2")}, "retry": True}
+    again = (await api.post(f"{URL}/rollouts", json=body)).json()["rollout"]
 
     kept = [gate_config(controller.store.request(id)).prices for id in (first, again)]
     assert kept == [Prices("EUR", TokenPrice(2.5, 10.0), TokenPrice(1.0, 2.0))] * 2
