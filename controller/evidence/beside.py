@@ -13,19 +13,20 @@ from typing import ParamSpec, TypeVar
 from controller import telemetry
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 
 _told: set[str] = set()  # functions that failed when they were last called, each told of once
 
 
-def decides_nothing(otherwise: T) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def decides_nothing(otherwise: T) -> Callable[[Callable[P, R]], Callable[P, R | T]]:
     """A decorator: whatever the function raises is logged, and `otherwise` is its result."""
 
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R | T]:
         name = function.__qualname__
 
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R | T:
             try:
                 result = function(*args, **kwargs)
             except Exception as exc:  # noqa: BLE001 - whatever it is, nothing may be decided by it

@@ -220,7 +220,8 @@ def test_the_limits_are_of_all_files_of_a_checkpoint(
 ) -> None:
     """Each of 20,000 files could have 400,000 tensors, which were all kept at once."""
     monkeypatch.setattr(weights_module, name, limit)
-    monkeypatch.setitem(checked_weights.__kwdefaults__, "limit", weights_module.MAX_HEADERS_BYTES)
+    defaults = checked_weights.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "limit", weights_module.MAX_HEADERS_BYTES)
     two = of_empty_tensors(tmp_path / "two", files=2, tensors=100)
     three = of_empty_tensors(tmp_path / "three", files=3, tensors=100)
 
