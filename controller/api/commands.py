@@ -317,6 +317,8 @@ class Commands(Returns):
         )
         golden = pinned(plan.preflight)
         plan = replace(plan, preflight_s=preflight_s(fingerprint), preflight=golden, judge=judge_plan(judge))
+        stored_id = row.stable if policy.twin else self._stored_id(service, fingerprint)
+        earlier = self._store.version(service, stored_id or fingerprint.version_id)
         return Proposal(
             service=row,
             stable=stable,
@@ -334,7 +336,8 @@ class Commands(Returns):
             judge_note=why_not_asked(spec.judge, judge),
             routers=spec.routers,
             prices=spec.prices,
-            stored_id=row.stable if policy.twin else self._stored_id(service, fingerprint),
+            earlier_name=None if earlier is None else earlier.name,
+            stored_id=stored_id,
         )
 
     def _stored_id(self, service: str, fingerprint: Fingerprint) -> str | None:

@@ -33,8 +33,8 @@ from controller.spec.prices import PricesSpec, with_budget
 from controller.spec.service import (
     ServiceSpec,
     VersionSpec,
+    derived_policy,
     dump,
-    parse_policy,
     parse_version,
     unknown_audience,
 )
@@ -77,6 +77,7 @@ class Proposal:
     judge_note: str | None = None  # why the service's judge is not asked; None: it is, or it has none
     routers: int = 1
     prices: PricesSpec | None = None  # of the service; None: it has none
+    earlier_name: str | None = None  # that the same version had when it was deployed before; None: none
     stored_id: str | None = None  # id of the same version as older rules computed it; None: there is none
 
     @property
@@ -87,18 +88,19 @@ class Proposal:
 
     @property
     def rollout_prices(self) -> Prices | None:
-        """What the tokens of both versions cost; None: the service has no prices."""
+        """What the tokens of both versions cost, of a twin as of stable; None: the service has no prices."""
         if self.prices is None:
             return None
         before, own = version_spec(self.stable), self.version
-        stable = (self.stable.id, label_of(self.stable).name, before.model, before.url)
-        return self.prices.of(stable, (self.canary_id, self.name, own.model, own.url))
+        stable = (self.stable.id, self.stable.name, before.model, before.url)
+        canary = (self.canary_id, self.name or self.earlier_name, own.model, own.url)
+        return self.prices.of(stable, stable if self.plan.twin else canary)
 
     @property
     def cautions(self) -> tuple[str, ...]:
         """One line for each gate whose first score may never come, and for each stage that takes weeks."""
-        slow = slow_stages(self.plan, self.traffic.requests_per_s) if self.traffic is not None else ()
         rate = self.traffic.requests_per_s if self.traffic is not None else None
+        slow = () if rate is None else slow_stages(self.plan, rate)
         judge: tuple[str, ...] = ()
         if self.judge is not None:
             of_pairs = pair_cautions(self.judge, self.plan.mirror, self.routers)
@@ -189,9 +191,8 @@ class Proposal:
     def _judge_line(self) -> str:
         if self.judge is None:
             return ""
-        return judge_line(
-            self.judge, self.plan, self.traffic.requests_per_s if self.traffic is not None else None
-        )
+        rate = self.traffic.requests_per_s if self.traffic is not None else None
+        return judge_line(self.judge, self.plan, rate)
 
     def byline(self, label: Label, reason: str, *, unjudged: str, unproven: str) -> str:
         """Who deploys it and why, for the log. unjudged, unproven: reasons to go without a check."""
@@ -305,7 +306,7 @@ def as_twin(policy: PolicySpec, body: Mapping[str, Any]) -> PolicySpec:
         return policy
     if body.get("version"):
         raise BadInput("a twin run uses the version that serves; leave --model, --url and --engine out")
-    return parse_policy({**dump(policy), "twin": True})
+    return derived_policy(policy, {"twin": True})
 
 
 def refuse_unkept(service: str, label: Label, versions: Iterable[VersionRow | None]) -> None:

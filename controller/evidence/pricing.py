@@ -66,8 +66,13 @@ def cost_at(price: TokenPrice, record: RequestRecord) -> float | None:
     return price.cost(prompt, completion, cached or 0, is_cached_apart=record.path == APART)
 
 
+def is_count(tokens: int | None) -> bool:
+    """Whether an endpoint's count of tokens can be one; whatever else it says is not known."""
+    return is_number(tokens) and 0 <= tokens <= MAX_TOKENS  # type: ignore[operator]
+
+
 def _count(tokens: int | None) -> int | None:
-    return tokens if is_number(tokens) and 0 <= tokens <= MAX_TOKENS else None  # type: ignore[operator]
+    return tokens if is_count(tokens) else None
 
 
 def pinned(prices: Prices | None) -> dict[str, Any] | None:

@@ -4,7 +4,8 @@ A request's segments are known before assignment: its endpoint and its length (i
 with the answer, so it would depend on the arm). A unit counts once, in the segments of its first request.
 Significance: the policy's alpha, divided over all gates and all segments that can ever appear.
 
-Invariant: nothing here decides. An alarm is shown, published once, and stays.
+Invariant: nothing here decides, and a fault here is none of the evidence's. An alarm is shown, published
+once, and stays.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller import telemetry
+from controller.evidence.beside import decides_nothing
 from controller.rollout.observation import Alarm
 from evaluation import snapshot as snapshots
 from evaluation.betting.unit_block import Floats
@@ -62,12 +64,14 @@ class RolloutSegmentAlarms:
         self._requests: OrderedDict[str, tuple[int, float, tuple[str, ...]]] = OrderedDict()
         self._raised: dict[str, Alarm] = {}
 
+    @decides_nothing(None)
     def remember(self, record: RequestRecord) -> None:
         """Keep the segments of a request until it has settled."""
         self._requests[record.request_id] = (record.seq, record.at_s, segments_of(record))
         while len(self._requests) > MAX_REQUESTS:
             self._requests.popitem(last=False)
 
+    @decides_nothing(None)
     def on_settled(
         self, requests: Sequence[str], rows: Rows, raw: Mapping[str, Floats], failed: NDArray[np.bool_]
     ) -> None:
@@ -82,6 +86,7 @@ class RolloutSegmentAlarms:
                 y = np.where(failed | rows.cold, np.nan, y)
             _feed(alarms, rows, y, judged_probability(gate.sampling, rows.w), labelled)
 
+    @decides_nothing(())
     def raised(self, *, frozen: bool) -> tuple[Alarm, ...]:
         """Every alarm so far. frozen: sample ratio mismatch, so no new alarm is accepted."""
         if not frozen:
@@ -90,6 +95,7 @@ class RolloutSegmentAlarms:
                     self._raised.setdefault(f"{gate.name}/{alarm.segment}", _alarm(gate, alarm))
         return tuple(self._raised.values())
 
+    @decides_nothing(None)
     def forget(self, before_s: float) -> None:
         """Drop requests assigned before `before_s`, which have settled in every metric."""
         while self._requests and next(iter(self._requests.values()))[1] < before_s:
@@ -100,7 +106,8 @@ class RolloutSegmentAlarms:
         """Position of the oldest remembered request; None: there is none."""
         return next(iter(self._requests.values()))[0] if self._requests else None
 
-    def to_mapping(self) -> dict[str, Any]:
+    @decides_nothing(None)
+    def to_mapping(self) -> dict[str, Any] | None:
         """State for a snapshot, without the requests: they are read again from the log."""
         return {
             "gates": {
@@ -110,6 +117,7 @@ class RolloutSegmentAlarms:
             "raised": {key: asdict(alarm) for key, alarm in self._raised.items()},
         }
 
+    @decides_nothing(None)
     def restore(self, saved: Mapping[str, Any] | None) -> None:
         """Restore the state of `to_mapping`; None: written before segments existed, so they start empty."""
         if saved is None:
@@ -145,6 +153,7 @@ def _alarm(gate: Gate, alarm: SegmentAlarm) -> Alarm:
     return Alarm(gate.name, alarm.segment, text, alarm.canary_requests, alarm.at_s)
 
 
+@decides_nothing(())
 def metric_alarms(report: EvaluationReport, currency: str | None = None) -> tuple[Alarm, ...]:
     """Alarms of metrics without a gate, over all requests; empty during a sample ratio mismatch.
 

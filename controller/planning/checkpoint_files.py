@@ -43,7 +43,9 @@ _DATA_INERT_FOLDER = re.compile(
     r"original|onnx|openvino|coreml|metal|flax|runs|wandb|checkpoint-\d+|global_step\d+|__pycache__"
 )
 _TOOL_FOLDERS = {".git", ".cache", ".huggingface", ".ipynb_checkpoints", ".github", ".locks"}
-# Never inert, by whatever name or folder.
+# What macOS keeps of a file beside it, on a disk that is not its own, and in archives.
+_MACOS = "._"
+# Never inert, by whatever other name, in whatever folder.
 _CODE = (".py", ".so", ".jinja", ".jinja2", ".j2")
 _MISTRAL_WEIGHTS = re.compile(r"consolidated.*\.safetensors")  # vLLM looks for them in every folder
 # What an engine can load as data: inert by its full name alone.
@@ -162,16 +164,23 @@ def cached(file: Path, kind: str, cache: MutableMapping[str, str], compute: Call
 
     Raises BadCheckpoint when the file cannot be read.
     """
+    return json.loads(cached_text(file, kind, cache, lambda one: json.dumps(compute(one))))
+
+
+def cached_text(
+    file: Path, kind: str, cache: MutableMapping[str, str], compute: Callable[[Path], str]
+) -> str:
+    """As `cached`, of a value that is text of JSON already, and stays so."""
     try:
         key, size = _identity(file, kind)
         if key in cache:
-            return json.loads(cache[key])
+            return cache[key]
         value = compute(file)
         is_unchanged = _identity(file, kind)[0] == key
     except OSError as exc:
         raise BadCheckpoint(_unreadable(file, exc)) from exc
     if is_unchanged and (size >= CACHED_FROM_BYTES or kind == ""):
-        cache[key] = json.dumps(value)
+        cache[key] = value
     return value
 
 
@@ -256,6 +265,8 @@ def _unreadable(file: Path, exc: OSError) -> str:
 def _is_inert(name: str) -> bool:
     """Whether no engine reads a file of this path within the folder, whatever it holds."""
     *folders, base = name.split("/")
+    if base.startswith(_MACOS):
+        return True
     suffix = Path(base.lower()).suffix
     if suffix in _CODE or _MISTRAL_WEIGHTS.fullmatch(base):
         return False

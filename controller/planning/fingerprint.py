@@ -11,16 +11,16 @@ nothing is written.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from controller.errors import BadCheckpoint
+from controller.planning.apart import Apart, here
 from controller.planning.checkpoint_files import (
-    CHUNK_BYTES,
     PARSED,
     Private,
     cached,
@@ -34,10 +34,11 @@ from controller.planning.checkpoint_files import (
 from controller.planning.generation import effective_generation, shown_value
 from controller.planning.model_config import NOISE, SPECIAL, ModelConfig, read_config
 from controller.planning.named_files import content_digests, normal_arguments
+from controller.planning.tensor_digest import tensor_digest
 from controller.planning.tokenizer_digest import tokenizer_digest
 from controller.planning.tokenizer_files import VOCABULARY_FILES
-from serving.files.regular import open_regular
-from serving.files.weights import WeightsError, check_index, tensor_places, weight_files
+from serving.files.regular import NotReadable
+from serving.files.weights import Weights, WeightsError, checked_weights
 
 Json: TypeAlias = Any
 
@@ -120,13 +121,13 @@ def fingerprint_checkpoint(
     architectures: Collection[str] | None = None,
     cache: MutableMapping[str, str] | None = None,
     private: Path | None = None,
-    tokenizer: Callable[[Path], list[Json]] = tokenizer_digest,
+    apart: Apart = here,
 ) -> Fingerprint:
     """Fingerprint of the checkpoint directory `path`, run with these arguments on this engine release.
 
     architectures: those that the engine supports; None: any. cache: read and written; None: hash everything.
     private: a folder that no file may lie in, also not by a link, but for a checkpoint in it.
-    tokenizer: `tokenizer_digest`, wherever it runs.
+    apart: where large files are parsed.
     Raises BadCheckpoint with one line when the directory is missing, broken or cannot be served.
     """
     cache = {} if cache is None else cache
@@ -136,15 +137,19 @@ def fingerprint_checkpoint(
         guard.refuse(files.values())
     config = read_object(files["config.json"])
     architecture = _architecture(path, config, architectures)
-    tensors, size, parameters = _tensors(path, cache)
+    # Whatever can be wrong is looked at before the first of 140 GB is read.
+    weights = _weights(path, apart)
     model = read_config(config)
     arguments = normal_arguments(engine_arguments or {})
     generation = effective_generation(read_object(files.get("generation_config.json")), arguments)
-    sides, vocabulary = _side_files(path, files, cache, tokenizer)
+    sides, vocabulary = _side_files(path, files, cache, weights.names, apart)
+    contents = content_digests(arguments, cache, private=guard)
+    special = [_special_tokens(files), dict(model.special), _only(generation, SPECIAL)]
+    tensors, size, parameters = tensor_digest(path, weights.files, cache, apart)
     parts = {
         "tensors": tensors,
         **_part_digests(model, config["architectures"], sides),
-        "special_tokens": digest([_special_tokens(files), dict(model.special), _only(generation, SPECIAL)]),
+        "special_tokens": digest(special),
         "engine_release": engine_release,
     }
     sampling = {
@@ -156,7 +161,7 @@ def fingerprint_checkpoint(
         family=str(config.get("model_type", architecture)),
         parts=tuple(sorted(parts.items())),
         sampling=_pairs(sampling),
-        engine=_pairs({**arguments, **content_digests(arguments, cache, private=guard)}),
+        engine=_pairs({**arguments, **contents}),
         tensor_bytes=size,
         parameters=parameters,
         scheme=SCHEME,
@@ -212,52 +217,20 @@ def _part_digests(
 # --- tensors
 
 
-def _tensors(path: Path, cache: MutableMapping[str, str]) -> tuple[str, int, int]:
-    """(digest, bytes, elements) over all tensors of the checkpoint."""
-    tensors: dict[str, list[Json]] = {}
-    # Tensors of a name that another file has too: which one counts is the engine's choice.
-    others: list[tuple[str, Json]] = []
+def _weights(path: Path, apart: Apart) -> Weights:
+    """The weight files, all whole. Raises BadCheckpoint."""
     try:
-        files = weight_files(path)
-        if not files:
-            raise BadCheckpoint(f"checkpoint {path} holds {_other_weights(path)}; convert it to safetensors")
-        # Headers first: a broken file is named before the first of 140 GB is read.
-        check_index(path, {file.name: tensor_places(file) for file in files})
-        for file in files:
-            found = cached(file, "", cache, _hash_tensors)
-            others += [
-                (name, tensors[name]) for name in found if tensors.get(name, found[name]) != found[name]
-            ]
-            tensors.update(found)
-    except WeightsError as exc:
+        found = apart(partial(checked_weights, path), path)
+    except (WeightsError, NotReadable) as exc:
         raise BadCheckpoint(str(exc)) from exc
-    listed = sorted(tensors.items())
-    size, elements = (sum(int(entry[index]) for _, entry in listed) for index in (3, 4))
-    return digest([[name, *entry[:3]] for name, entry in (*listed, *sorted(others))]), size, elements
+    if not found.names:
+        raise BadCheckpoint(f"checkpoint {path} holds {_other_weights(path)}; convert it to safetensors")
+    return found
 
 
 def _other_weights(path: Path) -> str:
     others = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in path.glob(kind))
     return f"only {others[0]}" if others else "no tensors"
-
-
-def _hash_tensors(file: Path) -> dict[str, list[Json]]:
-    """Tensor name -> [dtype, shape, digest of its bytes, number of bytes, number of elements]."""
-    tensors: dict[str, list[Json]] = {}
-    places = tensor_places(file)
-    with open_regular(file) as stream:
-        for name, place in sorted(places.items(), key=lambda item: item[1].begin):
-            stream.seek(place.begin)
-            hashed, remaining = hashlib.sha256(), place.end - place.begin
-            while remaining > 0:
-                chunk = stream.read(min(CHUNK_BYTES, remaining))
-                if not chunk:
-                    raise BadCheckpoint(f"{file} was truncated while it was read; copy it again")
-                hashed.update(chunk)
-                remaining -= len(chunk)
-            size = place.end - place.begin
-            tensors[name] = [place.dtype, list(place.shape), hashed.hexdigest(), size, place.elements]
-    return tensors
 
 
 # --- side files
@@ -267,18 +240,20 @@ def _side_files(
     path: Path,
     files: Mapping[str, Path],
     cache: MutableMapping[str, str],
-    tokenizer: Callable[[Path], list[Json]],
+    weights: Collection[str],
+    apart: Apart,
 ) -> tuple[dict[str, dict[str, str]], tuple[int, ...]]:
     """(digest by file name, by group; sketch of the vocabulary). Raises BadCheckpoint without a tokenizer."""
     groups: dict[str, dict[str, str]] = {name: {} for name in _PIECES}
-    weights = {file.name for file in weight_files(path)}
     sketches: dict[str, tuple[int, ...]] = {}
     for name, file in files.items():
         if name in weights or name in PARSED:
             continue
         group = group_of(name)
         if group == "tokenizer":
-            groups[group][name], sketch = cached(file, "tokenizer|", cache, tokenizer)
+            groups[group][name], sketch = cached(
+                file, "tokenizer|", cache, lambda one: apart(partial(tokenizer_digest, one), one)
+            )
             sketches[name] = tuple(sketch)
         else:
             groups[group][name] = cached(file, "file|", cache, file_digest)

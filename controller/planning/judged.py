@@ -14,7 +14,7 @@ from controller.rollout.plan import MirrorPlan, Plan
 from controller.spec.fields import FieldError
 from controller.spec.judge import JudgeSpec, judged_gates
 from controller.spec.policy import PolicySpec
-from controller.spec.service import dump, parse_policy
+from controller.spec.service import derived_policy, dump
 from evaluation.forecast.simulation import TrafficModel
 
 SETTLED_S = 180.0  # from the last copy to the verdicts on its pair, and their turn in the test
@@ -30,8 +30,7 @@ def with_judge(policy: PolicySpec, judge: JudgeSpec | None) -> PolicySpec:
         changes = judged_gates(judge, policy)
     except FieldError as exc:
         raise BadSpec([f"policy.{exc}"]) from exc
-    plain = dump(policy)
-    return parse_policy({**plain, "gates": {**(plain.get("gates") or {}), **changes}})
+    return derived_policy(policy, {"gates": {**(dump(policy).get("gates") or {}), **changes}})
 
 
 def judge_plan(judge: JudgeSpec | None) -> JudgePlan | None:

@@ -2,7 +2,7 @@
 
 Of JSON the values are hashed, not how they are written, so it is parsed: a file of 40 MB takes seconds, in
 which no other thread of a process runs. The controller does it in a process of its own
-(`controller/runtime/tokenizer_process.py`); this module imports little, so that such a process starts soon.
+(`controller/runtime/checkpoint_process.py`); this module imports little, so that such a process starts soon.
 """
 
 from __future__ import annotations

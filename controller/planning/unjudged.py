@@ -20,7 +20,7 @@ from typing import Literal
 
 from controller.planning.baseline import MIN_REQUESTS, MeasuredBaseline
 from controller.spec.policy import PolicySpec
-from controller.spec.service import dump, parse_policy
+from controller.spec.service import derived_policy, dump
 from evaluation.metrics import CATALOGUE, STREAMED
 from evaluation.policy.gates import shared_out
 
@@ -113,12 +113,11 @@ def without(policy: PolicySpec, gates: Sequence[Unjudged]) -> PolicySpec:
     kept = shared_out(shares, gone)
     if kept is None:
         return policy
-    plain = dump(policy)
-    written = plain.get("gates") or {}
+    written = dump(policy).get("gates") or {}
     scaled = {
         name: {**(written.get(name) or {}), "alpha_share": _floor(share)} for name, share in kept.items()
     }
-    return parse_policy({**plain, "gates": {**written, **scaled, **dict.fromkeys(gone)}})
+    return derived_policy(policy, {"gates": {**written, **scaled, **dict.fromkeys(gone)}})
 
 
 def _named(policy: PolicySpec) -> set[str]:

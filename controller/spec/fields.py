@@ -111,9 +111,17 @@ STORED = {
 }  # context of a spec that the store holds: accepted once, so no newer rule refuses it
 
 
+DERIVED = {"derived": True}  # context of a spec that is made of an accepted one, and may be longer
+
+
 def is_stored(info: ValidationInfo) -> bool:
     """Whether the spec comes from the store: rules that came after it was accepted do not apply."""
     return isinstance(info.context, Mapping) and bool(info.context.get("stored"))
+
+
+def is_derived(info: ValidationInfo) -> bool:
+    """Whether the spec is one that a person wrote with keys of ours added: no limit of a person's applies."""
+    return isinstance(info.context, Mapping) and bool(info.context.get("derived"))
 
 
 class Strict(BaseModel):
@@ -143,7 +151,7 @@ class Strict(BaseModel):
             elif (
                 isinstance(value, Mapping)
                 and len(value) > (limit := cls.LIMITS.get(str(name), MAX_KEYS))
-                and not is_stored(info)
+                and not (is_stored(info) or is_derived(info))
             ):
                 text = f"has {len(value)} keys, at most {limit}; leave some out"
                 errors.append(FieldError(str(name), text))

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from controller.errors import BadSpec
 from controller.spec.clients import ClientsSpec
-from controller.spec.fields import STORED, Bytes, EngineValue, FieldError, Strict, is_stored, refuse
+from controller.spec.fields import DERIVED, STORED, Bytes, EngineValue, FieldError, Strict, is_stored, refuse
 from controller.spec.judge import JudgeSpec, judge_of
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
@@ -287,6 +287,12 @@ def parse_version(data: object) -> VersionSpec:
 def parse_policy(data: object) -> PolicySpec:
     """The policy; a string names a preset. Raises BadSpec, one line for each broken rule."""
     return parse_as(PolicySpec, {"preset": data} if isinstance(data, str) else data, "policy")
+
+
+def derived_policy(policy: PolicySpec, changes: Mapping[str, Any]) -> PolicySpec:
+    """The policy with these keys in place of its own, under every rule but the limits on a person's text.
+    Raises BadSpec."""
+    return parse_as(PolicySpec, {**dump(policy), **changes}, "policy", context=DERIVED)
 
 
 def stored_service(data: object) -> ServiceSpec:

@@ -15,10 +15,13 @@ _HOSTS = re.compile(
 )
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?")
 
+_USER = re.compile(r"(?P<user>[^:/]*)(?P<password>:[^@]*)?@")  # as SQLAlchemy reads it
+
 
 def parsed_url(url: str) -> sa.URL:
     """The URL's parts. `HOST:PORT,HOST:PORT` names several hosts, as for psql. Raises BadInput."""
     try:
+        _require_one_reading(url)
         return sa.make_url(_with_hosts_as_options(url))
     except (sa.exc.ArgumentError, ValueError):
         # Nor as the error's cause: the rest of a password with @ and : is taken for the port, and quoted.
@@ -27,6 +30,20 @@ def parsed_url(url: str) -> sa.URL:
             "parsed; use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME, "
             "with @ : / ? # % in a password as %40 %3A %2F %3F %23 %25"
         ) from None
+
+
+def _require_one_reading(url: str) -> None:
+    """Raises ValueError where a part of the password may be taken for something else, which is shown and
+    asked of name servers: SQLAlchemy ends a password at its first @, and a user without one at the last."""
+    scheme, _, rest = url.partition("://")
+    if scheme.startswith("sqlite"):
+        return  # a path may hold anything, and there is no password
+    found = _USER.match(rest)
+    after = rest[found.end() :] if found is not None else rest
+    if found is None or found["password"] is None:
+        after = after.partition("?")[0]
+    if "@" in after or (found is not None and "?" in found["user"]):
+        raise ValueError("an @ that is not encoded")
 
 
 def _with_hosts_as_options(url: str) -> str:

@@ -26,11 +26,13 @@ def cached_digests(path: Path) -> Iterator[dict[str, str]]:
     """The cached digests, to be added to; those added are written back. Safe to use from several threads."""
     digests = read_digests(path)
     before = set(digests)
-    yield digests
-    added = {key: value for key, value in digests.items() if key not in before}
-    if added:
-        with _writing:
-            _write(path, {**read_digests(path), **added})
+    try:
+        yield digests
+    finally:  # what was hashed stays true, whatever went wrong after it
+        added = {key: value for key, value in digests.items() if key not in before}
+        if added:
+            with _writing:
+                _write(path, {**read_digests(path), **added})
 
 
 def read_digests(path: Path) -> dict[str, str]:

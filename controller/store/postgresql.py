@@ -7,6 +7,7 @@ connections to the primary of before, which answers as a standby, for as long as
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
@@ -14,7 +15,12 @@ from typing import Any, TypeVar
 import psycopg
 import sqlalchemy as sa
 
+from controller.errors import BadInput
+
 ANSWER_S = 12.0  # more than the server's lock_timeout, which has the better message
+
+# Options of other clients, such as Prisma's `pgbouncer` and asyncpg's `statement_cache_mode`.
+_UNKNOWN_OPTION = re.compile(r'invalid (?:connection|URI query) (?:option|parameter):? "([^"]*)"')
 
 T = TypeVar("T")
 
@@ -49,11 +55,18 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 def bound_answers(engine: sa.Engine) -> None:
-    """Let the engine open bounded connections."""
+    """Let the engine open bounded connections. To open one raises BadInput for an unknown option."""
 
     @sa.event.listens_for(engine, "do_connect")
     def connect(_dialect: object, _record: object, args: list[Any], given: dict[str, Any]) -> Any:
-        return BoundedConnection.connect(*args, **given)
+        try:
+            return BoundedConnection.connect(*args, **given)
+        except psycopg.ProgrammingError as exc:
+            if (unknown := _UNKNOWN_OPTION.search(str(exc))) is None:
+                raise
+            raise BadInput(
+                f"the database URL has an option that PostgreSQL does not know: {unknown[1]}; leave it out"
+            ) from exc
 
 
 def leave_read_only(engines: Sequence[sa.Engine]) -> None:

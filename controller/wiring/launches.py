@@ -23,7 +23,7 @@ from controller.planning.fingerprint import (
 from controller.planning.reservations import Reservation, unreserved
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
-from controller.runtime.tokenizer_process import digest_apart
+from controller.runtime.checkpoint_process import parsed_apart
 from controller.settings import Settings
 from controller.spec.service import VersionSpec
 from controller.store.digest_cache import cached_digests
@@ -79,7 +79,7 @@ class Versions:
                 architectures=known_architectures(),
                 cache=digests,
                 private=self._settings.home,
-                tokenizer=digest_apart,
+                apart=parsed_apart,
             )
 
     def devices(

@@ -17,6 +17,7 @@ from serving.chat_events import data_of, events_in, index_of, name_of, reason_of
 from serving.json_value import json_value
 
 _WORD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+MAX_TOKENS = 10**9  # of one answer; a larger count is none
 NO_WORD = "no word"  # in place of a finish reason that is a text: the endpoint's own, which may hold anything
 # As OpenAI, Azure, Anthropic's and Alibaba's APIs and the gateways before them name it.
 _FILTERED = re.compile(
@@ -128,4 +129,4 @@ def _reasons(message: Mapping[str, Any]) -> bool:
 def _tokens(value: Mapping[str, Any]) -> int:
     usage = value.get("usage")
     total = usage.get("total_tokens") if isinstance(usage, dict) else None
-    return total if type(total) is int and total > 0 else 0
+    return total if type(total) is int and 0 < total <= MAX_TOKENS else 0

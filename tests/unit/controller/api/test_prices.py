@@ -10,6 +10,7 @@ import pytest
 
 from controller.evidence.records import gate_config
 from controller.planning.baseline import MeasuredBaseline
+from controller.rollout.machine import abandon
 from evaluation.costs import Prices, TokenPrice
 from evaluation.metrics import Kind
 from tests.fakes.checkpoints import write_checkpoint
@@ -47,6 +48,39 @@ async def test_a_rollout_keeps_the_prices_that_it_began_with(
     [alarm] = config.policy.gates_for("cost")
     assert (alarm.kind, alarm.threshold, alarm.is_alarm) == (Kind.MEAN, 0.5, True)
     assert [one.text for one in controller.store.events("chat")].count("prices changed") == 2
+
+
+@pytest.mark.parametrize("versions", [{"big": {"input": 10, "output": 10}}, {}], ids=["by name", "by id"])
+async def test_a_twin_has_stables_prices(
+    controller: FakeController, api: httpx.AsyncClient, model: str, versions: dict[str, object]
+) -> None:
+    """By its own id it had the service's, a tenth of stable's: a gate on cost could roll a twin back."""
+    await api.put(URL, json={"model": model, "name": "big"})
+    versions = versions or {controller.store.service("chat").stable: {"input": 10, "output": 10}}
+    await api.put(URL, json={"model": model, "prices": {"input": 1, "output": 1, "versions": versions}})
+    answer = await api.post(f"{URL}/rollouts", json={"twin": True})
+
+    prices = gate_config(controller.store.request(answer.json()["rollout"])).prices
+
+    assert prices == Prices("USD", TokenPrice(10.0, 10.0), TokenPrice(10.0, 10.0))
+
+
+async def test_a_version_that_is_deployed_again_has_the_prices_of_the_name_it_had(
+    controller: FakeController, api: httpx.AsyncClient, model: str, tmp_path: Path
+) -> None:
+    await api.put(URL, json={"model": model})
+    await api.put(URL, json={"model": model, "prices": PRICES})
+    first = (await canary(api, tmp_path, "rollouts", name="cheap")).json()["rollout"]
+    stored = controller.store.load(first)
+    assert stored is not None
+    ended = abandon(stored.state, stored.state.ticked_at_s + 1.0, "by hand")
+    controller.store.commit(ended, (), expected_version=stored.version, evidence=None)
+
+    body = {"version": {"model": str(tmp_path / "2")}, "retry": True}
+    again = (await api.post(f"{URL}/rollouts", json=body)).json()["rollout"]
+
+    kept = [gate_config(controller.store.request(id)).prices for id in (first, again)]
+    assert kept == [Prices("EUR", TokenPrice(2.5, 10.0), TokenPrice(1.0, 2.0))] * 2
 
 
 async def test_a_service_without_prices_has_rollouts_without(

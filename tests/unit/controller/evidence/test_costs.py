@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from controller.evidence import beside
 from controller.evidence.costs import RolloutCosts
 from controller.evidence.feed import Feed
 from controller.evidence.pricing import pinned, priced, prices_of
+from controller.evidence.reader import JoinedPage
 from controller.evidence.records import GateConfig, draw_of, gate_config
-from controller.rollout.observation import ArmCosts
+from controller.evidence.score_join import Joined
+from controller.rollout.observation import ArmCosts, CostStatus
 from controller.rollout.serialization import evidence_from_json, evidence_to_json
 from controller.spec.prices import BUDGET_ALARM, with_budget
 from controller.spec.service import parse_service
@@ -189,6 +194,60 @@ def test_a_snapshot_of_an_older_release_starts_to_count() -> None:
     feed._costs.restore(None)
 
     assert feed._costs.status().stable == ArmCosts()
+
+
+@pytest.mark.parametrize("digits", [13, 310, 4_299])
+def test_no_count_of_an_endpoint_takes_the_evidence_with_it(digits: int) -> None:
+    """A judge's total_tokens of 310 digits: no status could be read again, nothing was rolled back."""
+    absurd = int("9" * digits)
+    feed = Feed(ROLLOUT, PRICED)
+    feed.follow(in_stage(), None, START_S)
+    wild = answered(0, prompt_tokens=absurd, completion_tokens=absurd, cached_tokens=absurd)
+    joined = [Joined(one, True, ()) for one in (wild, *(answered(n, arm=n % 2, w=0.5) for n in range(1, 41)))]
+    copies = [a_copy(prompt_tokens=absurd, completion_tokens=absurd)] * 2
+    feed.on_page(JoinedPage(joined, (), START_S, True, copies, [a_question(absurd)] * 2), START_S + 10)
+
+    status = feed.status()
+
+    assert feed.snapshot(0)
+    assert status is not None
+    assert status.costs is not None
+    assert tokens_of(status.costs.stable) == (21, 20, 20_000, 0, 4_000)
+    assert (status.costs.judge_tokens, status.costs.mirror.counted) == (0, 0)
+
+
+def test_an_absurd_count_of_an_older_release_is_forgotten() -> None:
+    costs = RolloutCosts(ROLLOUT, PRICES)
+    data = costs.to_mapping()
+    assert data is not None
+    costs.restore({**data, "judge": [3, 10**4_000]})
+
+    assert (costs.status().judge_questions, costs.status().judge_tokens) == (0, 0)
+
+
+def test_a_fault_of_what_decides_nothing_is_told_once_and_leaves_the_evidence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> Any:
+        raise RuntimeError("broken")
+
+    feed = Feed(ROLLOUT, PRICED)
+    feed.follow(in_stage(), None, START_S)
+    for name in ("priced", "CostStatus", "asdict"):
+        monkeypatch.setattr(f"controller.evidence.costs.{name}", broken)
+    for name in ("segments_of", "asdict", "_alarm"):
+        monkeypatch.setattr(f"controller.evidence.segment_alarms.{name}", broken)
+    joined = [Joined(answered(n, arm=n % 2, w=0.5), True, ()) for n in range(40)]
+    with caplog.at_level(logging.ERROR, logger="canaryctl"):
+        feed.on_page(JoinedPage(joined, (), START_S, True, (), ()), START_S + 10)
+        status = feed.status()
+        saved = feed.snapshot(0)
+
+    assert status is not None
+    assert status.costs == CostStatus()
+    assert len([one for one in caplog.records if "beside the evidence" in one.message]) == 4
+    beside._told.clear()
+    assert Feed.restore(ROLLOUT, PRICED, saved).seq == feed.seq
 
 
 @pytest.mark.slow

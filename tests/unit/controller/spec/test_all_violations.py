@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from controller.api.proposal import as_twin
 from controller.errors import BadSpec
+from controller.planning.judged import with_judge
+from controller.planning.unjudged import Unjudged, without
+from controller.spec.judge import JudgeSpec
 from controller.spec.service import parse_policy, parse_service
 
 
@@ -214,3 +218,16 @@ def test_a_policy_has_as_many_gates_as_a_tick_can_read_and_no_more() -> None:
     gates = {f"g{i}": {"metric": "error", "kind": "rate", "threshold": 0.5} for i in range(41)}
 
     assert any("gates has 41 keys, at most 40" in line for line in lines(parse_policy, {"gates": gates}))
+
+
+def test_the_limit_is_on_the_gates_that_a_person_wrote() -> None:
+    """A policy of 40 passed `validate`, and no plan: the judge's gate and those left out counted, too."""
+    gate = {"metric": "latency_ms", "kind": "shape", "threshold": 0.5, "alpha_share": 0}
+    policy = parse_policy({"gates": {f"l{i}": gate for i in range(40)}})
+    gone = [Unjudged("quality", "quality", "reason", 1000)]
+
+    judged = with_judge(policy, JudgeSpec(url="http://127.0.0.1:1", model="m"))
+
+    assert len(judged.gates) == 41
+    assert as_twin(judged, {"twin": True}).twin
+    assert "quality" not in [one.name for one in without(policy, gone).gate_policy().gates]

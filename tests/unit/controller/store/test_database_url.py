@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from controller.cli.main import run
 from controller.errors import BadInput
+from controller.store.database import Database
 from controller.store.database_url import parsed_url
 from controller.store.sqlite_files import sqlite_file
 
@@ -16,6 +18,14 @@ URLS = {
     "a port of several": "postgresql+psycopg://u:TAIL@h1:5432,host:54x2/db",
     "a port": "postgresql+psycopg://u:TAIL@host:54x2/db",
     "no URL": "TAIL",
+    # PostgREST/postgrest #2658 and others: the rest of the password was shown as the host's name.
+    "a password with a plain @": "postgresql+psycopg://u:pw@TAIL@host/db",
+    "an @ in front": "postgresql+psycopg://u:@TAIL@host:5432/db",
+    "an @ and a slash": "postgresql+psycopg://u:pw@TA/TAIL@host/db",
+    "an @ and a question mark": "postgresql+psycopg://u:pw@TA?TAIL=x@host/db",
+    "an @ before several hosts": "postgresql+psycopg://u:pw@TAIL@h1:5432,h2:5432/db",
+    "a user with a slash": "postgresql+psycopg://u/x:TAIL@host/db",
+    "an option right after the host": "postgresql+psycopg://host?user=u&password=pw@TAIL",
 }
 
 
@@ -47,6 +57,29 @@ def test_several_hosts_are_named_as_for_psql(url: str, asked: tuple[str, str]) -
     assert arguments.get("sslmode") == ("require" if "sslmode" in url else None)
     assert arguments.get("password") == ("p@ss" if "p%40ss" in url else None)
     assert parsed_url(parsed.render_as_string(hide_password=False)) == parsed
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u@corp:p%40ss@host:5432/d%40b",  # Azure's form of a user
+        "postgresql+psycopg://u@host/db?application_name=a@b",
+        "sqlite:////var/lib/u@host/a:b@c.db",
+    ],
+)
+def test_an_at_that_is_of_no_password_stays(url: str) -> None:
+    assert parsed_url(url) == sa.make_url(url)
+
+
+@pytest.mark.parametrize("option", ["pgbouncer=true", "statement_cache_mode=describe"])
+def test_an_option_of_another_client_is_named(option: str) -> None:
+    """It was told as tables of another release."""
+    with pytest.raises(BadInput) as caught:
+        Database(f"postgresql+psycopg://u:TAIL@127.0.0.1:1/db?sslmode=require&{option}")
+
+    name = option.partition("=")[0]
+    what = "the database URL has an option that PostgreSQL does not know"
+    assert str(caught.value) == f"{what}: {name}; leave it out"
 
 
 @pytest.mark.parametrize("output", ["table", "json"])

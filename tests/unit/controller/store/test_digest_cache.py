@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from controller.errors import BadCheckpoint
 from controller.store import digest_cache
 from controller.store.digest_cache import cached_digests, read_digests, write_digests
 
@@ -51,3 +52,17 @@ def test_a_folder_that_takes_no_file_costs_time_alone(tmp_path: Path) -> None:
 
     assert digests == {"file|1|2": "{}"}
     digest_cache._failed.clear()
+
+
+def test_what_was_hashed_before_a_fault_is_kept(tmp_path: Path) -> None:
+    """140 GB were hashed again at each try, because the tokenizer was missing."""
+
+    def hashed_in_vain() -> None:
+        with cached_digests(tmp_path / "hashes.json") as digests:
+            digests["file|1|2"] = "{}"
+            raise BadCheckpoint("no tokenizer")
+
+    with pytest.raises(BadCheckpoint):
+        hashed_in_vain()
+
+    assert read_digests(tmp_path / "hashes.json") == {"file|1|2": "{}"}

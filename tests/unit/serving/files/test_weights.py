@@ -6,11 +6,14 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import serving.files.weights as weights_module
 from controller.errors import BadCheckpoint
 from controller.planning.fingerprint import fingerprint_checkpoint
+from serving.files.weights import checked_weights
 from serving.fleet.engine_args import CheckpointError, check_checkpoint
 from tests.fakes import checkpoint_trees as trees
 from tests.fakes.checkpoint_trees import Tree, llama, without, write_tree
@@ -51,6 +54,16 @@ def indexed(weight_map: dict[str, str]) -> Tree:
 
 
 BROKEN = [
+    (
+        "a side of ten thousand digits",
+        {**llama(), "model.safetensors": file_of({"a": entry(0, 4, [10**4_000, 10**4_000])}, bytes(4))},
+        "tensor a has a shape that no tensor has",
+    ),
+    (
+        "a shape of a hundred sides",
+        {**llama(), "model.safetensors": file_of({"a": entry(0, 4, [1] * 100)}, bytes(4))},
+        "tensor a has a shape that no tensor has",
+    ),
     (
         "no index, one of three shards missing",
         shards(3, 1, 2),
@@ -153,6 +166,22 @@ def test_mistrals_copy_of_the_weights_is_loaded_before_the_other(tmp_path: Path)
     assert fingerprint_checkpoint(write_tree(tmp_path / "alone", alone)).parameters == 2
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("._model.safetensors", "._consolidated.safetensors", "._config.json", "._tokenizer.json"),
+        *("._tokenizer_config.json", "._chat_template.jinja", "._modeling_x.py", "onnx/._x.safetensors"),
+    ],
+)
+def test_what_macos_leaves_beside_a_file_is_none_of_the_checkpoints(tmp_path: Path, name: str) -> None:
+    """SceneWorks/SceneWorks #1333: the weights were told to be truncated, and copying brought it again."""
+    resource_fork = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(100)
+    folder = write_tree(tmp_path / "m", {**llama(), name: resource_fork})
+
+    check_checkpoint(str(folder))
+    assert fingerprint_checkpoint(folder) == fingerprint_checkpoint(write_tree(tmp_path / "n", llama()))
+
+
 def test_the_index_of_the_other_copy_does_not_count_beside_mistrals(tmp_path: Path) -> None:
     tree = {
         **trees.sharded(llama(), trees.tensors(0), 2),
@@ -165,3 +194,69 @@ def test_the_index_of_the_other_copy_does_not_count_beside_mistrals(tmp_path: Pa
     (folder / "consolidated.safetensors").write_bytes(trees.safetensors(PART)[:-1])
     with pytest.raises(CheckpointError, match=r"consolidated\.safetensors is truncated"):
         check_checkpoint(str(folder))
+
+
+EMPTY = {"dtype": "X", "shape": [0], "data_offsets": [0, 0]}
+
+
+def of_empty_tensors(folder: Path, *, files: int, tensors: int) -> Path:
+    names = {
+        f"w{number}.safetensors": file_of({f"{number}.{n}": EMPTY for n in range(tensors)})
+        for number in range(files)
+    }
+    return write_tree(folder, {**without(llama(), "model.safetensors"), **names})
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("MAX_TENSORS", 250), ("MAX_HEADERS_BYTES", 15_000)], ids=["tensors", "headers"]
+)
+@pytest.mark.parametrize("check", [fingerprint_checkpoint, check_checkpoint])
+def test_the_limits_are_of_all_files_of_a_checkpoint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    check: Callable[[object], object],
+    name: str,
+    limit: int,
+) -> None:
+    """Each of 20,000 files could have 400,000 tensors, which were all kept at once."""
+    monkeypatch.setattr(weights_module, name, limit)
+    defaults = checked_weights.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "limit", weights_module.MAX_HEADERS_BYTES)
+    two = of_empty_tensors(tmp_path / "two", files=2, tensors=100)
+    three = of_empty_tensors(tmp_path / "three", files=3, tensors=100)
+
+    check(two if check is fingerprint_checkpoint else str(two))
+    with pytest.raises((BadCheckpoint, CheckpointError), match="give the folder of one model"):
+        check(three if check is fingerprint_checkpoint else str(three))
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_file_with_many_links_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[[Path, Path], None]
+) -> None:
+    read: list[str] = []
+    real = weights_module._parse
+
+    def counted(header: Any, *, start: int) -> Any:
+        read.append("")
+        return real(header, start=start)
+
+    alone = of_empty_tensors(tmp_path / "m", files=1, tensors=9)
+    expected = fingerprint_checkpoint(alone)
+    for number in range(1, 20):
+        link(alone / f"w{number}.safetensors", alone / "w0.safetensors")
+    monkeypatch.setattr(weights_module, "_parse", counted)
+    cache: dict[str, str] = {}
+
+    assert fingerprint_checkpoint(alone, cache=cache) == expected
+    assert len(read) == 2  # to look whether it is whole, and to hash it
+    assert len(cache) == 1
+
+
+def test_whatever_is_wrong_is_told_before_the_weights_are_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.planning.tensor_digest.hashed_tensors", None)
+
+    with pytest.raises(BadCheckpoint, match="has no tokenizer"):
+        fingerprint_checkpoint(write_tree(tmp_path / "m", without(llama(), "tokenizer.json")))

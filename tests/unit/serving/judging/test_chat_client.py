@@ -124,3 +124,13 @@ def test_a_finish_reason_that_is_no_word_is_not_repeated(reason: str) -> None:
     """It is the endpoint's own text, and stands in the whys of a smoke test."""
     assert _finish({"finish_reason": reason}) == NO_WORD
     assert _finish({"finish_reason": "tool_calls"}) == "tool_calls"
+
+
+@pytest.mark.parametrize(("said", "known"), [(10**9, 10**9), (10**9 + 1, 0), (10**310, 0), (-1, 0)])
+def test_no_count_of_tokens_is_larger_than_an_answer_can_have(said: int, known: int) -> None:
+    value = {"choices": [{"message": {"content": "YES"}}], "usage": {"total_tokens": said}}
+
+    read = whole_answer(value)
+
+    assert read is not None
+    assert read.tokens == known
