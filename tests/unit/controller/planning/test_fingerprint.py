@@ -18,7 +18,7 @@ from controller.planning.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from controller.store.row_specs import fingerprint_of, version_row
 from tests.fakes.checkpoints import replace_keeping_time
 

@@ -21,7 +21,8 @@ from controller.quantities import GIB
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.settings import Settings
-from controller.spec.service import VersionSpec, parse_version
+from controller.spec.service import parse_version
+from controller.spec.version import VersionSpec
 from controller.store import schema as t
 from controller.store.digest_cache import read_digests
 from controller.store.row_specs import (
