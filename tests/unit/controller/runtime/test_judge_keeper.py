@@ -1,4 +1,4 @@
-"""The engine of a rollout's judge: loaded while it is needed, loaded again when it failed, never left over."""
+"""The engine of a rollout's judge: loaded while it is needed, again when it failed, never left over."""
 
 from __future__ import annotations
 
