@@ -477,7 +477,6 @@ def judged(versions: Versions, **changes: Any) -> RolloutState:
 
 
 def test_a_judge_is_launched_as_its_rollout_planned_it_with_a_secret_of_its_own(versions: Versions) -> None:
-    versions._store.put_version(replace(versions._store.version("chat", STABLE), id=CANARY))  # type: ignore[type-var]
     plan = judged(versions).plan.judge
     assert plan is not None
     assert plan.engine is not None
