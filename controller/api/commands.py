@@ -111,11 +111,11 @@ class Commands(Returns):
         not known and on a controller that does not lead.
         """
         spec = parse_service({key: value for key, value in body.items() if key not in LABEL_KEYS})
-        require_judge(spec.judge, self._environment)
         label = parse_label(body, source=spec.model or spec.url, identity=identity.name)
         if (row := self._existing(spec, identity)) is not None:
             refuse_unkept(row.name, label, [one.version for one in self._store.served(row.name)])
             return row
+        require_judge(spec.judge, self._environment)
         version = spec.version()
         unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
         self._environment.require_leading()  # the one controller that gives out memory
@@ -153,6 +153,7 @@ class Commands(Returns):
         given = service_spec(row)
         refuse_change(spec, stable=row.stable, given=given, running=running)
         if changes := changed_in_place(spec, given):
+            require_judge(spec.judge if "judge" in changes else None, self._environment)
             self._store.set_keys(
                 row.name,
                 lambda now: json.dumps(dump(service_spec(now).model_copy(update=changes))),

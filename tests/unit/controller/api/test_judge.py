@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,14 @@ async def test_a_judge_that_is_no_checkpoint_is_refused_by_its_path(
 
     assert (absent.status_code, changed.status_code) == (422, 422)
     assert f"judge: checkpoint {tmp_path / 'none'} is not a directory" in absent.json()["detail"]
+
+
+async def test_a_service_that_is_left_as_it_is_needs_the_files_of_its_judge_no_more(
+    api: httpx.AsyncClient, model: str, served: dict[str, object]
+) -> None:
+    """Else nobody could start a controller again with the file of its service."""
+    body = {"model": model, "judge": served}
+    await api.put(URL, json=body)
+    shutil.rmtree(str(served["model"]))
+
+    assert (await api.put(URL, json=body)).status_code == 200
