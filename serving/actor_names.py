@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NAMESPACE = "canaryctl"
+_JUDGE = "_judge"
 FLEET = "fleet"  # the one actor that runs versions, for all services
 
 
@@ -18,6 +19,17 @@ def detached(name: str, namespace: str) -> dict[str, Any]:
         "num_cpus": 0,
         "max_restarts": -1,
     }
+
+
+def judge_service(service: str) -> str:
+    """Under which name the fleet runs the judge of a service. No service has it (`_` is in none), and so no
+    route table, no router and no client."""
+    return f"{service}{_JUDGE}"
+
+
+def judged_service(name: str) -> str | None:
+    """The service whose judge the fleet runs under this name; None: it is a service's own name."""
+    return name.removesuffix(_JUDGE) if name.endswith(_JUDGE) else None
 
 
 def table_name(service: str) -> str:

@@ -43,6 +43,11 @@ class DataSecret:
         """The data secret of a service with this root secret. Raises ValueError when that is empty."""
         return cls(_derived(root, b"canaryctl data path"))
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of a user's request to an engine."""
+        return {SECRET_HEADER.decode(): self.text}
+
 
 @dataclass(frozen=True, slots=True)
 class UnitKey:
@@ -71,6 +76,12 @@ class ControlSecret:
     def headers(self) -> dict[str, str]:
         """The headers of a control request."""
         return {SECRET_HEADER.decode(): self.text}
+
+
+def judge_root(root: str) -> str:
+    """Root secret of the engine that judges for a service: routers, which hold the service's own data secret,
+    reach it only while an order tells them of it. Raises ValueError when `root` is empty."""
+    return _derived(root, b"canaryctl judge")
 
 
 def _derived(root: str, purpose: bytes) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
-from serving.credentials import KeyReference
+from serving.credentials import DataSecret, KeyReference
+from serving.targets import Endpoint
 
 
 def restore(message: Any, state: list[Any]) -> None:
@@ -32,6 +33,16 @@ class JudgeOrder:
     share_bp: int  # of the units, drawn by the rollout's salt before any answer exists; on both arms alike
     metric: str  # of the score that a verdict becomes: 1 right, 0 wrong
     per_minute: int  # questions of one router at most, anchors included; what is beyond it has no verdict
+    # Of the engine that canaryctl serves as the judge; url '': it is not there now. None: an endpoint.
+    secret: DataSecret | None = None
+
+    def __setstate__(self, state: list[Any]) -> None:
+        restore(self, state)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the judge is on the cluster or beside it. Raises ValueError for a url that is none."""
+        return self.secret is not None or Endpoint.parsed(self.url).is_inside
 
     def to_json(self) -> dict[str, Any]:
         """As a dict of JSON values."""
@@ -42,7 +53,9 @@ class JudgeOrder:
         """The order that `to_json` wrote; None for None."""
         if data is None:
             return None
-        return cls(**{**data, "api_key": KeyReference.from_json(data.get("api_key"))})
+        secret = data.get("secret")
+        given = {**data, "secret": None if secret is None else DataSecret(**secret)}
+        return cls(**{**given, "api_key": KeyReference.from_json(data.get("api_key"))})
 
 
 @dataclass(frozen=True, slots=True)

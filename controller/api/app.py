@@ -146,7 +146,8 @@ class ViewBuilder:
         evidence = tick.evidence if tick.rollout == state.id else None
         if evidence is None:
             evidence = stored_status(self._store.evidence(state.id))
-        return rollout_view(state, evidence, now_s=tick.at_s or None, label=label)
+        judge = tick.judge if tick.rollout == state.id else None
+        return rollout_view(state, evidence, now_s=tick.at_s or None, label=label, judge=judge)
 
 
 def make_app(

@@ -17,7 +17,7 @@ from controller.errors import BadInput
 from controller.quantities import shown
 from controller.spec.label import one_line_text
 from controller.spec.policy import PolicySpec
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from serving.files.plain_text import unstorable
 
 

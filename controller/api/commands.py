@@ -19,6 +19,7 @@ from controller.api.engine_rights import refuse_new_arguments, refuse_new_code
 from controller.api.feedback import Score, parse_scores, write_scores
 from controller.api.forecasts import unjudged_lines, unprovable_lines, with_forecast
 from controller.api.golden_rights import refuse_new_golden
+from controller.api.judge_engine import devices_beside_judge, is_served, planned_judge, require_judge
 from controller.api.keys import missing_keys
 from controller.api.proposal import (
     Proposal,
@@ -37,9 +38,10 @@ from controller.api.returns import Host, Returns, Ticks
 from controller.auth import Identity, make_secret
 from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
 from controller.planning.baseline import MeasuredBaseline, with_costs
-from controller.planning.capacity import fit, require_fit, with_headroom
+from controller.planning.capacity import require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import FORECAST_KEYS, TrafficOverrides
+from controller.planning.judge_engine import fit_beside
 from controller.planning.judged import judge_plan, rollout_traffic, why_not_asked, with_judge
 from controller.planning.ladder import make_plan
 from controller.planning.risk import assess
@@ -54,7 +56,8 @@ from controller.spec.differences import changed_in_place, refuse_change
 from controller.spec.judge import judge_of
 from controller.spec.label import LABEL_KEYS, parse_label
 from controller.spec.policy import PolicySpec
-from controller.spec.service import ServiceSpec, VersionSpec, dump, parse_policy, parse_service
+from controller.spec.service import ServiceSpec, dump, parse_policy, parse_service
+from controller.spec.version import VersionSpec
 from controller.store.row_specs import (
     comparable_fingerprint,
     fingerprint_of,
@@ -112,6 +115,7 @@ class Commands(Returns):
         if (row := self._existing(spec, identity)) is not None:
             refuse_unkept(row.name, label, [one.version for one in self._store.served(row.name)])
             return row
+        require_judge(spec.judge, self._environment)
         version = spec.version()
         unsized, kv_bytes = self._environment.fingerprint(version), self._environment.kv_bytes(version)
         self._environment.require_leading()  # the one controller that gives out memory
@@ -127,7 +131,7 @@ class Commands(Returns):
                     "service: it was lost or replaced; restore it (CANARYCTL_DATABASE_URL, or canaryctl.db "
                     "in the state folder), then: canaryctl up; to end what serves: canaryctl down"
                 )
-            devices = () if spec.is_external else self._environment.devices()
+            devices = devices_beside_judge(spec, self._environment)
             version = with_headroom(version, unsized, devices, kv_bytes=kv_bytes)
             fingerprint = self._environment.fingerprint(version)
             require_fit(version, fingerprint, devices)
@@ -149,6 +153,7 @@ class Commands(Returns):
         given = service_spec(row)
         refuse_change(spec, stable=row.stable, given=given, running=running)
         if changes := changed_in_place(spec, given):
+            require_judge(spec.judge if "judge" in changes else None, self._environment)
             self._store.set_keys(
                 row.name,
                 lambda now: json.dumps(dump(service_spec(now).model_copy(update=changes))),
@@ -315,8 +320,10 @@ class Commands(Returns):
             stable_replicas=None if version.is_external or before.is_external else before.replicas,
             requests_per_s=rate,
         )
-        golden = pinned(plan.preflight)
-        plan = replace(plan, preflight_s=preflight_s(fingerprint), preflight=golden, judge=judge_plan(judge))
+        devices = () if version.is_external and not is_served(judge) else self._environment.devices()
+        served = planned_judge(judge, self._environment, devices)
+        plan = replace(plan, preflight_s=preflight_s(fingerprint), preflight=pinned(plan.preflight))
+        plan = replace(plan, judge=judge_plan(judge, served))
         stored_id = row.stable if policy.twin else self._stored_id(service, fingerprint)
         earlier = self._store.version(service, stored_id or fingerprint.version_id)
         return Proposal(
@@ -327,12 +334,13 @@ class Commands(Returns):
             policy=policy,
             assessment=assessment,
             plan=plan,
-            fit=fit(version, fingerprint, self._environment.devices() if not version.is_external else ()),
+            fit=fit_beside(version, fingerprint, devices, served),
             measured=measured,
             not_judged=not_judged,
             name=parse_label(body, source=None, identity="").name,
             traffic=rollout_traffic(policy, measured, rate, overrides, judge),
             judge=judge,
+            served_judge=served,
             judge_note=why_not_asked(spec.judge, judge),
             routers=spec.routers,
             prices=spec.prices,

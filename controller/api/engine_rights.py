@@ -18,7 +18,7 @@ from controller.auth import Identity, Role
 from controller.errors import BadInput
 from controller.planning.fingerprint import Fingerprint
 from controller.quantities import shown
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from serving.files.engine_arguments import is_admins, is_shown
 
 _TEMPLATE = "chat_template"

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from controller.errors import Conflict
 from controller.spec.label import title
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore

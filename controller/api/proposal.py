@@ -18,6 +18,7 @@ from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
+from controller.planning.judge_engine import ServedJudge
 from controller.planning.judged import judge_cautions, judge_line, pair_cautions
 from controller.planning.ladder import gate_stages, latency_lines, slow_stages
 from controller.planning.risk import Assessment
@@ -30,14 +31,8 @@ from controller.spec.label import Label, parse_label, short_source
 from controller.spec.policy import PolicySpec
 from controller.spec.policy_parts import suggestion
 from controller.spec.prices import PricesSpec, with_budget
-from controller.spec.service import (
-    ServiceSpec,
-    VersionSpec,
-    derived_policy,
-    dump,
-    parse_version,
-    unknown_audience,
-)
+from controller.spec.service import ServiceSpec, derived_policy, dump, parse_version, unknown_audience
+from controller.spec.version import VersionSpec
 from controller.store.row_specs import label_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.views.models import AttemptView, PlanView, RefusalView, UnjudgedView
@@ -74,6 +69,7 @@ class Proposal:
     refusals: tuple[CanaryctlError, ...] = ()  # that a deploy would raise, the first one first
     forecast_note: str | None = None  # why there is no forecast; None: there is one, or none was requested
     judge: JudgeSpec | None = None  # None: none is asked
+    served_judge: ServedJudge | None = None  # its engine; None: it is at an endpoint, or there is none
     judge_note: str | None = None  # why the service's judge is not asked; None: it is, or it has none
     routers: int = 1
     prices: PricesSpec | None = None  # of the service; None: it has none
@@ -192,7 +188,7 @@ class Proposal:
         if self.judge is None:
             return ""
         rate = self.traffic.requests_per_s if self.traffic is not None else None
-        return judge_line(self.judge, self.plan, rate)
+        return judge_line(self.judge, self.plan, rate, self.served_judge)
 
     def byline(self, label: Label, reason: str, *, unjudged: str, unproven: str) -> str:
         """Who deploys it and why, for the log. unjudged, unproven: reasons to go without a check."""

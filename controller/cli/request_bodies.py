@@ -10,13 +10,8 @@ from controller.errors import BadInput
 from controller.planning.fingerprint import fingerprint_checkpoint, known_architectures
 from controller.settings import Settings
 from controller.spec.policy import PolicySpec
-from controller.spec.service import (
-    VersionSpec,
-    parse_policy,
-    parse_service,
-    parse_version,
-    parse_yaml,
-)
+from controller.spec.service import parse_policy, parse_service, parse_version, parse_yaml
+from controller.spec.version import VersionSpec
 from controller.store.digest_cache import cached_digests
 
 PRESETS: tuple[str, ...] = get_args(PolicySpec.model_fields["preset"].annotation)
@@ -57,8 +52,9 @@ def service_body(settings: Settings, file: Path | None, options: Mapping[str, An
         body["policy"] = _located(body["policy"], base)
     if spec.api_key_file is not None:
         body["api_key_file"] = spec.api_key_file
-    if spec.judge is not None and spec.judge.api_key_file is not None:
-        body["judge"] = {**body["judge"], "api_key_file": spec.judge.api_key_file}
+    if spec.judge is not None:
+        paths = {"model": spec.judge.checkpoint, "api_key_file": spec.judge.api_key_file}
+        body["judge"] = {**body["judge"], **{key: path for key, path in paths.items() if path is not None}}
     if spec.checkpoint is not None:
         with cached_digests(settings.digests_path) as digests:
             fingerprint_checkpoint(Path(spec.checkpoint), architectures=known_architectures(), cache=digests)

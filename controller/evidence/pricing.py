@@ -47,12 +47,13 @@ def tokens_of(record: RequestRecord | MirrorRecord) -> Tokens:
     A prompt has a token, of itself or of a cache, and so has an answer with text; an embedding has none, and
     an answer that was refused may have none.
     """
-    is_request = isinstance(record, RequestRecord)
     prompt, completion = _count(record.prompt_tokens), _count(record.completion_tokens)
-    cached = _count(record.cached_tokens) if is_request else None
+    cached, is_empty = None, False
+    if isinstance(record, RequestRecord):
+        cached, is_empty = _count(record.cached_tokens), record.empty
     if prompt == 0 and not (record.path == APART and cached):
         prompt = None
-    is_silent = (is_request and record.empty) or (record.finish_reason or "").lower() in REFUSAL_REASONS
+    is_silent = is_empty or (record.finish_reason or "").lower() in REFUSAL_REASONS
     if completion == 0 and record.path in TEXT_PATHS and not is_silent:
         completion = None
     return Tokens(prompt, cached, completion)

@@ -21,7 +21,7 @@ from controller.quantities import duration
 from controller.rollout.actions import ExamineJudge
 from controller.rollout.judge_plan import JudgeFound, JudgePlan
 from evaluation.judging.admission import Admission, PairVerdict, PlantVerdict, admission, is_silent
-from serving.credentials import KeyReference, NoKey
+from serving.credentials import DataSecret, KeyReference, NoKey
 from serving.judging.examined import Examined, examine
 from serving.judging.judge_openai import JudgeOpenAI
 from serving.judging.questions import Fault, about, revision
@@ -43,10 +43,14 @@ class Said:
 Ask = Callable[[JudgePlan], Said]
 
 
-def ask_openai(plan: JudgePlan) -> Said:
-    """Examine the judge at its endpoint. Raises NoKey, ValueError, TimeoutError."""
+def ask_openai(plan: JudgePlan, secret: DataSecret | None = None) -> Said:
+    """Examine the judge at its address. secret: of an engine of ours; None: it is an endpoint.
+
+    Raises NoKey, ValueError, TimeoutError.
+    """
     reference = KeyReference.from_names(plan.api_key_env, plan.api_key_file)
-    judge = JudgeOpenAI(plan.url, plan.model, reference.read() if reference is not None else None)
+    key = reference.read() if reference is not None else None
+    judge = JudgeOpenAI(plan.url, plan.model, key, secret=secret)
 
     async def run() -> Said:
         async with asyncio.timeout(LIMIT_S), judge:
@@ -76,8 +80,13 @@ class Examiner:
         limit_s = LIMIT_S + SPARE_S
         self._work = Background("judge", limit_s=limit_s, at_once=AT_ONCE, start=start, clock=clock)
 
-    def start_or_check(self, rollout: str, examination: ExamineJudge) -> JudgeFound | None:
-        """The result; None: it runs, or waits until another has ended. Returns at once."""
+    def start_or_check(
+        self, rollout: str, examination: ExamineJudge, ask: Ask | None = None
+    ) -> JudgeFound | None:
+        """The result; None: it runs, or waits until another has ended. Returns at once.
+
+        ask: in place of this examiner's own.
+        """
         key = rollout, examination.attempt
         with self._lock:
             found, job = self._results.get(key), self._running.get(key)
@@ -88,14 +97,14 @@ class Examiner:
             return self._results[key]
         if job is None:
             name = f"{rollout} {examination.attempt}"
-            job = self._work.begin(name, partial(self._run, key, examination))
+            job = self._work.begin(name, partial(self._run, key, examination, ask or self._ask))
             if job is not None:
                 with self._lock:
                     self._running[key] = job
         return None
 
-    def _run(self, key: tuple[str, int], examination: ExamineJudge) -> None:
-        self._end(key, _found(self._ask, examination))
+    def _run(self, key: tuple[str, int], examination: ExamineJudge, ask: Ask) -> None:
+        self._end(key, _found(ask, examination))
 
     def _end(self, key: tuple[str, int], found: JudgeFound) -> None:
         """Keep the result, if it is the first of this examination: it may end when it was given up."""

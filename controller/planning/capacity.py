@@ -15,7 +15,7 @@ from typing import Literal
 from controller.errors import NoRoom
 from controller.planning.fingerprint import Fingerprint
 from controller.quantities import GIB, gib
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from serving.files.engine_arguments import gpu_utilization
 
 DEFAULT_UTILIZATION = 0.92  # vLLM's default

@@ -8,6 +8,7 @@ from dataclasses import replace
 from controller.errors import BadSpec
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.forecast import TrafficOverrides, traffic_model
+from controller.planning.judge_engine import ServedJudge, engine_line
 from controller.quantities import FULL_BP, duration, figure, percent
 from controller.rollout.judge_plan import JudgePlan
 from controller.rollout.plan import MirrorPlan, Plan
@@ -33,13 +34,14 @@ def with_judge(policy: PolicySpec, judge: JudgeSpec | None) -> PolicySpec:
     return derived_policy(policy, {"gates": {**(dump(policy).get("gates") or {}), **changes}})
 
 
-def judge_plan(judge: JudgeSpec | None) -> JudgePlan | None:
-    """What a rollout pins of its service's judge; None: it has none."""
+def judge_plan(judge: JudgeSpec | None, served: ServedJudge | None = None) -> JudgePlan | None:
+    """What a rollout pins of its service's judge; None: it has none. served: the judge as an engine."""
     if judge is None:
         return None
     return JudgePlan(
-        url=judge.url,
-        model=judge.model,
+        url=judge.url or "",
+        model=judge.title if served is None else served.model,
+        engine=None if served is None else served.engine,
         share_bp=judge.share,
         metric=judge.metric,
         per_minute=judge.per_minute,
@@ -80,13 +82,20 @@ def why_not_asked(given: JudgeSpec | None, judge: JudgeSpec | None) -> str | Non
     """Why the service's judge is not the rollout's; None: it is, or there is none. judge: the rollout's."""
     if given is None or given.share == 0 or judge is not None:
         return None
-    return f"judge {given.model} is not asked: no gate of the policy tests {given.metric}"
+    return f"judge {given.title} is not asked: no gate of the policy tests {given.metric}"
 
 
-def judge_line(judge: JudgeSpec, plan: Plan, requests_per_s: float | None) -> str:
-    """Of how many answers it is asked. requests_per_s None: not known."""
+def judge_line(
+    judge: JudgeSpec, plan: Plan, requests_per_s: float | None, served: ServedJudge | None = None
+) -> str:
+    """Of how many answers it is asked, and what its engine takes. requests_per_s None: not known."""
+    asked = _asked_line(judge, plan, requests_per_s)
+    return asked if served is None else f"{asked}; {engine_line(served)}"
+
+
+def _asked_line(judge: JudgeSpec, plan: Plan, requests_per_s: float | None) -> str:
     share = percent(judge.share)
-    what = f"judge {judge.model} is asked of {share} of both versions' answers, for {judge.metric}"
+    what = f"judge {judge.title} is asked of {share} of both versions' answers, for {judge.metric}"
     if requests_per_s is None or not plan.stages:
         return f"{what}; it is examined before the first stage"
     a_minute = 60.0 * requests_per_s * judge.share / FULL_BP

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from controller.planning.capacity import Device, Room
 from controller.planning.fingerprint import Fingerprint
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ Rules:
 3. While it is not admitted, has drifted, or has left too many sampled answers without a verdict, the gates on
    its metric are INVALID: nothing is promoted, and they roll nothing back. The other gates decide as always.
 4. A judge that drifted is asked no more in this rollout, and what it said is void.
+5. A judge that we serve ourselves is loaded once the canary may be, and unloaded when it can say nothing
+   more: refused, drifted, or the rollout leaves or ends. It is not kept for the next rollout: that one loads
+   it beside its canary again, and meanwhile its memory is there for the canaries of other services.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import replace
 
 from controller.quantities import duration
 from controller.rollout.journal import log, notice
-from controller.rollout.judge_plan import AGAIN_S, UNHEARD_S, JudgeAsked, JudgeFound
+from controller.rollout.judge_plan import AGAIN_S, UNHEARD_S, JudgeAsked, JudgeEngine, JudgeFound
 from controller.rollout.observation import Observation
 from controller.rollout.state import BEFORE_WEIGHT, RolloutState
 
@@ -28,6 +31,16 @@ def is_examination_due(state: RolloutState, now_s: float) -> bool:
     if state.plan.judge is None or not state.plan.stages or state.departure is not None:
         return False
     return result is None or (result.outcome == "silent" and now_s - result.at_s >= AGAIN_S)
+
+
+def needed_engine(state: RolloutState) -> JudgeEngine | None:
+    """The judge's engine that must run now; None: it is an endpoint, or says nothing (any more)."""
+    plan, judge = state.plan.judge, state.judge
+    is_over = state.is_final or state.departure is not None or not state.launched
+    if plan is None or not state.plan.stages or is_over or judge.drift is not None:
+        return None
+    is_refused = judge.result is not None and judge.result.outcome == "refused"
+    return None if is_refused else plan.engine
 
 
 def awaits_examination(state: RolloutState) -> bool:

@@ -13,16 +13,26 @@ UNHEARD_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeEngine:
+    """The judge as a version that canaryctl runs itself while a rollout needs it."""
+
+    version: str  # its id, of its fingerprint
+    spec: str  # the version's, as JSON
+    need_bytes: int  # memory of its engine on each device, as planned
+
+
+@dataclass(frozen=True, slots=True)
 class JudgePlan:
     """The judge as the service's spec names it when the rollout starts."""
 
-    url: str
-    model: str
+    url: str  # '' for an engine of ours, whose address changes with every load
+    model: str  # its name there; of an engine of ours with the digest of its fingerprint
     share_bp: int  # of both arms' units
     metric: str
     per_minute: int
     api_key_env: str | None = None
     api_key_file: str | None = None
+    engine: JudgeEngine | None = None  # None: an endpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,22 +7,25 @@ except the first `open` and the `close` of a service.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
-from controller.rollout.judge_plan import JudgeAsked
+from controller.rollout.judge_plan import JudgeAsked, JudgeEngine
 from controller.rollout.observation import SplitStatus, VersionPhase, VersionStatus
 from controller.runtime.probes_http import Target
 from serving.access import ClientRules
 from serving.credentials import SECRET_HEADER, DataSecret, KeyReference
 from serving.engine_headers import REVISION_HEADER
 from serving.fleet import types as plane
+from serving.fleet.judge_engine import JudgeEngineStatus
 from serving.judge_messages import JudgeOrder
 from serving.messages import RecordPage, ScoreRecord
 from serving.messages import SplitStatus as TableStatus
 from serving.table.orders import Split, StaleFencingToken
 
+NO_SECRET = DataSecret("")  # of an engine that is not asked
 REOPEN_S = 10.0  # interval of checks that an opened ingress still answers
 
 T = TypeVar("T")
@@ -85,14 +88,26 @@ class FleetAdapter:
         translated(lambda: self._fleet.stop(service, version, token=token))
 
 
+@dataclass(frozen=True, slots=True)
+class _SetJudge:
+    """The judge of the last split that was set, which a route table does not tell of."""
+
+    table: tuple[int, int]  # its epoch and revision; of any other split the judge is not known
+    revision: str
+    engine: JudgeEngine | None  # None: an endpoint, or none is asked
+    url: str  # of that engine; '': it was not there
+
+
 class TrafficAdapter:
     """Port `Traffic`."""
 
-    def __init__(self, traffic: TrafficClient) -> None:
-        self._traffic = traffic
-        # By service: (epoch, revision) of the last split that was set, and the judge in it. A route table
-        # does not tell of its judge; of any other split it is not known.
-        self._judges: dict[str, tuple[tuple[int, int], str]] = {}
+    def __init__(
+        self, traffic: TrafficClient, engine_of: Callable[[str, str], JudgeEngineStatus] | None = None
+    ) -> None:
+        """engine_of: the state of the engine of (service, version) that judges; raises Unreachable. None: no
+        judge is an engine of ours."""
+        self._traffic, self._engine_of = traffic, engine_of
+        self._judges: dict[str, _SetJudge] = {}  # by service
 
     def set_split(self, service: str, rollout: str, split: SetSplit, *, token: int) -> SplitStatus | None:
         """Publish the split. Its salt is the rollout's id, so each rollout assigns units independently."""
@@ -101,15 +116,19 @@ class TrafficAdapter:
             *(rollout, salt, split.stable, split.canary, split.weight_bp, split.stage),
             audience_bp=split.audience_bp,
             mirror_bp=split.mirror_bp,
-            judge=_order(split.judge),
+            judge=(order := self._order(service, split.judge)),
         )
         status = translated(lambda: self._traffic.set_split(service, desired, token=token))
         if status is None:
             raise Unreachable(f"the route table of {service} does not answer")
         # A rollout with a tombstone gets another split than it asked for.
-        has_judge = split.judge is not None and status.rollout == rollout and status.canary == split.canary
-        judge = split.judge.revision if split.judge is not None and has_judge else ""
-        self._judges[service] = (status.epoch, status.revision), judge
+        has_judge = status.rollout == rollout and status.canary == split.canary
+        table, asked = (status.epoch, status.revision), split.judge if has_judge else None
+        self._judges[service] = (
+            _SetJudge(table, "", None, "")
+            if asked is None or order is None
+            else _SetJudge(table, asked.revision, asked.plan.engine, order.url)
+        )
         return self._status(service, status)
 
     def observe(self, service: str) -> SplitStatus | None:
@@ -119,8 +138,50 @@ class TrafficAdapter:
 
     def _status(self, service: str, status: TableStatus) -> SplitStatus:
         known = self._judges.get(service)
-        is_known = known is not None and known[0] == (status.epoch, status.revision)
-        return _split_status(status, known[1] if known is not None and is_known else None)
+        is_known = known is not None and known.table == (status.epoch, status.revision)
+        if known is None or not is_known or self._has_moved(service, known):
+            return _split_status(status, None)
+        return _split_status(status, known.revision)
+
+    def _has_moved(self, service: str, known: _SetJudge) -> bool:
+        """Whether the judge's engine has another address than routers were told: it was loaded anew, or died.
+        A fleet that cannot be read says nothing."""
+        if known.engine is None:
+            return False
+        seen = self._engine(service, known.engine)
+        return seen is not None and seen.url != known.url
+
+    def _engine(self, service: str, engine: JudgeEngine) -> JudgeEngineStatus | None:
+        """The state of the judge's engine; None: the fleet cannot be read."""
+        if self._engine_of is None:
+            raise NotImplementedError("this controller serves no judges; connect `engine_of`")
+        try:
+            return self._engine_of(service, engine.version)
+        except Unreachable:
+            return None
+
+    def _order(self, service: str, asked: JudgeAsked | None) -> JudgeOrder | None:
+        """What routers are told of the judge; None: nothing.
+
+        Where the fleet cannot be read, an engine of ours is as good as not there: its answers are missing,
+        and no weight waits for it.
+        """
+        if asked is None or not asked.revision:
+            return None
+        plan, url, secret = asked.plan, asked.plan.url, None
+        if plan.engine is not None:
+            seen = self._engine(service, plan.engine)
+            url, secret = (seen.url, seen.secret) if seen is not None else ("", NO_SECRET)
+        return JudgeOrder(
+            url=url,
+            model=plan.model,
+            api_key=KeyReference.from_names(plan.api_key_env, plan.api_key_file),
+            revision=asked.revision,
+            share_bp=plan.share_bp,
+            metric=plan.metric,
+            per_minute=plan.per_minute,
+            secret=secret,
+        )
 
     def heartbeat(self, service: str, *, token: int) -> None:
         if not translated(lambda: self._traffic.heartbeat(service, token)):
@@ -230,21 +291,6 @@ def _version_status(status: plane.VersionStatus) -> VersionStatus:
         last_error=status.last_error,
         since_s=status.since_s,
         drained_replicas=status.drained_replicas,
-    )
-
-
-def _order(asked: JudgeAsked | None) -> JudgeOrder | None:
-    if asked is None or not asked.revision:
-        return None
-    plan = asked.plan
-    return JudgeOrder(
-        url=plan.url,
-        model=plan.model,
-        api_key=KeyReference.from_names(plan.api_key_env, plan.api_key_file),
-        revision=asked.revision,
-        share_bp=plan.share_bp,
-        metric=plan.metric,
-        per_minute=plan.per_minute,
     )
 
 

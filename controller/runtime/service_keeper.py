@@ -1,5 +1,7 @@
 """Keeper of a service: ingress open, stable version loaded and in the route table, no other version running.
 
+The engine of a rollout's judge is kept last (`judge_keeper.py`): it must keep nothing of this waiting.
+
 Invariants: level-triggered, so it repairs what a crash, a reboot or an actor restart left behind; while a
 rollout is `exposed`, only the rollout writes the route table; an unreadable fleet or route table is left
 alone; the service's row is read after the rollouts were stepped, because a step may change stable.
@@ -19,6 +21,7 @@ from controller.rollout.ports import Clock, Fleet, Traffic
 from controller.rollout.state import RolloutState
 from controller.runtime.answering import Answering
 from controller.runtime.faults import Faults
+from controller.runtime.judge_keeper import JudgeKeeper
 from controller.store.rows import ServiceRow
 
 RETRY_FAILED_S = 30.0
@@ -62,6 +65,10 @@ class Keeper:
         self._clock = clock
         self._faults = Faults()  # each is logged once, not once a second of an outage
         self._failure: tuple[str, float] | None = None  # version and start of stable's failure
+        self._judge_keeper = JudgeKeeper(fleet, clock, self._faults)
+        self.judge: VersionStatus | None = (
+            None  # engine of the rollout's judge; None: none is needed, or runs
+        )
         self._answering = Answering()
         self._told: frozenset[str] = frozenset()  # answering in place of stable, in the last tick
         self._failed_s = 0.0  # boot time at which it was first seen
@@ -133,6 +140,8 @@ class Keeper:
             is_settled &= self._has_stable(row, replicas, plane.versions, token)
             if rollout is None:
                 is_settled &= not self._end_orphans(row, plane, answering, token)
+        kept = self._judge_keeper.tick(row.name, rollout, token=token)
+        self.judge, is_settled = kept.status, is_settled and kept.is_settled
         # A table that cannot be read is left alone: an unreadable one is never taken for a wrong one.
         is_own = plane.split is not None and (rollout is None or not rollout.exposed)
         if is_own and not _is_only_stable(plane.split, row.stable) and not answering:
@@ -192,7 +201,8 @@ class Keeper:
         for version in loaded:
             if version.phase is not VersionPhase.STOPPING:
                 self._fleet.stop(row.name, version.version, token=token)
-        if loaded or plane.split is not None:
+        kept = self._judge_keeper.tick(row.name, None, token=token)
+        if loaded or plane.split is not None or not kept.is_clear:
             return BUSY_S
         self._services.remove_service(row.name, at_s=self._clock.now_s(), token=token)
         telemetry.event("service removed", service=row.name)

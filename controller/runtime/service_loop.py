@@ -57,6 +57,9 @@ class LastTick:
     rollout: str | None = None  # the rollout that `evidence` belongs to
     at_s: float = 0.0
     problem: Problem | None = None  # why no tick has been completed since; None: they are
+    judge: VersionStatus | None = (
+        None  # engine of the rollout's judge; None: none is needed, or it does not run
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,9 @@ class ServiceLoop:
             evidence, rollout_id = ticked.evidence, ticked.state.id
             if not ticked.state.is_final:
                 running = ticked.state
-        self.last = LastTick(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s)
+        self.last = LastTick(
+            *(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s), judge=workers.keeper.judge
+        )
         if is_keep_due:
             if prepared is not None:
                 workers.require_newest(token)  # the keeper acts on what was committed above

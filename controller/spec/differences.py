@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from controller.errors import Conflict
-from controller.spec.service import ENGINE_KEYS, ServiceSpec, VersionSpec
+from controller.spec.service import ServiceSpec
+from controller.spec.version import ENGINE_KEYS, VersionSpec
 from serving.files.strict_yaml import YamlError, load_yaml
 
 # What `up` changes of a service that runs; a rollout keeps its judge and its prices.

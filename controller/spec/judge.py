@@ -1,37 +1,32 @@
-"""Spec of a service's judge: a model behind an endpoint asked of a share of both versions' answers."""
+"""Spec of a service's judge: a model asked of a share of both versions' answers, at an endpoint or here."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
 from controller.quantities import percent
-from controller.spec.fields import Checked, FieldError, Weight
+from controller.spec.fields import FieldError, Weight
 from controller.spec.policy import PolicySpec
-from serving.credentials import ENV_NAME
+from controller.spec.version import VersionSpec
 from serving.targets import Endpoint
 
 #: How long after its request a verdict counts, unless the policy's gate has a deadline: the longest answer
 #: takes a minute, a question half of one, and the rest is the judge's queue.
 DEADLINE_S = 180.0
+NAME_LIMIT = 200  # characters, of a model at an endpoint
 FEWEST_VERDICTS = 500  # that a share of under 1 % of the answers needs half a million of
 
 
-class JudgeSpec(Checked):
-    """A judge of answers. Its verdicts become scores of `metric`: 1 right, 0 wrong."""
+class JudgeSpec(VersionSpec):
+    """A judge of answers: an endpoint (`url`), or a checkpoint that canaryctl serves beside both versions.
 
-    url: str = Field(description="base URL of an OpenAI-compatible endpoint; on the cluster, or off_cluster")
-    model: str = Field(min_length=1, max_length=200, description="name of the judge's model there")
-    api_key_env: str | None = Field(
-        default=None, description="environment variable of `canaryctl up` that holds the endpoint's API key"
-    )
-    api_key_file: str | None = Field(
-        default=None, min_length=1, description="file that holds the endpoint's API key"
-    )
+    Its verdicts become scores of `metric`: 1 right, 0 wrong.
+    """
+
     share: Weight = Field(
         default=2000, description="share of both versions' answers that it is asked of; 0% asks of none"
     )
@@ -46,44 +41,59 @@ class JudgeSpec(Checked):
         default=False, description="users' texts may leave the cluster, redacted, for an address elsewhere"
     )
 
-    def _errors(self) -> Iterator[FieldError]:
-        try:
-            endpoint = Endpoint.parsed(self.url)
-        except ValueError as exc:
-            yield FieldError("url", str(exc))
-        else:
-            if not (endpoint.is_inside or self.off_cluster):
-                yield FieldError(
-                    "url",
-                    f"{self.url} is no loopback or private address, so texts of users would leave the "
-                    "cluster; name a judge there, or allow it: off_cluster: true (they are redacted first)",
-                )
+    def _errors(self, *, is_stored: bool) -> Iterator[ValueError]:
+        """Each broken rule on several keys; none of a stored judge, which was accepted once."""
+        if is_stored:
+            return
+        if self.model is None and self.url is not None:
+            yield FieldError("model", "is missing; write the name of the judge's model at url")
+        yield from super()._errors(is_stored=False)
+        if self.url is not None:
+            yield from self._address_errors()
+        elif self.off_cluster:
+            yield FieldError(
+                "off_cluster", "is for a judge elsewhere (url); this one is served here: leave it out"
+            )
+        if self.url is None and self.replicas != 1:
+            yield FieldError(
+                "replicas", f"{self.replicas} are too many: a judge has one engine; leave it out"
+            )
         if 0 < self.share < 100:
             yield FieldError(
                 "share",
                 f"{percent(self.share)} is below 1 %: {FEWEST_VERDICTS} verdicts need "
                 f"{FEWEST_VERDICTS * 10_000 // self.share:,} answers; raise it, or 0% to ask of none",
             )
-        if self.api_key_env is not None and self.api_key_file is not None:
-            yield FieldError("api_key_file", "and api_key_env are both given; keep one")
-        # The value is not shown: someone may have written the key itself.
-        if self.api_key_env is not None and not re.fullmatch(ENV_NAME, self.api_key_env):
-            yield FieldError("api_key_env", "is no name of a variable; name the one that holds the key")
+
+    def _address_errors(self) -> Iterator[FieldError]:
+        """What is wrong with an endpoint's address or the name of its model."""
+        if self.model is not None and len(self.model) > NAME_LIMIT:
+            text = f"has {len(self.model)} characters, at most {NAME_LIMIT}; give the model's name at url"
+            yield FieldError("model", text)
+        try:
+            endpoint = Endpoint.parsed(str(self.url))
+        except ValueError:
+            return  # an error of every version's
+        if not (endpoint.is_inside or self.off_cluster):
+            yield FieldError(
+                "url",
+                f"{self.url} is no loopback or private address, so texts of users would leave the "
+                "cluster; name a judge there, or allow it: off_cluster: true (they are redacted first)",
+            )
+
+    @property
+    def title(self) -> str:
+        """What people call it: its model's name at the endpoint, or the folder of its checkpoint."""
+        return str(self.model) if self.is_external else Path(str(self.model)).name
 
     @classmethod
     def without(cls, data: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
         """Without its address or name, with ones that break no rule."""
         gone = {path.partition(".")[0] for path in paths}
+        if not data.get("url") and "url" not in gone:
+            return super().without(data, gone) | ({"model": "judge"} if "model" in gone else {})
         kept = super().without(data, gone)
         return kept | {key: "http://127.0.0.1" for key in ("url", "model") if key in gone}
-
-    def located(self, base: Path) -> Self:
-        """The judge with its key file made absolute, relative to `base`."""
-        if self.api_key_file is None:
-            return self
-        return self.model_copy(
-            update={"api_key_file": str((base / Path(self.api_key_file).expanduser()).absolute())}
-        )
 
 
 def judge_of(judge: JudgeSpec | None, policy: PolicySpec) -> JudgeSpec | None:

@@ -9,7 +9,8 @@ from dataclasses import asdict, fields
 from controller.errors import BadCheckpoint
 from controller.planning.fingerprint import Fingerprint
 from controller.spec.label import Label
-from controller.spec.service import ServiceSpec, VersionSpec, dump, stored_service, stored_version
+from controller.spec.service import ServiceSpec, dump, stored_service, stored_version
+from controller.spec.version import VersionSpec
 from controller.store.rows import RolloutRow, ServiceRow, VersionRow
 
 UNLABELLED = Label()

@@ -153,6 +153,7 @@ class JudgeView(_View):
     unanswered: tuple[int, int] | None = None  # sampled requests without an answer to judge
     anchors: int | None = None  # verdicts on answers with known labels
     anchors_wrong: int | None = None
+    engine: str = ""  # of a judge served here: whether it runs, in words; empty: it does not, or need not
 
 
 class RolloutView(_View):

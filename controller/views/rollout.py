@@ -92,10 +92,11 @@ def rollout_view(
     *,
     now_s: float | None = None,
     label: Label | None = None,
+    judge: VersionStatus | None = None,
 ) -> RolloutView:
     """The rollout with its newest evidence (None: unreadable). now_s None: time of the last log line.
 
-    label: the canary's, as stored; None: only the one in the state is known.
+    label: the canary's, as stored; None: only the one in the state is known. judge: see `judge_view`.
     """
     label = label or Label()
     if state.plan.undo:  # the row's actor brought the version, the plan's reasons say who brought it back
@@ -141,7 +142,7 @@ def rollout_view(
         missing=shown.missing,
         guards=tuple(f"{guard.name}: {guard.text}" for guard in shown.guards),
         notes=(*_notes(state), *shown.notes),
-        judge=judge_view(state, evidence),
+        judge=judge_view(state, evidence, judge),
         costs=costs_view(evidence),
         alarms=tuple(map(AlarmView.model_validate, shown.alarms)),
         cause=_optional(CauseView.model_validate, state.cause),

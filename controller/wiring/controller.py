@@ -31,6 +31,7 @@ from controller.evidence.score_join import IdBudget
 from controller.evidence.traffic_meter import TrafficMeter
 from controller.installed import own_version
 from controller.judging.examiner import Examiner
+from controller.judging.served import ServedJudges
 from controller.rollout.state import RolloutState
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
@@ -67,6 +68,7 @@ from controller.wiring.state_folder import AdminToken, remember_database
 from serving import loopback
 from serving.access import ClientRules
 from serving.clock import boot_s
+from serving.fleet.judge_engine import JudgeEngineStatus, judge_engine
 
 
 class SystemClock:
@@ -125,12 +127,16 @@ def build(settings: Settings) -> Controller:
         names = partial(listed, partial(with_table, BRIEF_S))
         return is_newest(store.database, service, traffic.observe, names)
 
+    def engine_of(service: str, version: str) -> JudgeEngineStatus:
+        secret = store.service(service).secret
+        return translated(lambda: judge_engine(fleet, service, version, secret))
+
     def make_workers(service: str) -> ServiceWorkers:
         # Anew with every lease: what was measured under an earlier one may be hours old.
         meter = TrafficMeter(lambda stable: versions.promoted_at_s(service, stable))
         environment.meters[service] = meter
         environment.measuring.discard(service)
-        engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic)
+        engines, table = FleetAdapter(fleet, versions.launch), TrafficAdapter(traffic, engine_of)
         reader = environment.readers[service] = RecordsReader(service, log, budget, elapsed_s=time.monotonic)
         feeds = EvidenceFeeds(reader, store.evidence, lambda rollout: gate_config(store.request(rollout.id)))
         probes = HttpProbes(
@@ -145,7 +151,8 @@ def build(settings: Settings) -> Controller:
             fleet.stop_router,
             time.monotonic,
         )
-        ports = Ports(store, engines, table, feeds, probes, notifier, clock, examiner)
+        judges = ServedJudges(examiner, partial(engine_of, service))
+        ports = Ports(store, engines, table, feeds, probes, notifier, clock, judges)
 
         def measure(now_s: float) -> None:
             meter.set_stable(store.service(service).stable)

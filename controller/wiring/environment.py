@@ -17,7 +17,7 @@ from controller.rollout.plan import Plan
 from controller.runtime.data_plane_ray import RecordsAdapter
 from controller.runtime.forecast_process import Simulator
 from controller.spec.policy import PolicySpec
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from controller.wiring.launches import Versions
 from evaluation.forecast.simulation import TrafficModel
 from evaluation.forecast.stages import StageForecast

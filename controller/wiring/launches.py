@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,17 +22,22 @@ from controller.planning.fingerprint import (
     known_architectures,
 )
 from controller.planning.reservations import Reservation, unreserved
+from controller.rollout.judge import needed_engine
+from controller.rollout.judge_plan import JudgeEngine
 from controller.rollout.serialization import state_from_json
 from controller.rollout.state import RolloutState
 from controller.runtime.checkpoint_process import parsed_apart
 from controller.settings import Settings
-from controller.spec.service import VersionSpec
+from controller.spec.service import stored_version
+from controller.spec.version import VersionSpec
 from controller.store.digest_cache import cached_digests
 from controller.store.past import past_state
 from controller.store.row_specs import comparable_fingerprint, fingerprint_of, version_spec
 from controller.store.rows import ServiceRow, VersionRow
 from controller.store.sql import SqlStore
 from controller.store.statements import began
+from serving.actor_names import judge_service, judged_service
+from serving.credentials import judge_root
 from serving.fleet.cluster_memory_ray import cluster_devices
 from serving.fleet.types import FleetUnreachable, Launch, VersionStatus
 
@@ -136,12 +142,10 @@ class Versions:
     def _unloaded(self, service: ServiceRow, before: int | None, *, wait_s: float) -> Iterator[Reservation]:
         """before: see `statements.began`; None: of every rollout."""
         wanted = [service.stable]
-        for id in self._store.running(service.name):
-            rollout = self._store.rollout(id)
-            if rollout is None or rollout.is_final:  # only notices are left of it
-                continue
-            if self._will_load(state_from_json(rollout.state), before):
-                wanted.append(rollout.canary)
+        for state in self._running_states(service.name):
+            if self._will_load(state, before):
+                wanted.append(state.canary.id)
+            yield from self._unloaded_judge(service.name, state, before, wait_s)
         rows = [self._store.version(service.name, version) for version in dict.fromkeys(wanted)]
         local = [(row, version_spec(row)) for row in rows if row is not None]
         local = [(row, spec) for row, spec in local if not spec.is_external]
@@ -149,6 +153,20 @@ class Versions:
         for row, spec in local:
             if (missing := spec.replicas - ready.get(row.id, 0)) > 0:
                 yield Reservation(service.name, row.id, spec, fingerprint_of(row), missing)
+
+    def _unloaded_judge(
+        self, service: str, state: RolloutState, before: int | None, wait_s: float
+    ) -> Iterator[Reservation]:
+        """The engine of its judge, which is not ready: beside the canary in question, too."""
+        engine = needed_engine(replace(state, launched=True))
+        if engine is None:
+            return
+        first = began(self._store.database, state.id)
+        if before is not None and not state.launched and (first is None or first > before):
+            return
+        spec = judge_spec(engine)
+        if self._ready(judge_service(service), wait_s).get(engine.version, 0) < 1:
+            yield Reservation(service, f"its judge {engine.version}", spec, self.fingerprint(spec), 1)
 
     def _will_load(self, other: RolloutState, before: int | None) -> bool:
         """Whether the canary of another rollout has a claim to memory before that of the one in question."""
@@ -171,6 +189,8 @@ class Versions:
     def launch(self, service: str, version: str, replicas: int) -> Launch:
         """The fleet's launch of the version. Raises UnknownService when it is not stored, Unreachable while
         the cluster's devices are not known. Never waits: it is made within a tick."""
+        if (judged := judged_service(service)) is not None:
+            return self._judge_launch(judged, version)
         row = self._row(service, version)
         # A service that was taken down and created again has another secret, a version may have moved.
         secret = self._store.service(service).secret
@@ -187,6 +207,27 @@ class Versions:
             )
             self._launches[key] = known
         return replace(known, replicas=replicas)
+
+    def _judge_launch(self, service: str, version: str) -> Launch:
+        """The launch of the engine that judges in a running rollout of the service. Raises as `launch`."""
+        plans = (state.plan.judge for state in self._running_states(service))
+        plan = next((one for one in plans if one and one.engine and one.engine.version == version), None)
+        if plan is None or plan.engine is None:
+            raise UnknownService(f"no running rollout of {service} has a judge {version}; it is not loaded")
+        launch = launch_of(
+            *(judge_service(service), version, judge_root(self._store.service(service).secret)),
+            judge_spec(plan.engine),
+            replicas=1,
+            on_gpu=self._known_devices()[0].kind == "gpu",
+            memory_bytes=plan.engine.need_bytes or None,
+        )
+        return replace(launch, endpoint_model=plan.model)
+
+    def _running_states(self, service: str) -> Iterator[RolloutState]:
+        for id in self._store.running(service):
+            rollout = self._store.rollout(id)
+            if rollout is not None and not rollout.is_final:  # of a final one only notices are left
+                yield state_from_json(rollout.state)
 
     def address(self, service: str, version: str) -> Launch:
         """The launch as far as a probe needs it, to reach the version and be let in: without its devices."""
@@ -265,6 +306,11 @@ class KeyedLocks:
                 lock, users = self._locks.pop(key)
                 if users > 1:
                     self._locks[key] = (lock, users - 1)
+
+
+def judge_spec(engine: JudgeEngine) -> VersionSpec:
+    """The version of a rollout's judge, as it was planned."""
+    return stored_version(json.loads(engine.spec))
 
 
 def devices() -> tuple[Device, ...]:

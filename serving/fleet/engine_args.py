@@ -36,7 +36,8 @@ def command_line(launch: Launch, *, on_cpu: bool) -> list[str]:
     owned = sorted((OWNED_ARGUMENTS | {"tensor_parallel_size"}) & given.keys())
     if owned:
         raise EngineArgsError(f"engine argument {owned[0]!r} is set by canaryctl itself; remove it")
-    arguments: dict[str, EngineArg] = {"model": launch.model_dir, "served_model_name": launch.service}
+    name = launch.endpoint_model or launch.service
+    arguments: dict[str, EngineArg] = {"model": launch.model_dir, "served_model_name": name}
     max_model_len = given.get("max_model_len")
     arguments |= _cpu_defaults(launch, max_model_len) if on_cpu else _gpu_defaults(launch)
     if launch.tensor_parallel > 1:

@@ -3,8 +3,8 @@
 Rules:
 1. Commands only change the desired state; `orders` lists what is due and is called repeatedly. Every order is
    idempotent. A command with an older fencing token raises StaleFencingToken.
-2. To stop a version: it leaves the route table, which routers acknowledge; its requests in flight end or are
-   aborted; Serve deletes it; its processes end. Only then is it gone.
+2. To stop a version: it leaves the route table (where a judge never is), which routers acknowledge; requests
+   in flight end or are aborted; Serve deletes it; its processes end. Only then is it gone.
 3. A failed load is deleted from Serve and stays failed until `stop`: the controller decides about a retry. A
    version that was ready and loses its engine is not failed: Serve replaces the replica.
 4. A version's settings never change under its name: `ensure` of a running one only changes its replicas.
@@ -126,7 +126,7 @@ class FleetCore:
         for data in state.get("versions", ()):
             launch = Launch.from_json(data["launch"])
             entry = _Version(launch, data["phase"], now_s, error=data["error"])
-            entry.may_be_published = True
+            entry.may_be_published = launch.is_routed
             entry.processes = {HostProcess(*process) for process in data["processes"]}
             self._versions[launch.service, launch.version] = entry
 
@@ -192,7 +192,7 @@ class FleetCore:
             if report.phase == "closing":
                 return
             # The fleet has lost its stored state: adopt what runs.
-            entry = _Version(launch, "loading", now_s, run_as=launch, may_be_published=True)
+            entry = _Version(launch, "loading", now_s, run_as=launch, may_be_published=launch.is_routed)
             self._versions[key] = entry
         entry.processes.update(report.processes)
         before = entry.reports.get(report.replica)
@@ -350,8 +350,8 @@ class FleetCore:
                 run = [] if is_run else [RunApp(entry.launch, len(entry.reports))]
                 return [*self._publish_if_due(entry, now_s), *run, *self._probes(entry, now_s)]
             case "draining":
-                publish = [] if entry.out_of_table else [Publish(entry.launch, ())]
-                return [*publish, *self._probes(entry, now_s)]
+                is_out = entry.out_of_table or not entry.launch.is_routed
+                return [*([] if is_out else [Publish(entry.launch, ())]), *self._probes(entry, now_s)]
             case "stopping" if not entry.out_of_table and (entry.published or entry.may_be_published):
                 return (Publish(entry.launch, ()),)
             case "stopping" if entry.in_flight and now_s - entry.since_s < STOP_LIMIT_S:
@@ -366,7 +366,7 @@ class FleetCore:
     def _publish_if_due(self, entry: _Version, now_s: float) -> list[Order]:
         wanted, published = entry.publication, entry.published
         if published is None:
-            return [wanted] if wanted.urls or entry.has_left else []
+            return [wanted] if entry.launch.is_routed and (wanted.urls or entry.has_left) else []
         is_due = (
             published.urls != wanted.urls
             or not entry.routed_urls <= set(wanted.urls)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+from serving.actor_names import judged_service
 from serving.credentials import KeyReference
 from serving.files.plain_text import plain_text
 from serving.judge_messages import restore
@@ -49,7 +50,8 @@ class Launch:
     gpus_per_replica: float = 0.0  # in total; 0: on the CPU; below 1: a share of one GPU
     tensor_parallel: int = 1
     memory_bytes: int | None = None  # required by a replica on each device; None: not checked
-    endpoint_model: str | None = None  # name of the model at `url`; None: as clients write it
+    # Name of the model at `url`, None: as clients write it; of an engine, None: `service`.
+    endpoint_model: str | None = None
     api_key: KeyReference | None = None  # of the endpoint; None: it needs none
 
     def __post_init__(self) -> None:
@@ -70,6 +72,11 @@ class Launch:
     def gpus_per_worker(self) -> float:
         """Share of a GPU that each tensor-parallel worker takes, 0-1."""
         return self.gpus_per_replica / self.tensor_parallel
+
+    @property
+    def is_routed(self) -> bool:
+        """False: a judge, which is in no route table."""
+        return judged_service(self.service) is None
 
     @property
     def app_name(self) -> str:

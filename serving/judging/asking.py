@@ -6,7 +6,7 @@ Rules:
 2. Each question has a deadline, from when it was handed over. AT_ONCE are asked at once.
 3. A live question and an anchor are made by the same code and look alike. An anchor is asked at a random
    moment after the answer that it was drawn beside, or each would come with a twin.
-4. A judge outside (`Endpoint.is_inside`) gets redacted texts only, anchors too.
+4. A judge outside (`JudgeOrder.is_inside`) gets redacted texts only, anchors too.
 5. Whatever ends the thread but `close` is told to `on_end`, last of all: what waits is forgotten.
 
 Invariant: a text is in no log, record or error, and leaves memory with its verdict.
@@ -28,7 +28,6 @@ from serving.judging.judge_openai import JudgeOpenAI, Said
 from serving.judging.pairs import PairVerdicts
 from serving.judging.questions import YES, Fault, Question, about
 from serving.judging.redaction import Redaction
-from serving.targets import Endpoint
 
 AT_ONCE = 4
 DEADLINE_S = 30.0  # from the handing over of a question to its verdict
@@ -85,7 +84,7 @@ class Asking:
         """Starts the thread. Raises ValueError for a URL that is none."""
         self._order, self._finish, self._on_end = order, finish, on_end
         self._deadline_s, self._clock = deadline_s, clock
-        self._is_inside = Endpoint.parsed(order.url).is_inside
+        self._is_inside = order.is_inside
         self._loop = asyncio.new_event_loop()
         self._queue: asyncio.Queue[Item] = asyncio.Queue()
         self._closing = asyncio.Event()
@@ -128,7 +127,7 @@ class Asking:
     async def _serve(self) -> None:
         order = self._order
         timeout_s = self._deadline_s * ANSWER_SHARE
-        judge = JudgeOpenAI(order.url, order.model, timeout_s=timeout_s, at_once=AT_ONCE)
+        judge = JudgeOpenAI(order.url, order.model, secret=order.secret, timeout_s=timeout_s, at_once=AT_ONCE)
         async with judge:
             tasks = [asyncio.create_task(self._consume(judge)) for _ in range(AT_ONCE)]
             tasks.append(asyncio.create_task(self._closed()))

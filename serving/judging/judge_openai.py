@@ -10,7 +10,8 @@ Rules:
    nothing of the next, and does not count.
 4. Of its answer ANSWER_LIMIT bytes are read, as they are sent: no compression, which could hide more. One
    that comes in drops has `timeout_s` in all.
-5. To a judge inside (`Endpoint.is_inside`) no proxy of the environment is used: it would see texts and key.
+5. To a judge inside (`Endpoint.is_inside`, or one with an engine's secret) no proxy of the environment is
+   used: it would see texts and key.
 
 Invariant: no text that is judged is in a log or an error.
 """
@@ -26,6 +27,7 @@ from typing import Any, Literal, TypeAlias
 
 import httpx
 
+from serving.credentials import DataSecret
 from serving.engine_headers import VIA_HEADER
 from serving.json_value import json_value
 from serving.judging.chat_answer import whole_answer
@@ -93,6 +95,7 @@ class JudgeOpenAI:
     url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
+    secret: DataSecret | None = field(default=None, repr=False)  # of an engine of ours; None: an endpoint
     timeout_s: float = 30.0
     at_once: int = 4
     clock: Callable[[], float] = time.monotonic
@@ -111,7 +114,8 @@ class JudgeOpenAI:
 
     async def __aenter__(self) -> JudgeOpenAI:
         # With a transport of its own the client reads no proxies; certificates of the environment hold.
-        direct = httpx.AsyncHTTPTransport() if Endpoint.parsed(self.url).is_inside else None
+        is_inside = self.secret is not None or Endpoint.parsed(self.url).is_inside
+        direct = httpx.AsyncHTTPTransport() if is_inside else None
         self._client = httpx.AsyncClient(timeout=self.timeout_s, transport=direct)
         self._places = asyncio.Semaphore(self.at_once)
         return self
@@ -155,7 +159,7 @@ class JudgeOpenAI:
         self.asked += 1
         body = {"model": self.model, "messages": list(question.messages), **_formed(form)}
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
-        headers["accept-encoding"] = "identity"
+        headers |= {"accept-encoding": "identity", **(self.secret.headers if self.secret is not None else {})}
         if via:
             headers[VIA_HEADER.decode()] = via.decode()
         url = str(Endpoint.parsed(self.url).url(Target("/v1/chat/completions")))

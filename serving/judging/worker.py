@@ -189,6 +189,9 @@ class JudgeWorker:
             extra = {"examined": order.revision, "own": own}
             log.error("the judge is not asked: another release examined it; update all", extra=extra)
             return None
+        if not order.url:
+            log.warning("the judge's engine is not there; it is asked when it is back")
+            return None
         try:
             return Asking(
                 order, self._finish, on_end=self._ended, deadline_s=self._deadline_s, clock=self._clock

@@ -62,7 +62,8 @@ _SENT_OUT = frozenset(
     b"if-range if-modified-since if-unmodified-since idempotency-key x-idempotency-key openai-beta "
     b"anthropic-version anthropic-beta x-anthropic-beta extra-parameters".split()
 )
-_SENT_OUT_PREFIXES: tuple[bytes, ...] = (b"x-stainless-", b"x-amzn-bedrock-guardrail")  # of OpenAI's and Anthropic's clients
+# Of OpenAI's and Anthropic's clients.
+_SENT_OUT_PREFIXES: tuple[bytes, ...] = (b"x-stainless-", b"x-amzn-bedrock-guardrail")
 # What an engine of ours is sent beside that: the page that asks, whose trace and session it is, and a
 # WebSocket's handshake. A list of what may pass, not of what may not: vLLM obeys headers that harm others
 # (`x-vllm-priority`: to go first; `x-data-parallel-rank`: all to one rank; `endpoint-load-metrics-format`: to

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from serving.actor_names import judge_service
 from serving.fleet.types import FleetClient, Launch, VersionStatus
 from serving.table.orders import StaleFencingToken
 from tests.fakes.fleet_memory import MemoryFleet
@@ -48,14 +49,14 @@ class Rig:
     def ensure(self, launch: Launch) -> None:
         self.fleet.ensure(launch, token=self.token())
 
-    def status(self, version: str = "v-1") -> VersionStatus | None:
-        statuses = self.fleet.observe(self.service)
+    def status(self, version: str = "v-1", service: str | None = None) -> VersionStatus | None:
+        statuses = self.fleet.observe(service or self.service)
         assert statuses is not None
         return {one.version: one for one in statuses}.get(version)
 
-    def until(self, phase: str, version: str = "v-1") -> VersionStatus:
+    def until(self, phase: str, version: str = "v-1", service: str | None = None) -> VersionStatus:
         deadline_s = time.time() + 60
-        while (status := self.status(version)) is None or status.phase != phase:
+        while (status := self.status(version, service)) is None or status.phase != phase:
             assert time.time() < deadline_s, status
             time.sleep(0.05)
         return status
@@ -74,8 +75,9 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     else:
         one = Rig(request.getfixturevalue("fleet"), service, url, request.getfixturevalue("token"))
     yield one
-    for status in one.fleet.observe(service) or ():
-        one.fleet.stop(service, status.version, token=one.token())
+    for name in (service, judge_service(service)):
+        for status in one.fleet.observe(name) or ():
+            one.fleet.stop(name, status.version, token=one.token())
     server.shutdown()
 
 
@@ -168,3 +170,19 @@ def test_an_older_token_is_refused(rig: Rig) -> None:
         rig.fleet.stop(rig.service, "v-1", token=rig.token() - 1)
 
     assert rig.until("ready").phase == "ready"
+
+
+def test_a_judge_is_loaded_and_stopped_under_a_name_of_its_own(rig: Rig) -> None:
+    """Without a route table: neither its load nor its end waits for one."""
+    judge = judge_service(rig.service)
+    rig.ensure(rig.launch())
+    rig.ensure(rig.launch("v-judge", service=judge))
+
+    assert rig.until("ready", "v-judge", judge).urls == (rig.url,)
+    assert rig.status("v-judge") is None
+    assert rig.until("ready").urls == (rig.url,)
+
+    rig.fleet.stop(judge, "v-judge", token=rig.token())
+
+    assert rig.until("gone", "v-judge", judge).urls == ()
+    assert rig.until("ready").urls == (rig.url,)

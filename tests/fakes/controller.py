@@ -38,7 +38,7 @@ from controller.runtime.service_keeper import Keeper
 from controller.runtime.service_loop import LastTick, ServiceWorkers
 from controller.settings import Config, Settings, save_config
 from controller.spec.policy import PolicySpec
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from controller.store.row_specs import replicas_of
 from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore

@@ -23,12 +23,15 @@ def spoken(word: str, likely: dict[str, float] | None = None) -> tuple[int, Any]
 
 
 @contextmanager
-def judge_endpoint(says: Says) -> Iterator[str]:
-    """Its base URL. says: status and body of the answer to a request's body; text is sent as it is."""
+def judge_endpoint(says: Says, heads: list[dict[str, str]] | None = None) -> Iterator[str]:
+    """Its base URL. says: status and body of the answer to a request's body; text is sent as it is. heads: to
+    which each request's headers are added."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if heads is not None:
+                heads.append({name.lower(): value for name, value in self.headers.items()})
             status, answer = says(body)
             data = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
             self.send_response(status)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ import pytest
 from controller.evidence.feed import EvidenceFeeds
 from controller.evidence.reader import RecordsReader
 from controller.evidence.records import GateConfig
-from controller.rollout.judge_plan import JudgeFound
+from controller.rollout.judge_plan import JudgeEngine, JudgeFound
 from controller.rollout.machine import begin
-from controller.rollout.observation import EvidenceStatus
+from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, VersionPhase
 from controller.rollout.plan import Plan, Stage, VersionRef
 from controller.rollout.state import HoldKind, Phase, RolloutState
 from controller.runtime.newest_database import NewestDatabase
@@ -343,3 +344,78 @@ def test_too_many_missing_verdicts_hold_until_they_come_again(rig_of: Callable[.
     rig.traffic_of(2400)
 
     assert rig.state.passed[0].how == "proven"
+
+
+SERVED = replace(PLAN, judge=replace(JUDGE, url="", engine=JudgeEngine("v-judge", "{}", 1)))
+ENGINE = ("chat_judge", "v-judge")
+
+
+def judge_text(rig: Rig) -> str:
+    view = rollout_view(rig.state, judge=rig.loop.last.judge).judge
+    assert view is not None
+    return view.text
+
+
+@pytest.mark.slow
+def test_a_judge_served_here_is_unloaded_when_it_is_refused_and_the_rollout_holds(
+    rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rig, "plan", SERVED)
+    rig = rig_of()
+    rig.tick_until(lambda: rig.state.phase is Phase.SMOKE)
+    rig.settle()
+    assert (ENGINE in rig.fleet.engines, rig.state.phase) == (True, Phase.SMOKE)
+    assert "being examined (" in judge_text(rig)
+    assert "its engine is ready (1 MiB)" in judge_text(rig)
+
+    rig.judges.results[1] = refused()
+    rig.to_stage()
+    rig.settle()
+
+    assert ENGINE not in rig.fleet.engines
+    assert "refused" in judge_text(rig)
+    assert "engine" not in judge_text(rig)
+    assert (quality(rig)[0], rig.state.phase) == (Verdict.INVALID, Phase.STAGE)
+    assert set(rig.traffic.judges) == {""}
+
+
+@pytest.mark.slow
+def test_a_judge_served_here_that_dies_or_cannot_be_loaded_is_loaded_again_and_harms_nobody(
+    rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rig, "plan", SERVED)
+    rig = rig_of(admitted())
+    rig.to_stage()
+    del rig.fleet.engines[ENGINE]
+    rig.fleet.broken["v-judge"] = "no memory for version v-judge"
+    rig.settle()
+    assert "its engine is failed: no memory for version v-judge" in judge_text(rig)
+    assert rig.state.phase is Phase.STAGE
+
+    rig.fleet.broken.clear()
+    rig.settle(40.0)
+    assert rig.fleet.engines[ENGINE].phase is VersionPhase.READY
+    rig.traffic_of(1500)
+    rig.tick_until(lambda: rig.state.phase is Phase.SUCCEEDED)
+    rig.settle()
+
+    assert ENGINE not in rig.fleet.engines
+    assert rig.loop.last.judge is None
+
+
+@pytest.mark.slow
+def test_a_service_is_not_gone_before_the_engine_of_its_judge_is(
+    rig_of: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rig, "plan", SERVED)
+    rig = rig_of(admitted())
+    rig.fleet.ensure(*ENGINE, 1, token=rig.token)  # as of a controller that was killed
+    rig.fleet.unload_s = 30.0
+    rig.restart()
+    keeper = rig.loop._make_workers("chat").keeper
+    plane = DataPlaneStatus(rig.clock.now_s(), rig.clock.boot_s(), None, ())
+    row = rig.store.service("chat")
+
+    assert keeper._remove(row, plane, rig.token) is not None
+    assert rig.fleet.engines[ENGINE].phase is VersionPhase.STOPPING
+    assert rig.store.service("chat").name == "chat"

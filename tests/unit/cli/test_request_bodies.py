@@ -46,3 +46,13 @@ def test_a_judges_key_is_found_beside_the_services_file(tmp_path: Path) -> None:
 
     assert body is not None
     assert body["judge"]["api_key_file"] == str(tmp_path / "keys" / "judge")
+
+
+def test_a_judges_checkpoint_is_found_beside_the_services_file(tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text("service: chat\nurl: https://x/v1\nmodel: large\njudge: {model: judges/j, gpus: 0.3}\n")
+
+    body = service_body(load_settings({"CANARYCTL_HOME": str(tmp_path)}), file, {})
+
+    assert body is not None
+    assert body["judge"] == {"model": str(tmp_path / "judges" / "j"), "gpus": 0.3}

@@ -12,7 +12,7 @@ import pytest
 
 from serving.access import Access, Affinity
 from serving.answer_signals import Signals
-from serving.credentials import KeyReference
+from serving.credentials import DataSecret, KeyReference
 from serving.fleet.types import VersionStatus
 from serving.judge_messages import JudgeOrder, JudgeRecord
 from serving.messages import (
@@ -124,3 +124,22 @@ def test_an_order_for_a_judge_and_what_came_of_it_reach_another_process() -> Non
 
     assert pickle.loads(pickle.dumps((table, batch))) == (table, batch)
     assert JudgeOrder.from_json(json.loads(json.dumps(order.to_json()))) == order
+
+
+def test_an_order_keeps_the_secret_of_its_engine_and_shows_it_nowhere() -> None:
+    secret = DataSecret.of("root")
+    order = JudgeOrder("http://10.0.0.1:1", "m", None, "a1", 2000, "quality", 60, secret)
+
+    assert JudgeOrder.from_json(json.loads(json.dumps(order.to_json()))) == order
+    assert pickle.loads(pickle.dumps(order)) == order
+    assert secret.text not in repr(order)
+
+
+def test_an_order_of_an_earlier_release_has_no_engine() -> None:
+    order = JudgeOrder("http://10.0.0.1:1", "m", None, "a1", 2000, "quality", 60)
+    older = order.to_json()
+    del older["secret"]
+    restored = JudgeOrder.__new__(JudgeOrder)
+    restored.__setstate__(["http://10.0.0.1:1", "m", None, "a1", 2000, "quality", 60])
+
+    assert JudgeOrder.from_json(older) == restored == order

@@ -10,7 +10,7 @@ import pytest
 
 from controller.planning.fingerprint import Fingerprint
 from controller.rollout.state import Cause, CauseKind, Phase
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.controller import FakeController, FakeEnvironment
 

@@ -19,7 +19,7 @@ from controller.planning.fingerprint import (
     known_architectures,
 )
 from controller.planning.risk import assess
-from controller.spec.service import VersionSpec
+from controller.spec.version import VersionSpec
 from controller.store.row_specs import fingerprint_of, version_row
 from tests.fakes.checkpoints import replace_keeping_time
 

@@ -6,7 +6,8 @@ from controller.planning.capacity import Device, fit
 from controller.planning.fingerprint import Fingerprint
 from controller.planning.reservations import Reservation, unreserved
 from controller.quantities import GIB
-from controller.spec.service import VersionSpec, parse_version
+from controller.spec.service import parse_version
+from controller.spec.version import VersionSpec
 
 SMALL = Fingerprint("checkpoint", "L", "llama", (("quantization", ""),), (), (), 3_000_000, 750_000)
 

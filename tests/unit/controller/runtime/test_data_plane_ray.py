@@ -10,7 +10,7 @@ import pytest
 
 from controller.errors import StaleToken, Unreachable
 from controller.rollout.actions import SetSplit
-from controller.rollout.judge_plan import JudgeAsked, JudgePlan
+from controller.rollout.judge_plan import JudgeAsked, JudgeEngine, JudgePlan
 from controller.rollout.observation import VersionPhase
 from controller.runtime.data_plane_ray import (
     FleetAdapter,
@@ -22,6 +22,7 @@ from controller.runtime.data_plane_ray import (
 from serving.access import ClientRules
 from serving.credentials import DataSecret, KeyReference, NoKey
 from serving.fleet import types as plane
+from serving.fleet.judge_engine import JudgeEngineStatus
 from serving.judge_messages import JudgeOrder
 from serving.messages import RecordPage, ScoreRecord, SplitStatus
 from serving.table.orders import Split, StaleFencingToken
@@ -325,3 +326,53 @@ def test_the_judge_of_a_table_is_known_of_the_split_that_was_set_last_and_of_no_
     assert judge() is None
     adapter.set_split("chat", "r-00000002", split, token=1)  # the table kept the rollout before
     assert judge() == ""
+
+
+class ServedEngine:
+    """The engine of a served judge: where it is, or None when the fleet cannot be read."""
+
+    def __init__(self) -> None:
+        self.url: str | None = "http://10.0.0.1:1"
+
+    def __call__(self, service: str, version: str) -> JudgeEngineStatus:
+        assert (service, version) == ("chat", "v-judge")
+        if self.url is None:
+            raise Unreachable("the fleet does not say")
+        return JudgeEngineStatus("ready" if self.url else "loading", self.url, DataSecret.of("s"), None)
+
+
+def served() -> tuple[RecordingTraffic, ServedEngine, TrafficAdapter, SetSplit]:
+    plan = JudgePlan("", "judge-1", 2000, "quality", 60, engine=JudgeEngine("v-judge", "{}", 1))
+    traffic, engine = RecordingTraffic(), ServedEngine()
+    split = SetSplit("v-1", "v-2", 500, 2, judge=JudgeAsked(plan, "abc"))
+    return traffic, engine, TrafficAdapter(traffic, engine), split
+
+
+def test_a_served_judge_is_asked_where_its_engine_is_and_by_its_secret() -> None:
+    traffic, engine, adapter, split = served()
+    for engine.url in ("http://10.0.0.1:1", "", None):
+        adapter.set_split("chat", "r-00000001", split, token=1)
+    orders = [call[2].judge for call in traffic.calls]  # type: ignore[attr-defined]
+
+    secret = DataSecret.of("s")
+    assert orders[0] == JudgeOrder("http://10.0.0.1:1", "judge-1", None, "abc", 2000, "quality", 60, secret)
+    assert [one.url for one in orders] == ["http://10.0.0.1:1", "", ""]
+
+
+def test_an_engine_that_was_loaded_anew_or_died_is_told_to_routers_again() -> None:
+    _, engine, adapter, split = served()
+
+    def judge() -> str | None:
+        status = adapter.observe("chat")
+        assert status is not None
+        return status.judge
+
+    adapter.set_split("chat", "r-00000001", split, token=1)
+    assert judge() == "abc"
+    for url in ("", "http://10.0.0.1:2"):
+        engine.url = url
+        assert judge() is None  # so that the split is set again
+        adapter.set_split("chat", "r-00000001", split, token=1)
+        assert judge() == "abc"
+    engine.url = None
+    assert judge() == "abc"

@@ -28,6 +28,7 @@ from controller.spec.service import (
     dump,
     parse_policy,
     parse_service,
+    parse_version,
     parse_yaml,
     stored_service,
 )
@@ -61,7 +62,24 @@ def test_a_judge_on_the_cluster_needs_its_address_and_model() -> None:
         ({"url": "https://api.example.com"}, "service.judge.url https://api.example.com is no loopback"),
         ({"url": "http://judge.ai.svc"}, "service.judge.url http://judge.ai.svc is no loopback"),
         ({"url": "ftp://x"}, "service.judge.url 'ftp://x' is not http(s)://"),
-        ({"model": None}, "service.judge.model is missing; give it"),
+        ({"model": None}, "service.judge.model is missing; write the name of the judge's model at url"),
+        (
+            {"model": "/m/judge"},
+            "service.judge.model /m/judge is a directory; with url it is the model's name",
+        ),
+        ({"model": "x" * 201}, "service.judge.model has 201 characters, at most 200"),
+        (
+            {"max_model_len": 4096},
+            "service.judge.max_model_len is for engines that canaryctl runs; an endpoint",
+        ),
+        ({"replicas": 2}, "service.judge.replicas is for engines that canaryctl runs"),
+        ({"url": None, "model": None}, "service.judge: needs model (a checkpoint directory) or url"),
+        ({"url": None, "off_cluster": True}, "service.judge.off_cluster is for a judge elsewhere (url)"),
+        ({"url": None, "replicas": 2}, "service.judge.replicas 2 are too many: a judge has one engine"),
+        ({"url": None, "api_key_env": "A"}, "service.judge.api_key_env belongs to an endpoint; give its url"),
+        ({"url": None, "gpus": 1.5}, "service.judge.gpus 1.5 is no whole number; shares of a GPU end at 1"),
+        ({"url": None, "max_model_len": 0}, "service.judge.max_model_len 0 is below 1; raise it"),
+        ({"url": None, "engine": {"port": 1}}, "service.judge.engine.port is set by canaryctl itself"),
         ({"share": "0.5%"}, "service.judge.share 0.5 % is below 1 %: 500 verdicts need 100,000 answers"),
         ({"share": "120%"}, "service.judge.share"),
         ({"metric": "thumbs"}, "service.judge.metric 'thumbs' is unknown; use one of 'quality'"),
@@ -86,6 +104,16 @@ def test_a_broken_rule_is_one_line(changes: dict[str, object], line: str) -> Non
 )
 def test_an_inner_address_needs_no_permission(url: str) -> None:
     assert judge(url=url).url == url
+
+
+def test_a_judge_that_is_served_here_is_a_version_and_a_folder_relative_to_its_file() -> None:
+    sizes = {"max_model_len": 4096, "gpu_memory_utilization": 0.3, "gpus": 0.3, "engine": {"max_num_seqs": 8}}
+    found = service(url=None, model="judges/j-7b", share="50%", **sizes).located(Path("/srv")).judge
+
+    assert found is not None
+    assert (found.is_external, found.model, found.title) == (False, "/srv/judges/j-7b", "j-7b")
+    assert found.version() == parse_version({"model": "/srv/judges/j-7b", **sizes})
+    assert parse_service({**SERVICE, "judge": dump(found)}).judge == found
 
 
 def test_a_judge_elsewhere_needs_an_explicit_permission() -> None:

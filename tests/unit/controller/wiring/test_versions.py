@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -14,14 +15,16 @@ import pytest
 import sqlalchemy as sa
 
 from controller.background import Background
-from controller.errors import CanaryctlError, Conflict, Unreachable
+from controller.errors import CanaryctlError, Conflict, UnknownService, Unreachable
 from controller.planning.capacity import Device, fit
 from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint, fingerprint_external
 from controller.quantities import GIB
+from controller.rollout.judge_plan import JudgeEngine, JudgeFound, JudgePlan, JudgeState
 from controller.rollout.plan import VersionRef
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.settings import Settings
-from controller.spec.service import VersionSpec, parse_version
+from controller.spec.service import dump, parse_version
+from controller.spec.version import VersionSpec
 from controller.store import schema as t
 from controller.store.digest_cache import read_digests
 from controller.store.row_specs import (
@@ -35,6 +38,7 @@ from controller.store.rows import ServiceRow
 from controller.store.sql import SqlStore
 from controller.wiring import launches
 from controller.wiring.launches import Versions
+from serving.credentials import judge_root
 from serving.fleet.cluster_memory_ray import NodeDevices
 from serving.fleet.device_memory import DeviceMemory
 from serving.fleet.types import FleetUnreachable, VersionStatus
@@ -457,3 +461,48 @@ def test_devices_are_measured_once_a_thread_can_be_started(versions: Versions) -
     has_threads[0] = True
 
     assert versions.launch("chat", STABLE, 1).version == STABLE
+
+
+def judged(versions: Versions, **changes: Any) -> RolloutState:
+    """A rollout with a judge served here, stored."""
+    sizes = {"max_model_len": 64, "kv_cache_memory_bytes": "256MiB"}
+    spec = parse_version({"model": str(versions._settings.home / "model"), **sizes})
+    fingerprint = versions.fingerprint(spec)
+    engine = JudgeEngine(fingerprint.version_id, json.dumps(dump(spec)), 3 * GIB)
+    judge = JudgePlan("", "judge-1", 2000, "quality", 60, engine=engine)
+    rollout = a_rollout("r-1")
+    rollout = replace(rollout, plan=replace(rollout.plan, judge=judge), **changes)
+    versions._store.create_rollout(rollout, request="{}", at_s=1.0)
+    return rollout
+
+
+def test_a_judge_is_launched_as_its_rollout_planned_it_with_a_secret_of_its_own(versions: Versions) -> None:
+    plan = judged(versions).plan.judge
+    assert plan is not None
+    assert plan.engine is not None
+    versions._devices = launches.devices()
+    launch = versions.launch("chat_judge", plan.engine.version, 1)
+
+    assert launch.secret == judge_root("s3cret")
+    assert (launch.service, launch.endpoint_model, launch.is_routed) == ("chat_judge", "judge-1", False)
+    assert launch.engine_args == {"max_model_len": 64, "kv_cache_memory_bytes": 256 << 20}
+    assert launch.memory_bytes == 3 * GIB
+    with pytest.raises(UnknownService, match="no running rollout of chat has a judge v-other"):
+        versions.launch("chat_judge", "v-other", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_reserved"),
+    [
+        ({}, True),
+        ({"launched": True}, True),
+        ({"judge": JudgeState(1, JudgeFound("refused", 1, "no"))}, False),
+    ],
+)
+def test_a_judge_that_is_not_loaded_keeps_its_memory_from_canaries_its_own_too(
+    two_services: Versions, changes: dict[str, object], is_reserved: bool
+) -> None:
+    rollout = judged(two_services, **changes)
+    names = two_services.devices(rollout=rollout)[0].reserved_for
+
+    assert [name.startswith("chat its judge v-") for name in names if "judge" in name] == [True] * is_reserved

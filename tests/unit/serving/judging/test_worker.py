@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from serving.credentials import KeyReference
+from serving.credentials import DataSecret, KeyReference
 from serving.judge_messages import JudgeOrder, JudgeRecord
 from serving.judging import asking
 from serving.judging.judge_openai import JudgeOpenAI
@@ -394,3 +394,44 @@ def test_without_an_order_there_is_no_thread() -> None:
     assert threading.active_count() == before + 1
     worker.use(None, "r-1")
     wait(lambda: threading.active_count() == before)
+
+
+def test_an_engine_of_ours_is_asked_with_its_secret_and_gets_texts_as_they_are() -> None:
+    heads: list[dict[str, str]] = []
+    texts: list[str] = []
+
+    def says(body: dict[str, Any]) -> tuple[int, Any]:
+        texts.append(body["messages"][1]["content"])
+        return spoken("no")
+
+    with judge_endpoint(says, heads) as url:
+        order = replace(ORDER, url=url, secret=DataSecret.of("root"))
+        with working(order) as (worker, records):
+            worker.ask("r-1", "q-1", _body("Mail me at ann@example.com"), "sure")
+            wait(lambda: any(one.request_id for one in records))
+
+    assert {one["x-canaryctl-secret"] for one in heads} == {DataSecret.of("root").text}
+    assert any("ann@example.com" in text for text in texts)
+    assert [one.bad for one in records if one.request_id] == [False]
+    assert DataSecret.of("root").text not in repr(order)
+
+
+def test_an_engine_of_ours_needs_no_inner_address_to_be_on_the_cluster() -> None:
+    engine = replace(ORDER, url="http://203.0.113.7:9000")
+
+    assert not engine.is_inside
+    assert replace(engine, secret=DataSecret.of("root")).is_inside
+
+
+def test_an_engine_that_is_not_there_leaves_each_answer_without_a_verdict_at_once() -> None:
+    away = replace(ORDER, url="", secret=DataSecret.of("root"))
+    with working(away) as (worker, records):
+        worker.ask("r-1", "q-1", _body("?"), "sure")
+        first = [one.cause for one in records]
+        with judge_endpoint(lambda _: spoken("yes")) as url:
+            worker.use(replace(away, url=url), "r-1")
+            worker.ask("r-1", "q-2", _body("?"), "sure")
+            wait(lambda: any(one.request_id == "q-2" for one in records))
+
+    assert first == ["no judge"]
+    assert [one.bad for one in records if one.request_id == "q-2"] == [True]
