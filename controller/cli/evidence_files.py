@@ -80,6 +80,7 @@ class EvidenceFile:
     empty: tuple[str, ...] = ()  # metrics whose column holds no value at all
     unit: str | None = None  # the file's column that is taken for the unit; None: none is
     prices: PricesSpec | None = None  # by which its costs were computed; None: they were not
+    is_replay: bool = False  # records of `canaryctl replay`, which are one stage of 50 %
 
     @property
     def rows(self) -> int:
@@ -395,4 +396,5 @@ def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str,
         empty,
         reading.sources["unit"].text if "unit" in reading.sources else None,
         reading.options.prices,
+        table.is_replay,
     )
