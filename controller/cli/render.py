@@ -100,9 +100,10 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool, empty: str = 
         ]
         grid.add_row(*cells, *([view.url] if is_wide else []))
     problems = [
-        Text(f"{view.service}: {CANNOT_DECIDE}: {view.problem}", style="bold red")
+        Text(f"{view.service}: {text}", style="bold red")
         for view in views
-        if view.problem is not None
+        for text in (view.outage, f"{CANNOT_DECIDE}: {view.problem}" if view.problem is not None else None)
+        if text is not None
     ]
     return Group(grid, *problems) if views else Text(empty)
 
@@ -144,9 +145,11 @@ def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:
 
 
 def unanswered(view: ServiceView) -> list[Text]:
-    """Who answers for a version that has requests and no ready replica; empty: each answers its own."""
+    """Who answers for a version that has requests and no ready replica, and what users do not get; empty:
+    each answers its own."""
+    outage = [Text(view.outage, style="bold red")] if view.outage is not None else []
     if view.versions is None or view.weight_bp is None:
-        return []
+        return outage
     ready = {one.version for one in view.versions if one.ready_replicas > 0}
     canary = view.rollout.canary if view.rollout is not None and _to_canary(view) else None
     has_stable = view.stable in ready
@@ -162,8 +165,8 @@ def unanswered(view: ServiceView) -> list[Text]:
     elif is_stable_asked and not has_stable:
         text = f"no replica of {view.stable} is ready: its requests are not answered"
     else:
-        return []
-    return [Text(text, style="bold red")]
+        return outage
+    return [Text(text, style="bold red"), *outage]
 
 
 def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
