@@ -190,7 +190,7 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
         )
     if options.prices is not None and not is_router:
         raise BadInput(
-            f"--prices is for records of canaryctl router, and {table.name} has none; give a column cost"
+            f"--prices is for records of canaryctl router, and {table.name} has none; --map cost=COLUMN"
         )
     if is_router:
         table, others = (table, None) if options.only_stable else of_one_rollout(table, options.rollout)

@@ -296,7 +296,7 @@ def _show_return(
     rollout = answer.rollout
     if not wait or rollout is None:
         return
-    from controller.cli import live, render
+    from controller.cli import live, render_end
 
     ended = live.watch(
         client,
@@ -307,7 +307,7 @@ def _show_return(
         on_interrupt=on_interrupt,
     )
     if ended.steps is not None and output.is_text:
-        console().print(render.steps_line(ended.steps))
+        console().print(render_end.steps_line(ended.steps))
     if ended.undo and ended.serving == answer.serves and ended.exit_code == RolledBack.exit_code:
         return  # the undo was to be ended: what was asked for serves
     if ended.undo:
