@@ -14,7 +14,7 @@ def end_lines(view: RolloutView) -> list[Text]:
     """Why it ends, the steps in which a version leaves, and the way back from an undo that failed."""
     lines = []
     if view.cause is not None:
-        is_direct = view.cause.actor == DIRECT_ACTOR
+        is_direct = (view.cause.actor or "").rpartition(" via ")[2] == DIRECT_ACTOR
         kind = "direct rollback" if is_direct else CAUSE_WORDS.get(view.cause.kind, view.cause.kind)
         is_ended = is_test_ended(view)
         how = "A/B test ended" if is_ended else f"rolled back by {kind}"

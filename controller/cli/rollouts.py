@@ -330,10 +330,8 @@ def _roll_back_directly(
     """
     from controller.wiring import direct_rollback
 
-    why = reason or "direct rollback"
-    if actor:
-        why = f"{why} (by {actor})"
-    result = direct_rollback.roll_back_directly(settings, service, reason=why, is_led=can_act)
+    why, by = reason or "direct rollback", actor or ""
+    result = direct_rollback.roll_back_directly(settings, service, reason=why, actor=by, is_led=can_act)
     lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
         for line in lines:

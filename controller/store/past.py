@@ -7,6 +7,8 @@ returned to an earlier version.
 
 from __future__ import annotations
 
+import json
+
 from controller.rollout.serialization import UnreadableState, state_from_json
 from controller.rollout.state import RolloutState
 from controller.store.rows import RolloutRow
@@ -21,3 +23,14 @@ def past_state(row: RolloutRow) -> RolloutState | None:
         if row.is_final:
             return None
         raise
+
+
+def found_text(text: str, *keys: str) -> str | None:
+    """The text at this place of stored JSON, which another release may have written; None: not there."""
+    try:
+        value = json.loads(text)
+        for key in keys:
+            value = value[key]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None
