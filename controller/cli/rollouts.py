@@ -63,7 +63,8 @@ def plan(
     """Preview a deploy: risk, stages, duration, memory.
 
     Changes nothing. Exit 0 when `deploy` would begin it; otherwise as `deploy` would: 2 when a stage cannot
-    prove anything at this traffic or a gate is not judged, 3 when the version was rejected or does not fit.
+    prove anything at this traffic or a gate is not judged, 3 when a rollout runs, or the version was rejected
+    or does not fit.
     The simulation takes seconds, on a busy host up to two minutes; --quick leaves it out.
     """
     from controller.cli.plan_show import show_plan
