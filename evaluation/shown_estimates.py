@@ -31,6 +31,17 @@ def point_estimates(
     return metric.points.percentiles(_share(gate), (0.0, 0.0) if metric.is_size else unanswered)
 
 
+def first_estimates(
+    metric: MetricEvidence, gate: Gate, unanswered: tuple[float, float]
+) -> tuple[float | None, float | None]:
+    """`point_estimates` of values that are too few for it, of a gate that fired on them. None: no values."""
+    shown = point_estimates(metric, gate, unanswered)
+    are_all = None not in shown or not metric.points.waiting.size
+    if are_all or gate.kind is Kind.MEAN or not metric.takes_values:
+        return shown
+    return metric.points.first_percentiles(_share(gate), (0.0, 0.0) if metric.is_size else unanswered)
+
+
 def _share(gate: Gate) -> float:
     """The percentile that a gate on values is shown by, 0-1: its own, else the median."""
     return gate.percentile if gate.kind is Kind.PERCENTILE and gate.percentile is not None else 0.5

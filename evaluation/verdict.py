@@ -19,6 +19,7 @@ from evaluation.report import EvaluationReport, GateReport, Side, Source, Verdic
 from evaluation.shared_hardware import interference
 from evaluation.shown_estimates import (
     budget_text,
+    first_estimates,
     is_over_budget,
     point_estimates,
     statistic_of,
@@ -351,7 +352,8 @@ def _report(
     limits: str,
 ) -> GateReport:
     """decision: of the channel that decided; None: none has. unanswered: shares of both arms' requests."""
-    stable, canary = point_estimates(metric, gate, unanswered)
+    has_fired = side == "rollback" and decision is not None
+    stable, canary = (first_estimates if has_fired else point_estimates)(metric, gate, unanswered)
     return GateReport(
         gate=gate.name,
         metric=gate.metric,

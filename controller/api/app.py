@@ -93,6 +93,7 @@ class ViewBuilder:
             labels={name: label_of(self._store.version(row.name, name)) for name in shown},
             missing_keys=missing_keys(self._store, row, self._find_key, canary=running),
             problem=tick.problem.text if tick.problem is not None else None,
+            outage=tick.outage if tick.problem is None else None,
         )
 
     def listed(self, row: ServiceRow) -> ServiceView:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from controller.api.proposal import refuse_rejected
 from controller.errors import AlreadyRejected
 from controller.rollout.serialization import UnreadableState, state_from_json
-from controller.rollout.state import RolloutState
+from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.store.past import past_state
 from controller.store.row_specs import label_of
 from controller.store.rows import RolloutRow, VersionRow
@@ -70,3 +69,50 @@ def _verdicts(store: SqlStore, service: str, canary: str) -> Iterator[RolloutSta
                 "it may be tried again"
             )
         yield state
+
+
+def rejection(attempts: Iterable[RolloutState]) -> RolloutState | None:
+    """The attempt in which a version was rolled back for harm or by a person; None: it is not rejected.
+
+    attempts: all its rollouts, newest first. A rejection stands until the version has served after it: an
+    attempt that ended without a verdict, such as a failed retry, does not lift it.
+    """
+    for attempt in attempts:
+        if attempt.serving == attempt.canary.id:
+            return None
+        if _has_rejected(attempt):
+            return attempt
+    return None
+
+
+def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
+    """Raises AlreadyRejected for a version that `rejection` finds rejected."""
+    attempt = rejection(attempts)
+    if attempt is None:
+        return
+    cause = attempt.cause.text if attempt.cause is not None else attempt.reason
+    raise AlreadyRejected(
+        f"{attempt.canary.id} was rolled back in {attempt.id} ({cause}); change it, or give --retry"
+    )
+
+
+# Verdicts on a version by a person or by evidence. Whatever else ends a rollout is one only once users were
+# served: a load, a warm-up or a smoke test that fails says nothing of its answers, and harms no user again.
+_VERDICTS = (CauseKind.GATE, CauseKind.GUARD, CauseKind.USER, CauseKind.TOMBSTONE)
+
+
+def _has_rejected(attempt: RolloutState) -> bool:
+    """True: a person rolled it back, or users' requests to it ended in a rollback.
+
+    No rejection: a failure before the first user's request, missing proof, the end of an A/B test.
+    """
+    cause = attempt.cause
+    if cause is None or cause.kind is CauseKind.NOT_PROVEN:
+        return False
+    if not attempt.exposed and cause.kind not in _VERDICTS:
+        return False
+    # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
+    if attempt.phase is not Phase.ROLLED_BACK and attempt.departure is None:
+        return False
+    # Every A/B test ends with a rollback by a user; deploying B next is the normal course.
+    return not (attempt.plan.is_ab_test and cause.kind is CauseKind.USER)

@@ -36,7 +36,7 @@ from controller.api.proposal import (
 )
 from controller.api.returns import Host, Returns, Ticks
 from controller.auth import Identity, make_secret
-from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom
+from controller.errors import AlreadyRejected, BadInput, BadSpec, Conflict, NoRoom, RolloutRunning
 from controller.planning.baseline import MeasuredBaseline, with_costs
 from controller.planning.capacity import require_fit, with_headroom
 from controller.planning.fingerprint import Fingerprint
@@ -169,8 +169,8 @@ class Commands(Returns):
         """The rollout that a deploy of `body` would start, with its forecast. Changes nothing.
 
         Beside the keys of a deploy: `rate` (requests/s), `unit_requests`, `users` (default: measured),
-        `quick` (true: no simulation). Raises what deploy raises, but for a running rollout; BadSpec for a
-        stage that can prove nothing at this traffic.
+        `quick` (true: no simulation). What a deploy would refuse is in `refusals`, a running rollout first;
+        what cannot be planned is raised, as BadSpec for a stage that can prove nothing at this traffic.
         """
         overrides = TrafficOverrides.parse(body)
         proposal = self._propose(service, body, PLAN_KEYS, overrides, identity)
@@ -187,7 +187,9 @@ class Commands(Returns):
         if lines := (*named, *unprovable):
             raise BadSpec(list(lines))
         missing = proposal.missing_key(self._environment.key_problem)
-        return replace(proposal, refusals=proposal.refused(missing, is_unjudged_allowed=bool(waiver)))
+        refused = proposal.refused(missing, is_unjudged_allowed=bool(waiver))
+        running = _blocking(service, self._running(self._newest(service)))
+        return replace(proposal, refusals=refused if running is None else (running, *refused))
 
     def deploy(
         self,
@@ -207,8 +209,8 @@ class Commands(Returns):
         may_retry, reason = flag_of(body, "retry"), text_of(body, "reason")
         self._active_service(service)
         newest = self._newest(service)
-        if (running := self._running(newest)) is not None:
-            raise already_running(service, running.id, f"in {running.phase.value}", before=running.stable.id)
+        if (running := _blocking(service, self._running(newest))) is not None:
+            raise running
         proposal = self._propose(service, body, DEPLOY_KEYS, TrafficOverrides(), identity)
         self._refuse_new_key(proposal, identity)
         # A rolled-back twin shows no harm, and twins are run to count how often that happens.
@@ -400,3 +402,10 @@ class Commands(Returns):
         except AlreadyRejected as exc:
             return str(exc)
         return None
+
+
+def _blocking(service: str, running: RolloutState | None) -> RolloutRunning | None:
+    """Why no rollout can begin on the service now; None: none runs there."""
+    if running is None:
+        return None
+    return already_running(service, running.id, f"in {running.phase.value}", before=running.stable.id)

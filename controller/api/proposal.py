@@ -17,14 +17,19 @@ from controller.evidence.records import LIVE_COVARIATES
 from controller.planning.baseline import MeasuredBaseline
 from controller.planning.capacity import Fit
 from controller.planning.fingerprint import Fingerprint
-from controller.planning.forecast import describe_traffic, gated_metrics, refusals, underpowered_stages
+from controller.planning.forecast import (
+    describe_traffic,
+    gated_metrics,
+    keyed_caution,
+    refusals,
+    underpowered_stages,
+)
 from controller.planning.judge_engine import ServedJudge
 from controller.planning.judged import judge_cautions, judge_line, pair_cautions
 from controller.planning.ladder import gate_stages, latency_lines, slow_stages
 from controller.planning.risk import Assessment
 from controller.planning.unjudged import Unjudged, assumed, awaited
 from controller.rollout.plan import ROLLOUT_PREFIX, Plan, VersionRef
-from controller.rollout.state import CauseKind, Phase, RolloutState
 from controller.rollout.twin_report import twin_id
 from controller.spec.judge import JudgeSpec
 from controller.spec.label import Label, parse_label, short_source
@@ -103,7 +108,8 @@ class Proposal:
             judge = (*judge_cautions(self.judge, rate, self.routers), *of_pairs)
         noted = () if self.judge_note is None else (self.judge_note,)
         prices = () if self.rollout_prices is None else self.rollout_prices.unpriced
-        return (*prices, *judge, *noted, *awaited(self.policy, self.measured, self.judged), *slow)
+        keyed = keyed_caution(self.policy, self.measured)
+        return (*prices, *judge, *noted, *awaited(self.policy, self.measured, self.judged), *keyed, *slow)
 
     @property
     def judged(self) -> tuple[str, ...]:
@@ -347,50 +353,3 @@ def refuse_same(row: ServiceRow, stable: Fingerprint, canary: Fingerprint, *, is
             f"{row.name} serves {row.stable}, but its files or the engine release have changed since: a twin "
             "would be another version; deploy that first"
         )
-
-
-def rejection(attempts: Iterable[RolloutState]) -> RolloutState | None:
-    """The attempt in which a version was rolled back for harm or by a person; None: it is not rejected.
-
-    attempts: all its rollouts, newest first. A rejection stands until the version has served after it: an
-    attempt that ended without a verdict, such as a failed retry, does not lift it.
-    """
-    for attempt in attempts:
-        if attempt.serving == attempt.canary.id:
-            return None
-        if _has_rejected(attempt):
-            return attempt
-    return None
-
-
-def refuse_rejected(attempts: Iterable[RolloutState]) -> None:
-    """Raises AlreadyRejected for a version that `rejection` finds rejected."""
-    attempt = rejection(attempts)
-    if attempt is None:
-        return
-    cause = attempt.cause.text if attempt.cause is not None else attempt.reason
-    raise AlreadyRejected(
-        f"{attempt.canary.id} was rolled back in {attempt.id} ({cause}); change it, or give --retry"
-    )
-
-
-# Verdicts on a version by a person or by evidence. Whatever else ends a rollout is one only once users were
-# served: a load, a warm-up or a smoke test that fails says nothing of its answers, and harms no user again.
-_VERDICTS = (CauseKind.GATE, CauseKind.GUARD, CauseKind.USER, CauseKind.TOMBSTONE)
-
-
-def _has_rejected(attempt: RolloutState) -> bool:
-    """True: a person rolled it back, or users' requests to it ended in a rollback.
-
-    No rejection: a failure before the first user's request, missing proof, the end of an A/B test.
-    """
-    cause = attempt.cause
-    if cause is None or cause.kind is CauseKind.NOT_PROVEN:
-        return False
-    if not attempt.exposed and cause.kind not in _VERDICTS:
-        return False
-    # FAILED with a departure: it was rolled back, only its memory release was not confirmed.
-    if attempt.phase is not Phase.ROLLED_BACK and attempt.departure is None:
-        return False
-    # Every A/B test ends with a rollback by a user; deploying B next is the normal course.
-    return not (attempt.plan.is_ab_test and cause.kind is CauseKind.USER)

@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Protocol
 
+from controller.api.attempts import rejection
 from controller.api.bodies import Outcome
 from controller.api.keys import KeyProblem, require_key
-from controller.api.proposal import rejection
 from controller.api.undo import begin_undo, named_version, way_back, way_back_of
 from controller.auth import Identity
 from controller.errors import BadInput, Conflict, OlderDatabase

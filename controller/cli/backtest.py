@@ -177,10 +177,29 @@ def _print_notes(evidence: EvidenceFile) -> None:
     """How the file was read, on stderr."""
     for line in evidence.notes:
         note(line)
+    for line in _tiny_waits(evidence):
+        note(line)
     if evidence.ignored:
         note(f"columns ignored, no gate uses them: {', '.join(evidence.ignored)}")
     if evidence.empty:
         note(f"columns without any value: {', '.join(evidence.empty)}")
+
+
+def _tiny_waits(evidence: EvidenceFile) -> list[str]:
+    """A line for each wait whose median is below a millisecond: no model answers in that, seconds look so."""
+    import numpy as np
+
+    from evaluation.metrics import WAITS
+
+    lines = []
+    for name in sorted(WAITS & evidence.columns.keys()):
+        values = np.asarray(evidence.columns[name], dtype=np.float64)
+        values = values[np.isfinite(values) & (values > 0.0)]
+        if len(values) and (median := float(np.median(values))) < 1.0:
+            lines.append(
+                f"{name} has a median of {median:.3g} ms; if it is in seconds: --map {name}=COLUMN:s"
+            )
+    return lines
 
 
 def judged(

@@ -14,7 +14,9 @@ from controller.spec.policy import PolicySpec
 from evaluation.metrics import STREAMED
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
+from evaluation.policy.stage_proofs import stage_margins
 
+REPLAY_WEIGHT = 0.5  # P(canary) of each request of a replay
 TOLERANCE = 1e-6  # between a row's w and the weight of its stage
 
 
@@ -66,6 +68,9 @@ def ramp_of(spec: PolicySpec, evidence: EvidenceFile) -> Ramp | None:
     if not stages:
         return _ramp_of_column(given, w)
     plan = [StagePlan(s.bp / FULL_BP, s.min_canary, s.margins, s.floor) for s in stages]
+    if evidence.is_replay:
+        stage = replay_stage(spec)
+        return Ramp((stage,), None, _one_stage_note(stage, len(plan))) if stage is not None else None
     bake = 1.0 - spec.holdback / FULL_BP
     if given is None and len(plan) > 1:
         given = _stages_by_weight(evidence, w, [stage.weight for stage in plan], bake)
@@ -78,6 +83,37 @@ def ramp_of(spec: PolicySpec, evidence: EvidenceFile) -> Ramp | None:
             f" from 0 on, and stage {len(stages)}, the bake"
         )
     return Ramp(tuple(plan), given)
+
+
+def replay_stage(spec: PolicySpec) -> StagePlan | None:
+    """The one stage that a replay is: at its own weight, with all that the policy's stages must prove, by the
+    narrowest margin and floor and the largest min_canary. None: the policy names no stages.
+
+    A replay draws at one weight, so a stage of another one would never have a row.
+    """
+    stages = [stage for stage in spec.stages or () if stage.bp < FULL_BP]
+    if not stages:
+        return None
+    gates = spec.gate_policy()
+    margins: dict[str, float] = {}
+    floors = []
+    for stage in stages:
+        planned = StagePlan(stage.bp / FULL_BP, stage.min_canary, stage.margins, stage.floor)
+        given, floor = stage_margins(gates, planned)
+        floors.append(floor)
+        for name, margin in given.items():
+            margins[name] = min(margin, margins.get(name, margin))
+    return StagePlan(REPLAY_WEIGHT, max(stage.min_canary for stage in stages), margins, min(floors))
+
+
+def _one_stage_note(stage: StagePlan, planned: int) -> str | None:
+    if planned == 1:
+        return None
+    margins = ", ".join(f"{name} {margin:g}" for name, margin in (stage.margins or {}).items())
+    return (
+        f"a replay is one stage of {stage.weight:.0%}: it must prove what the policy's {planned} stages must "
+        f"({margins or 'nothing'}; floor {stage.floor:g}; min_canary {stage.min_canary})"
+    )
 
 
 def _ramp_of_column(given: np.ndarray | None, w: np.ndarray) -> Ramp | None:

@@ -237,7 +237,8 @@ def _plotted(shown: Shown) -> str:
 def _besides(shown: Shown) -> str:
     """What is to be done as well, where more than the judging of a gate is missing."""
     is_open = any("NOT JUDGED" not in reason for reason in shown.result.reasons)
-    return "; and record more canary requests, for what is not proven yet" if is_open else ""
+    more = "send more requests" if shown.is_replay else "record more canary requests"
+    return f"; and {more}, for what is not proven yet" if is_open else ""
 
 
 def next_step(shown: Shown) -> str:
@@ -261,6 +262,11 @@ def next_step(shown: Shown) -> str:
             return "next: find what fails on stable, too; a rollout beside it says nothing until it is mended"
         case "undecided" if all(NO_ROWS in reason for reason in shown.result.reasons):
             return "next: add the rows of these stages, or judge by a policy without them (--policy FILE)"
+        case "undecided" if shown.is_replay:
+            return (
+                "next: send more requests (a longer FILE), or lower what the policy must prove "
+                "(docs/policy.md)"
+            )
         case "undecided":
             return "next: record more canary requests, or lower what a stage must prove (docs/policy.md)"
         case "invalid" if any(CONTRADICTIONS in reason for reason in shown.result.reasons):

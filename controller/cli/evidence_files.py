@@ -80,6 +80,7 @@ class EvidenceFile:
     empty: tuple[str, ...] = ()  # metrics whose column holds no value at all
     unit: str | None = None  # the file's column that is taken for the unit; None: none is
     prices: PricesSpec | None = None  # by which its costs were computed; None: they were not
+    is_replay: bool = False  # records of `canaryctl replay`, which are one stage of 50 %
 
     @property
     def rows(self) -> int:
@@ -190,7 +191,7 @@ def _sources_of(table: RawTable, options: ReadOptions, extra: Sequence[str]) -> 
         )
     if options.prices is not None and not is_router:
         raise BadInput(
-            f"--prices is for records of canaryctl router, and {table.name} has none; give a column cost"
+            f"--prices is for records of canaryctl router, and {table.name} has none; --map cost=COLUMN"
         )
     if is_router:
         table, others = (table, None) if options.only_stable else of_one_rollout(table, options.rollout)
@@ -396,4 +397,5 @@ def _sorted(reading: Reading, columns: Mapping[str, Column], ignored: tuple[str,
         empty,
         reading.sources["unit"].text if "unit" in reading.sources else None,
         reading.options.prices,
+        table.is_replay,
     )

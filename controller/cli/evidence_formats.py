@@ -44,6 +44,7 @@ class RawTable:
     word: str
     has_decimal_commas: bool = False  # 0,05 is a number, as spreadsheets write it beside `;`
     notes: tuple[str, ...] = ()  # what may be wrong with the file, one line each
+    is_replay: bool = False  # a replay's records: half of the requests to each arm, whatever the policy
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -83,7 +83,8 @@ PricesOption = Annotated[
     typer.Option(
         "--prices",
         metavar="FILE",
-        help="Prices of tokens (YAML, as `prices` of a service), for the cost of each answer. "
+        help="Prices of tokens (YAML, as `prices` of a service), for the cost of each answer in the "
+        "records of canaryctl's router; another log needs a column: --map cost=COLUMN. "
         "[default: none]",
     ),
 ]

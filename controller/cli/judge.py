@@ -158,5 +158,6 @@ def _shown(report: JudgeReport, *, is_unclear: bool) -> str:
         f"{report.tokens:,} tokens, {report.took_s:g} s",
     ]
     word = "NOT JUDGED" if is_unclear else "REFUSED"
-    verdict = "ADMITTED" if report.admitted else f"{word}: " + "; ".join(report.reasons)
+    verdict = "ADMITTED" if report.admitted else f"{word}: {report.reasons[0]}"
+    lines += [f"also                  {reason}" for reason in report.reasons[1:]]
     return "\n".join([*lines, f"{verdict} ({report.model}, revision {report.revision})"])

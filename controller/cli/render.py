@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from controller.cli.output import table
 from controller.cli.render_costs import cost_lines
+from controller.cli.render_end import end_lines, is_test_ended, ms
 from controller.cli.render_gates import (
     BAR_WIDTH,
     Fold,
@@ -24,11 +25,7 @@ from controller.cli.render_gates import (
 from controller.cli.render_proofs import proof_lines, proven_at, summary
 from controller.quantities import FULL_BP, NEVER_CANARY, duration, gib, percent
 from controller.spec.label import Label, title
-from controller.views.models import (
-    RolloutView,
-    ServiceView,
-    StepsView,
-)
+from controller.views.models import RolloutView, ServiceView
 
 WEIGHT_BAR_WIDTH = 44  # with both labels 70 columns, the frame of `watch` included
 # Keyed by the view's text, not by the enumerations: importing those takes longer than drawing the tables.
@@ -40,8 +37,6 @@ PHASE_STYLE = {
 }
 WIDE = 200  # columns of a terminal that is not known
 CANNOT_DECIDE = "the controller can decide nothing"
-DIRECT_ACTOR = "direct"  # of the command that a direct rollback leaves in the store
-CAUSE_WORDS = {"tombstone": "direct rollback"}  # of kinds whose name says nothing to people
 STAGE_STYLE = {"done": ("✓", "green"), "now": ("●", "bold cyan"), "ahead": ("○", "dim")}
 NOT_REACHED = "–"  # a stage that never comes: the rollout goes back, or is over
 
@@ -65,15 +60,9 @@ def phase_text(view: RolloutView) -> Text:
     text = view.phase.replace("_", " ")
     if view.stage is not None:
         text = f"stage {view.stage} of {len(view.stages)}"
-    if _is_test_ended(view):
+    if is_test_ended(view):
         return Text("A/B test ended", style="cyan")
     return Text(text, style=PHASE_STYLE.get(view.phase, "cyan"))
-
-
-def _is_test_ended(view: RolloutView) -> bool:
-    """Whether an A/B test ended as each does, by a person or its duration: B leaves, nothing was wrong."""
-    is_by_user = view.cause is not None and view.cause.kind == "user"
-    return view.ab_test and view.phase == "rolled_back" and is_by_user
 
 
 def services_table(views: Sequence[ServiceView], *, is_wide: bool, empty: str = "") -> RenderableType:
@@ -100,9 +89,10 @@ def services_table(views: Sequence[ServiceView], *, is_wide: bool, empty: str = 
         ]
         grid.add_row(*cells, *([view.url] if is_wide else []))
     problems = [
-        Text(f"{view.service}: {CANNOT_DECIDE}: {view.problem}", style="bold red")
+        Text(f"{view.service}: {text}", style="bold red")
         for view in views
-        if view.problem is not None
+        for text in (view.outage, f"{CANNOT_DECIDE}: {view.problem}" if view.problem is not None else None)
+        if text is not None
     ]
     return Group(grid, *problems) if views else Text(empty)
 
@@ -128,6 +118,8 @@ def service_detail(
     ]
     if view.rollout is not None:
         detail = detail or Detail(bar_width=bar_width(columns))
+        if view.rollout.is_final and not is_wide:  # what was still open says nothing of now
+            detail = replace(detail, fold=Fold.ALL)
         parts += [Text(), *rollout_parts(view.rollout, is_wide=is_wide, detail=detail)]
     return Group(*parts)
 
@@ -144,9 +136,11 @@ def _to_canary(view: ServiceView) -> list[str | tuple[str, str]]:
 
 
 def unanswered(view: ServiceView) -> list[Text]:
-    """Who answers for a version that has requests and no ready replica; empty: each answers its own."""
+    """Who answers for a version that has requests and no ready replica, and what users do not get; empty:
+    each answers its own."""
+    outage = [Text(view.outage, style="bold red")] if view.outage is not None else []
     if view.versions is None or view.weight_bp is None:
-        return []
+        return outage
     ready = {one.version for one in view.versions if one.ready_replicas > 0}
     canary = view.rollout.canary if view.rollout is not None and _to_canary(view) else None
     has_stable = view.stable in ready
@@ -162,8 +156,8 @@ def unanswered(view: ServiceView) -> list[Text]:
     elif is_stable_asked and not has_stable:
         text = f"no replica of {view.stable} is ready: its requests are not answered"
     else:
-        return []
-    return [Text(text, style="bold red")]
+        return outage
+    return [Text(text, style="bold red"), *outage]
 
 
 def versions_table(view: ServiceView, *, is_wide: bool) -> RenderableType:
@@ -223,6 +217,7 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, detail: Detail = FULL_DET
     parts: list[RenderableType] = [head, *(byline(view) if detail.has_ornaments else []), stages_line(view)]
     if detail.has_ornaments:
         parts.append(weight_bar(view))
+    parts += end_lines(view)
     if view.waiting_for:
         parts.append(Text("waiting for " + "; ".join(view.waiting_for), style="dim"))
     parts += [*_deadline(view)]
@@ -239,17 +234,6 @@ def rollout_parts(view: RolloutView, *, is_wide: bool, detail: Detail = FULL_DET
         is_fine = view.judge.state in ("admitted", "being examined")
         parts.append(Text(view.judge.text, style="dim" if is_fine else "yellow"))
     parts += [Text(note, style="yellow") for note in view.notes]
-    if view.cause is not None:
-        is_direct = view.cause.actor == DIRECT_ACTOR
-        kind = "direct rollback" if is_direct else CAUSE_WORDS.get(view.cause.kind, view.cause.kind)
-        is_ended = _is_test_ended(view)
-        how = "A/B test ended" if is_ended else f"rolled back by {kind}"
-        parts.append(Text(f"{how}: {view.cause.text}", style="default" if is_ended else "red"))
-    if view.steps is not None:
-        parts.append(steps_line(view.steps))
-    if view.undo and view.phase in ("rolled_back", "failed"):
-        again = f"canaryctl undo {view.service} --to {view.canary}"
-        parts.append(Text(f"{view.serving} serves; to leave it: {again}, or deploy another version"))
     parts += blank
     events = [log_line(line.at_s, line.actor, line.text) for line in view.log[-detail.log_lines :]]
     if detail.crops_log:
@@ -340,20 +324,6 @@ def weight_bar(view: RolloutView) -> Text:
     return line
 
 
-def steps_line(steps: StepsView) -> Text:
-    """Durations of the steps in which a version leaves."""
-    steps_ms = (
-        ("traffic shifted", steps.traffic_shift_ms),
-        ("drained", steps.drain_ms),
-        ("unloaded", steps.unload_ms),
-        ("total", steps.total_ms),
-    )
-    done = [f"{name} {_ms(value)}" for name, value in steps_ms if value is not None]
-    line = Text(f"removal of {steps.leaving}: ", style="bold")
-    line.append(", ".join(done) if done else steps.step)
-    return line
-
-
 def log_line(at_s: float, actor: str, text: str) -> Text:
     """One line of the log, in local time."""
     line = Text(time.strftime("%H:%M:%S ", time.localtime(at_s)), style="dim")
@@ -373,7 +343,7 @@ def history_list(views: Sequence[RolloutView], *, is_wide: bool) -> RenderableTy
         took += f", risk {view.risk}" if view.risk != "none" else ""  # an undo changes nothing that has any
         head = Text.assemble((view.rollout, "bold"), f"  {started}, {took}  ", phase_text(view))
         if is_wide and view.steps is not None:
-            head.append(f"  rollback {_ms(view.steps.total_ms)}")
+            head.append(f"  rollback {ms(view.steps.total_ms)}")
         lines = [Text(arms(view)), *byline(view), Text(view.reason, style="dim")]
         lines += [Text(proofs, style="dim")] if (proofs := summary(view)) else []
         parts += [head, *(Padding(line, (0, 0, 0, 2)) for line in lines)]
@@ -385,9 +355,3 @@ def _ready(view: ServiceView, version: str) -> str:
         return "unknown"
     found = next((found for found in view.versions if found.version == version), None)
     return f"{found.ready_replicas} {found.phase}" if found is not None else "0"
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.1f} s"

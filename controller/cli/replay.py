@@ -73,7 +73,8 @@ def replay(
 
     Each is sent once, to stable or to the canary by a coin, through the router that live traffic
     goes through; the first one to both before, to see that they take the keys. The gates are
-    those of a rollout. Exit 0 when they promote, 5 when they roll
+    those of a rollout, in one stage of 50% that must prove what the policy's
+    stages must. Exit 0 when they promote, 5 when they roll
     back, 6 when undecided or invalid, 4 when an endpoint does not answer.
     """
     import asyncio
@@ -81,6 +82,7 @@ def replay(
     from dataclasses import replace
 
     from controller.cli.backtest import judged, print_judged
+    from controller.cli.backtest_plan import replay_stage
     from controller.cli.evidence_files import read_evidence
     from controller.cli.evidence_options import read_options
     from controller.cli.request_bodies import read_policy
@@ -99,6 +101,13 @@ def replay(
     options = read_options(maps=None, ignore=None, prices=prices)
     requests = read_workload(file, is_redacted=redact)
     note(f"{len(requests)} requests, each to {stable.url} or {canary.url}, {at_once} at once")
+    stage = replay_stage(spec)
+    if stage is not None and (about := round(len(requests) * stage.weight)) < stage.min_canary:
+        note(
+            f"about {about} of them go to the canary, and the policy's min_canary is {stage.min_canary}: "
+            f"they cannot promote it; give {round(stage.min_canary / stage.weight)} or more, or lower "
+            "min_canary"
+        )
     with tempfile.TemporaryDirectory(prefix="canaryctl-records-") as folder:
         kept = records or Path(folder) / "records.jsonl"
         pace = Pace(at_once, rate)

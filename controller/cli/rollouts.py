@@ -64,7 +64,8 @@ def plan(
     """Preview a deploy: risk, stages, duration, memory.
 
     Changes nothing. Exit 0 when `deploy` would begin it; otherwise as `deploy` would: 2 when a stage cannot
-    prove anything at this traffic or a gate is not judged, 3 when the version was rejected or does not fit.
+    prove anything at this traffic or a gate is not judged, 3 when a rollout runs, or the version was rejected
+    or does not fit.
     The simulation takes seconds, on a busy host up to two minutes; --quick leaves it out.
     """
     from controller.cli.plan_show import show_plan
@@ -302,7 +303,7 @@ def _show_return(
     rollout = answer.rollout
     if not wait or rollout is None:
         return
-    from controller.cli import live, render
+    from controller.cli import live, render_end
 
     ended = live.watch(
         client,
@@ -313,7 +314,7 @@ def _show_return(
         on_interrupt=on_interrupt,
     )
     if ended.steps is not None and output.is_text:
-        console().print(render.steps_line(ended.steps))
+        console().print(render_end.steps_line(ended.steps))
     if ended.undo and ended.serving == answer.serves and ended.exit_code == RolledBack.exit_code:
         return  # the undo was to be ended: what was asked for serves
     if ended.undo:
@@ -336,10 +337,8 @@ def _roll_back_directly(
     """
     from controller.wiring import direct_rollback
 
-    why = reason or "direct rollback"
-    if actor:
-        why = f"{why} (by {actor})"
-    result = direct_rollback.roll_back_directly(settings, service, reason=why, is_led=can_act)
+    why, by = reason or "direct rollback", actor or ""
+    result = direct_rollback.roll_back_directly(settings, service, reason=why, actor=by, is_led=can_act)
     lines = (*result.succeeded, *result.failed, *filter(None, [result.next_step]))
     if output.is_text:
         for line in lines:

@@ -26,6 +26,7 @@ from serving.router.records.counters import ARM_NAMES
 _SIGNATURE = frozenset({"request_id", "unit", "arm", "w", "assigned_by", "at_s", "done_at_s", "outcome"})
 _ARMS = {"stable": STABLE, "canary": CANARY}
 _FIELDS = frozenset({"service", *(one.name for one in dataclasses.fields(RequestRecord))})
+REPLAY = "replay"  # the service in the records of a replay (`wiring/replay.py`)
 _SIGNALS = tuple(one.name for one in dataclasses.fields(Signals))
 _FLAGS = (*OF_SIGNALS, *FLAGS)
 NOTE = "records of canaryctl's router: left, failed and fallen back as the controller counts them"
@@ -120,7 +121,8 @@ def rows_of_records(
         if name in keep or name.partition(".")[0] not in _FIELDS  # attempts.0.arm
     }
     columns |= {name: [one[name] for one in rows] for name in (rows[0] if rows else ())}
-    return dataclasses.replace(table, columns=columns)
+    is_replay = bool(rows) and set(table.columns.get("service", ())) == {REPLAY}
+    return dataclasses.replace(table, columns=columns, is_replay=is_replay)
 
 
 def _signals(table: RawTable) -> list[dict[str, object] | None]:

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from controller.evidence.outages import Outage, StableAnswers
 from controller.evidence.pricing import tokens_of
 from controller.evidence.reader import JoinedPage
 from controller.evidence.records import OF_SIGNALS, flags_of
@@ -128,6 +129,21 @@ class TrafficMeter:
             self._now_s = now_s
             self._rate.forget(now_s)
 
+    @property
+    def stable(self) -> str | None:
+        """The stable version's id; None: not known yet."""
+        return self._stable
+
+    def outage(self, now_s: float) -> Outage | None:
+        """The newest requests to stable, where none of them was answered; None: it answers, or none came."""
+        with self._lock:
+            return self._answers.outage(now_s)
+
+    def answered_s(self) -> float | None:
+        """When stable's newest answer ended; None: none is known."""
+        with self._lock:
+            return self._answers.answered_s
+
     def requests_per_s(self) -> float | None:
         """Requests per second, lately; None: too few to tell."""
         with self._lock:
@@ -163,12 +179,14 @@ class TrafficMeter:
     def _reset(self) -> None:
         self._blocks: deque[_Block] = deque([_Block()], maxlen=BLOCKS)
         self._latencies_ms: deque[float] = deque(maxlen=LATENCIES)
+        self._answers = StableAnswers()
         self._sessions: OrderedDict[str, tuple[float, int]] = OrderedDict()  # unit -> start, requests
 
     def _add(self, record: RequestRecord) -> None:
         self._rate.add(record.at_s)
         if record.at_s >= self._stable_since_s:
             self._add_to_session(record)
+            self._answers.add(record)
         if not self._is_of_stable(record):
             return
         block = self._blocks[-1]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 from controller.errors import BadCheckpoint
 from controller.planning.apart import Apart, here
@@ -108,7 +109,9 @@ def fingerprint_external(url: str, model: str | None = None, api_key: str | None
 
     api_key: the reference, never the key itself. A key may lead to another deployment behind the same URL.
     """
-    address = url.rstrip("/") if model is None else f"{url.rstrip('/')} {model}"
+    base = url.rstrip("/")
+    base += "" if urlsplit(base).path else "/v1"  # a bare host serves there (`serving.targets.Endpoint`)
+    address = base if model is None else f"{base} {model}"
     key = (("api_key", digest(api_key)),) if api_key is not None else ()
     return Fingerprint("external", "", address, (*key, ("url", digest(address))), (), (), 0, 0)
 

@@ -24,6 +24,7 @@ KEYED_SHARE = 0.5  # of the requests, from which on units are keys in a forecast
 FORECAST_KEYS = ("rate", "unit_requests", "users", "quick")
 # A request in 11 days: below, no stage would end in the time that a duration can be written in.
 MIN_RATE, MAX_RATE = 1e-6, 1e6
+NOTABLE_KEYS = 0.01  # of the requests: from there on `units: request` is worth a word
 NOTABLE_SESSION = 0.2  # of a stage's deadline: from there on the wait for sessions to end is worth naming
 
 
@@ -94,7 +95,22 @@ def traffic_model(
         users,
         baseline=measured.baseline(gated_metrics(policy)),
         judged=measured.judged_ratios(),
-        has_keys=unit is None and policy.units != "request" and measured.keyed_share >= KEYED_SHARE,
+        has_keys=unit is None and measured.keyed_share >= KEYED_SHARE,
+    )
+
+
+def keyed_caution(policy: PolicySpec, measured: MeasuredBaseline) -> tuple[str, ...]:
+    """One line for a policy whose units are requests, where traffic has keys; empty: it has none.
+
+    The unit is what the coin was tossed for, and the router tosses one a key: `units` cannot change that.
+    """
+    if policy.units != "request" or measured.keyed_share < NOTABLE_KEYS:
+        return ()
+    session = duration(round(policy.gate_policy().session_s))
+    return (
+        f"units: request does not change how the {100 * measured.keyed_share:.0f} % of requests whose unit "
+        f"is a key are drawn or counted: once their session has ended ({session}); leave it out, or shorten "
+        "session",
     )
 
 
@@ -149,7 +165,7 @@ def _session_cause(deadline_s: float, policy: PolicySpec, traffic: TrafficModel,
     session_s = policy.gate_policy().session_s
     if not traffic.is_sticky or session_s < NOTABLE_SESSION * deadline_s:
         return refusal
-    remedy = "shorten session, raise the deadline, or set units: request in the policy"
+    remedy = "shorten session or raise the deadline in the policy"
     session, deadline = duration(round(session_s)), duration(round(deadline_s))
     if session_s >= deadline_s:
         return (

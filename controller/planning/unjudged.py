@@ -24,6 +24,7 @@ from controller.spec.service import derived_policy, dump
 from evaluation.metrics import CATALOGUE, STREAMED
 from evaluation.policy.gates import shared_out
 
+MOSTLY_FAILED = 0.9  # of stable's requests: from there on they say nothing of what its answers have
 ALPHA_STEPS = 1_000_000  # shares are rounded down to one of these: their sum stays within 1
 
 Needs = Literal["nothing", "reason", "source"]
@@ -37,10 +38,21 @@ class Unjudged:
     metric: str
     needs: Needs
     requests: int  # of stable, none of which carried the metric
+    failed: int = 0  # of them, those that had no answer to carry it
+
+    @property
+    def is_stable_down(self) -> bool:
+        """True: what lacks is answers, not their metric."""
+        return self.failed >= MOSTLY_FAILED * self.requests > 0
 
     @property
     def text(self) -> str:
         """Gate, cause and remedy in one line."""
+        if self.is_stable_down:
+            return (
+                f"{self.gate} NOT JUDGED: {self.failed:,} of stable's {self.requests:,} requests failed, and "
+                f"none has {self.metric}; find out first why stable answers nobody: canaryctl status"
+            )
         seen = f"{self.gate} NOT JUDGED: none of stable's {self.requests:,} requests has {self.metric}"
         if self.metric in STREAMED:
             seen += ", because none was streamed"
@@ -69,7 +81,9 @@ def unjudged(
         if gate.is_alarm or is_known:
             continue
         needs: Needs = "nothing" if gate.metric in STREAMED else "reason"
-        found.append(Unjudged(gate.name, gate.metric, "source" if gate.name in named else needs, requests))
+        named_needs: Needs = "source" if gate.name in named else needs
+        failed = 0 if CATALOGUE[gate.metric].arrives_later else measured.events.get("error", 0)
+        found.append(Unjudged(gate.name, gate.metric, named_needs, requests, failed))
     return tuple(found)
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from controller import telemetry
 from controller.errors import CanaryctlError, OlderDatabase, StaleToken, StaleWrite, UnknownService
-from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionStatus
+from controller.rollout.observation import DataPlaneStatus, EvidenceStatus, SplitStatus, VersionStatus
 from controller.rollout.ports import Clock
 from controller.rollout.serialization import UnreadableState
 from controller.runtime.faults import Faults, reason
+from controller.runtime.outage_watch import OutageWatch
 from controller.runtime.reconciler import Performed, Reconciler
 from controller.runtime.service_keeper import Keeper
 from controller.store.rows import Lease, ServiceRow
@@ -57,9 +58,8 @@ class LastTick:
     rollout: str | None = None  # the rollout that `evidence` belongs to
     at_s: float = 0.0
     problem: Problem | None = None  # why no tick has been completed since; None: they are
-    judge: VersionStatus | None = (
-        None  # engine of the rollout's judge; None: none is needed, or it does not run
-    )
+    judge: VersionStatus | None = None  # its engine; None: none is needed, or it does not run
+    outage: str | None = None  # what users do not get of stable; None: nothing is known of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,7 @@ class ServiceWorkers:
     keeper: Keeper
     measure: Callable[[float], None]  # counts the service's traffic up to the given time
     require_newest: Callable[[int], None]  # see `NewestDatabase.require`
+    outages: OutageWatch | None = None  # None: what users get is not watched
 
 
 class ServiceLoop:
@@ -233,8 +234,11 @@ class ServiceLoop:
             evidence, rollout_id = ticked.evidence, ticked.state.id
             if not ticked.state.is_final:
                 running = ticked.state
+        outage = self.last.outage
         self.last = LastTick(
-            *(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s), judge=workers.keeper.judge
+            *(plane.split, plane.versions, evidence, rollout_id, plane.read_at_s),
+            judge=workers.keeper.judge,
+            outage=outage,
         )
         if is_keep_due:
             if prepared is not None:
@@ -244,16 +248,20 @@ class ServiceLoop:
                     raise UnknownService(f"service {self._service} was removed")
                 pause_s = min(pause_s, next_in_s)
             self._keep_at_s = plane.boot_s + KEEP_S
-            self._measure(workers, plane.read_at_s)
+            self._measure(workers, plane)
         elif running is None:
             pause_s = 0.0  # the rollout ended in this tick: the next one keeps the service
         return pause_s
 
-    def _measure(self, workers: ServiceWorkers, now_s: float) -> None:
-        """Count the traffic. Its faults are told, and keep no rollout from being rolled back."""
+    def _measure(self, workers: ServiceWorkers, plane: DataPlaneStatus) -> None:
+        """Count the traffic, and look whether users get answers. Faults are told, and keep no rollout from
+        being rolled back."""
         place = f"measuring of {self._service}"
         try:
-            workers.measure(now_s)
+            workers.measure(plane.read_at_s)
+            if workers.outages is not None:
+                outage = workers.outages.look(plane.versions, plane.read_at_s)
+                self.last = replace(self.last, outage=outage)
         except (StaleToken, UnknownService):
             raise
         except Exception as exc:  # noqa: BLE001 - what is measured serves plans, and no decision

@@ -152,12 +152,6 @@ def _replaced(policy: PolicySpec) -> Iterator[FieldError]:
     """Keys that another one replaces."""
     if policy.preset == "vendor" and policy.stages is not None:
         yield FieldError("preset", "vendor has no effect: stages gives the weights; leave one out")
-    if policy.units == "request":
-        for key in ("session", "session_requests"):
-            if getattr(policy, key) is not None:
-                yield FieldError(
-                    key, "has no effect with units request, which have no session; leave one out"
-                )
 
 
 def _range_errors(policy: PolicySpec) -> Iterator[FieldError]:

@@ -7,6 +7,8 @@ returned to an earlier version.
 
 from __future__ import annotations
 
+import json
+
 import sqlalchemy as sa
 
 from controller.rollout.serialization import UnreadableState, state_from_json
@@ -33,3 +35,14 @@ def past_state(row: RolloutRow) -> RolloutState | None:
         if row.is_final:
             return None
         raise
+
+
+def found_text(text: str, *keys: str) -> str | None:
+    """The text at this place of stored JSON, which another release may have written; None: not there."""
+    try:
+        value = json.loads(text)
+        for key in keys:
+            value = value[key]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return value if isinstance(value, str) else None

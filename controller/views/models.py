@@ -255,6 +255,7 @@ class ServiceView(_View):
     missing_keys: tuple[MissingKeyView, ...] = ()  # without them a way back is cut
     unreadable: str | None = None  # why this release cannot read the newest rollout; null: it can
     problem: str | None = None  # why the controller can decide nothing now; null: it can, or is older
+    outage: str | None = None  # what users do not get of stable now; null: no outage is known
 
 
 class CommandResult(_View):

@@ -164,6 +164,7 @@ def service_view(
     labels: Mapping[str, Label] | None = None,
     missing_keys: Iterable[object] = (),
     problem: str | None = None,
+    outage: str | None = None,
 ) -> ServiceView:
     """The service with its newest rollout. split, versions None: could not be read, shown as null.
 
@@ -185,6 +186,7 @@ def service_view(
         rollout=rollout.as_it_stands(problem) if rollout is not None else None,
         missing_keys=tuple(map(MissingKeyView.model_validate, missing_keys)),
         problem=problem,
+        outage=outage,
     )
 
 

@@ -43,6 +43,7 @@ from controller.runtime.data_plane_ray import (
 )
 from controller.runtime.newest_database import NewestDatabase, is_newest
 from controller.runtime.notifier_log import LogNotifier
+from controller.runtime.outage_watch import OutageWatch
 from controller.runtime.probes_http import HttpProbes
 from controller.runtime.reconciler import Ports, Reconciler
 from controller.runtime.runner import Runner
@@ -163,7 +164,8 @@ def build(settings: Settings) -> Controller:
 
         newest = NewestDatabase(service, store.database, traffic, partial(listed, with_table))
         keeper = Keeper(engines, table, ingress, store, clock)
-        return ServiceWorkers(Reconciler(ports), keeper, measure, newest.require)
+        outages = OutageWatch(service, meter, notifier, clock.boot_s)
+        return ServiceWorkers(Reconciler(ports), keeper, measure, newest.require, outages)
 
     def rollout_of(rollout: str) -> RolloutState | None:
         row = store.rollout(rollout)

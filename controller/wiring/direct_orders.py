@@ -25,12 +25,13 @@ DIRECT = Identity("direct", Role.ADMIN)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A direct rollback. service: empty in a file of an earlier release."""
+    """A direct rollback. service, actor: empty in a file of an earlier release."""
 
     service: str
     rollout: str
     reason: str
     at_s: float
+    actor: str = ""  # who asked for it; empty: nobody was named
 
 
 def keep_order(settings: Settings, order: Order) -> Path:
@@ -82,8 +83,9 @@ def _carry_out(path: Path, store: SqlStore, is_newest: Callable[[str], bool | No
         is_stored = any((one.kind, one.at_s) == (CommandKind.ROLLBACK, order.at_s) for one in known)
         with suppress(UnknownService):
             if not is_stored:
+                by = DIRECT.for_actor(order.actor)
                 store.append_command(
-                    order.rollout, CommandKind.ROLLBACK, DIRECT, reason=order.reason, at_s=order.at_s
+                    order.rollout, CommandKind.ROLLBACK, by, reason=order.reason, at_s=order.at_s
                 )
     else:
         telemetry.warning("a direct rollback's reason cannot be read", file=str(path))
@@ -96,10 +98,11 @@ def _parsed(text: bytes) -> Order | None:
         data = json.loads(text)
         at_s = finite(data["at_s"])
         service, rollout, reason = data.get("service", ""), data["rollout"], data["reason"]
+        actor = data.get("actor", "")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    is_whole = all(isinstance(one, str) for one in (service, rollout, reason))
-    return Order(service, rollout, reason, at_s) if is_whole and at_s is not None else None
+    is_whole = all(isinstance(one, str) for one in (service, rollout, reason, actor))
+    return Order(service, rollout, reason, at_s, actor) if is_whole and at_s is not None else None
 
 
 def _folder(settings: Settings) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -15,6 +14,7 @@ from controller.rollout.observation import CommandKind, applied_words
 from controller.rollout.plan import is_undo_id
 from controller.settings import Settings
 from controller.store.lineage import leads_to
+from controller.store.past import found_text
 from controller.store.sql import SqlStore
 from controller.wiring import cluster
 from controller.wiring.direct_orders import DIRECT, Order, keep_order
@@ -73,15 +73,21 @@ class DirectRollback:
 
 
 def roll_back_directly(
-    settings: Settings, service: str | None, *, reason: str, is_led: Callable[[], bool] = lambda: False
+    settings: Settings,
+    service: str | None,
+    *,
+    reason: str,
+    actor: str = "",
+    is_led: Callable[[], bool] = lambda: False,
 ) -> DirectRollback:
     """Tombstone the rollout in the route table, then store a rollback command, each even if the other fails.
 
     The table comes first: it alone moves traffic, and the database may be what is broken. Only without a name
-    is the store read before. is_led: whether a controller runs all the same, asked last, for the advice.
+    is the store read before. actor: who asks for it; empty: nobody is named. is_led: whether a controller
+    runs all the same, asked last, for the advice.
     Raises UnknownService when neither knows the service, or the state folder has nothing.
     """
-    rollback = _Rollback(settings, reason)
+    rollback = _Rollback(settings, reason, actor)
     if service is None:
         service = rollback.only_service()
     if service is None:
@@ -186,8 +192,8 @@ def _without_store(service: str, table: _Table) -> str:
 class _Rollback:
     """Steps of one direct rollback. Whatever a step raises becomes a line, and the next step follows."""
 
-    def __init__(self, settings: Settings, reason: str) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, reason: str, actor: str) -> None:
+        self._settings, self._actor = settings, actor
         self._reason = reason
         self._unknown: UnknownService | None = None  # the store does not know the service
         self._succeeded: list[str] = []
@@ -292,7 +298,7 @@ class _Rollback:
         """Keep who ended a rollout, when and why, where the store took no command for it."""
         for rollout in self._sent - self.commanded:
             try:
-                keep_order(self._settings, Order(service, rollout, self._reason, self._at_s))
+                keep_order(self._settings, Order(service, rollout, self._reason, self._at_s, self._actor))
                 self._succeeded.append("the reason is kept for the next controller's log")
             except OSError as exc:
                 self._failed.append(f"the reason is not kept ({_line(exc)})")
@@ -303,9 +309,9 @@ class _Rollback:
         newest = next(iter(store.rollouts(service, limit=1)), None)
         if newest is not None and newest.ended_at_s is None and is_undo_id(newest.id):
             self._succeeded.append(f"store: undo {newest.id} is stored; a controller completes it")
-            return _Stored(_found(newest.request, "undo"), undo=newest.id)
+            return _Stored(found_text(newest.request, "undo"), undo=newest.id)
         if newest is not None and newest.ended_at_s is None:
-            goal = _found(newest.state, "rollout", "stable", "id")
+            goal = found_text(newest.state, "rollout", "stable", "id")
             if is_rollback_asked(store, newest):
                 self.commanded.add(newest.id)
                 self._succeeded.append(
@@ -313,8 +319,9 @@ class _Rollback:
                 )
                 return _Stored(goal, running=newest.id)
             try:
+                by = DIRECT.for_actor(self._actor)
                 queued = store.append_command(
-                    newest.id, CommandKind.ROLLBACK, DIRECT, reason=self._reason, at_s=self._at_s
+                    newest.id, CommandKind.ROLLBACK, by, reason=self._reason, at_s=self._at_s
                 )
             except Exception as exc:  # noqa: BLE001 - such as a full disk; the table is told by its id
                 self._failed.append(f"store: rollback of {newest.id} not stored ({_line(exc)})")
@@ -332,17 +339,6 @@ class _Rollback:
         before = next((one.before for one in store.served(service) if one.version.id == stable), None)
         is_newest = attempt is not None and newest is not None and attempt.id == newest.id
         return _Stored(stable, is_promoted=is_newest and before not in (None, stable))
-
-
-def _found(text: str, *keys: str) -> str | None:
-    """The text at this place of stored JSON, which another release may have written; None: not there."""
-    try:
-        value = json.loads(text)
-        for key in keys:
-            value = value[key]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return value if isinstance(value, str) else None
 
 
 def _line(exc: Exception) -> str:

@@ -16,7 +16,7 @@ from controller.settings import Settings, state_folder
 
 VARIABLE = "CANARYCTL_HOME"
 CLUSTER_FOLDER = "/canaryctl-"  # in a command line of Ray: the beginning of its folder's name
-START = "start one: canaryctl up --service NAME --model DIR"
+START = "start one: canaryctl up --service NAME --model DIR (an endpoint: --url URL; a file: --file FILE)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from evaluation.betting.histogram import BINS, FIRST, BinRange, bins_of, widened
+from evaluation.betting.histogram import BINS, FIRST, WIDTH, ZERO_BIN, BinRange, bins_of, widened
 from evaluation.betting.unit_block import Flags, Floats
 
 COARSE = 2.0**-20  # weights of a histogram are multiples of it, so that sums are exact and in any order alike
@@ -64,6 +64,27 @@ class Points:
         )
         return stable, canary
 
+    def first_percentiles(
+        self, share: float, unanswered: tuple[float, float] = (0.0, 0.0)
+    ) -> tuple[float | None, float | None]:
+        """`percentiles` of the first values, before there are `FIRST`: for the reason of a rollback that so
+        few have shown, and for no decision."""
+        found: list[float | None] = []
+        arms, weights, bins = self.waiting
+        for side, missing in enumerate(unanswered):
+            of_arm = arms == side
+            if not of_arm.any():
+                found.append(None)
+                continue
+            order = np.argsort(bins[of_arm], kind="stable")
+            below = np.add.accumulate(weights[of_arm][order])
+            of_all = share / (1.0 - missing) if missing < 1.0 else math.inf
+            index = int(np.searchsorted(below, of_all * below[-1] * (1.0 - 1e-12), side="left"))
+            is_none = of_all > 1.0
+            found.append(math.inf if is_none else _upper(bins[of_arm][order][min(index, len(below) - 1)]))
+        stable, canary = found
+        return stable, canary
+
     def _edge(self, mass: Floats, share: float) -> float | None:
         below = np.add.accumulate(mass)
         if below[-1] <= 0.0:
@@ -92,3 +113,8 @@ class Points:
             self.masses[side] += np.bincount(
                 index[of_arm], weights=rows[1, of_arm], minlength=len(self.masses[side])
             )
+
+
+def _upper(number: float) -> float:
+    """Upper edge of a bin of `bins_of`."""
+    return 0.0 if number == ZERO_BIN else float(np.exp((number + 1.0) * WIDTH))

@@ -143,3 +143,17 @@ def test_a_proxys_log_says_how_it_can_be_read(tmp_path: Path, capsys: pytest.Cap
     text = told(capsys, str(tmp_path / "access.log"), code=2)
 
     assert "a proxy's log is read as CSV with a line of names, or as JSON lines" in text
+
+
+@pytest.mark.slow
+def test_seconds_that_were_mapped_as_milliseconds_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.csv"
+    lines = [f"{n},{int(n % 5 == 0)},0.2,0,{0.02 + n / 100_000}" for n in range(200)]
+    path.write_text("\n".join(["t_s,arm,w,error,took", *lines]) + "\n")
+
+    text = told(capsys, str(path), "--map", "latency_ms=took", code=6)
+    assert "latency_ms has a median of 0.021 ms; if it is in seconds: --map latency_ms=COLUMN:s" in text
+
+    assert "if it is in seconds" not in told(capsys, str(path), "--map", "latency_ms=took:s", code=6)

@@ -36,6 +36,22 @@ def test_a_judge_that_always_says_no_is_refused(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
+def test_a_judge_that_says_yes_to_all_is_refused_in_one_short_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its four reasons made a line of 230 characters: the first decides, the others have their own lines."""
+
+    def yes(body: dict[str, Any]) -> tuple[int, Any]:
+        return spoken("A" if "ANSWER A" in body["messages"][1]["content"] else "yes")
+
+    with judge_endpoint(yes) as url:
+        assert run(["judge", url, "--model", "m"]) == 3
+    [verdict] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("REFUSED")]
+    assert verdict.count(";") == 0
+    assert len(verdict) < 110
+
+
+@pytest.mark.slow
 def test_an_endpoint_that_does_not_judge_is_unreachable(capsys: pytest.CaptureFixture[str]) -> None:
     with judge_endpoint(lambda _body: (401, {})) as url:
         assert run(["judge", url, "--model", "m"]) == 4

@@ -58,6 +58,7 @@ def test_a_direct_rollback_is_called_so_whoever_took_it() -> None:
     """With a store that took it, it was `rolled back by user`."""
     for cause in (
         Cause(CauseKind.USER, "3 a.m.", "direct"),
+        Cause(CauseKind.USER, "3 a.m.", "alice via direct"),
         Cause(CauseKind.TOMBSTONE, "ended in the route table"),
     ):
         view = rollout_view(in_stage(phase=Phase.ROLLED_BACK, cause=cause))

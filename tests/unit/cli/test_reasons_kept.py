@@ -129,6 +129,21 @@ def test_the_reason_of_a_direct_rollback_outlives_a_lost_database(home: Path) ->
     assert orders.exists() is False
 
 
+def test_who_asked_for_a_direct_rollback_is_told_as_of_any_other(home: Path) -> None:
+    """It stood in the reason, `3 a.m. (by alice)`, beside an actor `direct`."""
+    settings = load_settings()
+    keep_order(settings, Order("chat", "r-00000001", "3 a.m.", 7.0, "alice"))
+
+    store = SqlStore(settings.database_url)
+    store.put_service(ServiceRow("chat", "{}", STABLE, "s", 1.0), VersionRow("chat", STABLE, "{}", "{}", 1.0))
+    store.create_rollout(a_rollout(), request="{}", at_s=1.0)
+    carry_out_orders(settings, store, newest)
+    [command] = store.commands("r-00000001", after_seq=0)
+    store.close()
+
+    assert (command.actor, command.reason) == ("alice via direct", "3 a.m.")
+
+
 def test_an_order_waits_for_the_newest_database(home: Path) -> None:
     """A controller on an older copy, which never had the rollout, dropped it."""
     settings = load_settings()

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from controller.cli.backtest_plan import replay_stage
 from controller.cli.main import run
 from controller.cli.workload import read_workload
 from controller.errors import BadInput
+from controller.spec.service import parse_policy
+from evaluation.policy.gates import StagePlan
 from serving.loopback import free_ports
 from tests.fakes.judge_endpoint import judge_endpoint
 
@@ -283,3 +287,49 @@ def test_tokens_of_a_replay_have_a_cost_by_the_prices_of_each_arm(
     means = [costs[arm]["cost"]["mean"] for arm in ("stable", "canary")]
     assert means == pytest.approx([0.002, 0.003])
     assert costs["stable"]["cost"]["answers"] + costs["canary"]["cost"]["answers"] == 40
+
+
+@pytest.mark.slow
+def test_a_policy_of_several_stages_is_one_stage_with_all_their_proofs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stage of another weight than the replay's own has no rows, so by it nothing could be promoted."""
+    margins = "duration: 1m, margins: {error: 5.0}, floor: 0.1"
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(
+        "gates: {quality: null, hallucination: null, ttft_shape: null, latency_shape: null, "
+        "latency_p99: null}\n"
+        f"stages: [{{weight: 10%, min_canary: 150, {margins}}}, {{weight: 50%, min_canary: 20, {margins}}}]\n"
+    )
+    records = tmp_path / "records.jsonl"
+    with judge_endpoint(_chat) as stable, judge_endpoint(_chat) as canary:
+        arguments = ["replay", str(_workload(tmp_path, 400)), "--against", f"{stable}/v1,{canary}/v1"]
+        arguments += ["--policy", str(policy), "--records", str(records), "-o", "json"]
+        code = run(arguments)
+
+    out, err = capsys.readouterr()
+    assert (code, json.loads(out)["decision"]) == (0, "promote"), err
+    assert "what the policy's 2 stages must (error 5; floor 0.1; min_canary 150)" in err
+    assert run(["backtest", str(records), "--policy", str(policy)]) == 0  # the same again, from the file
+
+
+def test_a_replays_stage_has_the_narrowest_margins_of_the_policy() -> None:
+    """The example that the documentation begins with."""
+    policy = parse_policy(yaml.safe_load(Path("examples/first-policy.yaml").read_text()))
+
+    assert replay_stage(policy) == StagePlan(0.5, 1000, {"error": 3.0, "latency_shape": 1.2}, 0.01)
+
+
+@pytest.mark.slow
+def test_a_workload_too_short_for_a_promotion_is_said_before_it_is_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with judge_endpoint(_chat) as stable, judge_endpoint(_chat) as canary:
+        arguments = ["replay", str(_workload(tmp_path, 30)), "--against", f"{stable}/v1,{canary}/v1"]
+        code = run([*arguments, "--policy", "examples/first-policy.yaml"])
+
+    said = capsys.readouterr().err
+    assert code == 6
+    assert "about 15 of them go to the canary, and the policy's min_canary is 1000" in said
+    assert "no rows of stage" not in said
+    assert "next: send more requests" in said

@@ -10,7 +10,7 @@ from rich.console import Console
 from controller.cli.live_frame import fitted, frame
 from controller.cli.render import service_detail, stages_line
 from controller.rollout.observation import EvidenceStatus, SplitStatus, VersionPhase, VersionStatus
-from controller.rollout.state import RolloutState
+from controller.rollout.state import Cause, CauseKind, Phase, RolloutState
 from controller.views.models import ServiceView
 from controller.views.rollout import rollout_view, service_view
 from evaluation.report import GateReport, Source, Verdict
@@ -170,6 +170,24 @@ def test_status_keeps_who_serves_in_sight_on_a_low_terminal(is_terminal: bool, h
     assert any(line.startswith("chat  serving v-old") for line in lines)
     is_short = is_terminal and height == 24
     assert (len(lines) <= 22, "all of it: canaryctl status chat | cat" in lines[-1]) == (is_short, is_short)
+
+
+def test_an_ended_rollout_says_why_above_its_gates_and_gives_open_ones_no_row() -> None:
+    """At 3 a.m. twenty rows of undecided alarms stood above the one line that says why."""
+    cause = Cause(CauseKind.GATE, "error above 1.25x shown", "gate")
+    evidence = EvidenceStatus(0, Verdict.UNDECIDED, gates=gates(error=Verdict.FAIL), canary_requests=29)
+    view = rollout_view(in_stage(phase=Phase.ROLLED_BACK, cause=cause), evidence)
+    shown = service().model_copy(update={"rollout": view})
+    console = Console(width=200, color_system=None)
+    with console.capture() as printed:
+        console.print(service_detail(shown, is_wide=False, columns=200))
+    lines = printed.get().splitlines()
+
+    cause_at = next(n for n, line in enumerate(lines) if line.startswith("rolled back by gate: error above"))
+    table_at = next(n for n, line in enumerate(lines) if line.startswith("GATE"))
+    assert cause_at < table_at
+    assert not any(line.startswith("truncated") for line in lines)
+    assert any(line.startswith("undecided: rejected, truncated") for line in lines)
 
 
 def test_stages_that_never_come_are_not_shown_as_ahead() -> None:

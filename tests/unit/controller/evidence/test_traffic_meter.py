@@ -88,6 +88,23 @@ def measured(*events: Event, now_s: float = 0.0) -> MeasuredBaseline:
     return meter.measured()
 
 
+def test_an_outage_is_of_the_present_stable_and_ends_with_its_first_answer() -> None:
+    down = [request(n, done_at_s=float(n), error=True, status=503, served_arm=None) for n in range(1, 9)]
+    log = Log(down)
+    meter = PolledMeter(log)
+    meter.poll(9.0)
+
+    found = meter.outage(9.0)
+    log.add(request(9, done_at_s=9.0))
+    meter.poll(10.0)
+
+    assert found is not None
+    assert (found.since_s, found.requests) == (1.0, 8)
+    assert (meter.outage(10.0), meter.answered_s()) == (None, 9.0)
+    meter.poll(10.0, stable="v2")
+    assert meter.answered_s() is None
+
+
 def test_stables_errors_are_counted_and_the_canarys_are_not() -> None:
     stable = [request(n, error=n % 10 == 0) for n in range(100)]
     canary = [request(100 + n, arm=1, served_arm=0, error=True) for n in range(50)]

@@ -97,4 +97,4 @@ def test_a_judge_at_an_endpoint_is_examined_there() -> None:
         assert time.monotonic() < ends_at_s
         time.sleep(0.005)
 
-    assert (found.outcome, found.text) == ("silent", "it gave no verdict: ConnectError")
+    assert (found.outcome, found.text) == ("silent", "it gave no verdict: connection refused")

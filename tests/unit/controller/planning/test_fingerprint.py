@@ -206,6 +206,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(tmp_path: Path) -> N
 
 def test_an_endpoint_is_identified_by_its_url() -> None:
     assert fingerprint_external("http://a/v1/") == fingerprint_external("http://a/v1")
+    assert fingerprint_external("http://a:81") == fingerprint_external("http://a:81/v1")  # as it is asked
     assert fingerprint_external("http://a/v1").version_id != fingerprint_external("http://b/v1").version_id
 
 

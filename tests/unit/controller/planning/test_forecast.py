@@ -12,6 +12,7 @@ from controller.planning.baseline import MeasuredBaseline, ScoreStats
 from controller.planning.forecast import (
     TrafficOverrides,
     forecast,
+    keyed_caution,
     refusals,
     traffic_model,
     underpowered_stages,
@@ -78,7 +79,8 @@ def test_a_refusal_of_sticky_units_names_the_session(session: str, line: str) ->
     [refusal] = refusals([stage], plan(), policy, traffic)
 
     assert re.search(line, refusal)
-    assert "shorten session, raise the deadline, or set units: request in the policy" in refusal
+    assert "shorten session or raise the deadline in the policy" in refusal
+    assert "units: request" not in refusal
 
 
 @pytest.mark.slow
@@ -93,8 +95,21 @@ def test_users_who_ask_once_count_when_their_session_is_over() -> None:
     assert "a user's requests count once the session has ended" in refusal
     alone = traffic_model(policy, replace(keyed, keyed_share=0.2), 5.0, TrafficOverrides())
     assert not alone.is_sticky
-    by_request = parse_policy({**dump(POLICY), "units": "request"})
-    assert not traffic_model(by_request, keyed, 5.0, TrafficOverrides()).is_sticky
+
+
+def test_units_request_in_a_policy_counts_no_keyed_request_sooner() -> None:
+    """The coin of a keyed request is its key's, whatever the policy calls it: it counts with its session."""
+    by_request = parse_policy({**dump(POLICY), "units": "request", "session": "15m"})
+    keyed = replace(MEASURED, unit_requests=1.0, keyed_share=0.6)
+
+    assert traffic_model(by_request, keyed, 5.0, TrafficOverrides()).has_keys
+
+    assert keyed_caution(by_request, keyed) == (
+        "units: request does not change how the 60 % of requests whose unit is a key are drawn or counted: "
+        "once their session has ended (15 min); leave it out, or shorten session",
+    )
+    assert keyed_caution(POLICY, keyed) == ()
+    assert keyed_caution(by_request, replace(keyed, keyed_share=0.0)) == ()
 
 
 @pytest.mark.slow

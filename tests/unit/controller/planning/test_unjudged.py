@@ -89,6 +89,17 @@ def test_the_line_names_gate_cause_and_remedy() -> None:
     )
 
 
+def test_where_stable_answers_nobody_the_line_says_that_and_advises_no_waiver() -> None:
+    """The metric lacks because its requests failed: to go on without the gate would hide that."""
+    found = unjudged(parse_policy({}), stable(events={"error": 5000}, values={}))
+
+    [latency] = {one.text for one in found if one.gate == "latency_p99"}
+    assert latency == (
+        "latency_p99 NOT JUDGED: 5,000 of stable's 5,000 requests failed, and none has latency_ms; find out "
+        "first why stable answers nobody: canaryctl status"
+    )
+
+
 NO_QUALITY = (
     "quality: no score of quality has come yet; nothing can be promoted without it, so the rollout would end "
     "as not proven (hold_limit); send quality scores: "

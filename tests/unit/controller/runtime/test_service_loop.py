@@ -47,6 +47,7 @@ class Rig:
         self.newest_error: CanaryctlError | None = None
         self.measured: list[float] = []
         self.measuring_error: Exception | None = None
+        self.outage: str | None = None
         traffic = FakeTraffic(self.clock)
         self.ingress = FakeIngress(traffic)
         self.fleet, self.traffic = Counted(FakeFleet(self.clock)), Counted(traffic)
@@ -56,7 +57,11 @@ class Rig:
         evidence, probes, notifier = FakeEvidence(), FakeProbes(), FakeNotifier()
         ports = Ports(self.store, self.fleet, self.traffic, evidence, probes, notifier, self.clock)
         keeper = Keeper(self.fleet, self.traffic, self.ingress, self.store, self.clock)
-        return ServiceWorkers(Reconciler(ports), keeper, self._measure, self._require_newest)
+        return ServiceWorkers(Reconciler(ports), keeper, self._measure, self._require_newest, self)  # type: ignore[arg-type]
+
+    def look(self, versions: object, now_s: float) -> str | None:
+        """As an outage watch."""
+        return self.outage
 
     def _measure(self, now_s: float) -> None:
         if self.measuring_error is not None:
@@ -112,6 +117,18 @@ def test_a_tick_without_a_rollout_reads_fleet_and_table_once(rig: Rig) -> None:
     rig.loop.tick(1)
 
     assert rig.reads_of_a_tick() == (1, 1)
+
+
+def test_what_users_do_not_get_is_in_the_last_tick_until_they_do(rig: Rig) -> None:
+    rig.outage = "no request was answered"
+    rig.reads_of_a_tick()
+    seen = rig.loop.last.outage
+    rig.loop.tick(1)  # without the keeper's turn nothing new is known
+    kept = rig.loop.last.outage
+    rig.outage = None
+    rig.reads_of_a_tick()
+
+    assert (seen, kept, rig.loop.last.outage) == ("no request was answered", "no request was answered", None)
 
 
 @pytest.mark.slow

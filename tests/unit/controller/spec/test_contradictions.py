@@ -79,14 +79,6 @@ REFUSED = [
         "policy.preset vendor has no effect: stages gives the weights; leave one out",
     ),
     (
-        {"units": "request", "session": "5m"},
-        "policy.session has no effect with units request, which have no session; leave one out",
-    ),
-    (
-        {"units": "request", "session_requests": 5},
-        "policy.session_requests has no effect with units request, which have no session; leave one out",
-    ),
-    (
         {"gates": {"error": {"alpha_share": 0, "required": True}}},
         "policy.gates.error.required true has no effect: alpha_share 0 makes the gate an alarm, which "
         "decides nothing; give it a share, or leave required out",

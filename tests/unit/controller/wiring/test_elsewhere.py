@@ -81,7 +81,8 @@ def test_this_folders_own_and_other_programs_are_not_named(
     on_this_host(monkeypatch, own, *OTHERS)
 
     assert no_service(settings).endswith(
-        "(CANARYCTL_HOME); start one: canaryctl up --service NAME --model DIR"
+        "(CANARYCTL_HOME); start one: canaryctl up --service NAME --model DIR (an endpoint: "
+        "--url URL; a file: --file FILE)"
     )
 
 

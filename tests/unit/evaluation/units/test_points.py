@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from evaluation import snapshot as snapshots
+from evaluation.evaluator import Evaluator
 from evaluation.offline.backtest import run
 from evaluation.policy.gates import StagePlan
 from evaluation.policy.policy import GatePolicy
 from evaluation.units.points import Points
-from tests.fakes.evidence_maker import Columns
+from tests.fakes.evidence_maker import Columns, draw_at
 
 
 def twins(seed: int, w: np.ndarray, rate: np.ndarray, median_ms: np.ndarray) -> Columns:
@@ -84,3 +85,41 @@ def test_the_estimates_do_not_depend_on_the_blocks(with_histogram: bool) -> None
 def test_without_values_there_is_no_estimate() -> None:
     assert Points(with_histogram=False).means() == (None, None)
     assert Points(with_histogram=True).percentiles(0.5) == (None, None)
+
+
+def test_the_first_values_have_percentiles_for_the_reason_of_a_rollback_alone() -> None:
+    points = Points(with_histogram=True)
+    canary = np.array([True] * 5 + [False] * 6)
+    points.add(canary, np.full(11, 0.5), np.array([160.0, 170, 180, 165, 175, 20, 21, 19, 20.5, 18, 0]))
+
+    assert points.percentiles(0.5) == (None, None)  # too few to compare by
+    stable, shown = points.first_percentiles(0.5)
+    assert stable == pytest.approx(19.0, rel=0.011)
+    assert shown == pytest.approx(170.0, rel=0.011)
+    assert points.first_percentiles(0.5, (0.0, 0.6))[1] == np.inf  # most have no answer
+
+
+def test_a_gate_that_fires_on_few_values_says_both_medians() -> None:
+    rng, n = np.random.default_rng(1), 1600
+    w = np.where(np.arange(n) < 1500, 0.0, 0.2)
+    arm = (rng.random(n) < w).astype(np.int64)
+    columns = {
+        "t_s": np.arange(n) / 4.0,
+        "unit": np.array([f"u{row}" for row in range(n)]),
+        "arm": arm,
+        "w": w,
+        "assigned_by": np.full(n, "request"),
+        "latency_ms": np.where(arm == 1, 170.0, 20.0) + rng.random(n),
+    }
+    evaluator = Evaluator.start(GatePolicy.default(), stages=(StagePlan(0.2, 60),), seed_latency_ms={})
+    fired = None
+    for row in range(n):
+        evaluator.add(draw_at(columns, row))
+        evaluator.advance(row / 4.0, row / 4.0)
+        if row >= 1500 and (fired := evaluator.report().rollback) is not None:
+            break
+
+    assert fired is not None
+    assert (fired.gate, fired.n_canary < 10) == ("latency_shape", True)
+    assert fired.canary == pytest.approx(170.5, rel=0.02)
+    assert fired.stable == pytest.approx(20.5, rel=0.03)

@@ -158,7 +158,6 @@ async def test_no_request_of_a_user_reaches_a_canary_that_is_mirrored_only(rig: 
         ("/v1/chat/completions", {"messages": [], "store": True}),
         ("/v1/chat/completions", {"messages": [], "web_search_options": {}}),
         ("/v1/chat/completions", {"messages": [], "tools": [{"type": "web_search"}]}),
-        ("/v1/completions", {"prompt": "x", "kv_transfer_params": {"do_remote_prefill": True}}),
         ("/v1/completions", {"prompt": "x" * (256 << 10)}),
         ("/v1/responses", {"input": "x"}),
         ("/v1/embeddings", {"input": "x"}),
