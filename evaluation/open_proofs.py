@@ -9,11 +9,12 @@ from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.latency import ShapeProof
 from evaluation.betting.left import FEW_LEFT
 from evaluation.betting.wealth import Channel
-from evaluation.metrics import UNANSWERED
+from evaluation.metrics import UNANSWERED, Kind
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import Gate, Proof, StagePlan
 from evaluation.policy.stage_proofs import stage_proofs
 from evaluation.report import GateReport, Verdict
+from evaluation.shown_estimates import hidden_by_cap
 from evaluation.units.gate_channels import Track
 from evaluation.units.metric_evidence import MetricEvidence
 
@@ -68,6 +69,10 @@ def what_forbids(metric: MetricEvidence, gate: Gate, proofs: Sequence[Proof]) ->
     """Why nothing of a gate is proven meanwhile, by which values are missing; empty: nothing forbids it."""
     if (doubt := metric.doubt()) is not None:
         return doubt
+    if gate.kind is Kind.MEAN:
+        return hidden_by_cap(metric, proofs)
+    if gate.kind is Kind.SCORE:
+        return _hidden_by_judge(metric, proofs)
     if metric.lacking is None:
         return ""
     most = FEW_LEFT * (1.0 - (SHAPE_TO if gate.percentile is None else gate.percentile))
@@ -81,6 +86,22 @@ def what_forbids(metric: MetricEvidence, gate: Gate, proofs: Sequence[Proof]) ->
         f"be the slowest ones ({most:.2%} may); if what is recorded is sampled by a coin tossed before the "
         "answer, state its `sampling`"
     )
+
+
+def _hidden_by_judge(metric: MetricEvidence, proofs: Sequence[Proof]) -> str:
+    """Why answers that were drawn for a score and have none forbid a proof; empty: they do not.
+
+    A proof holds with them as the worst, and as stable's mean, on both arms. Where both lack as many, the
+    canary's may yet be its worst and stable's not: that hides as much as their share, at most the margin.
+    """
+    for proof in proofs:
+        if metric.unjudged.is_above(proof.margin, of_stage=not proof.is_whole):
+            stable, canary = metric.unjudged.shares(of_stage=not proof.is_whole)
+            return (
+                f"{stable:.1%} of stable's and {canary:.1%} of the canary's sampled answers have no "
+                f"{metric.name}, and could be the worst ones ({proof.margin:.1%} may)"
+            )
+    return ""
 
 
 def why_not(metric: MetricEvidence, track: Track) -> str:

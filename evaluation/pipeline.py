@@ -25,6 +25,7 @@ from evaluation.units.released import Released
 from evaluation.units.sessions import Rows, Sessions
 from evaluation.units.split import COLUMNS, Split
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, Drawn, Units
+from evaluation.units.value_columns import comparable, without_answer
 
 NOW = "now"  # the lane of metrics that are known when the request has settled
 
@@ -129,8 +130,8 @@ class Lane:
                 parts.append(np.full((metric.width, len(own)), np.nan))
                 later_parts.append(np.full((metric.later_width, len(later)), np.nan))
                 continue
-            silent = metric.without_answer(raw[metric.name], unanswered, left)
-            values = metric.comparable(raw[metric.name], silent, rows)
+            silent = without_answer(metric.name, raw[metric.name], unanswered, left)
+            values = comparable(metric.name, raw[metric.name], silent, rows)
             columns = metric.values(values, silent, left, rows, raw.get(LEFT_MS))
             drawn = raw.get(sampled_name(metric.name))
             weights = metric.weights_of_missing(values, silent, rows, drawn) if metric.with_missing else None

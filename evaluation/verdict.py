@@ -23,6 +23,7 @@ from evaluation.shown_estimates import (
     point_estimates,
     statistic_of,
     unanswered_shares,
+    within_text,
 )
 from evaluation.split_reports import (
     frozen_since,
@@ -196,8 +197,8 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     reached = [t for t in last_of if _reached_at(t) < _void_from(pipeline, metric, t)]
     invalid_reason = metric.invalid_reason()
     verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
-    if reached and gate.is_alarm and gate.kind is Kind.MEAN and not is_over_budget(metric, gate):
-        text = f"{beyond(gate)} shown, and below the budget, {1 + gate.threshold:g}x"
+    if reached and gate.kind is Kind.MEAN and not is_over_budget(metric, gate):
+        text = f"{beyond(gate)} shown, and {within_text(metric, gate)}"
     elif reached:
         first = min(reached, key=_reached_at)
         verdict, decision = Verdict.FAIL, first.channel.decision
