@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from evaluation.metrics import UNANSWERED, Kind
 from evaluation.pipeline import Pipeline
-from evaluation.policy.gates import Gate, Proof
+from evaluation.policy.gates import Gate
 from evaluation.units.metric_evidence import MetricEvidence
-from evaluation.units.points import Points
-
-MOST_AT_CAP = 0.02  # share of an arm's values, for a proof of their mean
 
 
 def unanswered_shares(pipeline: Pipeline) -> tuple[float, float]:
@@ -62,36 +57,8 @@ def within_text(metric: MetricEvidence, gate: Gate) -> str:
     """That the mean is not above the gate's limit."""
     if gate.is_alarm:
         return f"below the budget, {_limit(gate):g}x"
-    ratio = None if metric.capped is None else _ratio(metric.capped.points)
+    ratio = None if metric.capped is None else metric.capped.points.ratio()
     return f"the mean of all values is {'not known' if ratio is None else f'{ratio:.2f}x'}"
-
-
-def hidden_by_cap(metric: MetricEvidence, proofs: Sequence[Proof]) -> str:
-    """Why values beyond the cap of a mean forbid its proofs; empty: they do not.
-
-    More at the cap than some per cent of an arm's could hide any ratio. Fewer, and dear ones, show in the
-    means of the values as they are.
-    """
-    capped = metric.capped
-    if capped is None:
-        return ""
-    for is_whole in sorted({proof.is_whole for proof in proofs}):
-        if capped.at_cap.is_above(MOST_AT_CAP, of_stage=not is_whole):
-            stable, canary = capped.at_cap.shares(of_stage=not is_whole)
-            return (
-                f"{stable:.1%} of stable's and {canary:.1%} of the canary's values are above the cap, "
-                f"{capped.cap:.4g}, and count as that ({MOST_AT_CAP:.0%} may)"
-            )
-    margin = min(proof.margin for proof in proofs)
-    under_cap, of_all = (_ratio(points) for points in (capped.parts_points, capped.points))
-    if under_cap is None or of_all is None or of_all < margin or under_cap >= margin:
-        return ""
-    return f"with what is above the cap, {capped.cap:.4g}, the canary's mean is {of_all:.2f}x stable's"
-
-
-def _ratio(points: Points) -> float | None:
-    stable, canary = points.means()
-    return canary / stable if stable and canary is not None else None
 
 
 def _limit(gate: Gate) -> float:
