@@ -188,7 +188,7 @@ def test_the_caps_are_of_stables_values_before_however_blocks_are_cut() -> None:
 
 
 def test_values_beyond_the_cap_are_missing_on_both_arms_until_it_is_learned_anew() -> None:
-    capped, window = Capped(), np.arange(WINDOW) + 1.0
+    capped, window = Capped(), np.linspace(1.0, WINDOW, WINDOW)
     arm = np.arange(3 * WINDOW) % 2 == 0
     capped.seed(window)
 
