@@ -9,7 +9,7 @@ from evaluation.betting.exceedance import Exceedance
 from evaluation.betting.latency import ShapeProof
 from evaluation.betting.left import FEW_LEFT
 from evaluation.betting.wealth import Channel
-from evaluation.metrics import UNANSWERED
+from evaluation.metrics import UNANSWERED, Kind
 from evaluation.pipeline import Pipeline
 from evaluation.policy.gates import Gate, Proof, StagePlan
 from evaluation.policy.stage_proofs import stage_proofs
@@ -20,6 +20,7 @@ from evaluation.units.metric_evidence import MetricEvidence
 SHAPE_TO = 0.99  # a shape's proof is of what lies below: its rarest alternatives begin there (`latency.py`)
 FEW_UNKNOWN = 0.0005  # share of requests without an outcome that is not named
 MUCH_MISSING = 0.05  # share of answers without a value that is named where a proof is open
+MOST_AT_CAP = 0.02  # share of an arm's values, for a proof of their mean
 
 
 def steps_text(metric: MetricEvidence, gate: Gate, margin: float) -> str:
@@ -68,6 +69,10 @@ def what_forbids(metric: MetricEvidence, gate: Gate, proofs: Sequence[Proof]) ->
     """Why nothing of a gate is proven meanwhile, by which values are missing; empty: nothing forbids it."""
     if (doubt := metric.doubt()) is not None:
         return doubt
+    if gate.kind is Kind.MEAN:
+        return _hidden_by_cap(metric, proofs)
+    if gate.kind is Kind.SCORE:
+        return _hidden_by_judge(metric, proofs)
     if metric.lacking is None:
         return ""
     most = FEW_LEFT * (1.0 - (SHAPE_TO if gate.percentile is None else gate.percentile))
@@ -81,6 +86,45 @@ def what_forbids(metric: MetricEvidence, gate: Gate, proofs: Sequence[Proof]) ->
         f"be the slowest ones ({most:.2%} may); if what is recorded is sampled by a coin tossed before the "
         "answer, state its `sampling`"
     )
+
+
+def _hidden_by_cap(metric: MetricEvidence, proofs: Sequence[Proof]) -> str:
+    """Why values beyond the cap of a mean forbid its proofs; empty: they do not.
+
+    More at the cap than some per cent of an arm's could hide any ratio. Fewer, and dear ones, show in the
+    means of the values as they are.
+    """
+    capped = metric.capped
+    if capped is None:
+        return ""
+    for is_whole in sorted({proof.is_whole for proof in proofs}):
+        if capped.at_cap.is_above(MOST_AT_CAP, of_stage=not is_whole):
+            stable, canary = capped.at_cap.shares(of_stage=not is_whole)
+            return (
+                f"{stable:.1%} of stable's and {canary:.1%} of the canary's values are above the cap, "
+                f"{capped.cap:.4g}, and count as that ({MOST_AT_CAP:.0%} may)"
+            )
+    margin = min(proof.margin for proof in proofs)
+    under_cap, of_all = (points.ratio() for points in (capped.parts_points, capped.points))
+    if under_cap is None or of_all is None or of_all < margin or under_cap >= margin:
+        return ""
+    return f"with what is above the cap, {capped.cap:.4g}, the canary's mean is {of_all:.2f}x stable's"
+
+
+def _hidden_by_judge(metric: MetricEvidence, proofs: Sequence[Proof]) -> str:
+    """Why answers that were drawn for a score and have none forbid a proof; empty: they do not.
+
+    A proof holds with them as the worst, and as stable's mean, on both arms. Where both lack as many, the
+    canary's may yet be its worst and stable's not: that hides as much as their share, at most the margin.
+    """
+    for proof in proofs:
+        if metric.unjudged.is_above(proof.margin, of_stage=not proof.is_whole):
+            stable, canary = metric.unjudged.shares(of_stage=not proof.is_whole)
+            return (
+                f"{stable:.1%} of stable's and {canary:.1%} of the canary's sampled answers have no "
+                f"{metric.name}, and could be the worst ones ({proof.margin:.1%} may)"
+            )
+    return ""
 
 
 def why_not(metric: MetricEvidence, track: Track) -> str:

@@ -19,13 +19,13 @@ from evaluation.policy.stage_proofs import proofs_by_gate
 from evaluation.records import LEFT_MS, sampled_name
 from evaluation.units.answered import AnsweredGap
 from evaluation.units.attendance import Attendance
-from evaluation.units.comparable import comparable, without_answer
 from evaluation.units.limits import LateKeys
 from evaluation.units.metric_evidence import MetricEvidence
 from evaluation.units.released import Released
 from evaluation.units.sessions import Rows, Sessions
 from evaluation.units.split import COLUMNS, Split
 from evaluation.units.units import HELD, LEFT_OUT, REQUEST, Assignments, Drawn, Units
+from evaluation.units.value_columns import comparable, without_answer
 
 NOW = "now"  # the lane of metrics that are known when the request has settled
 

@@ -54,12 +54,26 @@ def statistic_of(metric: MetricEvidence, gate: Gate) -> str:
 
 
 def is_over_budget(metric: MetricEvidence, gate: Gate) -> bool:
-    """Whether the canary's mean is at least the gate's threshold above stable's, as all values say so far.
+    """Whether the canary's mean is the gate's limit times stable's or more, as all values say so far: an
+    alarm's by its threshold, a gate's by what it tolerates.
 
-    Of an alarm on a mean: that it is above the tolerance must be no chance, and how far must be the limit.
+    That it is above the tolerance must be no chance (the bets, on values up to a cap), and how far must be
+    the limit: what is said of a mean must be true of the values as they are, too.
     """
     stable, canary = point_estimates(metric, gate, (0.0, 0.0))
-    return stable is not None and canary is not None and canary >= (1.0 + gate.threshold) * stable
+    return stable is not None and canary is not None and canary >= _limit(gate) * stable
+
+
+def within_text(metric: MetricEvidence, gate: Gate) -> str:
+    """That the mean is not above the gate's limit."""
+    if gate.is_alarm:
+        return f"below the budget, {_limit(gate):g}x"
+    ratio = None if metric.capped is None else metric.capped.points.ratio()
+    return f"the mean of all values is {'not known' if ratio is None else f'{ratio:.2f}x'}"
+
+
+def _limit(gate: Gate) -> float:
+    return 1.0 + (gate.threshold if gate.is_alarm else gate.tolerance)
 
 
 def budget_text(metric: MetricEvidence, gate: Gate) -> str:

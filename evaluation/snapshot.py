@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-#: The formats before 19 hold other evidence (18: proofs without answers that a judge drew and did not score;
+#: The formats before 20 hold other evidence (19: rollbacks without answers that a judge drew and did not
+#: score, one cap of means; 18: proofs without answers that a judge drew and did not score;
 #: 17: failures as the largest tokens and costs; 16: proofs without what is missing of outcomes and latencies;
 #: 15: a percentile's proof at one estimate of it; 14: requests that clients left counted with those that
 #: failed, one alone holding a promotion, limits of all clients, sessions without the limit of their draw; 13:
@@ -25,7 +26,7 @@ import numpy as np
 #: of stable's speed, no votes for recorded steps; 9: harm of later sessions by round alone; 8: without parts,
 #: no recorded steps; 7: no later ones; the earlier ones: requests where units are bet on now) and cannot be
 #: carried over.
-FORMAT = 19
+FORMAT = 20
 
 
 class SnapshotMismatch(ValueError):

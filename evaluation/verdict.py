@@ -24,6 +24,7 @@ from evaluation.shown_estimates import (
     point_estimates,
     statistic_of,
     unanswered_shares,
+    within_text,
 )
 from evaluation.split_reports import (
     frozen_since,
@@ -197,9 +198,8 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
     reached = [t for t in last_of if _reached_at(t) < _void_from(pipeline, metric, t)]
     invalid_reason = metric.invalid_reason()
     verdict, text, decision = Verdict.UNDECIDED, "no harm shown so far", None
-    if reached and gate.is_alarm and gate.kind is Kind.MEAN and not is_over_budget(metric, gate):
-        text = f"{beyond(gate)} shown, and below the budget, {1 + gate.threshold:g}x"
-    elif reached:
+    is_within = gate.kind is Kind.MEAN and not is_over_budget(metric, gate)
+    if reached and not is_within:
         first = min(reached, key=_reached_at)
         verdict, decision = Verdict.FAIL, first.channel.decision
         text = f"{harm(gate)} shown by {USES[first.use]}"
@@ -207,6 +207,8 @@ def _rollback_report(pipeline: Pipeline, metric: MetricEvidence, gate: Gate) -> 
             text = f"{budget_text(metric, gate)}; {beyond(gate)} shown by {USES[first.use]}"
     elif invalid_reason is not None:
         verdict, text = Verdict.INVALID, invalid_reason
+    elif reached:
+        text = f"{beyond(gate)} shown, and {within_text(metric, gate)}"
     if gate.is_alarm:
         verdict = Verdict.UNDECIDED
     return _report(

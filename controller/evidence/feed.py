@@ -44,7 +44,7 @@ class Feed:
         self._rollout = rollout
         self._config = config
         self._evaluator: Evaluator | None = None  # None until the first unit of this rollout
-        self._before = StableBefore()
+        self._before = StableBefore(config.prices)
         # seq -> at_s of requests that a score may still refer to
         self._window: OrderedDict[int, float] = OrderedDict()
         self._guard = ErrorGuard()

@@ -86,19 +86,24 @@ def draw_of(
         assigned_by=record.assigned_by,
         stage=record.stage,
         error=record.error,
-        latency_ms=_measured(record.latency_ms),
-        ttft_ms=_measured(record.ttft_ms),
-        itl_ms=_measured(record.itl_ms),
-        tokens=_measured(tokens_of(record).completion),
-        cost=_measured(priced(record, prices)) if prices is not None and prices.is_comparable else None,
+        latency_ms=measured(record.latency_ms),
+        ttft_ms=measured(record.ttft_ms),
+        itl_ms=measured(record.itl_ms),
+        tokens=measured(tokens_of(record).completion),
+        cost=cost_of(record, prices),
         flags=flags,
         covariates={} if record.body_bytes is None else {"body_bytes": float(record.body_bytes)},
         sampled=sampled,
-        left_ms=_measured((record.done_at_s - record.at_s) * 1000.0) if flags["cancelled"] else None,
+        left_ms=measured((record.done_at_s - record.at_s) * 1000.0) if flags["cancelled"] else None,
     )
 
 
-def _measured(value: float | None) -> float | None:
+def cost_of(record: RequestRecord, prices: Prices | None) -> float | None:
+    """The cost of the answer as evidence; None: not known of both versions' answers alike."""
+    return measured(priced(record, prices)) if prices is not None and prices.is_comparable else None
+
+
+def measured(value: float | None) -> float | None:
     """The value; None when it is no number of at least 0: a bad measurement must not remove its unit."""
     return value if is_number(value) and 0.0 <= value <= MAX_VALUE else None  # type: ignore[operator]
 

@@ -122,9 +122,9 @@ class MedianRatio:
     def interval(self) -> tuple[float, float] | None:
         """The interval of canary median / stable median: from the highest ratio rejected as too low to the
         lowest rejected as too high; 0 and infinity where none is."""
-        values = sum(count for _, count in self.canary.values())
-        if values == 0:
+        if not any(count for _, count in self.canary.values()):
             return None
+        values = sum(count for arm in (self.stable, self.canary) for _, count in arm.values())
         if self._cached[0] != values:
             self._cached = (values, nonempty((self._last_rejected(low=True), self._last_rejected(low=False))))
         return self._cached[1]

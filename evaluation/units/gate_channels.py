@@ -3,7 +3,8 @@
 For rollback, a gate bets on up to three channels (first requests; sessions; mirrored pairs), each with a part
 of its alpha. Where requests without an answer have no value, a channel of requests decides only with a second
 one, in which those count as harm on both arms (`Track.missing_as`). So do requests that their clients left,
-for a percentile.
+for a percentile. Where a judge samples, so do answers that were drawn and have no score: harm must be shown
+with and without either.
 
 For promotion it bets on sessions for each margin that some stage must prove, on the units of that stage; and,
 where units are sticky, on their first requests too, which alone speak once the arms' conversations are known
@@ -60,7 +61,10 @@ ROLLBACK_USES = frozenset({"first", "session", "pairs", "later"})
 #: says so, whose channel ("alone") proves nothing. "late": those left late are slow. "recent": as in the
 #: first one, at the percentile of recent values, where that of the others is held above it.
 #: "near", "far": at what the percentile of many values may be (`tails.py`).
-MissingAs = Literal["", "harm", "mean", "absent", "left", "alone", "late", "recent", "near", "far"]
+#: "unjudged": answers that were drawn for a score and have none count as harm, and not those that failed.
+MissingAs = Literal[
+    "", "harm", "unjudged", "mean", "absent", "left", "alone", "late", "recent", "near", "far"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,8 @@ class GateChannels:
     """The columns and channels of all gates of one metric, made from the policy.
 
     `columns`: fed with every row. `worst`: the one of the events of a proof, where one that is missing counts
-    against it; None: there is none. `mean`: the one of capped values, the last; None: there is none.
+    against it; None: there is none. `means`: the last ones, of values up to a cap, and where a gate on them
+    rolls back, up to the wide one (`capped.py`).
     `with_missing`: those whose units include requests without a value, by which. `divisors`: of each
     exceedance, the tolerance, then the margins. `tail_columns`: by percentile gate. `pairs`:
     streams of mirrored answers, one a gate that reserves alpha for them
@@ -179,7 +184,7 @@ class GateChannels:
         self.divisors: list[tuple[float, ...]] = []
         self.worst: Column | None = None
         self.has_shape_columns = False
-        self.mean: Column | None = None
+        self.means: list[Column] = []
         self.tail_columns: dict[str, Column] = {}
         self.with_missing: dict[Counted, Column] = {}
         sampling = gates[0].sampling
@@ -188,8 +193,7 @@ class GateChannels:
         self.pair_gates: list[Gate] = []
         for gate in gates:
             self._add_gate(gate, proofs.get(gate.name, ()))
-        if self.mean is not None:
-            self.columns.append(self.mean)
+        self.columns += self.means
 
     def _add_gate(self, gate: Gate, proofs: Sequence[Proof]) -> None:
         match gate.kind:
@@ -203,9 +207,9 @@ class GateChannels:
                     self.columns.append(self.worst)
                 self._add_bounded(gate, self.columns[0], proofs)
             case Kind.MEAN:
-                if self.mean is None:
-                    self.mean = Column(with_histogram=False)
-                self._add_bounded(gate, self.mean, proofs)
+                while len(self.means) < (1 if gate.is_alarm else 2):
+                    self.means.append(Column(with_histogram=False))
+                self._add_bounded(gate, self.means[0 if gate.is_alarm else 1], proofs)
             case Kind.SHAPE:
                 self._add_shape(gate, proofs)
             case Kind.PERCENTILE:
@@ -223,7 +227,7 @@ class GateChannels:
             if gate.kind is Kind.SCORE:
                 self._add_score_proof(gate, proof)
             elif gate.kind is Kind.MEAN:
-                self._add_proof(gate, column, proof, mean_proof)
+                self._add_proof(gate, self.means[0], proof, mean_proof)
             else:
                 self._add_rate_proof(gate, self.worst or column, proof)
 
@@ -286,7 +290,9 @@ class GateChannels:
         if with_left is not None:
             ways.append((with_left, "harm"))
         if has_no_value_unanswered(gate):
-            ways.append((self._missing("failed"), "harm"))
+            if self._is_sampled:  # a better canary may answer, readably, what the judge cannot read of stable
+                ways += [(self._missing("unjudged"), "unjudged"), (self._missing("sampled"), "harm")]
+            ways.insert(1, (self._missing("failed"), "harm"))
         for of_way, missing_as in ways:
             bettor = partial(
                 loss_bettor,
@@ -295,7 +301,7 @@ class GateChannels:
                 threshold=gate.threshold,
                 longest=self._longest,
                 failures=self._failures,
-                missing_as_harm=missing_as == "harm",
+                missing_as_harm=missing_as in ("harm", "unjudged"),
             )
             covariates = self._covariates > 0
             firsts, sessions = (bettor(sessions=several, covariates=covariates) for several in (False, True))

@@ -80,10 +80,11 @@ class MetricEvidence:
             is_counted=not self.is_alarm,
         )
         self.lacking = None if is_partial or not self.takes_values else Lacking()
+        self.unjudged = Lacking()  # answers that are known to have been drawn for a score
         self.points = Points(with_histogram=self.takes_values)
         self.sums: Floats = np.zeros(2)
         self.counts: Floats = np.zeros(2)
-        self.capped = Capped() if bets.mean is not None else None
+        self.capped = Capped() if bets.means else None
         self.lent: dict[str, float] = {}  # by gate (`limits.py`); empty: no key came late
         self.own_speed = OwnSpeed()
         self.offered = Offered()
@@ -102,16 +103,18 @@ class MetricEvidence:
     @property
     def __state__(self) -> tuple[str, ...]:
         more = ["covariates"] if self.covariates.names else []
-        more += ["own_range"] if self.own_range is not None else []
-        more += ["capped"] if self.capped is not None else []
-        return (*_STATE, *more, *(["lacking"] if self.lacking is not None else []))
+        more += [name for name in ("own_range", "capped", "lacking") if getattr(self, name) is not None]
+        return (*_STATE, *more, *(["unjudged"] if self._is_sampled else []))
 
     def seed(self, values: Floats) -> None:
-        """Learn stable's own values from before the rollout."""
-        if self.takes_values:
-            self.own_speed.seed(values)
+        """Learn stable's own values from before the rollout: of sizes the caps alone."""
         if self.capped is not None:
             self.capped.seed(values)
+        if self.takes_values and not self.is_size:
+            self._seed_columns(values)
+
+    def _seed_columns(self, values: Floats) -> None:
+        self.own_speed.seed(values)
         for column in self.columns:
             if column.first.stable.histogram is not None:
                 column.first.seed(values)
@@ -154,7 +157,10 @@ class MetricEvidence:
             return value_columns(settings, raw, unanswered, cancelled, rows, left_ms, apart)
         nobody = np.zeros(len(rows), dtype=np.bool_)  # a request without an answer has no size, and no rank
         columns = value_columns(settings, raw, nobody, nobody, rows, None, apart)
-        return columns if self.capped is None else np.vstack((columns, self.capped.parts(raw, rows.arm)))
+        if self.capped is None:
+            return columns
+        of_caps = self.capped.columns(rows, judged_probability(self._sampling, rows.w), raw)
+        return np.vstack((columns, of_caps[: len(self._bets.means)]))
 
     def can_skip(self, raw: Floats) -> bool:
         """Whether these are values of an alarm, all missing: nothing depends on them."""
@@ -182,7 +188,7 @@ class MetricEvidence:
         w, gap = judged_probability(self._sampling, rows.w), self._gap(gaps)
         for column, y in zip(self.columns, columns, strict=True):
             if column.first.channels or column.first.staged:
-                block = rows.first_block(y, w, gaps if column is self._bets.mean else gap)
+                block = rows.first_block(y, w, gaps if column in self._bets.means else gap)
                 if column.missing is not None:
                     block = without_failed(block, unanswered, block.seq, rows.seq)
                 column.first.feed(with_covariates(block, covariates, block.seq, rows.seq))
@@ -203,7 +209,7 @@ class MetricEvidence:
 
         for index, column in enumerate(self.columns, start=first_column):
             if column.units.channels or column.units.staged:
-                own_gap = gaps if column is self._bets.mean else gap
+                own_gap = gaps if column in self._bets.means else gap
                 block = released.block(index, w, own_gap, single_values=column.with_histogram)
                 if column.missing is not None:
                     block = without_failed(block, unanswered, block.draw, released.draw)
@@ -271,6 +277,8 @@ class MetricEvidence:
         values. drawn: 1 where a score was drawn for; None: nowhere known."""
         sampled = None if drawn is None or not self._is_sampled else drawn == 1.0
         scored = ~np.isnan(raw) if sampled is None else ~np.isnan(raw) | sampled
+        if sampled is not None:
+            self.unjudged.count_drawn(rows, raw, sampled & ~unanswered)
         shares = self.scored.of(scored, ~unanswered, rows.of_draws)
         if not self._same_sampling:
             shares = np.where(rows.arm, self._sampling.canary, self._sampling.stable)
@@ -366,8 +374,6 @@ class MetricEvidence:
             missing = self.presence.indicator(present, expected)
         w = judged_probability(self._sampling, rows.w)
         self.points.add(rows.arm, w, raw)
-        if self.capped is not None:
-            self.capped.points.add(rows.arm, w, raw)
         for arm in (0, 1):
             chosen = raw[(rows.arm == arm) & present & (rows.w > 0.0)]
             self.sums[arm] = np.add.accumulate(np.concatenate(([self.sums[arm]], chosen)))[-1]

@@ -23,6 +23,7 @@ from evaluation.betting.unit_block import Flags, Floats, Ints, UnitBlock
 from evaluation.betting.wealth import Bets, Channel, Refitted
 from evaluation.stream import Stream
 from evaluation.units.released import Released
+from evaluation.units.sessions import Rows
 
 MISSING_ALPHA = 0.002  # a false INVALID only holds; an unnoticed bias rolls back or promotes
 RATIOS = np.array([0.1, 0.3, 0.6, 1.6, 3.0, 10.0])
@@ -343,6 +344,12 @@ class Lacking:
                 chosen = rows & (arm == bool(of_arm))
                 self.answers[scope, of_arm] += np.count_nonzero(chosen)
                 self.without[scope, of_arm] += np.count_nonzero(chosen & ~present)
+
+    def count_drawn(self, rows: Rows, raw: Floats, drawn: Flags) -> None:
+        """Count the answers that were drawn for a score, in order of assignment. raw: NaN where it is
+        missing."""
+        chosen = (drawn | ~np.isnan(raw)) & (rows.w > 0.0)
+        self.count(rows.arm[chosen], rows.stage[chosen], ~np.isnan(raw[chosen]))
 
     def is_above(self, share: float, *, of_stage: bool) -> bool:
         """Whether more than this share of an arm's answers lack it, by more than a standard error: a proof of

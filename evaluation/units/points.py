@@ -50,6 +50,11 @@ class Points:
         stable, canary = (total / mass if mass > 0.0 else None for mass, total in self.sums.tolist())
         return stable, canary
 
+    def ratio(self) -> float | None:
+        """The canary's mean over stable's; None: an arm has no values, or stable's are 0."""
+        stable, canary = self.means()
+        return canary / stable if stable and canary is not None else None
+
     def percentiles(
         self, share: float, unanswered: tuple[float, float] = (0.0, 0.0)
     ) -> tuple[float | None, float | None]:

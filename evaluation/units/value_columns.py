@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.betting.left import Left
 from evaluation.betting.unit_block import Flags, Floats
+from evaluation.metrics import OUTCOMES, VALUES
 from evaluation.units.gate_channels import GateChannels
 from evaluation.units.sessions import Rows
 
@@ -23,6 +24,25 @@ class ValueSettings(NamedTuple):
     failures: float
     is_wait: bool
     is_of_all: bool
+
+
+def without_answer(metric: str, raw: Floats, unanswered: Flags, cancelled: Flags) -> Flags:
+    """Which requests have no value because there was no answer: of the cancelled ones not those with one,
+    such as a time to the first token that was known when the client left."""
+    if not cancelled.any():
+        return unanswered
+    if metric == "cancelled":
+        return unanswered & ~cancelled
+    return unanswered & ~(cancelled & ~np.isnan(raw)) if metric in VALUES else unanswered
+
+
+def comparable(metric: str, raw: Floats, unanswered: Flags, rows: Rows) -> Floats:
+    """The raw values that can be compared: no latency of cold rows, and none of an unanswered request."""
+    if metric in VALUES:
+        raw = np.where(rows.cold, np.nan, raw) if rows.cold.any() else raw
+    if metric in OUTCOMES or not unanswered.any():
+        return raw
+    return np.where(unanswered, np.nan, raw)
 
 
 def value_columns(

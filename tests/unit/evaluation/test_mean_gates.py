@@ -14,7 +14,7 @@ from evaluation.policy.parsing import gate_policy_of
 from evaluation.policy.policy import GatePolicy
 from evaluation.policy.values import PolicyError
 from evaluation.report import GateReport, Verdict
-from evaluation.units.capped import FIRST, Capped
+from evaluation.units.capped import WINDOW, Capped
 from tests.fakes.evidence_maker import ONE_STAGE, Columns, requests, streamed
 from tests.fakes.priced_maker import GATE, policy, priced
 
@@ -170,26 +170,89 @@ def test_unequal_load_makes_no_cost_incomparable() -> None:
     assert (gates["cost"], gates["latency_p99"]) == (Verdict.UNDECIDED, Verdict.INVALID)
 
 
-def test_the_cap_is_of_stables_first_values_however_blocks_are_cut() -> None:
+def test_the_caps_are_of_stables_values_before_however_blocks_are_cut() -> None:
     rng = np.random.default_rng(1)
-    raw, arm = rng.lognormal(0.0, 1.0, 600), rng.random(600) < 0.3
-    raw[::7], raw[500] = np.nan, 1e6
+    raw, arm = rng.lognormal(0.0, 1.0, 1500), rng.random(1500) < 0.3
+    raw[::7], raw[500], raw[900:] = np.nan, 1e6, 30.0 * raw[900:]
     whole, cut = Capped(), Capped()
 
     at_once = whole.parts(raw, arm)
-    in_parts = np.concatenate([cut.parts(raw[i : i + 37], arm[i : i + 37]) for i in range(0, 600, 37)])
+    in_parts = np.hstack([cut.parts(raw[i : i + 37], arm[i : i + 37]) for i in range(0, 1500, 37)])
 
     np.testing.assert_array_equal(at_once, in_parts)
-    of_stable = np.flatnonzero(~arm & ~np.isnan(raw))[:FIRST]
-    assert whole.cap == 2 * np.sort(raw[of_stable])[int(np.ceil(0.99 * FIRST)) - 1]
-    assert np.isnan(at_once[: of_stable[-1] + 1]).all()
-    assert (np.nanmax(at_once), at_once[500]) == (1.0, 1.0)
+    of_stable = np.flatnonzero(~arm & ~np.isnan(raw))[:WINDOW]
+    first = 2 * np.sort(raw[of_stable])[int(np.ceil(0.99 * WINDOW)) - 1]
+    assert np.isnan(at_once[:, : of_stable[-1] + 1]).all()
+    np.testing.assert_array_equal(at_once[0, 499:502], np.minimum(raw[499:502] / first, 1.0))
+    assert whole.cap > 10.0 * first
+
+
+def test_values_beyond_the_cap_are_missing_on_both_arms_until_it_is_learned_anew() -> None:
+    capped, window = Capped(), np.linspace(1.0, WINDOW, WINDOW)
+    arm = np.arange(3 * WINDOW) % 2 == 0
+    capped.seed(window)
+
+    parts = capped.parts(np.full(3 * WINDOW, 1000.0), arm)[0]
+
+    compared = np.flatnonzero(~np.isnan(parts))
+    assert len(compared[compared < WINDOW]) == 18  # nine of stable are more than 4 % of a window
+    assert np.isnan(parts[20 : 2 * WINDOW]).all()
+    assert set(parts[2 * WINDOW :]) == {0.5}
 
 
 def test_of_nothing_but_zeros_there_is_no_cap() -> None:
     capped = Capped()
 
-    assert np.isnan(capped.parts(np.zeros(3 * FIRST), np.zeros(3 * FIRST, dtype=bool))).all()
+    assert np.isnan(capped.parts(np.zeros(3 * WINDOW), np.zeros(3 * WINDOW, dtype=bool))).all()
+
+
+def short_first(ratio: float, *, short: int = 300, rows: int = ROWS) -> Columns:
+    """A batch client's short answers at first, then answers ten times as dear."""
+    columns = priced(ratio, rows=rows)
+    columns["cost"][short:] *= 10.0
+    return columns
+
+
+def test_a_start_of_short_answers_hides_no_dearer_canary() -> None:
+    stage = (replace(ONE_STAGE[0], weight=0.2, margins={"cost": 1.3}),)
+
+    dear, equal = (run(short_first(ratio), policy(), stages=stage) for ratio in (1.5, 1.0))
+
+    assert (dear.decision, dear.metric) == ("rollback", "cost")
+    assert (equal.decision, list(equal.proofs)) == ("promote", ["cost"])
+
+
+def test_a_start_of_short_answers_silences_no_alarm() -> None:
+    assert alarm_of(short_first(1.5)).decided_canary is not None
+
+
+def test_nothing_is_proven_while_an_arms_values_are_at_the_cap() -> None:
+    """The canary's rare long answers alone are twice as long; up to the cap, both arms are alike."""
+    columns = priced(1.0)
+    is_long = np.random.default_rng(3).random(ROWS) < 0.03
+    is_canary = columns["arm"] == 1
+    columns["cost"][is_long & is_canary] *= 60.0
+    stage = (replace(ONE_STAGE[0], weight=0.2, margins={"cost": 4.0}),)
+
+    proof = report_of(run(columns, policy(), stages=stage), "cost", "promotion")
+
+    assert proof.verdict is not Verdict.PASS
+    assert "of the canary's values are above the cap" in proof.reason
+
+
+def test_a_cheaper_canary_that_mends_rare_runaways_is_not_rolled_back() -> None:
+    """Stable runs on in 0.8 % of its answers, at 50 usual ones each; the others of the canary are 1.25x."""
+    columns = priced(1.25, rows=20_000)
+    runs_on = (np.random.default_rng(4).random(20_000) < 0.008) & (columns["arm"] == 0)
+    columns["cost"][runs_on] = 0.05
+
+    result = run(columns, policy())
+
+    found = report_of(result, "cost")
+    assert found.canary is not None
+    assert found.stable is not None
+    assert found.canary < found.stable
+    assert result.decision != "rollback"
 
 
 def test_rate_limits_are_counted_though_such_a_request_has_no_answer() -> None:

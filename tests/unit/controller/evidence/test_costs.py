@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from controller.evidence import beside
+from controller.evidence.before import StableBefore
 from controller.evidence.costs import RolloutCosts
 from controller.evidence.feed import Feed
 from controller.evidence.pricing import pinned, priced, prices_of
 from controller.evidence.reader import JoinedPage
 from controller.evidence.records import GateConfig, draw_of, gate_config
 from controller.evidence.score_join import Joined
+from controller.evidence.typical_range import TypicalRanges
 from controller.rollout.observation import ArmCosts, CostStatus
 from controller.rollout.serialization import evidence_from_json, evidence_to_json
 from controller.spec.prices import BUDGET_ALARM, with_budget
@@ -134,6 +136,17 @@ def test_rate_limits_are_told_from_other_failures(cause: str | None, is_limited:
 
 def test_of_a_client_that_left_no_rate_limit_is_known() -> None:
     assert "rate_limited" not in draw_of(answered(1, error=None, outcome="cancelled")).flags
+
+
+def test_stables_tokens_and_costs_from_before_the_rollout_are_known_to_its_caps() -> None:
+    before, ranges = StableBefore(PRICES), TypicalRanges()
+
+    before.learn(answered(1, w=0.0), ranges)
+    before.learn(answered(2, w=0.0, completion_tokens=None), ranges)
+    before.learn(answered(3, w=0.0, error=True), ranges)
+
+    assert before.values["tokens"] == [200]
+    assert before.values["cost"] == [pytest.approx(0.0045)]
 
 
 def test_judge_and_copies_are_counted_apart() -> None:

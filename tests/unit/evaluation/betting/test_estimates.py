@@ -144,3 +144,21 @@ def test_infinite_values_are_above_every_median() -> None:
 
 def test_there_is_no_ratio_of_medians_before_the_canary() -> None:
     assert fed(latencies(500, 1.0)).interval() is None
+
+
+def test_an_interval_is_of_all_values_however_often_it_was_read() -> None:
+    """Values of stable alone narrow it, too: one that is read after a restart only must be the same."""
+    block = latencies(4000, 1.0)
+    past, read, unread = Stable(with_histogram=True), MedianRatio(), MedianRatio()
+    past.learn(block.y[:500])
+    for ratio in (read, unread):
+        ratio.end_epoch(past)
+        ratio.learn(block.pick(slice(500, 3000)))
+    read.interval()
+    stable = block.pick(slice(3000, 4000))
+    stable = unit_block(np.zeros(1000, dtype=bool), 0.5, stable.y * 3.0)
+
+    for ratio in (read, unread):
+        ratio.learn(stable)
+
+    assert read.interval() == unread.interval()
