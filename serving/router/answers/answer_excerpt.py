@@ -22,6 +22,7 @@ import msgspec
 from serving.judging.signals import Call
 from serving.router.answers.answer_events import WHOLE, json_object
 from serving.router.answers.answer_places import CallPart, is_odd, may_call, places_of
+from serving.router.answers.call_numbers import CallNumbers, Number
 
 FOLDED = 16 << 10  # bytes that are kept before their texts are taken from them
 TEXT_LIMIT = 64 << 10  # bytes of text, and of the arguments of calls, as JSON writes them
@@ -40,7 +41,17 @@ _DELTA = re.compile(rb'event: ?response\.output_text\.delta\r?\n[^\n]*?"delta"\s
 class AnswerExcerpt:
     """The text of one answer. `add` each piece that is whole: events, or the answer; then read it."""
 
-    __slots__ = ("_calls", "_is_response", "_left", "_parts", "_size", "_texts", "_unread", "refuses")
+    __slots__ = (
+        "_calls",
+        "_is_response",
+        "_left",
+        "_numbers",
+        "_parts",
+        "_size",
+        "_texts",
+        "_unread",
+        "refuses",
+    )
 
     def __init__(self, path: str) -> None:
         """path: of the request, which tells the API."""
@@ -51,8 +62,9 @@ class AnswerExcerpt:
         self._left = TEXT_LIMIT  # bytes of text and arguments that may still be kept
         self._unread = 0  # bytes of text beyond the limit
         self.refuses = False  # a field of the answer says that it is a refusal; after `text`
-        # By the index of each call: its name, and the pieces of its arguments; None: not known.
-        self._calls: dict[int, tuple[str, list[str]]] | None = {}
+        self._numbers = CallNumbers()
+        # By the number of each call: its name, and the pieces of its arguments; None: not known.
+        self._calls: dict[Number, tuple[str, list[str]]] | None = {}
 
     def add(self, data: bytes) -> None:
         """Take this piece of the answer."""
@@ -134,13 +146,14 @@ class AnswerExcerpt:
             self._take_call(call)
 
     def _take_call(self, call: CallPart) -> None:
-        if self._calls is None:
+        if self._calls is None or (call.is_rest and call.index not in self._numbers):
             return
-        known, pieces = self._calls.get(call.index, ("", []))
+        number = self._numbers.number(call.index, call.call_id, call.name)
+        known, pieces = self._calls.get(number, ("", []))
         if call.arguments:
             pieces.append(call.arguments)
             self._left -= len(call.arguments)
-        self._calls[call.index] = (known or call.name, pieces)
+        self._calls[number] = (known or call.name, pieces)
         if len(self._calls) > CALLS_LIMIT or self._left < 0:
             self._calls, self._left = None, max(self._left, 0)
 
