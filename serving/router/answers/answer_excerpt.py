@@ -5,8 +5,8 @@ Rules:
    time, so that an event costs about 1 us. Many events hold one token each. Those that hold more (calls of
    tools, thinking, quotations: `answer_places.is_odd`) are decoded, but for large ones (WHOLE), of which no
    objects are made: their calls are not known, and every string of such a name is text.
-2. Bounded: FOLDED bytes of what has passed, TEXT_LIMIT bytes of text and of arguments, CALLS_LIMIT calls. Of
-   a whole answer the first WHOLE_LIMIT bytes are read.
+2. Bounded: FOLDED bytes of what has passed, TEXT_LIMIT bytes of text, arguments and names, CALLS_LIMIT calls.
+   Of a whole answer the first WHOLE_LIMIT bytes are read, of an event LINE_LIMIT.
 
 Invariant: the text leaves memory with the request. No record holds it.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -25,7 +25,9 @@ from serving.router.answers.answer_places import CallPart, is_odd, may_call, pla
 from serving.router.answers.call_numbers import CallNumbers, Number
 
 FOLDED = 16 << 10  # bytes that are kept before their texts are taken from them
-TEXT_LIMIT = 64 << 10  # bytes of text, and of the arguments of calls, as JSON writes them
+TEXT_LIMIT = 64 << 10  # bytes of text, and of names and arguments of calls, as JSON writes them
+LINE_LIMIT = TEXT_LIMIT + (16 << 10)  # of one event, which has other fields before its text
+PIECES_LIMIT = 64  # pieces of a call's arguments that are objects of their own
 WHOLE_LIMIT = 256 << 10
 CALLS_LIMIT = 64
 
@@ -33,7 +35,7 @@ _STRING = rb'"([^"\\]*(?:\\.[^"\\]*)*)'  # perhaps without its end
 _TEXT = re.compile(rb'"(?:content|text|refusal)"\s*:\s*' + _STRING, re.DOTALL)
 _REFUSAL = re.compile(rb'"refusal"\s*:\s*"[^"]')
 _TEXT_OF = msgspec.json.Decoder(str).decode
-_CUT_ESCAPE = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?\Z")  # the beginning of one
+_CUT_ESCAPE = re.compile(rb"((?:^|[^\\])(?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?\Z")  # the beginning of one
 # The same text comes again when a part of a response is done; a delta is known by its event's name.
 _DELTA = re.compile(rb'event: ?response\.output_text\.delta\r?\n[^\n]*?"delta"\s*:\s*' + _STRING, re.DOTALL)
 
@@ -58,7 +60,7 @@ class AnswerExcerpt:
         self._is_response = path == "/v1/responses"
         self._parts: list[bytes] = []
         self._size = 0
-        self._texts: list[bytes] = []
+        self._texts = bytearray()
         self._left = TEXT_LIMIT  # bytes of text and arguments that may still be kept
         self._unread = 0  # bytes of text beyond the limit
         self.refuses = False  # a field of the answer says that it is a refusal; after `text`
@@ -77,12 +79,12 @@ class AnswerExcerpt:
     def size(self) -> int:
         """Bytes of the answer that are kept."""
         calls = (self._calls or {}).values()
-        return self._size + sum(map(len, self._texts)) + sum(len(one) for _, all in calls for one in all)
+        return self._size + len(self._texts) + sum(len(name) + sum(map(len, all)) for name, all in calls)
 
     def text(self) -> tuple[str, int]:
         """The text and its number of characters. Beyond the limit it is cut, they are about so many."""
         self._fold()
-        text = _decoded(b"".join(self._texts))
+        text = _decoded(bytes(self._texts))
         return text, len(text) + self._unread
 
     def calls(self) -> Sequence[Call] | None:
@@ -114,18 +116,33 @@ class AnswerExcerpt:
         self._take_texts(b"".join(plain), are_events=are_events)
 
     def _take_texts(self, data: bytes, *, are_events: bool) -> None:
-        for piece in (_DELTA if self._is_response and are_events else _TEXT).findall(data):
-            self._take(piece)
+        is_cut = are_events and len(data) > LINE_LIMIT
+        for part in self._cut(data) if is_cut else (data,):
+            for piece in (_DELTA if self._is_response and are_events else _TEXT).findall(part):
+                self._take(piece)
+
+    def _cut(self, data: bytes) -> Iterator[bytes]:
+        """These events, by lines where one is longer than LINE_LIMIT: of that its beginning."""
+        plain: list[bytes] = []
+        for line in data.splitlines(keepends=True):
+            if len(line) <= LINE_LIMIT:
+                plain.append(line)
+                continue
+            # With the line before it, which names the event.
+            yield b"".join([*plain, _CUT_ESCAPE.sub(rb"\1", line[:LINE_LIMIT])])
+            self._unread += len(line) - LINE_LIMIT
+            plain.clear()
+        yield b"".join(plain)
 
     def _take(self, piece: bytes) -> None:
         """Take a part of the text, as JSON writes it."""
         if len(piece) > self._left:
             self._unread += len(piece) - self._left
-            piece = _CUT_ESCAPE.sub(b"", piece[: self._left])
+            piece = _CUT_ESCAPE.sub(rb"\1", piece[: self._left])
             self._left = 0
         self._left = max(self._left - len(piece), 0)
         if piece:
-            self._texts.append(piece)
+            self._texts += piece
 
     def _take_places(self, line: bytes, *, is_event: bool) -> None:
         """Take what stands in its place in one event, or in a whole answer."""
@@ -152,8 +169,11 @@ class AnswerExcerpt:
         known, pieces = self._calls.get(number, ("", []))
         if call.arguments:
             pieces.append(call.arguments)
-            self._left -= len(call.arguments)
-        self._calls[number] = (known or call.name, pieces)
+            if len(pieces) > PIECES_LIMIT:
+                pieces[:] = ["".join(pieces)]
+        name = known or call.name
+        self._left -= len(call.arguments) + len(name) - len(known)
+        self._calls[number] = (name, pieces)
         if len(self._calls) > CALLS_LIMIT or self._left < 0:
             self._calls, self._left = None, max(self._left, 0)
 
