@@ -35,7 +35,6 @@ _STRING = rb'"([^"\\]*(?:\\.[^"\\]*)*)'  # perhaps without its end
 _TEXT = re.compile(rb'"(?:content|text|refusal)"\s*:\s*' + _STRING, re.DOTALL)
 _REFUSAL = re.compile(rb'"refusal"\s*:\s*"[^"]')
 _TEXT_OF = msgspec.json.Decoder(str).decode
-_CUT_ESCAPE = re.compile(rb"((?:^|[^\\])(?:\\\\)*)\\(?:u[0-9a-fA-F]{0,3})?\Z")  # the beginning of one
 # The same text comes again when a part of a response is done; a delta is known by its event's name.
 _DELTA = re.compile(rb'event: ?response\.output_text\.delta\r?\n[^\n]*?"delta"\s*:\s*' + _STRING, re.DOTALL)
 
@@ -129,7 +128,7 @@ class AnswerExcerpt:
                 plain.append(line)
                 continue
             # With the line before it, which names the event.
-            yield b"".join([*plain, _CUT_ESCAPE.sub(rb"\1", line[:LINE_LIMIT])])
+            yield b"".join([*plain, _whole_escapes(line[:LINE_LIMIT])])
             self._unread += len(line) - LINE_LIMIT
             plain.clear()
         yield b"".join(plain)
@@ -138,7 +137,7 @@ class AnswerExcerpt:
         """Take a part of the text, as JSON writes it."""
         if len(piece) > self._left:
             self._unread += len(piece) - self._left
-            piece = _CUT_ESCAPE.sub(rb"\1", piece[: self._left])
+            piece = _whole_escapes(piece[: self._left])
             self._left = 0
         self._left = max(self._left - len(piece), 0)
         if piece:
@@ -176,6 +175,14 @@ class AnswerExcerpt:
         self._calls[number] = (name, pieces)
         if len(self._calls) > CALLS_LIMIT or self._left < 0:
             self._calls, self._left = None, max(self._left, 0)
+
+
+def _whole_escapes(piece: bytes) -> bytes:
+    """Without the beginning of an escape at its end."""
+    at = piece.rfind(b"\\", max(len(piece) - len(b"\\u000"), 0))
+    slashes = at + 1 - len(piece[: at + 1].rstrip(b"\\"))
+    rest = piece[at + 1 :]
+    return piece[:at] if slashes % 2 and (not rest or rest[:1] == b"u") else piece
 
 
 def _decoded(pieces: bytes) -> str:

@@ -256,3 +256,14 @@ def test_of_one_long_event_the_beginning_is_read_and_its_length_counted(text: st
         json.dumps(text)
     )
     assert characters >= 190_000
+
+
+@pytest.mark.parametrize("escape", ["\\\\", "\\n", "\\u0041", "\\\\u0041"])
+def test_a_text_that_is_cut_ends_with_a_whole_character(escape: str) -> None:
+    for before in range(8):
+        text = "b" * before + escape * TEXT_LIMIT
+        read, _ = _read(CHAT, b'data: {"choices": [{"delta": {"content": "' + text.encode() + b'"}}]}\n\n')
+        ends = {f"u{'0041'[:n]}"[-1] for n in range(5)} if escape.startswith("\\\\u") else set[str]()
+        assert read[-1] in {json.loads(f'"{escape}"')[-1], "\\", *ends}
+        assert len(read) >= TEXT_LIMIT // len(escape) - 1
+        assert read == json.loads(f'"{text}"')[: len(read)]
