@@ -52,15 +52,16 @@ def _body(schema: Any) -> bytes:
 class _Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1.0
-        monkeypatch.setattr(turns_of.time, "perf_counter", lambda: self.now_s)
+        for name in ("perf_counter", "thread_time"):
+            monkeypatch.setattr(turns_of.time, name, lambda: self.now_s)
 
 
-def _busy_with(clock: _Clock, turns: SpareTurns, other_s: float) -> list[float]:
-    """Of 2 s in which the loop does so much else each turn: when a piece of 10 ms of ours ended."""
+def _busy_with(clock: _Clock, turns: SpareTurns, other_s: float, own_s: float = 0.01) -> list[float]:
+    """Of 2 s in which the loop does so much else each turn: when a piece of ours ended."""
     done = list[float]()
 
     def ours() -> None:
-        clock.now_s += 0.01
+        clock.now_s += own_s
         done.append(clock.now_s)
         turns.join_for(ours, "a")
 
@@ -77,6 +78,12 @@ def _busy_with(clock: _Clock, turns: SpareTurns, other_s: float) -> list[float]:
 def test_a_busy_loop_spends_a_tenth_on_what_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     done = _busy_with(_Clock(monkeypatch), SpareTurns(), 0.002)
     assert 0.01 * len(done) / 2.0 == pytest.approx(SHARE_RATIO, rel=0.1)
+
+
+def test_short_pieces_have_a_turns_time_each_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tenth a loop full of usual requests left answers of theirs unread."""
+    done = _busy_with(_Clock(monkeypatch), SpareTurns(), 0.004, 0.00011)
+    assert 0.00011 * len(done) / 2.0 == pytest.approx(0.2, rel=0.1)
 
 
 def test_an_idle_loop_spends_all(monkeypatch: pytest.MonkeyPatch) -> None:
