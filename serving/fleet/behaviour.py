@@ -71,6 +71,7 @@ class Behaviour:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Behaviour:
         """What `to_json` gave; keys that JSON made texts are numbers again."""
+        answers: tuple[TokenShares, ...]
         answers = tuple({int(token): value for token, value in one.items()} for one in data["answers"])
         # Of an earlier release, which took logits for log probabilities.
         answers = tuple(of_logits(one) if max(one.values(), default=0.0) > 1e-3 else one for one in answers)
