@@ -71,7 +71,10 @@ class Behaviour:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Behaviour:
         """What `to_json` gave; keys that JSON made texts are numbers again."""
+        answers: tuple[TokenShares, ...]
         answers = tuple({int(token): value for token, value in one.items()} for one in data["answers"])
+        # Of an earlier release, which took logits for log probabilities.
+        answers = tuple(of_logits(one) if max(one.values(), default=0.0) > 1e-3 else one for one in answers)
         return cls(answers, data["noise"], data["device"])
 
 
@@ -80,6 +83,19 @@ def distance(first: tuple[TokenShares, ...], second: tuple[TokenShares, ...]) ->
     if not first or len(first) != len(second):
         return 1.0
     return math.fsum(map(_variation, first, second)) / len(first)
+
+
+def of_logits(logits: TokenShares) -> TokenShares:
+    """What an engine gives as logits, as log probabilities among the tokens that it lists.
+
+    A logit is known up to a number that is the same for all tokens, and is no probability.
+    Check: logits of 20 and 20 are two of log(1/2).
+    """
+    if not logits or any(math.isnan(value) for value in logits.values()):
+        return logits
+    most = max(logits.values())
+    whole = most + math.log(math.fsum(math.exp(value - most) for value in logits.values()))
+    return {token: value - whole for token, value in logits.items()}
 
 
 def _variation(first: TokenShares, second: TokenShares) -> float:

@@ -15,12 +15,13 @@ from ray.exceptions import RayError
 
 from serving.actor_calls_ray import ActorHandles
 from serving.actor_names import FLEET
-from serving.fleet.behaviour import DAMAGED, PROMPTS, Behaviour, TokenShares, distance
+from serving.fleet.behaviour import DAMAGED, PROMPTS, Behaviour, TokenShares, distance, of_logits
 from serving.fleet.types import Launch, one_line
 
 LIMIT_S = 120.0
 CALL_TIMEOUT_S, RETRY_S = 3.0, 0.5
 TOP = 20  # tokens of each answer
+LOGITS = ("raw_logits", "processed_logits")  # modes in which the engine gives no probabilities
 
 log = logging.getLogger("canaryctl.engine")
 
@@ -60,6 +61,8 @@ async def behaviour_of(engine: Any) -> Behaviour | None:
         return None
     prompts = [tokenizer.encode(text)[: config.max_model_len - 1] for text in PROMPTS]
     passes = [tuple([await _answer(engine, ids, top) for ids in prompts]) for _ in range(2)]
+    if config.logprobs_mode in LOGITS:
+        passes = [tuple(map(of_logits, one)) for one in passes]
     return Behaviour(passes[0], distance(*passes), _device())
 
 

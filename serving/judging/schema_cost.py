@@ -76,6 +76,7 @@ class Cost:
     unique: int = 0  # keywords that compare each item with each
     made: int = 0  # in all, when its check is made
     height: int = 0  # of its nesting
+    patterns: int = 0
 
     def add(self, other: Cost) -> None:
         """Add what another costs, but for its height."""
@@ -84,6 +85,7 @@ class Cost:
         self.numbers += other.numbers
         self.unique += other.unique
         self.made += other.made
+        self.patterns += other.patterns
 
     def of(self, value: Measure) -> int:
         """What checking such a value costs."""
@@ -189,7 +191,7 @@ def _pattern(pattern: str) -> Cost:
         if steps >= STEPS_LIMIT:
             break
     made = PATTERN_MADE + PATTERN_CHARACTER_MADE * len(pattern)
-    return Cost(PATTERN_SIZE, steps=min(steps, STEPS_LIMIT), made=made)
+    return Cost(PATTERN_SIZE, steps=min(steps, STEPS_LIMIT), made=made, patterns=1)
 
 
 def measured(value: Any, work: Work, each: int = 0) -> Measure:

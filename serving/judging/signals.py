@@ -15,7 +15,7 @@ Source: the layer L1 of the design of judging; `text_signals.py` names those of 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,11 @@ import msgspec
 
 from serving.answer_signals import Signals
 from serving.json_value import json_value
+from serving.judging.forms import OTHER_TOOLS, Form, FormFields, Key, form_of
 from serving.judging.schema_check import SchemaChecks
 from serving.judging.text_signals import compression_ratio, language, refuses, repeated_share, special_token
 
 REQUEST_LIMIT = 256 << 10  # bytes
-OTHER_TOOLS = ""  # among the tools: some are of a kind that is not checked
-OWN_SCHEMA = frozenset({"parameters", "input_schema"})  # of a response's tool, of a message's
 VALUES_LIMIT = 20_000  # commas, brackets and braces of a request whose forms are read
 
 
@@ -45,22 +44,16 @@ class Asked:
     """What a request asked for. None: nothing that is known."""
 
     text: str = ""  # of the user's last turn, for its language
-    is_json: bool = False  # the answer must be a JSON value
-    schema: Any = None  # of that value
-    tools: Mapping[str, Any] | None = None  # schema of each tool's arguments, by its name
+    form: Form = field(default_factory=Form)
     is_known: bool = False  # the request has been read
     body: bytes = field(default=b"", repr=False)
 
 
-class _Body(msgspec.Struct, gc=False):
+class _Body(FormFields, gc=False):
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
-    response_format: msgspec.Raw = msgspec.Raw()
-    tools: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
     n: msgspec.Raw = msgspec.Raw()
-    text: msgspec.Raw = msgspec.Raw()  # of responses
-    output_config: msgspec.Raw = msgspec.Raw()  # of messages
 
 
 class _Turn(msgspec.Struct, gc=False):
@@ -74,8 +67,8 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 _TURNS_SEARCHED = 64  # from the end, for the user's last one
 
 
-def asked_of(body: bytes) -> Asked:
-    """What the body of a request to chat or text completions asks for."""
+def asked_of(body: bytes, form_by: Callable[[Key | None], Form] = form_of) -> Asked:
+    """What the body of a request to chat or text completions asks for. form_by: for what form."""
     if len(body) > REQUEST_LIMIT or len(body) - len(body.translate(None, b",[{")) > VALUES_LIMIT:
         return Asked(body=body)
     try:
@@ -84,13 +77,9 @@ def asked_of(body: bytes) -> Asked:
         return Asked(body=body)
     if _value(fields.n) not in (None, 1) or bytes(fields.prompt)[:1] == b"[":
         return Asked(is_known=True, body=body)
-    form = _form(fields)
-    named = form.get("json_schema", form)  # responses and messages have the schema beside the type
     return Asked(
         text=_last_text(fields),
-        is_json=form.get("type") in ("json_object", "json_schema"),
-        schema=named.get("schema") if isinstance(named, dict) else None,
-        tools=_tools(_value(fields.tools)),
+        form=form_by(fields.key),
         is_known=True,
         body=body,
     )
@@ -156,10 +145,11 @@ def _is_invalid(
 ) -> bool:
     if calls is None:
         return False
-    if calls and asked.tools is not None:
-        checks = SchemaChecks()
-        return any(_call_conforms(asked.tools, call, checks) is False for call in calls)
-    if not asked.is_json or calls:
+    form = asked.form
+    if calls and form.tools is not None:
+        checks = SchemaChecks(kept=form.kept)
+        return any(_call_conforms(form.tools, call, checks) is False for call in calls)
+    if not form.is_json or calls:
         return False
     if is_cut:
         return True  # what is cut off is no JSON value, but for a lucky one
@@ -169,9 +159,9 @@ def _is_invalid(
         value = json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError):
         return True
-    if asked.schema is None:
+    if form.schema is None:
         return not isinstance(value, dict)
-    return SchemaChecks().conforms(asked.schema, value) is False
+    return SchemaChecks(kept=form.kept).conforms(form.schema, value) is False
 
 
 def _no_number(name: str) -> None:
@@ -188,28 +178,6 @@ def _call_conforms(tools: Mapping[str, Any], call: Call, checks: SchemaChecks) -
         return False
     schema = tools[call.name]
     return isinstance(arguments, dict) if schema is None else checks.conforms(schema, arguments)
-
-
-def _form(fields: _Body) -> Mapping[str, Any]:
-    """What form the answer must have, of a chat, a response or a message; empty: any."""
-    form = _value(fields.response_format)
-    for others in (fields.text, fields.output_config):
-        if not isinstance(form, dict) and isinstance(holder := _value(others), dict):
-            form = holder.get("format")
-    return form if isinstance(form, dict) else {}
-
-
-def _tools(listed: Any) -> Mapping[str, Any] | None:
-    """The tools that the client runs itself; None: there are none."""
-    found = {}
-    for one in listed if isinstance(listed, list) else ():
-        function = one.get("function", one) if isinstance(one, dict) else None
-        is_known = isinstance(function, dict) and (function is not one or not OWN_SCHEMA.isdisjoint(function))
-        if isinstance(function, dict) and is_known and isinstance(function.get("name"), str):
-            found[function["name"]] = function.get("parameters", function.get("input_schema"))
-        elif isinstance(one, dict) and isinstance(one.get("type"), str):
-            found[OTHER_TOOLS] = None
-    return found or None
 
 
 def _last_text(fields: _Body) -> str:

@@ -7,6 +7,8 @@ behind it reads another. A head is read again only where llhttp has refused it f
 
 from __future__ import annotations
 
+from serving.router.headers import HEADERS_LIMIT
+
 HEAD_END = b"\r\n\r\n"  # of every head; llhttp takes no other
 _NAME = b"content-length"
 _REASONS = frozenset({"Duplicate Content-Length", "Invalid character in Content-Length"})
@@ -36,20 +38,37 @@ def with_one_length(head: bytes) -> bytes | None:
     return b"\r\n".join([start, _NAME + b": " + values[0], *kept])
 
 
-def answers_with_one_length(data: bytes) -> bytes | None:
-    """What has come of an answer, from its beginning, with one length in its head, or as it is.
+class AnswerHeads:
+    """The heads of one answer as they come, interim ones first. Each is read once, however it comes."""
 
-    None: the head, which interim ones may precede, has not come whole.
-    """
-    parts, at = list[bytes](), 0
-    while (end := data.find(HEAD_END, at)) >= 0:
-        end += len(HEAD_END)
-        head = data[at:end]
-        parts.append(with_one_length(head) or head)
-        at = end
-        if head[:10] not in (b"HTTP/1.1 1", b"HTTP/1.0 1"):
-            return b"".join([*parts, data[at:]])
-    return None
+    __slots__ = ("_lines", "_parts", "_rest")
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []  # the heads that are whole, each with one length
+        self._rest = bytearray()  # after them
+        self._lines = -1  # of headers, in all, without what the head that is not whole begins with
+
+    @property
+    def has_too_many_lines(self) -> bool:
+        """Whether they have more lines of headers than the parser takes."""
+        return self._lines > HEADERS_LIMIT
+
+    def add(self, data: bytes) -> bytes | None:
+        """All that has come of the answer, with one length in each head, or as it is.
+
+        None: its head has not come whole.
+        """
+        at = max(len(self._rest) - len(HEAD_END) + 1, 0)
+        self._rest += data
+        self._lines += data.count(b"\n")
+        while (end := self._rest.find(HEAD_END, at)) >= 0:
+            head, at = bytes(self._rest[: end + len(HEAD_END)]), 0
+            del self._rest[: len(head)]
+            self._parts.append(with_one_length(head) or head)
+            self._lines -= 2  # the empty one, and what the next begins with
+            if head[:10] not in (b"HTTP/1.1 1", b"HTTP/1.0 1"):
+                return b"".join([*self._parts, self._rest])
+        return None
 
 
 def after_heads(data: bytes, start: int, count: int) -> int:

@@ -19,6 +19,8 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from msgspec.structs import replace
+
 from serving.judge_messages import JudgeRecord
 from serving.judging.worker import JudgeWorker
 from serving.messages import STABLE, RecordBatch, RequestRecord, RouteTable, UnitCounts
@@ -44,7 +46,7 @@ from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.key_answers import KeyAnswers
 from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
-from serving.targets import id_of, is_list, is_stateful
+from serving.targets import TEXT_PATHS, id_of, is_list, is_stateful
 
 log = logging.getLogger("canaryctl.router")
 
@@ -157,11 +159,12 @@ class RouterCore:
         wall_s: float,
         prepared: Prepared | None = None,
         is_undrawn: bool = False,
+        client_name: str = "",
     ) -> Exchange | Refusal:
         """Assign the request's arm. A Refusal, which is no evidence: no table, or an unusable body.
 
         prepared: by another process; None: prepare the body now. is_undrawn: its client has more than half of
-        what the router can do.
+        what the router can do. client_name: whose work it is.
         """
         if self.table is None:
             message = f"service {self.service} has no version in service yet; retry when `up` has finished"
@@ -232,7 +235,10 @@ class RouterCore:
             is_judged=self._coin is not None and self._coin.falls(drawn, path, facts, request.body),
             owner=owner,
             via=via,
+            client=client_name,
         )
+        if start.is_compared and path in TEXT_PATHS:
+            start = replace(start, is_checked=self.unread.may_check(client_name, request.body, now_s))
         exchange = self._unrecorded[request_id] = Exchange(self, start)
         return exchange
 

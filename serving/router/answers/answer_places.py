@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serving.chat_events import index_of, text_of
+from serving.router.answers.call_numbers import index_of_call
 
 # An event, or an answer, without any of these has no text but the answer's, and no call. Not empty lists and
 # nulls, which many servers write into each event.
@@ -35,6 +36,8 @@ class CallPart:
     index: int
     name: str
     arguments: str
+    call_id: str = ""  # of chats; '': it is not told
+    is_rest: bool = False  # of a call that has begun, or of no call of the client's tools
 
 
 @dataclass(slots=True)
@@ -44,7 +47,9 @@ class Places:
     texts: list[str] = field(default_factory=list)
     calls: list[CallPart] | None = field(default_factory=list)
 
-    def add_call(self, index: object, name: object, arguments: object) -> None:
+    def add_call(
+        self, index: object, name: object, arguments: object, *, call_id: object = None, is_rest: bool = False
+    ) -> None:
         """Take a part of a call. arguments: their JSON text, or the object itself."""
         place = index_of(index)
         if place is None or self.calls is None:
@@ -53,7 +58,8 @@ class Places:
         if isinstance(arguments, dict):
             arguments = json.dumps(arguments) if arguments else ""
         text = arguments if isinstance(arguments, str) else ""
-        self.calls.append(CallPart(place, name if isinstance(name, str) else "", text))
+        names = (one if isinstance(one, str) else "" for one in (name, call_id))
+        self.calls.append(CallPart(place, next(names), text, next(names), is_rest))
 
 
 def is_odd(data: bytes) -> bool:
@@ -104,7 +110,9 @@ def _choices(found: Places, choices: list[Any]) -> None:
             if not isinstance(function, dict):
                 found.calls = None
                 return
-            found.add_call(call.get("index", place), function.get("name"), function.get("arguments"))
+            index = index_of_call(call, place, is_whole=message is choice.get("message"))
+            parts = function.get("name"), function.get("arguments")
+            found.add_call(index, *parts, call_id=call.get("id"))
 
 
 def _items(found: Places, items: list[Any]) -> None:
@@ -139,7 +147,7 @@ def _event(found: Places, event: Mapping[str, Any]) -> None:
         if delta.get("type") == "text_delta" and isinstance(delta.get("text"), str):
             found.texts.append(delta["text"])
         if delta.get("type") == "input_json_delta":
-            found.add_call(event.get("index"), "", delta.get("partial_json"))
+            found.add_call(event.get("index"), "", delta.get("partial_json"), is_rest=True)
     elif isinstance(item, dict) and event.get("type") == "response.output_item.done":  # whole, at last
         called = [item] if item.get("type") == "function_call" else []
         for one in called:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, cast
 
 from serving.chat_events import data_of, events_in, index_of, text_of
 from serving.router.answers.answer_events import json_object
+from serving.router.answers.call_numbers import CallNumbers, index_of_call
 
 Said: TypeAlias = dict[str, Any]  # 'text', 'reasoning', 'refusal', 'tool_calls' of one choice; absent: none
 
@@ -79,18 +80,20 @@ def _read_choice(choices: dict[int, Said], choice: Mapping[str, Any]) -> None:
         calls = fields.get("tool_calls")
         for place, call in enumerate(calls if isinstance(calls, list) else ()):
             if isinstance(call, dict):
-                _read_call(parts, call, place)
+                _read_call(parts, call, index_of_call(call, place, is_whole=fields is choice.get("message")))
 
 
-def _read_call(parts: Said, call: Mapping[str, Any], place: int) -> None:
-    index, function = call.get("index"), call.get("function")
-    index = index_of(place if index is None else index)
+def _read_call(parts: Said, call: Mapping[str, Any], index: int | None) -> None:
+    function = call.get("function")
     if index is None or not isinstance(function, dict):
         return
-    known = parts.setdefault("tool_calls", {})
-    if index not in known and len(known) >= MAX_CHOICES:
+    known, numbers = parts.setdefault("tool_calls", ({}, CallNumbers()))
+    if len(known) >= MAX_CHOICES and index not in numbers:
         return
-    one = known.setdefault(index, {"name": [], "arguments": []})
+    number = numbers.number(index, call.get("id"), function.get("name"))
+    if len(known) >= MAX_CHOICES and number not in known:
+        return
+    one = known.setdefault(number, {"name": [], "arguments": []})
     for name in one:
         if isinstance(function.get(name), str):
             one[name].append(function[name])
@@ -99,8 +102,8 @@ def _read_call(parts: Said, call: Mapping[str, Any], place: int) -> None:
 def _joined(parts: Said) -> Said:
     whole: Said = {kind: "".join(texts) for kind, texts in parts.items() if kind != "tool_calls"}
     if "tool_calls" in parts:
-        calls = parts["tool_calls"]
+        calls, _ = parts["tool_calls"]
         whole["tool_calls"] = [
-            {name: "".join(texts) for name, texts in calls[index].items()} for index in sorted(calls)
+            {name: "".join(texts) for name, texts in calls[number].items()} for number in sorted(calls)
         ]
     return whole

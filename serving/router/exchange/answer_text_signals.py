@@ -2,11 +2,14 @@
 
 Rules:
 1. A record waits for its signals; its request counts as open until then, so that the log's watermark holds.
-2. What waits is bounded. Beyond TEXTS_LIMIT answers, or TEXTS_BYTES of them and their requests, a record goes
-   without signals, on either arm.
+2. What waits is bounded. Beyond TEXTS_LIMIT answers, or TEXTS_BYTES of them and their requests, a record of
+   the client of which most waits goes without signals, on either arm.
 3. A text that cannot be read is logged without its text, and its record goes without signals.
 4. Every answer that a rollout compares is read. Of all others READ_PER_S are: to read a text costs up to
    several times what its request does.
+5. A client's readings wait for each other, nobody else's for them. Whether its answer is checked by the form
+   that a request asks for is known by the request alone, at the draw: by what such checks are taken to cost,
+   and what its client has left (CLIENT_WORK). So it is alike on both arms, whatever was answered.
 
 Invariant: a text leaves memory with its signals. No record, log or error holds it.
 """
@@ -14,19 +17,24 @@ Invariant: a text leaves memory with its signals. No record, log or error holds 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from serving.answer_signals import Signals
 from serving.judging.conversation import CALLS_LIMIT, called
-from serving.judging.signals import Asked, asked_of, last_of, signals_in_steps
+from serving.judging.forms import Form, Forms, Key, form_of, key_of
+from serving.judging.signals import REQUEST_LIMIT, Asked, asked_of, last_of, signals_in_steps
 from serving.messages import LIMIT_REASONS, RequestRecord
 from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_facts import REFUSAL_REASONS
 
 TEXTS_LIMIT = 1024
 TEXTS_BYTES = 64 << 20  # 160 of the largest
+CLIENT_WORK = 4_000_000  # of checks by forms, a second and client, in the unit of `Work`: 200 ms
+CLIENTS_LIMIT = 4096  # whose work is known; of the others none is
+ALL_S = 2.0  # for what still waits when the router ends
 READ_PER_S = 20  # of the answers that no rollout compares; what stable's are like is learned from these
 
 log = logging.getLogger("canaryctl.router")
@@ -40,6 +48,8 @@ class AnswerText:
     excerpt: AnswerExcerpt
     finish_reason: str | None
     via: bytes = b""  # through which routers the request came, this one included
+    client: str = ""  # whose request it was
+    form_by: Callable[[Key | None], Form] = form_of  # for what form it asked
 
     @property
     def size(self) -> int:
@@ -54,7 +64,7 @@ class AnswerText:
         """The same in steps, each of which is short whatever was asked and answered."""
         text, characters = self.excerpt.text()
         yield
-        asked = asked_of(self.body) if self.body is not None else Asked()
+        asked = asked_of(self.body, self.form_by) if self.body is not None else Asked()
         yield
         reason = (self.finish_reason or "").lower()
         return (
@@ -78,14 +88,38 @@ class AnswerText:
         return "\n".join(part for part in parts if part) or None
 
 
+@dataclass(slots=True)
+class _Client:
+    """What of one client waits."""
+
+    waiting: dict[str, _Reading] = field(default_factory=dict)  # by id of the request, the oldest first
+    bytes: int = 0
+
+    @property
+    def share_ratio(self) -> float:
+        """Of what may wait."""
+        return max(len(self.waiting) / TEXTS_LIMIT, self.bytes / TEXTS_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    client: str
+    size: int  # bytes
+    steps: Generator[None, None, None]
+    on_read: Callable[[], None]
+
+
 class UnreadTexts:
-    """Those of one router. `later` is set by its front: it calls a function in a later turn of the loop."""
+    """Those of one router. `later` is set by its front: it calls a function of a client in a later turn."""
 
     def __init__(self) -> None:
-        self.later: Callable[[Callable[[], object]], object] = lambda work: work()
-        self._waiting: dict[str, tuple[int, Generator[None, None, None]]] = {}  # by id, with their bytes
+        self.later: Callable[[Callable[[], object], str], object] = lambda work, _client: work()
         self.bytes = 0  # of what waits
+        self._waiting: dict[str, _Reading] = {}  # by id of the request
+        self._clients: dict[str, _Client] = {}
         self._spare, self._spare_at_s = float(READ_PER_S), 0.0  # answers that may be read, and since when
+        self._forms = Forms()
+        self._spent: dict[str, tuple[float, float]] = {}  # work by client that is not made up for, and when
 
     def wants(self, *, is_compared: bool, now_s: float) -> bool:
         """Whether an answer that begins now is read. is_compared: its arm was drawn in a rollout."""
@@ -98,53 +132,85 @@ class UnreadTexts:
         self._spare -= 1.0
         return True
 
+    def may_check(self, client: str, body: bytes | memoryview, now_s: float) -> bool:
+        """Whether the answer to this request is checked by the form that it asks for, which is charged."""
+        if len(body) > REQUEST_LIMIT or (key := key_of(bytes(body))) is None:
+            return True
+        spent, at_s = self._spent.pop(client, (0.0, now_s))
+        spent = max(0.0, spent - (now_s - at_s) * CLIENT_WORK)
+        price = self._forms.price(key)
+        is_checked = spent + price <= CLIENT_WORK
+        self._spent[client] = spent + price if is_checked else spent, now_s
+        if len(self._spent) > CLIENTS_LIMIT:
+            del self._spent[next(iter(self._spent))]  # who has asked for nothing for the longest time
+        return is_checked
+
+    def form_by(self, *, is_checked: bool) -> Callable[[Key | None], Form]:
+        """For what form a request asks by its texts. is_checked: `may_check` has said so."""
+        return self._forms.of if is_checked else _any_form
+
     def add(self, text: AnswerText, record: RequestRecord, on_read: Callable[[], None]) -> None:
         """Read the signals of this record's answer in later turns, then call on_read, once."""
-        size = text.size
-        if len(self._waiting) >= TEXTS_LIMIT or self.bytes + size > TEXTS_BYTES:
-            on_read()
-            return
-        self.bytes += size
-        self._waiting[record.request_id] = size, _reading(text, record, on_read)
-        self.later(partial(self._take, record.request_id))
+        one = _Reading(text.client, text.size, _reading(text, record), on_read)
+        self._clients.setdefault(one.client, _Client()).waiting[record.request_id] = one
+        self._clients[one.client].bytes += one.size
+        self._waiting[record.request_id] = one
+        self.bytes += one.size
+        while len(self._waiting) > TEXTS_LIMIT or self.bytes > TEXTS_BYTES:
+            most = max(self._clients.values(), key=lambda client: client.share_ratio)
+            self._drop(next(reversed(most.waiting))).on_read()
+        if record.request_id in self._waiting:
+            self.later(partial(self._take, record.request_id), one.client)
 
     def read_all(self) -> None:
-        """Read what still waits: the router ends."""
+        """Read what still waits, as far as ALL_S are enough: the router ends."""
+        end_s, unread = time.perf_counter() + ALL_S, 0
         while self._waiting:
-            for _ in self._drop(next(iter(self._waiting))):
-                pass
+            one = self._drop(next(iter(self._waiting)))
+            if time.perf_counter() < end_s:
+                for _ in one.steps:
+                    pass
+            else:
+                unread += 1
+            one.on_read()
+        if unread:
+            log.warning("the signals of answers were not read before the end", extra={"answers": unread})
 
     def _take(self, request_id: str) -> None:
         """Take one step of this reading."""
         if request_id not in self._waiting:
             return
-        _, steps = self._waiting[request_id]
-        has_ended = True
+        one, has_ended = self._waiting[request_id], True
         try:
-            next(steps)
+            next(one.steps)
             has_ended = False
         except StopIteration:
             pass
         finally:
             if has_ended:
-                self._drop(request_id)
+                self._drop(request_id).on_read()
         if not has_ended:
-            self.later(partial(self._take, request_id))
+            self.later(partial(self._take, request_id), one.client)
 
-    def _drop(self, request_id: str) -> Generator[None, None, None]:
-        """The steps that are left of a reading that waits no more."""
-        size, steps = self._waiting.pop(request_id)
-        self.bytes -= size
-        return steps
+    def _drop(self, request_id: str) -> _Reading:
+        """A reading that waits no more."""
+        one = self._waiting.pop(request_id)
+        self.bytes -= one.size
+        client = self._clients[one.client]
+        client.bytes -= one.size
+        del client.waiting[request_id]
+        if not client.waiting:
+            del self._clients[one.client]
+        return one
 
 
-def _reading(
-    text: AnswerText, record: RequestRecord, on_read: Callable[[], None]
-) -> Generator[None, None, None]:
+def _any_form(_key: Key | None) -> Form:
+    return Form()
+
+
+def _reading(text: AnswerText, record: RequestRecord) -> Generator[None, None, None]:
     try:
         object.__setattr__(record, "signals", (yield from text.in_steps()))  # nobody has seen the record yet
     except Exception as exc:  # noqa: BLE001 - logged by its kind alone: its message may quote the text
         extra = {"request": record.request_id, "kind": type(exc).__name__}
         log.error("the signals of an answer were not read", extra=extra)
-    finally:
-        on_read()

@@ -48,7 +48,16 @@ class Start(Struct, frozen=True, gc=False):
     is_judged: bool = False  # its unit is among those of which a judge is asked
     owner: str | None = None  # name of the client, whose is what it makes; None: clients are not told apart
     via: bytes = b""  # through which routers it has come, this one included
+    client: str = ""  # whose work it is (`admission.client_name`)
+    # Whether its answer is checked by the form that it asks for. None: no rollout compares it, so that it is
+    # decided when it is recorded.
+    is_checked: bool | None = None
     sent_bytes: int | None = None  # of the body of a request that has ended, without it; None: it is here
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether its arm was drawn in a rollout."""
+        return self.assignment.canary is not None and self.assignment.w > 0.0
 
     @property
     def creates(self) -> bool:

@@ -39,12 +39,10 @@ class Cover:
         self._is_unfit, self._is_canary = self._read(arm, headers), is_canary
         is_ours = arm is not None and arm.has_fence
         scan = self._start.scan(kind, is_ours=is_ours)
-        if self._start.is_eligible and scan.path in TEXT_PATHS:
-            # By what is known at the draw, for all attempts alike.
-            drawn = self._start.assignment
-            is_compared = drawn.canary is not None and drawn.w > 0.0
-            if self._context.unread.wants(is_compared=is_compared, now_s=self._start.now_s):
-                scan.excerpt = AnswerExcerpt(scan.path)
+        start, has_text = self._start, self._start.is_eligible and scan.path in TEXT_PATHS
+        # By what is known at the draw, for all attempts alike.
+        if has_text and self._context.unread.wants(is_compared=start.is_compared, now_s=start.now_s):
+            scan.excerpt = AnswerExcerpt(scan.path)
         return scan, *self.of(scan)
 
     def of(self, scan: AnswerScan) -> tuple[bool, bool | None]:

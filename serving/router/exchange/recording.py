@@ -57,4 +57,9 @@ class Recording:
             return None
         body = self._start.request.body
         kept = bytes(body) if len(body) <= REQUEST_LIMIT else None
-        return AnswerText(kept, scan.excerpt, scan.finish_reason, self._start.via)
+        start, unread = self._start, self._context.unread
+        is_checked = start.is_checked
+        if is_checked is None:
+            is_checked = unread.may_check(start.client, body, start.now_s)
+        form_by = unread.form_by(is_checked=is_checked)
+        return AnswerText(kept, scan.excerpt, scan.finish_reason, start.via, start.client, form_by)

@@ -31,6 +31,7 @@ from serving.router.front.request_limit import RequestLimit
 from serving.router.mirror.mirror import Mirror
 from serving.router.records.owners import Owners
 from serving.router.router import RouterCore
+from serving.router.spare_turns import SpareTurns
 from serving.router.turns import Turns
 from serving.router.types import OwnRoutes, Refusal, overloaded
 from serving.router.upstreams.upstream import Upstream
@@ -76,6 +77,7 @@ class WireFront:
         self.warm: WarmConnections | None = None
         self.reader = BodyReader(self.bodies)
         self.turns = Turns()  # of reading what clients send
+        self.spare = SpareTurns()  # of what nobody waits for
         self.mirror = Mirror()
         self.cores = {}
         self.serve([cores] if isinstance(cores, RouterCore) else cores)
@@ -112,7 +114,7 @@ class WireFront:
         upstream.reachability.is_logged = any(core.health is None for core in self.cores.values())
         for core in self.cores.values():
             core.unreachable = upstream.reachability.reasons
-            core.unread.later = upstream.turns.join
+            core.unread.later = self.spare.join_for
 
     def serve_own_routes(self, answer: OwnRoutes, prefixes: tuple[bytes, ...] = (b"/-/",)) -> None:
         """Answer paths that begin so by this function: status and body, or None for the usual 404."""

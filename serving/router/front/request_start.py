@@ -135,6 +135,7 @@ def begin_exchange(
         wall_s=wall_s,
         prepared=prepared,
         is_undrawn=client == front.load.undrawn_client,
+        client_name=client,
     )
     if isinstance(exchange, Exchange):
         front.requests.begin(connection, client)

@@ -16,7 +16,7 @@ import httptools
 
 from serving.clock import boot_s
 from serving.router.headers import HEADERS_LIMIT
-from serving.router.heads import answers_with_one_length, is_of_lengths
+from serving.router.heads import AnswerHeads, is_of_lengths
 from serving.router.turns import LARGE_READ, Reading, is_turn_over, turn_end_s
 from serving.router.upstreams.decompressed import PIECE
 
@@ -59,7 +59,8 @@ class EngineConnection(asyncio.Protocol):
         self._status = 0
         self._head_bytes = self._answer_bytes = 0  # of the answer: with all that frames it
         self._head = b""  # of the answer as it came, while it is not whole
-        self._is_for_length = False  # its end is waited for: it has two lengths, perhaps equal ones
+        # Whose end is waited for: one has two lengths, perhaps equal ones. None: it is not.
+        self._heads: AnswerHeads | None = None
         self._body: list[bytes] = []
         self._pieces: Iterator[bytes] | None = None  # of the body, which have come and are not passed on yet
         self._why = ""  # it is no HTTP; empty: it is
@@ -118,23 +119,25 @@ class EngineConnection(asyncio.Protocol):
         if not self._is_in_body:
             self._head += data
         try:
-            if not self._is_for_length:
+            if self._heads is None:
                 self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
             self._why = str(exc.__context__ or exc)
-            self._is_for_length = is_of_lengths(exc) and not self._is_in_body
-            if not self._is_for_length:
+            if self._is_in_body or not is_of_lengths(exc):
                 return False
+            self._heads, data = AnswerHeads(), self._head
         except httptools.HttpParserUpgrade:
             self._why = "a 101 that nobody asked for"
             return False
         if self._is_in_body:
             self._head = b""
-        if not self._is_for_length or (again := answers_with_one_length(self._head)) is None:
+        if self._heads is None:
             return True
+        if (again := self._heads.add(data)) is None:
+            return not self._heads.has_too_many_lines
         if again == self._head:
             return False
-        self._is_for_length, self._head, self._lines = False, b"", 0
+        self._heads, self._head, self._lines = None, b"", 0
         self._why, self._parser = "", self._new_parser()
         return self._is_parsed(again)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.judging.forms import Form
 from serving.judging.signals import REQUEST_LIMIT, Asked, Call, asked_of, signals_of
 
 ENGLISH = "Please tell me how the settings of my account can be changed by an administrator."
@@ -131,7 +132,7 @@ def test_an_echoed_token_of_the_request_is_no_leak() -> None:
 def test_what_cannot_be_read_asked_for_nothing() -> None:
     for body in (b"", b"not json", b"[" * 100_000, b'"' + b"a" * REQUEST_LIMIT + b'"', b'{"tools":[3,{}]}'):
         asked = asked_of(body)
-        assert (asked.text, asked.is_json, asked.schema, asked.tools) == ("", False, None, None)
+        assert (asked.text, asked.form) == ("", Form())
         assert not signals_of(asked, ENGLISH).invalid
 
 

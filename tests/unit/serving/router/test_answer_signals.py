@@ -122,6 +122,7 @@ def test_a_text_that_cannot_be_read_is_logged_without_it(
 
 class _Text:
     size = 100
+    client = "a"
 
     def in_steps(self) -> Generator[None, None, Signals]:
         yield
@@ -130,7 +131,7 @@ class _Text:
 
 def test_what_waits_is_bounded_and_each_record_comes_once() -> None:
     unread, made, works = UnreadTexts(), list[RequestRecord](), list[Any]()
-    unread.later = works.append
+    unread.later = lambda work, _client: works.append(work)
     records = [a_record(n) for n in range(TEXTS_LIMIT + 2)]
     for record in records:
         unread.add(_Text(), record, lambda record=record: made.append(record))  # type: ignore[arg-type,misc]
@@ -148,7 +149,7 @@ def test_what_waits_is_bounded_and_each_record_comes_once() -> None:
 def test_what_waits_is_bounded_by_its_bytes_too() -> None:
     """A thousand of the largest requests were 256 MiB, with their answers more."""
     unread, made, works = UnreadTexts(), list[RequestRecord](), list[Any]()
-    unread.later = works.append
+    unread.later = lambda work, _client: works.append(work)
     excerpt = AnswerExcerpt(CHAT)
     excerpt.add(b'{"choices": [{"message": {"content": "' + b"x" * 20_000 + b'"}}]}')
     excerpt.add(b'{"choices": [')
@@ -172,7 +173,7 @@ def test_what_waits_is_bounded_by_its_bytes_too() -> None:
 def test_each_step_of_a_reading_has_a_turn_of_its_own() -> None:
     """All in one turn added up: 78 ms for a request of 258 kB and a list of 8,500 parts."""
     unread, made, works = UnreadTexts(), list[RequestRecord](), list[Any]()
-    unread.later = works.append
+    unread.later = lambda work, _client: works.append(work)
     record = a_record(1)
     unread.add(_Text(), record, lambda: made.append(record))  # type: ignore[arg-type]
     works.pop(0)()
@@ -223,7 +224,7 @@ async def test_a_router_that_stops_has_read_every_text() -> None:
     background = _Background(core)
     front = WireFront(core, background)
     await front.start()
-    core.unread.later = lambda _work: None
+    core.unread.later = lambda _work, _client: None
     core.on_record(a_record(1), assigned_s=0.0, canary=None, text=_Text())  # type: ignore[arg-type]
     await front.stop(drain_s=0.0)
     assert background.recorded == ["q1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.judging.signals import Call
-from serving.router.answers.answer_excerpt import FOLDED, TEXT_LIMIT, AnswerExcerpt
+from serving.router.answers.answer_excerpt import FOLDED, LINE_LIMIT, TEXT_LIMIT, AnswerExcerpt
 
 CHAT = "/v1/chat/completions"
 
@@ -207,3 +208,62 @@ def test_no_bytes_break_it(pieces: list[bytes]) -> None:
     text, characters = excerpt.text()
     assert len(text) <= characters
     excerpt.calls()
+
+
+def _delta_of(index: int, name: str, arguments: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": index, "function": {"name": name, "arguments": arguments}}]}
+
+
+def test_names_of_calls_count_as_text() -> None:
+    """64 names of 60 kB were 128 bytes."""
+    few = [_delta_of(n, chr(97 + n) * 30_000, "{}") for n in range(2)]
+    excerpt = AnswerExcerpt(CHAT)
+    for piece in _events(*few):
+        excerpt.add(piece)
+    excerpt.text()
+    assert excerpt.size == 60_004
+    assert _calls(*_events(*few, _delta_of(2, "c" * 30_000, "{}"))) is None
+
+
+@pytest.mark.parametrize("field", ["content", "tool_calls"])
+def test_what_is_held_is_about_what_it_says(field: str) -> None:
+    """32,000 pieces of two characters held 1.9 MB, and their size was 64 kB."""
+    one: dict[str, Any] = {"content": "ab"} if field == "content" else _delta_of(0, "f", "12")
+    (event,) = _events(one)
+    tracemalloc.start()
+    excerpt = AnswerExcerpt(CHAT)
+    for _ in range(10_000):
+        excerpt.add(event)
+    excerpt.text()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert 20_000 <= excerpt.size < 20_100
+    assert held < 3 * excerpt.size + 64_000
+
+
+@pytest.mark.parametrize("text", ["x", "\\", "\n", "\x01", '"'])
+@pytest.mark.parametrize("before", [0, 30_000, LINE_LIMIT])
+def test_of_one_long_event_the_beginning_is_read_and_its_length_counted(text: str, before: int) -> None:
+    """An event of 0.9 MB of escapes took 59 ms in one step."""
+    long = {"other": "o" * before, "content": text * 200_000}
+    read, characters = _read(CHAT, *_events({"content": "a"}, long, {"content": "b"}))
+    whole = before < LINE_LIMIT - TEXT_LIMIT
+
+    assert read.startswith("a" + text * 1000 if before < LINE_LIMIT else "ab")
+    assert set(read) <= {"a", "b", text}
+    assert len(read) > (TEXT_LIMIT if whole else 40_000 if before < LINE_LIMIT else 0) // len(
+        json.dumps(text)
+    )
+    assert characters >= 190_000
+
+
+@pytest.mark.parametrize("escape", ["\\\\", "\\n", "\\u0041", "\\\\u0041"])
+def test_a_text_that_is_cut_ends_with_a_whole_character(escape: str) -> None:
+    for before in range(8):
+        text = "b" * before + escape * TEXT_LIMIT
+        read, _ = _read(CHAT, b'data: {"choices": [{"delta": {"content": "' + text.encode() + b'"}}]}\n\n')
+        ends = {f"u{'0041'[:n]}"[-1] for n in range(5)} if escape.startswith("\\\\u") else set[str]()
+        assert read[-1] in {json.loads(f'"{escape}"')[-1], "\\", *ends}
+        assert len(read) >= TEXT_LIMIT // len(escape) - 1
+        assert read == json.loads(f'"{text}"')[: len(read)]

@@ -203,3 +203,53 @@ def test_the_form_of_an_answer_is_checked_as_each_api_asks_for_it(form: dict[str
     assert not signals_of(asked, '{"city": "Oslo"}').invalid
     assert signals_of(asked, "in Oslo").invalid
     assert signals_of(asked, '{"town": "Oslo"}').invalid
+
+
+def _called(index: int | None, call_id: str, arguments: str = '{"city": "Rome"}') -> dict[str, Any]:
+    numbered = {} if index is None else {"index": index}
+    return {**numbered, "id": call_id, "function": {"name": "weather", "arguments": arguments}}
+
+
+TWO = [Call("weather", '{"city": "Rome"}'), Call("weather", '{"city": "Oslo"}')]
+
+
+@pytest.mark.parametrize("indexes", [(0, 0), (-1, -1), (None, None), (1, 0), (5, 5)])
+def test_in_a_whole_answer_a_calls_place_is_which_call_it_is(indexes: tuple[int | None, ...]) -> None:
+    """Ollama writes 0 for each: two calls were one of two objects. SGLang writes -1: nothing was checked."""
+    texts = [one.arguments for one in TWO]
+    calls = [_called(*one) for one in zip(indexes, "ab", texts, strict=True)]
+    assert read(CHAT, chat(tool_calls=calls)) == ("", TWO)
+
+
+@pytest.mark.parametrize("index", [0, None])
+def test_in_a_stream_another_id_with_a_name_begins_another_call(index: int | None) -> None:
+    events = [
+        delta(tool_calls=[_called(index, *one)]) for one in zip("ab", ('{"city": ', '{"city": '), strict=True)
+    ]
+    rests = [
+        delta(tool_calls=[{"index": 0, "function": {"arguments": one}}]) for one in ('"Rome"}', '"Oslo"}')
+    ]
+    mixed = [events[0], rests[0], events[1], rests[1]]
+    assert read(CHAT, *mixed, is_stream=True) == ("", TWO)
+
+
+def test_an_id_that_comes_again_or_anew_without_a_name_begins_no_call() -> None:
+    parts = [_called(0, "a", '{"city": '), _called(0, "a", '"Ro')]
+    last = {"index": 0, "id": "b", "function": {"arguments": 'me"}'}}
+    events = [delta(tool_calls=[part]) for part in (*parts, last)]
+    assert read(CHAT, *events, is_stream=True) == ("", TWO[:1])
+
+
+@pytest.mark.parametrize("kind", ["mcp_tool_use", "server_tool_use"])
+def test_a_call_that_the_endpoint_makes_is_none_of_the_clients_in_a_stream_either(kind: str) -> None:
+    block = {"type": kind, "id": "t", "name": "echo", "input": {}}
+    events = [
+        {"type": "content_block_start", "index": 1, "content_block": block},
+        {
+            "type": "content_block_delta",
+            "index": 1,
+            "delta": {"type": "input_json_delta", "partial_json": '{"a": 1}'},
+        },
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "text_delta", "text": "done"}},
+    ]
+    assert read("/v1/messages", *events, is_stream=True) == ("done", [])

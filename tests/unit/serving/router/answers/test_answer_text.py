@@ -69,3 +69,16 @@ def test_odd_values_are_no_error_and_bound_the_choices() -> None:
 
     assert found is not None
     assert len(found) == 256
+
+
+def test_calls_are_told_apart_by_place_in_a_whole_answer_and_by_id_in_a_stream() -> None:
+    def call(index: int, call_id: str) -> dict[str, object]:
+        return {"index": index, "id": call_id, "function": {"name": "f", "arguments": "{}"}}
+
+    called = {"name": "f", "arguments": "{}"}
+    for indexes in ((0, 0), (-1, -1), (0, 1)):
+        calls = [call(*one) for one in zip(indexes, "ab", strict=True)]
+        whole = json.dumps({"choices": [{"index": 0, "message": {"tool_calls": calls}}]}).encode()
+        assert said(whole, is_stream=False) == ({"tool_calls": [called, called]},)
+    streamed = stream(*(delta(tool_calls=[call(0, call_id)]) for call_id in "ab"))
+    assert said(streamed, is_stream=True) == ({"tool_calls": [called, called]},)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from serving.router import heads
 from serving.router.front.request_parser import HEAD_LIMIT, RequestParser
+from serving.router.headers import HEADERS_LIMIT
+from serving.router.heads import AnswerHeads
 from tests.fakes.virtual_wire import Habit, Seen, ask, chunked, virtual_time
 
 POST = b"POST /v1/x HTTP/1.1\r\nhost: x\r\n"
@@ -113,3 +116,42 @@ def test_chunks_beside_two_lengths_count_alone(step: int) -> None:
     seen = answered(head, step, body=chunked(ANSWER) + b"0\r\n\r\n")
 
     assert [one.error for one in seen.records] == [False]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 18])
+def test_each_head_of_an_answer_is_read_once(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """All were read again with each byte: 98 ms each after 16,000 interim ones, for 30 s."""
+    seen, read = list[bytes](), heads.with_one_length
+
+    def counted(head: bytes) -> bytes | None:
+        seen.append(head)
+        return read(head)
+
+    monkeypatch.setattr(heads, "with_one_length", counted)
+    interim, last = b"HTTP/1.1 103 Early Hints\r\n\r\n", OK + OF_ANSWER + b"," + OF_ANSWER[16:] + b"\r\n\r\n"
+    found, data, given = AnswerHeads(), 50 * interim + last + ANSWER, list[bytes | None]()
+    for start in range(0, len(data), step):
+        given.append(found.add(data[start : start + step]))
+        if given[-1] is not None:
+            break
+
+    assert seen == [*50 * [interim], last]
+    assert given[:-1] == [None] * (len(given) - 1)
+    assert (given[-1] or b"").startswith(50 * interim + OK[:15])
+
+
+@pytest.mark.parametrize(("lines", "is_refused"), [(HEADERS_LIMIT, False), (HEADERS_LIMIT + 1, True)])
+def test_heads_that_wait_for_their_end_have_so_many_lines(lines: int, is_refused: bool) -> None:
+    found = AnswerHeads()
+    interim = 300 * b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    assert found.add(interim + b"HTTP/1.1 200 OK\r\n" + (lines - 1) * b"a: b\r\n") is None
+    assert found.has_too_many_lines is False
+    assert found.add(b"a: b\r\n") is None
+    assert found.has_too_many_lines is is_refused
+
+
+def test_an_answer_with_too_many_lines_after_two_lengths_is_an_error_at_once() -> None:
+    head = OK + OF_ANSWER + b"\r\n" + OF_ANSWER + b"\r\n" + (HEADERS_LIMIT + 9) * b"a: b\r\n"
+    (record,) = answered(head, 50, body=b"").records
+
+    assert (record.error, record.cause != "timeout") == (True, True)

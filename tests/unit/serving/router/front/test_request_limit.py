@@ -14,7 +14,7 @@ from aiohttp import web
 from serving.access import Access, ClientKey, digest_of
 from serving.clock import boot_s
 from serving.router.front.load import Load
-from serving.router.front.request_limit import RequestLimit
+from serving.router.front.request_limit import RequestLimit, site_of
 from serving.router.types import Limits
 from tests.fakes.router_rig import CHAT, Rig, router_rig, until
 
@@ -35,7 +35,7 @@ def filled(limit: int, clients: int) -> tuple[RequestLimit[int], dict[str, int]]
         taken[name] += 1
 
 
-@pytest.mark.parametrize(("limit", "most"), [(1, 1), (2, 2), (16, 14), (416, 364), (8192, 7168)])
+@pytest.mark.parametrize(("limit", "most"), [(1, 1), (2, 2), (16, 14), (416, 359), (8192, 7056)])
 def test_a_client_alone_has_nearly_all_places(limit: int, most: int) -> None:
     # Behind a balancer all users without keys are one client.
     _, taken = filled(limit, 1)
@@ -52,6 +52,55 @@ def test_however_many_take_all_they_can_whoever_has_none_gets_a_place(clients: i
     assert all(one is not None and "its share of a router's 800" in one.message for one in refused)
     assert max(taken.values()) - min(taken.values()) <= 1
     assert one.refusal("another", under_way) is None
+
+
+@pytest.mark.parametrize(("limit", "reserve"), [(416, 6), (1952, 30), (8192, 128)])
+def test_after_clients_that_filled_it_one_after_the_other_each_newcomer_gets_a_place(
+    limit: int, reserve: int
+) -> None:
+    """Five such took all 8,192 places, three all of 416: what had begun kept its place."""
+    one, ids, under_way = RequestLimit[int](Load(requests_limit=limit)), count(), 0
+    for name in "abcdefgh":
+        while one.refusal(name, under_way) is None:
+            one.begin(next(ids), name)
+            under_way += 1
+    served = 0
+    while one.refusal(f"newcomer {served}", under_way) is None:
+        one.begin(next(ids), f"newcomer {served}")
+        under_way += 1
+        served += 1
+
+    assert served >= max(reserve - 8, 1)
+    assert under_way == limit
+
+
+def test_the_networks_of_one_site_get_one_place_of_the_reserve() -> None:
+    one, taken = filled(6400, 1)
+    under_way = sum(taken.values())
+    ids = count(-1, -1)
+    for site in (1, 1, 1, 2):
+        name = f"address 2001:db8:{site}:{-next(ids)}::/64"
+        while under_way < 6400 - 100 and one.refusal(name, under_way) is None:
+            one.begin(next(ids), name)
+            under_way += 1
+    last = "address 2001:db8:1:ffff::/64"
+    assert one.refusal(last, under_way) is not None
+    assert one.refusal("address 2001:db8:3:1::/64", under_way) is None
+    assert one.refusal("address 192.0.2.1", under_way) is None
+
+
+@pytest.mark.parametrize(
+    ("client", "site"),
+    [
+        ("address 2001:db8:1:2::/64", "site 2001:db8:1::/48"),
+        ("address 192.0.2.1", "address 192.0.2.1"),
+        ("address ", "address "),
+        ("address a:b", "address a:b"),
+        ("key a:b", "key a:b"),
+    ],
+)
+def test_a_site_is_of_networks_of_ipv6_alone(client: str, site: str) -> None:
+    assert site_of(client) == site
 
 
 def test_what_has_ended_is_counted_no_more_and_once() -> None:
