@@ -29,6 +29,7 @@ from serving.judging.signals import REQUEST_LIMIT, Asked, asked_of, last_of, sig
 from serving.messages import LIMIT_REASONS, RequestRecord
 from serving.router.answers.answer_excerpt import AnswerExcerpt
 from serving.router.answers.answer_facts import REFUSAL_REASONS
+from serving.router.types import Body
 
 TEXTS_LIMIT = 1024
 TEXTS_BYTES = 64 << 20  # 160 of the largest
@@ -132,7 +133,7 @@ class UnreadTexts:
         self._spare -= 1.0
         return True
 
-    def may_check(self, client: str, body: bytes | memoryview, now_s: float) -> bool:
+    def may_check(self, client: str, body: Body, now_s: float) -> bool:
         """Whether the answer to this request is checked by the form that it asks for, which is charged."""
         if len(body) > REQUEST_LIMIT or (key := key_of(bytes(body))) is None:
             return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Generator
 from functools import partial
 from typing import Any
@@ -15,9 +16,9 @@ from serving.answer_signals import Signals
 from serving.judging import forms, schema_check
 from serving.judging.forms import Forms, form_of, key_of
 from serving.judging.schema_check import WORK_LIMIT
+from serving.judging.schema_cost import cost_of
 from serving.judging.signals import asked_of, signals_of
 from serving.messages import RequestRecord
-from serving.router import turns as turns_of
 from serving.router.exchange import answer_text_signals
 from serving.router.exchange.answer_text_signals import CLIENT_WORK, TEXTS_LIMIT, UnreadTexts
 from serving.router.spare_turns import SHARE_RATIO, SpareTurns
@@ -53,7 +54,7 @@ class _Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1.0
         for name in ("perf_counter", "thread_time"):
-            monkeypatch.setattr(turns_of.time, name, lambda: self.now_s)
+            monkeypatch.setattr(time, name, lambda: self.now_s)
 
 
 def _busy_with(clock: _Clock, turns: SpareTurns, other_s: float, own_s: float = 0.01) -> list[float]:
@@ -166,7 +167,7 @@ def _counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         made.append(schema)
         return make(schema, **how)
 
-    monkeypatch.setattr(schema_check.jsonschema_rs, "validator_for", counted)
+    monkeypatch.setattr(jsonschema_rs, "validator_for", counted)
     return made
 
 
@@ -210,7 +211,7 @@ def test_a_check_for_which_there_is_no_room_costs_all_each_time(monkeypatch: pyt
 
 
 def test_a_schema_that_is_too_costly_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, counted, count = Forms(), list[Any](), schema_check.cost_of
+    known, counted, count = Forms(), list[Any](), cost_of
 
     def counting(schema: Any, *rest: Any) -> Any:
         counted.append(schema)
