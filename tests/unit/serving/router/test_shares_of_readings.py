@@ -19,6 +19,7 @@ from serving.judging.schema_check import WORK_LIMIT
 from serving.judging.schema_cost import cost_of
 from serving.judging.signals import asked_of, signals_of
 from serving.messages import RequestRecord
+from serving.router import turns as turns_of
 from serving.router.exchange import answer_text_signals
 from serving.router.exchange.answer_text_signals import CLIENT_WORK, TEXTS_LIMIT, UnreadTexts
 from serving.router.spare_turns import SHARE_RATIO, SpareTurns
