@@ -133,7 +133,7 @@ def test_replicas_come_and_go_under_load_without_a_failed_request_or_a_repeat(sc
 
 def test_a_frozen_engine_leaves_the_table_and_is_replaced_while_requests_are_answered(scaled: Scaled) -> None:
     scaled.scale(2)
-    scaled.until(lambda status: status.ready_replicas == 2)
+    scaled.until(lambda status: status.ready_replicas == 2 and len(scaled.published()) == 2)
     frozen, other = scaled.published()
     pid = state(frozen)["pid"]
     with Traffic(scaled.base, scaled.launch.service, streams=False) as traffic:

@@ -17,12 +17,12 @@ Invariant: a text leaves memory with its signals. No record, log or error holds 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import partial
 
 from serving.answer_signals import Signals
+from serving.clock import boot_s
 from serving.judging.conversation import CALLS_LIMIT, called
 from serving.judging.forms import Form, Forms, Key, form_of, key_of
 from serving.judging.signals import REQUEST_LIMIT, Asked, asked_of, last_of, signals_in_steps
@@ -165,10 +165,10 @@ class UnreadTexts:
 
     def read_all(self) -> None:
         """Read what still waits, as far as ALL_S are enough: the router ends."""
-        end_s, unread = time.perf_counter() + ALL_S, 0
+        end_s, unread = boot_s() + ALL_S, 0
         while self._waiting:
             one = self._drop(next(iter(self._waiting)))
-            if time.perf_counter() < end_s:
+            if boot_s() < end_s:
                 for _ in one.steps:
                     pass
             else:
