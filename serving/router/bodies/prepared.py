@@ -20,10 +20,10 @@ from typing import TypeAlias
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from serving.router.bodies.as_sent import Unclear, facts_as_sent
 from serving.router.bodies.body_facts import MODEL_LIMIT, BodyFacts, read_facts
 from serving.router.bodies.deflate import window_bits
 from serving.router.bodies.model_name import NotRenamed, bodies_with_models, is_form, model_of_form
-from serving.router.bodies.reserved import reserved_in_body
 from serving.router.headers import RawHeaders, coding_of, content_type, value_of
 from serving.router.types import Body, Refusal
 
@@ -34,7 +34,7 @@ _TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 _MEMBERS_LIMIT = 8  # of gzip in one body; each costs a copy of the rest
 # Of a body that cannot be read: it may name what somebody keeps, or be a thing that is done but once.
-UNREAD = BodyFacts(has_state=True, names_kept=True, is_signed=True, is_unread=True)
+UNREAD = BodyFacts(has_state=True, names_kept=True, is_signed=True, is_unread=True, named_ids=None)
 ModelsByService: TypeAlias = Mapping[str, tuple[str, ...]]  # names at the endpoints of each service
 
 
@@ -62,8 +62,8 @@ def prepare(
     """
     if by_service is None and not models and not is_eligible:
         return Prepared()
-    is_multipart, coding = _is_multipart(headers), value_of(headers, b"content-encoding")
-    unpacked = body if coding is None else _plain(body, coding_of(coding))
+    is_multipart, encoding = _is_multipart(headers), coding_of(value_of(headers, b"content-encoding") or "")
+    unpacked = _plain(body, encoding)
     plain = unpacked or b""
     if (refusal := _too_complex(plain, headers, route)) is not None:
         return Prepared(refusal=refusal)
@@ -82,18 +82,34 @@ def prepare(
     if by_service is None and not is_eligible:
         return Prepared(bodies=bodies)
     # Unless it is a form, or compressed: an engine of either arm would refuse other text.
-    if facts is None and not is_multipart and coding is None:
-        message = f"the body of {route} is not a JSON object; correct it"
-        return Prepared(refusal=Refusal(400, "invalid_json", message))
-    if facts is not None and facts.continuable and coding is not None:
+    if facts is None and not is_multipart and not encoding:
+        return Prepared(refusal=_no_object(route))
+    if facts is not None and facts.continuable and encoding:
         facts = replace(facts, continuable=False)  # nothing can be read of it when that is needed
     is_as_named = _begins_as_form(plain) if is_multipart else facts is not None
     if unpacked is None or not is_as_named:
         facts = replace(UNREAD, model=facts.model if facts is not None else None)
     facts = facts or BodyFacts()
-    if coding is not None:  # vLLM reads a body as it comes, whatever is said of its compression
-        facts = replace(facts, reserved=facts.reserved | reserved_in_body(body))
+    if encoding and not is_multipart:  # vLLM reads no body as JSON that says to be a form
+        if (refusal := _too_complex(body, headers, route)) is not None:
+            return Prepared(refusal=refusal)
+        try:
+            sent = facts_as_sent(body, is_messages=route.endswith("/v1/messages"))
+        except Unclear:
+            return Prepared(refusal=_no_object(route))
+        facts = facts if sent is None else _of_both(facts, sent)
     return Prepared(facts, bodies)
+
+
+def _of_both(facts: BodyFacts, sent: BodyFacts) -> BodyFacts:
+    """The facts of a body, with what it holds as it was sent."""
+    named = None if facts.named_ids is None or sent.named_ids is None else (*facts.named_ids, *sent.named_ids)
+    return replace(facts, named_ids=named, reserved=facts.reserved | sent.reserved)
+
+
+def _no_object(route: str) -> Refusal:
+    message = f"the body of {route} is not a JSON object; correct it, and send it as UTF-8"
+    return Refusal(400, "invalid_json", message)
 
 
 def _plain(body: bytes, encoding: str) -> bytes | None:

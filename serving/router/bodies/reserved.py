@@ -44,7 +44,6 @@ class _Nested(msgspec.Struct, gc=False):
     extra_args: msgspec.Raw = NOTHING
 
 
-_FIELDS = msgspec.json.Decoder(ReservedFields)
 _NESTED = msgspec.json.Decoder(_Nested)
 _NAMES = tuple(
     one for one in ReservedFields.__struct_fields__ if one not in ("vllm_xargs", "sampling_params")
@@ -60,14 +59,6 @@ def reserved_in(fields: ReservedFields) -> frozenset[str]:
         if _is_given(nested):
             found |= _nested_in(nested)
     return frozenset(found)
-
-
-def reserved_in_body(body: bytes) -> frozenset[str]:
-    """The same of a body as an engine reads it, which knows no compression; none: it is no JSON object."""
-    try:
-        return reserved_in(_FIELDS.decode(body))
-    except (ValueError, RecursionError):
-        return frozenset()
 
 
 def _nested_in(raw: msgspec.Raw) -> set[str]:

@@ -96,6 +96,42 @@ def test_no_word_of_a_compression_hides_a_field_from_us_that_an_engine_reads(cod
     assert [one.facts.reserved for one in (plain, packed)] == [{"priority"}] * 2
 
 
+HARMFUL = '{"previous_response_id": "resp_1", "priority": -1, "input": "q"}'
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "x"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        HARMFUL.encode(),
+        b"\xef\xbb\xbf" + HARMFUL.encode(),
+        HARMFUL.encode("utf-16"),
+        HARMFUL.encode("utf-32"),
+        HARMFUL.replace('"q"', "NaN").encode(),
+        HARMFUL.replace('"q"', '"\\ud800"').encode(),
+    ],
+)
+def test_what_an_engine_reads_is_guarded_whatever_the_body_says_of_itself(
+    written: bytes, coding: str
+) -> None:
+    """vLLM reads by Python's json, and decodes no compression."""
+    assert json.loads(written)["priority"] == -1
+    headers = ((b"content-encoding", coding.encode()),)
+    found = prepare(written, headers, (), route="POST /v1/responses", is_eligible=True)
+
+    assert found.refusal is not None or found.facts.reserved == {"priority"}
+    assert found.refusal is not None or found.facts.named_ids is None or "resp_1" in found.facts.named_ids
+
+
+@pytest.mark.parametrize("coding", [None, "identity", "identity, identity"])
+def test_a_body_that_is_not_compressed_must_be_an_object_in_utf8(coding: str | None) -> None:
+    headers = () if coding is None else ((b"content-encoding", coding.encode()),)
+    found = prepare(HARMFUL.encode("utf-16"), headers, (), route="POST /v1/responses", is_eligible=True)
+
+    assert found.refusal is not None
+    assert (found.refusal.status, found.refusal.code) == (400, "invalid_json")
+
+
 def test_a_key_has_the_right_where_the_table_gives_it() -> None:
     digest = "a" * 64
     fields = ClientFields.model_validate({"keys": [{"name": "pager", "sha256": digest, "priority": True}]})
