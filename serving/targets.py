@@ -46,6 +46,8 @@ TEXT_PATHS = frozenset(
 )
 REALTIME = "/v1/realtime"  # a WebSocket
 FEEDBACK = "/v1/feedback"  # answered by the router itself
+# Not drawn, and go on from what an id in their body names.
+NAMING_PATHS = frozenset({"/v1/responses/compact", "/v1/responses/input_tokens"})
 # These ask for no answer; they go to stable.
 _OTHER_PATHS = {
     REALTIME: ("GET",),

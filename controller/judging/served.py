@@ -16,11 +16,9 @@ from functools import partial
 from controller.judging.examiner import Ask, Examiner, ask_openai
 from controller.quantities import duration
 from controller.rollout.actions import ExamineJudge
-from controller.rollout.judge_plan import JudgeFound
+from controller.rollout.judge_plan import LOAD_LIMIT_S, JudgeFound
 from controller.rollout.ports import Judges
 from serving.fleet.judge_engine import JudgeEngineStatus
-
-LOAD_LIMIT_S = 900.0
 
 EngineOf = Callable[[str], JudgeEngineStatus]
 

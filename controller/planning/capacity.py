@@ -103,9 +103,15 @@ class Room:
         self.free_bytes = [device.free_bytes for device in devices]
         self.free_gpus = {device.node: device.free_gpus for device in devices if device.free_gpus is not None}
 
-    def take(self, version: VersionSpec, fingerprint: Fingerprint, replicas: int) -> Placed:
-        """Place up to `replicas` of the version, each on the fullest devices that it fits on."""
-        needs = [need_bytes(version, fingerprint, device) for device in self._devices]
+    def take(self, version: VersionSpec, size: Fingerprint | int, replicas: int) -> Placed:
+        """Place up to `replicas` of the version, each on the fullest devices that it fits on.
+
+        size: int: bytes on each device.
+        """
+        needs = [
+            need_bytes(version, size, device) if isinstance(size, Fingerprint) else size
+            for device in self._devices
+        ]
         on_gpu = self._devices[0].kind == "gpu"
         width, share = (version.tensor_parallel_size, gpu_share(version)) if on_gpu else (1, 0.0)
         places: set[int] = set()

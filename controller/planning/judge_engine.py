@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from controller.errors import NoRoom
 from controller.planning.capacity import MIN_KV_BYTES, Device, Fit, Room, fit, need_bytes
 from controller.planning.fingerprint import Fingerprint
 from controller.quantities import gib
@@ -65,6 +66,16 @@ def fit_beside(
         f"the judge's engine does not fit beside the canary: {of_judge.text}; or name a judge elsewhere (url)"
     )
     return Fit(False, of_judge.need_bytes, of_judge.free_bytes, text)
+
+
+def require_judge_fit(version: VersionSpec, planned_bytes: int, devices: Sequence[Device]) -> None:
+    """Raises NoRoom when a judge's engine does not fit into what its canary leaves. devices: `left_by`."""
+    if devices and Room(devices).take(version, planned_bytes, 1).replicas < 1:
+        free = max(device.free_bytes for device in devices)
+        raise NoRoom(
+            f"the judge's engine needs {gib(planned_bytes)}, and {gib(free)} are free beside the canary; "
+            "free memory, or name a judge elsewhere (url)"
+        )
 
 
 def left_by(version: VersionSpec, fingerprint: Fingerprint, devices: Sequence[Device]) -> tuple[Device, ...]:

@@ -22,7 +22,7 @@ class Reservation:
     service: str
     version: str
     spec: VersionSpec
-    fingerprint: Fingerprint
+    size: Fingerprint | int  # int: bytes on each of its devices, as planned
     replicas: int  # those that are not ready
 
 
@@ -37,7 +37,7 @@ def unreserved(devices: Sequence[Device], reservations: Sequence[Reservation]) -
     room = Room(devices)
     promised: dict[int, list[str]] = {}
     for one in reservations:
-        for place in room.take(one.spec, one.fingerprint, one.replicas).places:
+        for place in room.take(one.spec, one.size, one.replicas).places:
             names = promised.setdefault(place, [])
             if (name := f"{one.service} {one.version}") not in names:
                 names.append(name)

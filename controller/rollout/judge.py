@@ -20,7 +20,14 @@ from dataclasses import replace
 
 from controller.quantities import duration
 from controller.rollout.journal import log, notice
-from controller.rollout.judge_plan import AGAIN_S, UNHEARD_S, JudgeAsked, JudgeEngine, JudgeFound
+from controller.rollout.judge_plan import (
+    AGAIN_S,
+    LOAD_LIMIT_S,
+    UNHEARD_S,
+    JudgeAsked,
+    JudgeEngine,
+    JudgeFound,
+)
 from controller.rollout.observation import Observation
 from controller.rollout.state import BEFORE_WEIGHT, RolloutState
 
@@ -81,10 +88,12 @@ def note_judge(state: RolloutState, seen: Observation, now_s: float) -> RolloutS
 
 def _unheard(state: RolloutState, now_s: float) -> JudgeFound | None:
     """The result of an examination that the first stage has waited for too long; None: it has not."""
-    is_late = state.phase in BEFORE_WEIGHT and now_s - state.entered_at_s >= UNHEARD_S
+    plan = state.plan.judge
+    limit_s = UNHEARD_S + (LOAD_LIMIT_S if plan is not None and plan.engine is not None else 0.0)
+    is_late = state.phase in BEFORE_WEIGHT and now_s - state.entered_at_s >= limit_s
     if not is_late or not awaits_examination(state):
         return None
-    text = f"nothing is heard of its examination for {duration(round(UNHEARD_S))}; see the controller's log"
+    text = f"nothing is heard of its examination for {duration(round(limit_s))}; see the controller's log"
     return JudgeFound("silent", state.judge.attempts + 1, text)
 
 

@@ -10,6 +10,7 @@ from controller.quantities import duration
 AGAIN_S = 600.0  # after an examination without a verdict
 # For which the first stage waits for one that the examiner says nothing of; its own limit is half of that.
 UNHEARD_S = 600.0
+LOAD_LIMIT_S = 900.0  # of an engine of ours
 
 
 @dataclass(frozen=True, slots=True)

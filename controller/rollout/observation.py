@@ -57,6 +57,7 @@ class VersionStatus:
     last_error: str | None = None  # None: no error
     since_s: float = 0.0
     drained_replicas: int = 0  # ready ones stopped by order so far, since the fleet counts: not lost
+    external: bool = False  # an endpoint that canaryctl does not run
 
 
 @dataclass(frozen=True, slots=True)

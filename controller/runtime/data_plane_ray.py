@@ -291,6 +291,7 @@ def _version_status(status: plane.VersionStatus) -> VersionStatus:
         last_error=status.last_error,
         since_s=status.since_s,
         drained_replicas=status.drained_replicas,
+        external=status.external,
     )
 
 

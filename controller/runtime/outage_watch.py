@@ -46,7 +46,8 @@ class OutageWatch:
         """One line on what users do not get; None: they get answers, as far as is known. Pages once."""
         boot_s, stable = self._boot_s(), self._answers.stable
         found = next((one for one in versions or () if one.version == stable), None)
-        error = found.last_error if found is not None and found.phase is VersionPhase.READY else None
+        is_probed = found is not None and found.phase is VersionPhase.READY and found.external
+        error = found.last_error if found is not None and is_probed else None
         outage = self._answers.outage(now_s)
         line = None
         if stable is not None and outage is not None:

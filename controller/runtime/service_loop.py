@@ -146,7 +146,7 @@ class ServiceLoop:
         except CanaryctlError as exc:
             self._faults.failed(reading_of(self._service), exc, service=self._service)
             kept = kept or Problem(str(exc), is_of_lease=False)
-        self.last = replace(self.last, problem=kept)
+        self.last = replace(self.last, problem=kept, outage=None)
 
     def _lapsed(self) -> Problem | None:
         """The problem of a lease that this controller cannot renew and nobody else holds, as on a full disk:
@@ -265,6 +265,7 @@ class ServiceLoop:
         except (StaleToken, UnknownService):
             raise
         except Exception as exc:  # noqa: BLE001 - what is measured serves plans, and no decision
+            self.last = replace(self.last, outage=None)  # whether it is over is not known
             self._faults.failed(place, exc, service=self._service)
         else:
             self._faults.works(place)

@@ -17,6 +17,8 @@ _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^:\[\]]+))(?::(?P<p
 
 _USER = re.compile(r"(?P<user>[^:/]*)(?P<password>:[^@]*)?@")  # as SQLAlchemy reads it
 
+_PORT_AND_OPTIONS = re.compile(r":[0-9]{1,5}/[^?]*\?")  # no password, but what follows a host
+
 
 def parsed_url(url: str) -> sa.URL:
     """The URL's parts. `HOST:PORT,HOST:PORT` names several hosts, as for psql. Raises BadInput."""
@@ -42,6 +44,8 @@ def _require_one_reading(url: str) -> None:
     after = rest[found.end() :] if found is not None else rest
     if found is None or found["password"] is None:
         after = after.partition("?")[0]
+    elif _PORT_AND_OPTIONS.match(found["password"]):
+        raise ValueError("an @ in the options, of which the rest would be the host")
     if "@" in after or (found is not None and "?" in found["user"]):
         raise ValueError("an @ that is not encoded")
 

@@ -21,6 +21,7 @@ from controller.planning.fingerprint import (
     fingerprint_external,
     known_architectures,
 )
+from controller.planning.judge_engine import left_by, require_judge_fit
 from controller.planning.reservations import Reservation, unreserved
 from controller.rollout.judge import needed_engine
 from controller.rollout.judge_plan import JudgeEngine
@@ -131,7 +132,9 @@ class Versions:
             if service.name == restoring or service.removing:
                 continue
             try:
-                found += self._unloaded(service, seen, wait_s=FLEET_WAIT_S if restoring is None else 0.0)
+                wait_s = FLEET_WAIT_S if restoring is None else 0.0
+                own = rollout.id if rollout is not None else None
+                found += self._unloaded(service, seen, wait_s=wait_s, own=own)
             except CanaryctlError as exc:
                 if restoring is None and isinstance(exc, Unreachable):
                     raise
@@ -139,13 +142,14 @@ class Versions:
                 telemetry.event("not reserved", service=service.name, error=str(exc))
         return tuple(found)
 
-    def _unloaded(self, service: ServiceRow, before: int | None, *, wait_s: float) -> Iterator[Reservation]:
+    def _unloaded(
+        self, service: ServiceRow, before: int | None, *, wait_s: float, own: str | None
+    ) -> Iterator[Reservation]:
         """before: see `statements.began`; None: of every rollout."""
         wanted = [service.stable]
         for state in self._running_states(service.name):
             if self._will_load(state, before):
                 wanted.append(state.canary.id)
-            yield from self._unloaded_judge(service.name, state, before, wait_s)
         rows = [self._store.version(service.name, version) for version in dict.fromkeys(wanted)]
         local = [(row, version_spec(row)) for row in rows if row is not None]
         local = [(row, spec) for row, spec in local if not spec.is_external]
@@ -153,20 +157,22 @@ class Versions:
         for row, spec in local:
             if (missing := spec.replicas - ready.get(row.id, 0)) > 0:
                 yield Reservation(service.name, row.id, spec, fingerprint_of(row), missing)
+        for state in self._running_states(service.name):
+            yield from self._unloaded_judge(service.name, state, before, wait_s, own)
 
     def _unloaded_judge(
-        self, service: str, state: RolloutState, before: int | None, wait_s: float
+        self, service: str, state: RolloutState, before: int | None, wait_s: float, own: str | None
     ) -> Iterator[Reservation]:
-        """The engine of its judge, which is not ready: beside the canary in question, too."""
+        """The engine of its judge, which is not ready. own: the rollout whose canary is in question."""
         engine = needed_engine(replace(state, launched=True))
-        if engine is None:
+        if engine is None or state.id == own:
             return
         first = began(self._store.database, state.id)
         if before is not None and not state.launched and (first is None or first > before):
             return
         spec = judge_spec(engine)
         if self._ready(judge_service(service), wait_s).get(engine.version, 0) < 1:
-            yield Reservation(service, f"its judge {engine.version}", spec, self.fingerprint(spec), 1)
+            yield Reservation(service, f"its judge {engine.version}", spec, engine.need_bytes, 1)
 
     def _will_load(self, other: RolloutState, before: int | None) -> bool:
         """Whether the canary of another rollout has a claim to memory before that of the one in question."""
@@ -257,7 +263,12 @@ class Versions:
             spec.api_key.read()
         if not spec.is_external:
             restoring = rollout.service if rollout.plan.undo else None
-            require_fit(spec, fingerprint, self.devices(restoring=restoring, rollout=rollout))
+            devices = self.devices(restoring=restoring, rollout=rollout)
+            require_fit(spec, fingerprint, devices)
+            # In the plan's order, which is that of the loads: the canary, and beside it its judge.
+            if (engine := needed_engine(replace(rollout, launched=True))) is not None:
+                left = left_by(spec, fingerprint, devices)
+                require_judge_fit(judge_spec(engine), engine.need_bytes, left)
 
     def promoted_at_s(self, service: str, version: str) -> float:
         """When the newest rollout of the version promoted it, seconds since the epoch; 0.0: it did not."""

@@ -28,6 +28,7 @@ from serving.router.assignment.assigner import Assigner, canary_of
 from serving.router.assignment.assignment import is_eligible
 from serving.router.assignment.clients import reserved_field
 from serving.router.assignment.judge_coin import JudgeCoin
+from serving.router.bodies.as_sent import ids_as_sent
 from serving.router.bodies.body_facts import BodyFacts
 from serving.router.bodies.continuable import PATHS as CONTINUABLE_PATHS
 from serving.router.bodies.named_ids import file_of_batch
@@ -37,7 +38,7 @@ from serving.router.exchange.context import Start
 from serving.router.exchange.exchange import Exchange
 from serving.router.exchange.held import HeldBytes
 from serving.router.exchange.trial import PendingRecord, Trials
-from serving.router.headers import hop_of, is_preflight, via_of
+from serving.router.headers import coding_of, hop_of, is_preflight, value_of, via_of
 from serving.router.records.counters import Counters
 from serving.router.records.outbox import Outbox
 from serving.router.records.owners import Owners
@@ -46,7 +47,7 @@ from serving.router.upstreams.health import UpstreamHealth
 from serving.router.upstreams.key_answers import KeyAnswers
 from serving.router.upstreams.reachability import Unreachable
 from serving.table.acknowledgements import TABLE_LEASE_S
-from serving.targets import TEXT_PATHS, id_of, is_list, is_stateful
+from serving.targets import NAMING_PATHS, TEXT_PATHS, id_of, is_list, is_stateful
 
 log = logging.getLogger("canaryctl.router")
 
@@ -249,9 +250,12 @@ class RouterCore:
         id, named = id_of(request.path), facts.named_ids
         if request.method == "POST" and request.path == "/v1/batches":
             named = file_of_batch(bytes(request.body))
+        elif request.method == "POST" and request.path in NAMING_PATHS:
+            coding = value_of(request.headers, b"content-encoding")
+            named = ids_as_sent(bytes(request.body), coding_of(coding or ""))
         if named is None:
             text = (
-                f"the body of {request.path} names files in too many places, or is no JSON; send it plainly"
+                f"whose ids the body of {request.path} names cannot be told; send smaller, uncompressed JSON"
             )
             return Refusal(400, "ids_unreadable", text)
         found = self.owners.anothers((id, *named) if id is not None else named, owner)

@@ -11,6 +11,8 @@ from typing import Any
 
 from serving.router.bodies.body_facts import BodyFacts, read_facts
 
+IDS_LIMIT = 256 << 10  # bytes: it is read in the event loop
+
 
 class Unclear(Exception):
     """An engine would read an object of which the facts cannot be told."""
@@ -31,6 +33,20 @@ def facts_as_sent(body: bytes, *, is_messages: bool) -> BodyFacts | None:
     if facts is None:
         raise Unclear
     return facts
+
+
+def ids_as_sent(body: bytes, encoding: str) -> tuple[str, ...] | None:
+    """The ids that a body of a route names which is not drawn (`named_ids.py`); None: it cannot be told.
+
+    encoding: how it is compressed; empty: it is not.
+    """
+    if encoding or len(body) > IDS_LIMIT:
+        return None
+    try:
+        facts = facts_as_sent(body, is_messages=False)
+    except Unclear:
+        return None
+    return () if facts is None else facts.named_ids
 
 
 def _nothing(word: str) -> None:

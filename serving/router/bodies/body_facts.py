@@ -180,14 +180,15 @@ def _facts(fields: _Usual, n: object, body: bytes, *, is_messages: bool) -> Body
         bool(fields.store),
         is_signed(body, turns),
         asks_whole=not (streams or fields.background),
-        named_ids=named_ids(body, fields.previous_response_id, turns, _with_files(fields)),
+        named_ids=named_ids(body, fields.previous_response_id, turns, _with_files(fields, turns)),
         reserved=reserved_in(fields),
     )
 
 
-def _with_files(fields: _Parts) -> tuple[msgspec.Raw, ...]:
+def _with_files(fields: _Parts, turns: msgspec.Raw) -> tuple[msgspec.Raw, ...]:
     """What may name files, beside the turns."""
-    return fields.tools, fields.container, fields.prompt, fields.system
+    input = NOTHING if turns is fields.input else fields.input  # with `messages` beside it
+    return fields.tools, fields.container, fields.prompt, fields.system, input
 
 
 def _bounded(key: str | None) -> str | None:

@@ -126,8 +126,9 @@ class UnreadTexts:
         """Whether an answer that begins now is read. is_compared: its arm was drawn in a rollout."""
         if is_compared:
             return True
-        self._spare = min(self._spare + (now_s - self._spare_at_s) * READ_PER_S, READ_PER_S)
-        self._spare_at_s = now_s
+        at_s = max(self._spare_at_s, now_s)  # an answer that ends now may have begun before the last one
+        self._spare = min(self._spare + (at_s - self._spare_at_s) * READ_PER_S, READ_PER_S)
+        self._spare_at_s = at_s
         if self._spare < 1.0:
             return False
         self._spare -= 1.0
@@ -137,11 +138,12 @@ class UnreadTexts:
         """Whether the answer to this request is checked by the form that it asks for, which is charged."""
         if len(body) > REQUEST_LIMIT or (key := key_of(bytes(body))) is None:
             return True
-        spent, at_s = self._spent.pop(client, (0.0, now_s))
-        spent = max(0.0, spent - (now_s - at_s) * CLIENT_WORK)
+        spent, before_s = self._spent.pop(client, (0.0, now_s))
+        at_s = max(before_s, now_s)  # answers end in another order than they begin
+        spent = max(0.0, spent - (at_s - before_s) * CLIENT_WORK)
         price = self._forms.price(key)
         is_checked = spent + price <= CLIENT_WORK
-        self._spent[client] = spent + price if is_checked else spent, now_s
+        self._spent[client] = spent + price if is_checked else spent, at_s
         if len(self._spent) > CLIENTS_LIMIT:
             del self._spent[next(iter(self._spent))]  # who has asked for nothing for the longest time
         return is_checked

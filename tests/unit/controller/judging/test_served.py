@@ -9,9 +9,9 @@ import pytest
 
 from controller.errors import Unreachable
 from controller.judging.examiner import Examiner
-from controller.judging.served import LOAD_LIMIT_S, ServedJudges
+from controller.judging.served import ServedJudges
 from controller.rollout.actions import ExamineJudge
-from controller.rollout.judge_plan import JudgeEngine, JudgeFound, JudgePlan
+from controller.rollout.judge_plan import LOAD_LIMIT_S, JudgeEngine, JudgeFound, JudgePlan
 from serving.credentials import DataSecret
 from serving.fleet.judge_engine import JudgeEngineStatus
 from serving.judging.questions import revision

@@ -25,6 +25,7 @@ class Rig:
     failing: Outage | None = None
     answered: float | None = 990.0
     error: str | None = None
+    is_external: bool = True
     notifier: FakeNotifier = field(default_factory=FakeNotifier)
 
     def __post_init__(self) -> None:
@@ -38,7 +39,9 @@ class Rig:
 
     def look(self, after_s: float) -> str | None:
         self.now_s += after_s
-        version = VersionStatus("v1", VersionPhase.READY, 1, 0, last_error=self.error)
+        version = VersionStatus(
+            "v1", VersionPhase.READY, 1, 0, last_error=self.error, external=self.is_external
+        )
         return self.watch.look((version,), self.now_s)
 
 
@@ -110,6 +113,12 @@ def shown(part: RenderableType) -> str:
     with console.capture() as capture:
         console.print(part)
     return capture.get()
+
+
+def test_a_lost_replica_of_an_engine_is_no_endpoint_that_is_down() -> None:
+    rig = Rig()
+    rig.is_external, rig.error = False, "the engine died"
+    assert [rig.look(30.0) for _ in range(3)] == [None] * 3
 
 
 def test_status_and_list_show_it() -> None:

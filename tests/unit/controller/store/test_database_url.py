@@ -25,6 +25,7 @@ URLS = {
     "an @ and a question mark": "postgresql+psycopg://u:pw@TA?TAIL=x@host/db",
     "an @ before several hosts": "postgresql+psycopg://u:pw@TAIL@h1:5432,h2:5432/db",
     "a user with a slash": "postgresql+psycopg://u/x:TAIL@host/db",
+    "a user of the options": "postgresql://db:5432/c?user=me@corp&password=TAIL",
     "an option right after the host": "postgresql+psycopg://host?user=u&password=pw@TAIL",
 }
 

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from controller.background import Background
-from controller.errors import CanaryctlError, Conflict, UnknownService, Unreachable
+from controller.errors import CanaryctlError, Conflict, NoRoom, UnknownService, Unreachable
 from controller.planning.capacity import Device, fit
 from controller.planning.fingerprint import Fingerprint, fingerprint_checkpoint, fingerprint_external
 from controller.quantities import GIB
@@ -463,12 +463,12 @@ def test_devices_are_measured_once_a_thread_can_be_started(versions: Versions) -
     assert versions.launch("chat", STABLE, 1).version == STABLE
 
 
-def judged(versions: Versions, **changes: Any) -> RolloutState:
+def judged(versions: Versions, need_bytes: int = 3 * GIB, **changes: Any) -> RolloutState:
     """A rollout with a judge served here, stored."""
     sizes = {"max_model_len": 64, "kv_cache_memory_bytes": "256MiB"}
     spec = parse_version({"model": str(versions._settings.home / "model"), **sizes})
     fingerprint = versions.fingerprint(spec)
-    engine = JudgeEngine(fingerprint.version_id, json.dumps(dump(spec)), 3 * GIB)
+    engine = JudgeEngine(fingerprint.version_id, json.dumps(dump(spec)), need_bytes)
     judge = JudgePlan("", "judge-1", 2000, "quality", 60, engine=engine)
     rollout = a_rollout("r-1")
     rollout = replace(rollout, plan=replace(rollout.plan, judge=judge), **changes)
@@ -499,10 +499,28 @@ def test_a_judge_is_launched_as_its_rollout_planned_it_with_a_secret_of_its_own(
         ({"judge": JudgeState(1, JudgeFound("refused", 1, "no"))}, False),
     ],
 )
-def test_a_judge_that_is_not_loaded_keeps_its_memory_from_canaries_its_own_too(
+def test_a_judge_that_is_not_loaded_keeps_its_memory_from_other_canaries(
     two_services: Versions, changes: dict[str, object], is_reserved: bool
 ) -> None:
-    rollout = judged(two_services, **changes)
-    names = two_services.devices(rollout=rollout)[0].reserved_for
+    judged(two_services, 1 << 20, **changes)
+    (two_services._settings.home / "model").rename(two_services._settings.home / "moved")  # no file is read
+    names = two_services.devices()[0].reserved_for
 
     assert [name.startswith("chat its judge v-") for name in names if "judge" in name] == [True] * is_reserved
+
+
+@pytest.mark.parametrize(("need_gib", "fits"), [(60, True), (64, False)])
+def test_preflight_places_the_canary_first_and_its_judge_beside_it_as_the_plan_did(
+    versions: Versions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need_gib: int, fits: bool
+) -> None:
+    room = (Device("host", "host", 64 * GIB, 64 * GIB),) * 2
+    monkeypatch.setattr(launches, "devices", lambda: room[:1] if not fits else room)
+    rollout = judged(versions, need_gib * GIB)
+    spec = parse_version({"model": str(tmp_path / "model"), "replicas": 3})
+    rollout = replace(rollout, canary=VersionRef(versions.fingerprint(spec).version_id))
+
+    if fits:
+        preflight(versions, rollout, READY)
+        return
+    with pytest.raises(NoRoom, match=r"the judge's engine needs 64.0 GiB, and .* GiB are free beside"):
+        preflight(versions, rollout, READY)

@@ -166,6 +166,9 @@ OF_A = [
     ("DELETE", "/v1/responses/resp_a", None),
     ("POST", "/v1/responses", {"input": "x", "previous_response_id": "resp_a"}),
     ("POST", "/v1/responses", {"input": [part("file-a")]}),
+    ("POST", "/v1/responses", {"messages": [], "input": [part("file-a")]}),
+    ("POST", "/v1/responses/compact", {"input": "x", "previous_response_id": "resp_a"}),
+    ("POST", "/v1/responses/input_tokens", {"input": [part("file-a")]}),
 ]
 
 
@@ -186,6 +189,22 @@ async def test_what_one_client_made_is_not_there_for_another(rig: Rig) -> None:
         await rig.client.request(method, f"/chat{path}", json=body, headers=A) for method, path, body in OF_A
     ]
     assert {one.status_code for one in own} == {200}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/responses/compact", "/v1/responses/input_tokens"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity"])
+@pytest.mark.parametrize("spelled", ["utf-8", "utf-16"])
+async def test_no_word_of_a_compression_hides_an_id(rig: Rig, path: str, coding: str, spelled: str) -> None:
+    before = len(rig.stable.seen)
+    body = json.dumps({"input": "x", "previous_response_id": "resp_a"}).encode(spelled)
+    answer = await rig.client.post(
+        f"/chat{path}",
+        content=body,
+        headers={**B, "content-encoding": coding, "content-type": "application/json"},
+    )
+
+    assert answer.status_code in (400, 404)
+    assert len(rig.stable.seen) == before
 
 
 async def test_what_is_not_remembered_is_found_by_whoever_knows_it_and_is_nobodys(rig: Rig) -> None:

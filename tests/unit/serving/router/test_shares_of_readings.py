@@ -142,6 +142,16 @@ def test_a_router_that_ends_does_not_read_for_long(
     assert [vars(one)["answers"] for one in caplog.records] == [3]
 
 
+def test_an_answer_that_took_long_is_checked_and_read_as_one_that_did_not() -> None:
+    """Answers end in another order than their requests began, by whose times the work is counted."""
+    unread, body = UnreadTexts(), _body({"pattern": "a"})
+    for second in range(20, 40):
+        assert unread.may_check("a", body, float(second))
+        assert unread.may_check("a", body, second - 10.0)
+        assert unread.wants(is_compared=False, now_s=float(second))
+        assert unread.wants(is_compared=False, now_s=second - 10.0)
+
+
 def test_what_a_client_asks_to_check_is_bounded_by_its_requests_alone() -> None:
     unread, body = UnreadTexts(), _body(COSTLY)
     drawn = [unread.may_check("a", body, 10.0 + number / 1000) for number in range(1000)]
