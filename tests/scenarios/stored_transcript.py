@@ -48,7 +48,9 @@ class _Plane:
         self.stopped.append(version)
 
     def observe(self, service: str) -> tuple[VersionStatus, ...] | None:
-        return tuple(self.player.plane.versions.values()) if self.player.fleet_readable else None
+        if not self.player.fleet_readable:
+            return None
+        return tuple(self.player.plane.versions.values()) if service == self.player.state.service else ()
 
 
 @dataclass(slots=True)
