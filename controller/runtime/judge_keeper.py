@@ -15,9 +15,9 @@ from controller.rollout.observation import VersionPhase, VersionStatus
 from controller.rollout.ports import Clock, Fleet
 from controller.rollout.state import RolloutState
 from controller.runtime.faults import Faults
+from controller.runtime.kept_loaded import KeptLoaded
 from serving.actor_names import judge_service
 
-RETRY_FAILED_S = 30.0
 KEEPING_JUDGE = "keeping the judge"  # place of faults
 
 
@@ -35,9 +35,8 @@ class JudgeKeeper:
 
     def __init__(self, fleet: Fleet, clock: Clock, faults: Faults) -> None:
         """faults: of the service's keeper."""
-        self._fleet, self._clock, self._faults = fleet, clock, faults
-        self._failure: tuple[str, float] | None = None  # version and start of its failure
-        self._failed_s = 0.0  # boot time at which it was first seen
+        self._fleet, self._faults = fleet, faults
+        self._needed = KeptLoaded(fleet, clock)
         self._is_clear = False  # none runs: nobody else loads one while this controller leads
 
     def tick(self, service: str, rollout: RolloutState | None, *, token: int) -> JudgeKept:
@@ -65,23 +64,6 @@ class JudgeKeeper:
             if one.version != needed and one.phase is not VersionPhase.STOPPING:
                 self._fleet.stop(name, one.version, token=token)
         status = next((one for one in found if one.version == needed), None)
-        is_ready = needed is None or self._is_ready(name, needed, status, token)
+        is_ready = needed is None or self._needed.is_ready(name, needed, 1, status, token=token)
         others = any(one.version != needed for one in found)
         return JudgeKept(status, not found, is_ready and not others)
-
-    def _is_ready(self, name: str, version: str, status: VersionStatus | None, token: int) -> bool:
-        """True: the engine is; otherwise it is loaded, after a failure once more."""
-        if status is not None and status.phase is VersionPhase.READY:
-            return True
-        if status is None or status.phase is not VersionPhase.FAILED:
-            self._fleet.ensure(name, version, 1, token=token)
-        elif self._has_failed_for_long(status):
-            # Stopping clears the failure; the next tick finds it gone and loads it again.
-            self._fleet.stop(name, version, token=token)
-        return False
-
-    def _has_failed_for_long(self, status: VersionStatus) -> bool:
-        failure = (status.version, status.since_s)
-        if self._failure != failure:
-            self._failure, self._failed_s = failure, self._clock.boot_s()
-        return self._clock.boot_s() - self._failed_s >= RETRY_FAILED_S

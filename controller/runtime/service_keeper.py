@@ -22,9 +22,9 @@ from controller.rollout.state import RolloutState
 from controller.runtime.answering import Answering
 from controller.runtime.faults import Faults
 from controller.runtime.judge_keeper import JudgeKeeper
+from controller.runtime.kept_loaded import KeptLoaded
 from controller.store.rows import ServiceRow
 
-RETRY_FAILED_S = 30.0
 BUSY_S = 0.25
 INTERVAL_S = 1.0
 INGRESS, KEEPING = "opening the ingress", "keeping the service"  # places of faults
@@ -64,14 +64,11 @@ class Keeper:
         self._services = services
         self._clock = clock
         self._faults = Faults()  # each is logged once, not once a second of an outage
-        self._failure: tuple[str, float] | None = None  # version and start of stable's failure
+        self._stable = KeptLoaded(fleet, clock)
         self._judge_keeper = JudgeKeeper(fleet, clock, self._faults)
-        self.judge: VersionStatus | None = (
-            None  # engine of the rollout's judge; None: none is needed, or runs
-        )
+        self.judge: VersionStatus | None = None  # the judge's engine; None: none is needed, or runs
         self._answering = Answering()
         self._told: frozenset[str] = frozenset()  # answering in place of stable, in the last tick
-        self._failed_s = 0.0  # boot time at which it was first seen
 
     def prepare(self, service: str, *, token: int, is_alive: bool = True) -> Prepared | None:
         """Open the ingress and send a heartbeat, or close the ingress of a service being removed.
@@ -163,21 +160,7 @@ class Keeper:
     ) -> bool:
         """True: all stable replicas are ready; otherwise they are loaded."""
         stable = next((version for version in versions if version.version == row.stable), None)
-        if stable is not None and stable.phase is VersionPhase.READY and stable.ready_replicas >= replicas:
-            return True
-        if stable is None or stable.phase is not VersionPhase.FAILED:
-            self._fleet.ensure(row.name, row.stable, replicas, token=token)
-        elif self._has_failed_for_long(stable):
-            # Stopping clears the failure; the next tick finds the version gone and loads it again.
-            self._fleet.stop(row.name, row.stable, token=token)
-        return False
-
-    def _has_failed_for_long(self, stable: VersionStatus) -> bool:
-        """True: this failure was first seen `RETRY_FAILED_S` ago, by a clock that cannot be set."""
-        failure = (stable.version, stable.since_s)
-        if self._failure != failure:
-            self._failure, self._failed_s = failure, self._clock.boot_s()
-        return self._clock.boot_s() - self._failed_s >= RETRY_FAILED_S
+        return self._stable.is_ready(row.name, row.stable, replicas, stable, token=token)
 
     def _end_orphans(
         self, row: ServiceRow, plane: DataPlaneStatus, answering: frozenset[str], token: int

@@ -146,10 +146,8 @@ class Versions:
         self, service: ServiceRow, before: int | None, *, wait_s: float, own: str | None
     ) -> Iterator[Reservation]:
         """before: see `statements.began`; None: of every rollout."""
-        wanted = [service.stable]
-        for state in self._running_states(service.name):
-            if self._will_load(state, before):
-                wanted.append(state.canary.id)
+        running = list(self._running_states(service.name))
+        wanted = [service.stable, *(one.canary.id for one in running if self._will_load(one, before))]
         rows = [self._store.version(service.name, version) for version in dict.fromkeys(wanted)]
         local = [(row, version_spec(row)) for row in rows if row is not None]
         local = [(row, spec) for row, spec in local if not spec.is_external]
@@ -157,7 +155,7 @@ class Versions:
         for row, spec in local:
             if (missing := spec.replicas - ready.get(row.id, 0)) > 0:
                 yield Reservation(service.name, row.id, spec, fingerprint_of(row), missing)
-        for state in self._running_states(service.name):
+        for state in running:
             yield from self._unloaded_judge(service.name, state, before, wait_s, own)
 
     def _unloaded_judge(
@@ -165,10 +163,7 @@ class Versions:
     ) -> Iterator[Reservation]:
         """The engine of its judge, which is not ready. own: the rollout whose canary is in question."""
         engine = needed_engine(replace(state, launched=True))
-        if engine is None or state.id == own:
-            return
-        first = began(self._store.database, state.id)
-        if before is not None and not state.launched and (first is None or first > before):
+        if engine is None or state.id == own or not self._comes_first(state, before):
             return
         spec = judge_spec(engine)
         if self._ready(judge_service(service), wait_s).get(engine.version, 0) < 1:
@@ -176,8 +171,10 @@ class Versions:
 
     def _will_load(self, other: RolloutState, before: int | None) -> bool:
         """Whether the canary of another rollout has a claim to memory before that of the one in question."""
-        if other.is_final or other.is_canary_leaving:
-            return False
+        return not (other.is_final or other.is_canary_leaving) and self._comes_first(other, before)
+
+    def _comes_first(self, other: RolloutState, before: int | None) -> bool:
+        """Whether another rollout loads, or began, before the one in question."""
         if before is None or other.launched:
             return True
         first = began(self._store.database, other.id)

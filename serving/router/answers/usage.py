@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-MAX_TOKENS = 10**9  # of one answer; a larger count is not recorded
+from serving.judging.chat_answer import MAX_TOKENS
+
 # OpenAI and vLLM name cached tokens within the prompt's details; DeepSeek, Moonshot, Anthropic beside.
 _DETAILS = ("prompt_tokens_details", "input_tokens_details")
 _CACHED = ("prompt_cache_hit_tokens", "cached_tokens", "cache_read_input_tokens")

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 
 from controller.rollout.actions import ExamineJudge, SetSplit
-from controller.rollout.judge_plan import AGAIN_S, UNHEARD_S, JudgeFound, JudgeState
+from controller.rollout.judge_plan import (
+    AGAIN_S,
+    LOAD_LIMIT_S,
+    UNHEARD_S,
+    JudgeEngine,
+    JudgeFound,
+    JudgeState,
+)
 from controller.rollout.observation import CommandKind, JudgeEvidence
 from controller.rollout.state import Phase
 from controller.views.rollout import rollout_view
@@ -53,6 +60,18 @@ def test_a_judge_of_whose_examination_nothing_is_heard_is_silent_and_pages() -> 
         "chat: judge judge silent: nothing is heard of its examination for 10 min; see the controller's log; "
         "nothing is promoted on quality"
     ]
+
+
+def test_a_judge_served_here_is_waited_for_while_its_engine_may_load() -> None:
+    served = replace(JUDGE, url="", engine=JudgeEngine("v-judge", "{}", 1))
+    rollout = Driven(replace(JUDGED, judge=served))
+    rollout.until(Phase.SMOKE)
+    rollout.ticks(6, UNHEARD_S / 4)
+    is_waited_for = rollout.state.phase is Phase.SMOKE
+    rollout.ticks(7, LOAD_LIMIT_S / 6)
+
+    assert (is_waited_for, rollout.state.phase) == (True, Phase.STAGE)
+    assert any("nothing is heard of its examination for 25 min" in text for text in rollout.pages)
 
 
 def test_it_is_asked_at_every_weight_of_the_rollout_and_not_after_it() -> None:

@@ -12,7 +12,8 @@ from controller.rollout.judge_plan import JudgeEngine, JudgeState
 from controller.rollout.observation import VersionPhase
 from controller.rollout.state import Departure, DepartureStep, Phase, RolloutState
 from controller.runtime.faults import Faults
-from controller.runtime.judge_keeper import KEEPING_JUDGE, RETRY_FAILED_S, JudgeKeeper
+from controller.runtime.judge_keeper import KEEPING_JUDGE, JudgeKeeper
+from controller.runtime.kept_loaded import RETRY_FAILED_S
 from tests.fakes.judged import JUDGE, admitted, refused, silent
 from tests.fakes.plane import FakeClock, FakeFleet
 from tests.fakes.rollouts import a_rollout
